@@ -1,0 +1,58 @@
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "baseq/quant/quantize.h"
+
+namespace baseq {
+
+/// Sum of x^T x over calibration tokens: float32 products, float64 sums.
+class Hessian {
+ public:
+  explicit Hessian(int64_t features);
+  void add(const Tensor& x);                             ///< x: [..., features]
+  Tensor mean() const;                                   ///< [features, features] float64, divided by the tokens seen
+  int64_t num_tokens() const { return num_tokens_; }
+
+ private:
+  Tensor sum_;
+  int64_t num_tokens_ = 0;
+};
+
+struct GptqOptions {
+  int64_t block_size = 128;
+  double damping = 0.01;            ///< fraction of the mean diagonal; grows tenfold when the Cholesky factor fails
+  bool activation_order = true;     ///< columns in order of falling Hessian diagonal
+  bool static_groups = true;        ///< group scales from the original weight (needed with activation_order)
+  bool mse_clip = true;             ///< search_qparams instead of compute_qparams
+  MseSearch search;
+};
+
+struct QuantizedWeight {
+  QuantSpec spec;
+  Tensor codes;        ///< int8 [out_features, in_features]
+  QParams qparams;     ///< [out_features, groups]
+  Tensor dequantized() const;  ///< float32 [out_features, in_features]
+};
+
+struct GptqResult {
+  QuantizedWeight weight;
+  double relative_error = 0;   ///< tr(D H D^T) / tr(W H W^T), D = W - dequantized
+  double damping = 0;          ///< what was used in the end
+  bool fell_back_to_rtn = false;  ///< the Hessian had no usable Cholesky factor at any damping
+};
+
+/// Round to nearest.
+QuantizedWeight round_to_nearest(const Tensor& weight, const QuantSpec& spec, bool mse_clip = false,
+                                 const MseSearch& search = {});
+
+/// GPTQ (arXiv 2210.17323): rounds column by column and lets later columns make up for the error.
+/// @param weight   [out_features, in_features], any floating type
+/// @param hessian  [in_features, in_features], E[x^T x] of the inputs the quantized layer will see
+/// @param cross    optional [in_features, in_features], E[(x_fp - x)^T x]: GPTAQ's asymmetric term (arXiv 2504.02692),
+///                 with ResComp's correction (arXiv 2604.07955) that multiplies it with the original weights
+GptqResult gptq(const Tensor& weight, const Tensor& hessian, const QuantSpec& spec, const GptqOptions& options = {},
+                const Tensor& cross = {});
+
+}  // namespace baseq

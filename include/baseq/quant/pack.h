@@ -1,0 +1,15 @@
+#pragma once
+
+#include "baseq/tensor.h"
+
+namespace baseq {
+
+/// Packs signed codes into int32 words as compressed-tensors 0.18 does: `code + 2^(b-1)` as a dense bit stream along
+/// the last dimension, least significant bits first.
+/// @param codes int8 [rows, columns]; returns int32 [rows, ceil(columns * num_bits / 32)]
+Tensor pack_to_int32(const Tensor& codes, int64_t num_bits);
+
+/// The inverse of pack_to_int32: int8 [rows, columns].
+Tensor unpack_from_int32(const Tensor& packed, int64_t num_bits, int64_t columns);
+
+}  // namespace baseq

@@ -1,0 +1,63 @@
+#pragma once
+
+#include <string>
+
+#include "baseq/tensor.h"
+
+namespace baseq {
+
+/// How many elements share one scale. Names of compressed-tensors.
+enum class Strategy { kTensor, kChannel, kGroup, kToken };
+
+/// The integer grid of a tensor. `quantize` maps onto signed codes in [-2^(b-1), 2^(b-1) - 1].
+struct QuantSpec {
+  int64_t num_bits = 4;    ///< 2 to 8
+  bool symmetric = true;   ///< no zero point
+  Strategy strategy = Strategy::kChannel;
+  int64_t group_size = 0;  ///< kGroup only: consecutive elements of the last dimension that share a scale
+  /// Ranges come from each row as it passes (activations, KV cache). A dynamic asymmetric grid runs from the row's
+  /// minimum to its maximum with a real-valued zero point; a static one includes zero and has an integer zero point.
+  bool dynamic = false;
+  at::ScalarType scale_dtype = at::kFloat;  ///< scales are rounded to this type; they are computed in float32
+};
+
+/// Scale and zero point, float32 `[rows, groups]`; `zero_point` is undefined on a symmetric grid.
+/// `dequantized = (code - zero_point) * scale`.
+struct QParams {
+  Tensor scale;
+  Tensor zero_point;
+};
+
+/// Views `x` as `[rows, groups, group_size]`, the shape that every function here works on: one row per slice along the
+/// last dimension (kTensor: one row in all). Throws c10::Error when `group_size` does not divide the last dimension.
+Tensor group_view(const Tensor& x, const QuantSpec& spec);
+
+/// Scale and zero point from the range of each group. Stays in the autograd graph: gradients reach `x` and `clip`.
+/// @param clip  what remains of the range: undefined (all of it), or broadcastable to [groups, 2] with the ratio below
+///              the middle in column 0 and above it in column 1 (one column: both). A static grid scales its minimum
+///              and maximum; a dynamic grid scales both distances from the middle of the range (BASE-Q, arXiv
+///              2506.15689).
+QParams compute_qparams(const Tensor& x, const QuantSpec& spec, const Tensor& clip = {});
+
+struct MseSearch {
+  double norm = 2.4;         ///< minimises sum |x - fake_quantize(x)|^norm, as GPTQ's reference does
+  int64_t num_steps = 80;
+  double max_shrink = 0.8;   ///< ratios 1, 1 - max_shrink/num_steps, ...
+};
+
+/// The best clip ratio of each group by exhaustive search, then compute_qparams with it.
+/// @param importance  optional weight of each input channel's error, [in_features] (e.g. the diagonal of a Hessian)
+QParams search_qparams(const Tensor& x, const QuantSpec& spec, const MseSearch& search = {},
+                       const Tensor& importance = {});
+
+/// Codes as int8, shape of `x`.
+Tensor quantize(const Tensor& x, const QParams& qparams, const QuantSpec& spec);
+
+/// float32, shape of `codes`.
+Tensor dequantize(const Tensor& codes, const QParams& qparams, const QuantSpec& spec);
+
+/// dequantize(quantize(x)) with the straight-through gradient: identity inside the grid, zero outside for `x`; the
+/// scale and the zero point receive the exact gradient of the piecewise linear part.
+Tensor fake_quantize(const Tensor& x, const QParams& qparams, const QuantSpec& spec);
+
+}  // namespace baseq

@@ -1,0 +1,34 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace baseq {
+
+/// A Hugging Face tokenizer.json with a byte-level BPE model: ids identical to the `tokenizers` package.
+class Tokenizer {
+ public:
+  /// Throws c10::Error that names the file and each component (normalizer, pre-tokenizer, model, post-processor) that
+  /// is not supported.
+  explicit Tokenizer(const std::filesystem::path& tokenizer_json);
+  ~Tokenizer();
+  Tokenizer(Tokenizer&&) noexcept;
+  Tokenizer& operator=(Tokenizer&&) noexcept;
+
+  /// Token ids of UTF-8 `text`, special tokens of the post-processor included when `add_special_tokens`.
+  /// Throws c10::Error with the byte offset of invalid UTF-8.
+  std::vector<int32_t> encode(std::string_view text, bool add_special_tokens = true) const;
+  std::string decode(std::span<const int32_t> ids) const;
+  int64_t vocab_size() const;  ///< added tokens included
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace baseq
