@@ -1,0 +1,126 @@
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "baseq/model/config.h"
+#include "baseq/quant/gptq.h"
+#include "baseq/quant/quant_point.h"
+#include "baseq/tensor.h"
+
+namespace baseq {
+
+/// y = x W^T + b.
+struct Linear {
+  Tensor weight;                             ///< [out_features, in_features] in the compute dtype
+  Tensor bias;                               ///< [out_features]; may be undefined
+  std::optional<QuantizedWeight> quantized;  ///< the codes that `weight` was dequantized from
+
+  Tensor forward(const Tensor& x) const;
+};
+
+/// weight * x / rms(x).
+struct RmsNorm {
+  Tensor weight;  ///< [hidden_size]
+  double eps = 1e-6;
+
+  Tensor forward(const Tensor& x) const;
+};
+
+/// Rotary position embedding in the half-split layout: feature i turns with feature i + head_dim / 2.
+struct RotaryEmbedding {
+  Tensor cos, sin;  ///< [seq, head_dim]
+
+  /// Angles in float32 as transformers computes them, then cast to the dtype of `options`.
+  static RotaryEmbedding create(const ModelConfig& config, int64_t seq_len, const at::TensorOptions& options);
+  Tensor forward(const Tensor& x) const;  ///< x: [batch, seq, heads, head_dim]
+};
+
+/// Causal self-attention with grouped key/value heads.
+struct Attention {
+  int64_t num_heads = 0;
+  int64_t num_kv_heads = 0;
+  int64_t head_dim = 0;
+  Linear q_proj, k_proj, v_proj, o_proj;
+  QuantPoint input;                 ///< of q_proj, k_proj, v_proj; [hidden_size]
+  QuantPoint k_cache, v_cache;      ///< [num_kv_heads * head_dim], one group per head; K after RoPE and the Hadamard
+  QuantPoint o_input;               ///< of o_proj; [num_heads * head_dim]
+  bool query_key_hadamard = false;  ///< online, on every head of q and k after RoPE
+
+  /// The concatenated heads before o_input: [batch, seq, num_heads * head_dim], from the output of `input`.
+  Tensor heads(const Tensor& x, const RotaryEmbedding& rope) const;
+};
+
+/// down(silu(gate(x)) * up(x)).
+struct Mlp {
+  Linear gate_proj, up_proj, down_proj;
+  QuantPoint input;            ///< of gate_proj and up_proj; [hidden_size]
+  QuantPoint down_input;       ///< of down_proj, after the Hadamard; [intermediate_size]
+  bool down_hadamard = false;  ///< online, on the input of down_proj
+
+  /// The input of down_proj before down_input: [batch, seq, intermediate_size], from the output of `input`.
+  Tensor gated(const Tensor& x) const;
+};
+
+/// The four places of a block where activations are quantized; readers of one see the same tensor.
+enum class InputPoint { kQkv, kO, kGateUp, kDown };
+
+/// One Llama decoder block. The same forward serves full precision, learning and the quantized model: what differs are
+/// the weights, the quant points and the two online Hadamard transforms.
+struct DecoderLayer {
+  RmsNorm input_layernorm;
+  Attention self_attn;
+  RmsNorm post_attention_layernorm;
+  Mlp mlp;
+
+  /// x: [batch, seq, hidden_size].
+  Tensor forward(const Tensor& x, const RotaryEmbedding& rope) const;
+  /// What the readers of `point` see when the block is given x.
+  Tensor input_of(InputPoint point, const Tensor& x, const RotaryEmbedding& rope) const;
+
+  /// The same block with every tensor in another dtype or on another device; codes of quantized weights are kept.
+  DecoderLayer to(const at::TensorOptions& options) const;
+
+  /// fn(name, linear) for the seven linears, Hugging Face names such as "self_attn.q_proj".
+  template <class Fn>
+  void for_each_linear(Fn&& fn) {
+    for_each_linear_of(*this, fn);
+  }
+  template <class Fn>
+  void for_each_linear(Fn&& fn) const {
+    for_each_linear_of(*this, fn);
+  }
+  /// fn(name, point) for the six quant points.
+  template <class Fn>
+  void for_each_quant_point(Fn&& fn) {
+    for_each_quant_point_of(*this, fn);
+  }
+  template <class Fn>
+  void for_each_quant_point(Fn&& fn) const {
+    for_each_quant_point_of(*this, fn);
+  }
+
+ private:
+  Tensor after_attention(const Tensor& x, const RotaryEmbedding& rope) const;
+  template <class Layer, class Fn>
+  static void for_each_linear_of(Layer& layer, Fn& fn) {
+    fn("self_attn.q_proj", layer.self_attn.q_proj);
+    fn("self_attn.k_proj", layer.self_attn.k_proj);
+    fn("self_attn.v_proj", layer.self_attn.v_proj);
+    fn("self_attn.o_proj", layer.self_attn.o_proj);
+    fn("mlp.gate_proj", layer.mlp.gate_proj);
+    fn("mlp.up_proj", layer.mlp.up_proj);
+    fn("mlp.down_proj", layer.mlp.down_proj);
+  }
+  template <class Layer, class Fn>
+  static void for_each_quant_point_of(Layer& layer, Fn& fn) {
+    fn("self_attn.input_quant", layer.self_attn.input);
+    fn("self_attn.k_cache_quant", layer.self_attn.k_cache);
+    fn("self_attn.v_cache_quant", layer.self_attn.v_cache);
+    fn("self_attn.o_proj.input_quant", layer.self_attn.o_input);
+    fn("mlp.input_quant", layer.mlp.input);
+    fn("mlp.down_proj.input_quant", layer.mlp.down_input);
+  }
+};
+
+}  // namespace baseq

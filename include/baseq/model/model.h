@@ -1,0 +1,62 @@
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+
+#include "baseq/io/checkpoint.h"
+#include "baseq/model/config.h"
+#include "baseq/model/decoder_layer.h"
+#include "baseq/model/quantization_config.h"
+
+namespace baseq {
+
+/// Reads a Llama-style model from a checkpoint piece by piece, an original and a quantized one alike: whoever walks
+/// through the blocks holds one of them at a time.
+class Model {
+ public:
+  struct Options {
+    at::ScalarType dtype = at::kFloat;  ///< compute dtype of everything returned
+    at::Device device = at::kCPU;
+  };
+
+  /// Throws c10::Error listing every tensor that the checkpoint lacks, or naming the config field that is not
+  /// supported. `checkpoint` must outlive the model.
+  Model(const Checkpoint& checkpoint, const Options& options);
+  explicit Model(const Checkpoint& checkpoint) : Model(checkpoint, Options{}) {}
+
+  const ModelConfig& config() const { return config_; }
+  /// Absent for a checkpoint in full precision.
+  const std::optional<QuantizationConfig>& quantization() const { return quantization_; }
+  const Options& options() const { return options_; }
+
+  Tensor embedding() const;                     ///< [vocab_size, hidden_size]
+  Tensor embed(const Tensor& input_ids) const;  ///< [batch, seq] integers -> [batch, seq, hidden_size]
+  DecoderLayer layer(int64_t index) const;
+  RmsNorm final_norm() const;
+  Linear lm_head() const;  ///< the embedding when tied
+  RotaryEmbedding rotary(int64_t seq_len) const;
+  /// [batch, seq] integers -> [batch, seq, vocab_size]; one block at a time.
+  Tensor logits(const Tensor& input_ids) const;
+
+ private:
+  Tensor read(const std::string& name) const;
+  Linear read_linear(const std::string& name, bool with_bias) const;
+  void read_quant_point(const std::string& name, QuantPoint& point) const;
+  void check_tensors() const;
+
+  const Checkpoint& checkpoint_;
+  Options options_;
+  ModelConfig config_;
+  std::optional<QuantizationConfig> quantization_;
+};
+
+/// The tensors of a block as a native checkpoint stores them, by full name: packed codes with compressed-tensors' names
+/// for quantized linears, `dtype` for other matrices, float32 for vectors (norms, biases, quant points).
+/// @param prefix such as "model.layers.0."
+std::map<std::string, Tensor> layer_tensors(const DecoderLayer& layer, const std::string& prefix, at::ScalarType dtype);
+
+/// "model.layers.<index>."
+std::string layer_prefix(int64_t index);
+
+}  // namespace baseq

@@ -1,0 +1,35 @@
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+
+#include "baseq/io/json_object.h"
+#include "baseq/quant/quantize.h"
+
+namespace baseq {
+
+/// What a quantized checkpoint's config.json says about how to run it; absent parts are in full precision.
+struct QuantizationConfig {
+  static constexpr const char* kMethod = "baseq";
+  static constexpr int64_t kFormatVersion = 1;
+
+  std::optional<QuantSpec> weights;
+  std::optional<QuantSpec> input_activations;  ///< the four input points of a block; one scale a token
+  std::optional<QuantSpec> kv_cache;           ///< one scale a token and head
+  bool query_key_hadamard = false;             ///< online transform of q and k after RoPE
+  bool down_hadamard = false;                  ///< online transform of the input of down_proj
+  bool shift_in_bias = true;                   ///< the shifts of the input points are added back by biases
+
+  bool operator==(const QuantizationConfig&) const = default;
+};
+
+nlohmann::json to_json(const QuantSpec& spec);
+/// Throws naming the key and the value it does not know. `fallback` fills in what is missing.
+QuantSpec quant_spec_from_json(JsonObject object, const QuantSpec& fallback);
+
+nlohmann::json to_json(const QuantizationConfig& config);
+/// Reads what to_json wrote; throws on another method or a newer format version.
+QuantizationConfig quantization_config_from_json(const nlohmann::json& json, const std::string& path);
+
+}  // namespace baseq

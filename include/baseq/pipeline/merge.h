@@ -1,0 +1,31 @@
+#pragma once
+
+#include "baseq/model/decoder_layer.h"
+
+namespace baseq {
+
+/// Transforms folded into the weights of one block. Each keeps what the block computes, up to the basis of the residual
+/// stream that rotate_residual changes; fold in float64 for exactness. Row vectors: `x T` enters where `x` did.
+
+/// Moves the gains of both norms into the linears that read them; the norms are left with gain 1.
+void fuse_norm_gains(DecoderLayer& layer);
+
+/// The residual stream becomes `x H` (QuaRot, arXiv 2404.00456): inputs of q, k, v, gate and up, outputs of o and down.
+/// The norms must have gain 1.
+void rotate_residual(DecoderLayer& layer);
+
+/// The values of every key/value head become `v T`: the outputs of v_proj and the inputs of o_proj.
+/// @param matrices           T, [num_kv_heads, head_dim, head_dim], invertible
+/// @param inverse_transposes T^{-T}, the same shape (T itself when orthogonal)
+void transform_values(DecoderLayer& layer, const Tensor& matrices, const Tensor& inverse_transposes);
+
+/// transform_values with the Hadamard matrix of head_dim.
+void rotate_values(DecoderLayer& layer);
+
+/// Turns on the online Hadamard transform of q and k.
+void rotate_query_key(DecoderLayer& layer);
+
+/// Turns on the online Hadamard transform of down_proj's input and rotates the weight to match.
+void rotate_down_input(DecoderLayer& layer);
+
+}  // namespace baseq

@@ -1,0 +1,110 @@
+#include "baseq/io/json_object.h"
+
+#include <c10/util/Exception.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <fstream>
+
+namespace baseq {
+using nlohmann::json;
+
+JsonObject::JsonObject(const json& value, std::string path) : value_(value), path_(std::move(path)) {
+  TORCH_CHECK(value.is_object(), path_, ": expected an object, got ", value.dump());
+}
+
+const json* JsonObject::find(std::string_view key) {
+  asked_.emplace(key);
+  const auto it = value_.find(key);
+  return it == value_.end() || it->is_null() ? nullptr : &*it;
+}
+
+void JsonObject::fail(std::string_view key, const std::string& expected, const json& got) const {
+  TORCH_CHECK(false, path_, ": ", key, ": expected ", expected, ", got ", got.dump());
+}
+
+bool JsonObject::contains(std::string_view key) const {
+  const auto it = value_.find(key);
+  return it != value_.end() && !it->is_null();
+}
+
+JsonObject JsonObject::object(std::string_view key) {
+  const json* value = find(key);
+  TORCH_CHECK(value != nullptr, path_, ": ", key, ": missing; an object is required");
+  return JsonObject(*value, fmt::format("{}: {}", path_, key));
+}
+
+bool JsonObject::boolean(std::string_view key, bool fallback) {
+  const json* value = find(key);
+  if (!value) return fallback;
+  if (!value->is_boolean()) fail(key, "true or false", *value);
+  return value->get<bool>();
+}
+
+int64_t JsonObject::integer(std::string_view key, int64_t fallback, int64_t min, int64_t max) {
+  const json* value = find(key);
+  if (!value) return fallback;
+  const bool too_large = value->is_number_unsigned() && value->get<uint64_t>() > static_cast<uint64_t>(INT64_MAX);
+  if (!value->is_number_integer() || too_large || value->get<int64_t>() < min || value->get<int64_t>() > max) {
+    fail(key, fmt::format("an integer from {} to {}", min, max), *value);
+  }
+  return value->get<int64_t>();
+}
+
+double JsonObject::number(std::string_view key, double fallback, double min, double max) {
+  const json* value = find(key);
+  if (!value) return fallback;
+  if (!value->is_number() || !(value->get<double>() >= min && value->get<double>() <= max)) {
+    fail(key, fmt::format("a number from {} to {}", min, max), *value);
+  }
+  return value->get<double>();
+}
+
+std::string JsonObject::text(std::string_view key, std::string fallback) {
+  const json* value = find(key);
+  if (!value) return fallback;
+  if (!value->is_string()) fail(key, "a string", *value);
+  return value->get<std::string>();
+}
+
+size_t JsonObject::choice(std::string_view key, size_t fallback, const std::vector<std::string>& choices) {
+  const json* value = find(key);
+  if (!value) return fallback;
+  const auto it =
+      value->is_string() ? std::find(choices.begin(), choices.end(), value->get<std::string>()) : choices.end();
+  if (it == choices.end()) fail(key, fmt::format("one of \"{}\"", fmt::join(choices, "\", \"")), *value);
+  return static_cast<size_t>(it - choices.begin());
+}
+
+std::vector<std::string> JsonObject::texts(std::string_view key) {
+  const json* value = find(key);
+  if (!value) return {};
+  const bool strings =
+      value->is_array() && std::all_of(value->begin(), value->end(), [](const json& item) { return item.is_string(); });
+  if (!strings) fail(key, "an array of strings", *value);
+  return value->get<std::vector<std::string>>();
+}
+
+void JsonObject::ignore(std::string_view key) { asked_.emplace(key); }
+
+void JsonObject::finish() const {
+  std::vector<std::string> unknown;
+  for (const auto& [key, value] : value_.items()) {
+    if (!asked_.contains(key)) unknown.push_back(key);
+  }
+  TORCH_CHECK(unknown.empty(), path_, ": unknown key \"", fmt::format("{}", fmt::join(unknown, "\", \"")),
+              "\"; known are \"", fmt::format("{}", fmt::join(asked_, "\", \"")), "\"");
+}
+
+json read_json_file(const std::string& path) {
+  std::ifstream file(path);
+  TORCH_CHECK(file.good(), path, ": cannot be opened");
+  try {
+    return json::parse(file);
+  } catch (const json::exception& error) {
+    TORCH_CHECK(false, path, ": not valid JSON: ", error.what());
+  }
+}
+
+}  // namespace baseq

@@ -1,0 +1,94 @@
+#include "baseq/model/decoder_layer.h"
+
+#include <ATen/ATen.h>
+
+#include "baseq/transform/hadamard.h"
+
+namespace baseq {
+
+Tensor Linear::forward(const Tensor& x) const { return at::linear(x, weight, bias); }
+
+Tensor RmsNorm::forward(const Tensor& x) const { return at::rms_norm(x, {x.size(-1)}, weight, eps); }
+
+RotaryEmbedding RotaryEmbedding::create(const ModelConfig& config, int64_t seq_len, const at::TensorOptions& options) {
+  const auto even = at::arange(0, config.head_dim, 2, at::kLong).to(at::kFloat) / config.head_dim;
+  const Tensor inv_freq = 1.0 / at::pow(at::Scalar(config.rope_theta), even);
+  const Tensor angles = at::outer(at::arange(seq_len, at::kFloat), inv_freq).repeat({1, 2});
+  return {at::cos(angles).to(options), at::sin(angles).to(options)};
+}
+
+Tensor RotaryEmbedding::forward(const Tensor& x) const {
+  const auto seq = x.size(1);
+  const auto halves = x.chunk(2, /*dim=*/-1);
+  const Tensor turned = at::cat({-halves[1], halves[0]}, /*dim=*/-1);
+  const auto table = [&](const Tensor& t) { return t.narrow(0, 0, seq).unsqueeze(1); };  // [seq, 1, head_dim]
+  return x * table(cos) + turned * table(sin);
+}
+
+Tensor Attention::heads(const Tensor& x, const RotaryEmbedding& rope) const {
+  const auto batch = x.size(0), seq = x.size(1);
+  Tensor q = rope.forward(q_proj.forward(x).view({batch, seq, num_heads, head_dim}));
+  Tensor k = rope.forward(k_proj.forward(x).view({batch, seq, num_kv_heads, head_dim}));
+  Tensor v = v_proj.forward(x);
+  if (query_key_hadamard) {
+    q = hadamard_transform(q);
+    k = hadamard_transform(k);
+  }
+  k = k_cache.forward(k.reshape({batch, seq, num_kv_heads * head_dim})).view({batch, seq, num_kv_heads, head_dim});
+  v = v_cache.forward(v).view({batch, seq, num_kv_heads, head_dim});
+  const Tensor attended =
+      at::scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), /*attn_mask=*/{},
+                                       /*dropout_p=*/0.0, /*is_causal=*/true, /*scale=*/std::nullopt,
+                                       /*enable_gqa=*/num_heads != num_kv_heads);
+  return attended.transpose(1, 2).reshape({batch, seq, num_heads * head_dim});
+}
+
+Tensor Mlp::gated(const Tensor& x) const {
+  const Tensor activated = at::silu(gate_proj.forward(x)) * up_proj.forward(x);
+  return down_hadamard ? hadamard_transform(activated) : activated;
+}
+
+DecoderLayer DecoderLayer::to(const at::TensorOptions& options) const {
+  DecoderLayer copy = *this;
+  const auto convert = [&](Tensor& tensor) {
+    if (tensor.defined()) tensor = tensor.to(options);
+  };
+  convert(copy.input_layernorm.weight);
+  convert(copy.post_attention_layernorm.weight);
+  copy.for_each_linear([&](const std::string&, Linear& linear) {
+    convert(linear.weight);
+    convert(linear.bias);
+  });
+  copy.for_each_quant_point([&](const std::string&, QuantPoint& point) {
+    convert(point.clip);
+    convert(point.gain);
+    convert(point.shift);
+  });
+  return copy;
+}
+
+Tensor DecoderLayer::after_attention(const Tensor& x, const RotaryEmbedding& rope) const {
+  return x + self_attn.o_proj.forward(input_of(InputPoint::kO, x, rope));
+}
+
+Tensor DecoderLayer::forward(const Tensor& x, const RotaryEmbedding& rope) const {
+  const Tensor middle = after_attention(x, rope);
+  const Tensor normed = mlp.input.forward(post_attention_layernorm.forward(middle));
+  return middle + mlp.down_proj.forward(mlp.down_input.forward(mlp.gated(normed)));
+}
+
+Tensor DecoderLayer::input_of(InputPoint point, const Tensor& x, const RotaryEmbedding& rope) const {
+  switch (point) {
+    case InputPoint::kQkv:
+      return self_attn.input.forward(input_layernorm.forward(x));
+    case InputPoint::kO:
+      return self_attn.o_input.forward(self_attn.heads(input_of(InputPoint::kQkv, x, rope), rope));
+    case InputPoint::kGateUp:
+      return mlp.input.forward(post_attention_layernorm.forward(after_attention(x, rope)));
+    case InputPoint::kDown:
+      return mlp.down_input.forward(mlp.gated(input_of(InputPoint::kGateUp, x, rope)));
+  }
+  TORCH_INTERNAL_ASSERT(false, "unknown InputPoint");
+}
+
+}  // namespace baseq

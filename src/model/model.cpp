@@ -1,0 +1,226 @@
+#include "baseq/model/model.h"
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "baseq/quant/pack.h"
+
+namespace baseq {
+namespace {
+
+/// More missing names than this are counted, not listed.
+constexpr size_t kMaxListedNames = 20;
+
+struct LinearShape {
+  const char* name;
+  int64_t out_features, in_features;
+  bool bias;
+};
+
+std::vector<LinearShape> linear_shapes(const ModelConfig& config) {
+  const int64_t hidden = config.hidden_size, ffn = config.intermediate_size;
+  const int64_t q = config.num_attention_heads * config.head_dim, kv = config.num_key_value_heads * config.head_dim;
+  return {
+      {"self_attn.q_proj", q, hidden, config.attention_bias},  {"self_attn.k_proj", kv, hidden, config.attention_bias},
+      {"self_attn.v_proj", kv, hidden, config.attention_bias}, {"self_attn.o_proj", hidden, q, config.attention_bias},
+      {"mlp.gate_proj", ffn, hidden, config.mlp_bias},         {"mlp.up_proj", ffn, hidden, config.mlp_bias},
+      {"mlp.down_proj", hidden, ffn, config.mlp_bias}};
+}
+
+void expect_shape(const Tensor& tensor, at::IntArrayRef shape, const std::string& name) {
+  TORCH_CHECK(tensor.sizes() == shape, name, ": shape is ", tensor.sizes(), " but config.json says ", shape);
+}
+
+}  // namespace
+
+std::string layer_prefix(int64_t index) { return fmt::format("model.layers.{}.", index); }
+
+Model::Model(const Checkpoint& checkpoint, const Options& options) : checkpoint_(checkpoint), options_(options) {
+  const std::string path = (checkpoint.path() / "config.json").string();
+  config_ = ModelConfig::from_json(checkpoint.config(), path);
+  if (const auto it = checkpoint.config().find("quantization_config"); it != checkpoint.config().end()) {
+    quantization_ = quantization_config_from_json(*it, path + ": quantization_config");
+  }
+  check_tensors();
+}
+
+void Model::check_tensors() const {
+  std::vector<std::string> missing;
+  const auto require = [&](const std::string& name) {
+    if (!checkpoint_.contains(name)) missing.push_back(name);
+  };
+  require("model.embed_tokens.weight");
+  require("model.norm.weight");
+  if (!config_.tie_word_embeddings) require("lm_head.weight");
+  for (int64_t i = 0; i < config_.num_hidden_layers; ++i) {
+    const std::string prefix = layer_prefix(i);
+    require(prefix + "input_layernorm.weight");
+    require(prefix + "post_attention_layernorm.weight");
+    for (const auto& linear : linear_shapes(config_)) {
+      const std::string name = prefix + linear.name;
+      if (quantization_ && quantization_->weights) {
+        require(name + ".weight_packed");
+        require(name + ".weight_scale");
+        if (!quantization_->weights->symmetric) require(name + ".weight_zero_point");
+      } else {
+        require(name + ".weight");
+      }
+      if (linear.bias) require(name + ".bias");
+    }
+  }
+  const size_t listed = std::min(missing.size(), kMaxListedNames);
+  TORCH_CHECK(missing.empty(), checkpoint_.path().string(), ": ", missing.size(),
+              " tensors are missing: ", fmt::format("{}", fmt::join(missing.begin(), missing.begin() + listed, ", ")),
+              listed < missing.size() ? ", ..." : "");
+}
+
+Tensor Model::read(const std::string& name) const {
+  // Views of the mapped file become memory of their own even when no conversion is due.
+  return checkpoint_.tensor(name).to(options_.device, options_.dtype, /*non_blocking=*/false, /*copy=*/true);
+}
+
+Tensor Model::embedding() const {
+  Tensor weight = read("model.embed_tokens.weight");
+  expect_shape(weight, {config_.vocab_size, config_.hidden_size}, "model.embed_tokens.weight");
+  return weight;
+}
+
+Tensor Model::embed(const Tensor& input_ids) const {
+  const Tensor ids = input_ids.to(at::kLong);
+  TORCH_CHECK(ids.numel() == 0 || (ids.min().item<int64_t>() >= 0 && ids.max().item<int64_t>() < config_.vocab_size),
+              "embed: token ids run from ", ids.min().item<int64_t>(), " to ", ids.max().item<int64_t>(),
+              " but the model knows 0 to ", config_.vocab_size - 1);
+  // Rows are gathered in the stored dtype: the table is never converted as a whole.
+  const Tensor table = checkpoint_.tensor("model.embed_tokens.weight");
+  expect_shape(table, {config_.vocab_size, config_.hidden_size}, "model.embed_tokens.weight");
+  return at::embedding(table, ids).to(options_.device, options_.dtype);
+}
+
+Linear Model::read_linear(const std::string& name, bool with_bias) const {
+  Linear linear;
+  if (with_bias || checkpoint_.contains(name + ".bias")) linear.bias = read(name + ".bias");
+  if (!quantization_ || !quantization_->weights) {
+    linear.weight = read(name + ".weight");
+    return linear;
+  }
+  const QuantSpec& spec = *quantization_->weights;
+  const Tensor shape = checkpoint_.tensor(name + ".weight_shape");
+  TORCH_CHECK(shape.scalar_type() == at::kLong && shape.numel() == 2, name, ".weight_shape: expected two int64 values");
+  const int64_t rows = shape[0].item<int64_t>(), columns = shape[1].item<int64_t>();
+  QuantizedWeight quantized{.spec = spec};
+  quantized.codes = unpack_from_int32(checkpoint_.tensor(name + ".weight_packed"), spec.num_bits, columns);
+  TORCH_CHECK(quantized.codes.size(0) == rows, name, ": weight_packed has ", quantized.codes.size(0),
+              " rows but weight_shape says ", rows);
+  quantized.qparams.scale = checkpoint_.tensor(name + ".weight_scale").to(at::kFloat);
+  if (!spec.symmetric) {
+    const Tensor packed = checkpoint_.tensor(name + ".weight_zero_point").t().contiguous();
+    quantized.qparams.zero_point = unpack_from_int32(packed, spec.num_bits, rows).t().to(at::kFloat).contiguous();
+  }
+  linear.weight = quantized.dequantized().to(options_.device, options_.dtype);
+  linear.quantized = std::move(quantized);
+  return linear;
+}
+
+void Model::read_quant_point(const std::string& name, QuantPoint& point) const {
+  const auto optional = [&](const char* field) {
+    return checkpoint_.contains(name + field) ? read(name + field) : Tensor{};
+  };
+  point.clip = optional(".clip");
+  point.gain = optional(".gain");
+  point.shift = optional(".shift");
+}
+
+DecoderLayer Model::layer(int64_t index) const {
+  TORCH_CHECK(index >= 0 && index < config_.num_hidden_layers, "layer: index ", index, " but the model has ",
+              config_.num_hidden_layers, " layers");
+  const std::string prefix = layer_prefix(index);
+  DecoderLayer layer;
+  layer.input_layernorm = {read(prefix + "input_layernorm.weight"), config_.rms_norm_eps};
+  layer.post_attention_layernorm = {read(prefix + "post_attention_layernorm.weight"), config_.rms_norm_eps};
+  expect_shape(layer.input_layernorm.weight, {config_.hidden_size}, prefix + "input_layernorm.weight");
+  expect_shape(layer.post_attention_layernorm.weight, {config_.hidden_size},
+               prefix + "post_attention_layernorm.weight");
+  layer.self_attn.num_heads = config_.num_attention_heads;
+  layer.self_attn.num_kv_heads = config_.num_key_value_heads;
+  layer.self_attn.head_dim = config_.head_dim;
+  const auto shapes = linear_shapes(config_);
+  size_t next = 0;
+  layer.for_each_linear([&](const std::string& name, Linear& linear) {
+    const LinearShape& shape = shapes[next++];
+    linear = read_linear(prefix + name, shape.bias);
+    expect_shape(linear.weight, {shape.out_features, shape.in_features}, prefix + name + ".weight");
+    if (linear.bias.defined()) expect_shape(linear.bias, {shape.out_features}, prefix + name + ".bias");
+  });
+  if (!quantization_) return layer;
+
+  layer.self_attn.query_key_hadamard = quantization_->query_key_hadamard;
+  layer.mlp.down_hadamard = quantization_->down_hadamard;
+  layer.for_each_quant_point([&](const std::string& name, QuantPoint& point) {
+    const bool cache = &point == &layer.self_attn.k_cache || &point == &layer.self_attn.v_cache;
+    const auto& spec = cache ? quantization_->kv_cache : quantization_->input_activations;
+    read_quant_point(prefix + name, point);
+    point.enabled = spec.has_value();
+    if (spec) point.spec = *spec;
+    point.add_shift_back = cache || !quantization_->shift_in_bias;
+  });
+  return layer;
+}
+
+RmsNorm Model::final_norm() const {
+  RmsNorm norm{read("model.norm.weight"), config_.rms_norm_eps};
+  expect_shape(norm.weight, {config_.hidden_size}, "model.norm.weight");
+  return norm;
+}
+
+Linear Model::lm_head() const {
+  if (config_.tie_word_embeddings) return {.weight = embedding(), .bias = {}, .quantized = {}};
+  Linear head{.weight = read("lm_head.weight"), .bias = {}, .quantized = {}};
+  expect_shape(head.weight, {config_.vocab_size, config_.hidden_size}, "lm_head.weight");
+  return head;
+}
+
+RotaryEmbedding Model::rotary(int64_t seq_len) const {
+  return RotaryEmbedding::create(config_, seq_len, at::TensorOptions().dtype(options_.dtype).device(options_.device));
+}
+
+Tensor Model::logits(const Tensor& input_ids) const {
+  const at::NoGradGuard no_grad;
+  Tensor hidden = embed(input_ids);
+  const RotaryEmbedding rope = rotary(input_ids.size(1));
+  for (int64_t i = 0; i < config_.num_hidden_layers; ++i) hidden = layer(i).forward(hidden, rope);
+  return lm_head().forward(final_norm().forward(hidden));
+}
+
+std::map<std::string, Tensor> layer_tensors(const DecoderLayer& layer, const std::string& prefix,
+                                            at::ScalarType dtype) {
+  std::map<std::string, Tensor> tensors;
+  const auto put = [&](const std::string& name, const Tensor& tensor, at::ScalarType type) {
+    if (tensor.defined()) tensors[prefix + name] = tensor.detach().to(at::kCPU, type).contiguous();
+  };
+  put("input_layernorm.weight", layer.input_layernorm.weight, at::kFloat);
+  put("post_attention_layernorm.weight", layer.post_attention_layernorm.weight, at::kFloat);
+  layer.for_each_linear([&](const std::string& name, const Linear& linear) {
+    put(name + ".bias", linear.bias, at::kFloat);
+    if (!linear.quantized) {
+      put(name + ".weight", linear.weight, dtype);
+      return;
+    }
+    const QuantizedWeight& weight = *linear.quantized;
+    put(name + ".weight_packed", pack_to_int32(weight.codes, weight.spec.num_bits), at::kInt);
+    put(name + ".weight_scale", weight.qparams.scale, weight.spec.scale_dtype);
+    put(name + ".weight_shape", at::tensor({weight.codes.size(0), weight.codes.size(1)}, at::kLong), at::kLong);
+    if (weight.qparams.zero_point.defined()) {
+      const Tensor codes = weight.qparams.zero_point.t().to(at::kChar).contiguous();
+      put(name + ".weight_zero_point", pack_to_int32(codes, weight.spec.num_bits).t(), at::kInt);
+    }
+  });
+  layer.for_each_quant_point([&](const std::string& name, const QuantPoint& point) {
+    put(name + ".clip", point.clip, at::kFloat);
+    put(name + ".gain", point.gain, at::kFloat);
+    put(name + ".shift", point.shift, at::kFloat);
+  });
+  return tensors;
+}
+
+}  // namespace baseq

@@ -1,0 +1,70 @@
+#include "baseq/pipeline/merge.h"
+
+#include <ATen/ATen.h>
+
+#include "baseq/transform/hadamard.h"
+
+namespace baseq {
+namespace {
+
+/// The input of `linear` becomes x H.
+void rotate_input(Linear& linear) { linear.weight = hadamard_transform(linear.weight); }
+
+/// The output of `linear` becomes y H.
+void rotate_output(Linear& linear) {
+  linear.weight = hadamard_transform(linear.weight.t().contiguous()).t().contiguous();
+  if (linear.bias.defined()) linear.bias = hadamard_transform(linear.bias);
+}
+
+}  // namespace
+
+void fuse_norm_gains(DecoderLayer& layer) {
+  const auto fuse = [](RmsNorm& norm, std::initializer_list<Linear*> readers) {
+    for (Linear* linear : readers) linear->weight = linear->weight * norm.weight;
+    norm.weight = at::ones_like(norm.weight);
+  };
+  fuse(layer.input_layernorm, {&layer.self_attn.q_proj, &layer.self_attn.k_proj, &layer.self_attn.v_proj});
+  fuse(layer.post_attention_layernorm, {&layer.mlp.gate_proj, &layer.mlp.up_proj});
+}
+
+void rotate_residual(DecoderLayer& layer) {
+  for (Linear* linear : {&layer.self_attn.q_proj, &layer.self_attn.k_proj, &layer.self_attn.v_proj,
+                         &layer.mlp.gate_proj, &layer.mlp.up_proj}) {
+    rotate_input(*linear);
+  }
+  rotate_output(layer.self_attn.o_proj);
+  rotate_output(layer.mlp.down_proj);
+}
+
+void transform_values(DecoderLayer& layer, const Tensor& matrices, const Tensor& inverse_transposes) {
+  Attention& attention = layer.self_attn;
+  const int64_t kv = attention.num_kv_heads, dim = attention.head_dim;
+  TORCH_CHECK(matrices.sizes() == at::IntArrayRef({kv, dim, dim}) && inverse_transposes.sizes() == matrices.sizes(),
+              "transform_values: expected matrices of shape ", at::IntArrayRef({kv, dim, dim}), ", got ",
+              matrices.sizes(), " and ", inverse_transposes.sizes());
+  Tensor& v = attention.v_proj.weight;  // [kv * dim, hidden]; every head's rows become T^T W
+  v = at::matmul(matrices.transpose(1, 2), v.view({kv, dim, -1})).reshape(v.sizes());
+  if (Tensor& bias = attention.v_proj.bias; bias.defined()) {
+    bias = at::matmul(bias.view({kv, 1, dim}), matrices).reshape({kv * dim});
+  }
+  // Every query head of a group reads the values of its key/value head.
+  Tensor& o = attention.o_proj.weight;                                          // [hidden, heads * dim]
+  const Tensor heads = o.view({o.size(0), kv, -1, dim}).permute({1, 2, 0, 3});  // [kv, group, hidden, dim]
+  o = at::matmul(heads, inverse_transposes.unsqueeze(1)).permute({2, 0, 1, 3}).reshape(o.sizes());
+}
+
+void rotate_values(DecoderLayer& layer) {
+  const Attention& attention = layer.self_attn;
+  const Tensor identity = at::eye(attention.head_dim, attention.v_proj.weight.options());
+  const Tensor matrices = hadamard_transform(identity).expand({attention.num_kv_heads, -1, -1});
+  transform_values(layer, matrices, matrices);
+}
+
+void rotate_query_key(DecoderLayer& layer) { layer.self_attn.query_key_hadamard = true; }
+
+void rotate_down_input(DecoderLayer& layer) {
+  rotate_input(layer.mlp.down_proj);
+  layer.mlp.down_hadamard = true;
+}
+
+}  // namespace baseq

@@ -1,0 +1,178 @@
+#include "baseq/pipeline/quantize_checkpoint.h"
+
+#include <ATen/ATen.h>
+
+#include <chrono>
+#include <cmath>
+#include <limits>
+
+#include "baseq/model/model.h"
+#include "baseq/pipeline/merge.h"
+#include "baseq/pipeline/round_layer.h"
+#include "baseq/transform/hadamard.h"
+
+namespace baseq {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+/// Rows of the embedding that are rotated in float64 at a time.
+constexpr int64_t kRowsPerChunk = 4096;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+/// `matrix` [rows, hidden] with its columns scaled and rotated in float64, rounded to `dtype`.
+Tensor rotate_rows(const Tensor& matrix, const Tensor& column_gain, at::ScalarType dtype) {
+  Tensor result = at::empty(matrix.sizes(), matrix.options().dtype(dtype));
+  for (int64_t begin = 0; begin < matrix.size(0); begin += kRowsPerChunk) {
+    const int64_t rows = std::min(kRowsPerChunk, matrix.size(0) - begin);
+    Tensor chunk = matrix.narrow(0, begin, rows).to(at::kDouble);
+    if (column_gain.defined()) chunk = chunk * column_gain;
+    result.narrow(0, begin, rows).copy_(hadamard_transform(chunk));
+  }
+  return result;
+}
+
+/// One run over the blocks of a checkpoint.
+class Run {
+ public:
+  Run(const Checkpoint& checkpoint, const Recipe& recipe, const Tensor& windows, const QuantizeOptions& options)
+      : checkpoint_(checkpoint),
+        recipe_(recipe),
+        options_(options),
+        model_(checkpoint, {.dtype = at::kDouble, .device = options.device}),
+        windows_(windows) {
+    TORCH_CHECK(!model_.quantization(), checkpoint.path().string(),
+                ": is already quantized; quantize the original checkpoint instead");
+    TORCH_CHECK(windows.defined() || !recipe.needs_calibration(), "quantize: recipe \"", recipe.name,
+                "\" needs calibration windows");
+    const int64_t dim = model_.config().head_dim;
+    if (recipe_.kv_cache) recipe_.kv_cache->spec.group_size = dim;
+    dtype_ = recipe_.dtype.value_or(checkpoint.tensor("model.embed_tokens.weight").scalar_type());
+    compute_ = at::TensorOptions().dtype(at::kFloat).device(options.device);
+  }
+
+  void write(const std::filesystem::path& output) {
+    CheckpointWriter writer(output, options_.output);
+    const int64_t num_blocks = model_.config().num_hidden_layers;
+    start_streams(writer);
+    for (int64_t block = 0; block < num_blocks; ++block) {
+      const auto start = Clock::now();
+      report(BlockStarted{block, num_blocks});
+      const DecoderLayer layer = quantize_block(block);
+      for (const auto& [name, tensor] : layer_tensors(layer, layer_prefix(block), dtype_)) writer.add(name, tensor);
+      report(BlockFinished{block, num_blocks, stream_error(), seconds_since(start)});
+    }
+    writer.copy_side_files(checkpoint_.path());
+    writer.finish(output_config());
+  }
+
+ private:
+  void report(const ProgressEvent& event) const {
+    if (options_.progress) options_.progress(event);
+  }
+
+  /// Writes what surrounds the blocks (embedding, final norm, head) and puts both streams before the first block.
+  void start_streams(CheckpointWriter& writer) {
+    const Tensor table = checkpoint_.tensor("model.embed_tokens.weight").to(options_.device);
+    Tensor embedding = table.to(dtype_);
+    if (recipe_.transforms.residual) {
+      embedding = rotate_rows(table, {}, dtype_);
+      const RmsNorm norm = model_.final_norm();
+      const Tensor head =
+          model_.config().tie_word_embeddings ? table : checkpoint_.tensor("lm_head.weight").to(options_.device);
+      writer.add("lm_head.weight", rotate_rows(head, norm.weight, dtype_).cpu());
+      writer.add("model.norm.weight", at::ones_like(norm.weight, at::kFloat).cpu());
+    } else {
+      writer.add("model.norm.weight", model_.final_norm().weight.to(at::kFloat).cpu());
+      if (!model_.config().tie_word_embeddings) {
+        writer.add("lm_head.weight", checkpoint_.tensor("lm_head.weight").to(dtype_));
+      }
+    }
+    writer.add("model.embed_tokens.weight", embedding.cpu());
+    if (!windows_.defined()) return;
+
+    const Tensor ids = windows_.to(options_.device);
+    const Tensor exact = model_.embed(windows_);
+    streams_.full_precision = (recipe_.transforms.residual ? hadamard_transform(exact) : exact).to(compute_);
+    streams_.quantized = at::embedding(embedding, ids).to(compute_);
+    const ModelConfig& config = model_.config();
+    streams_.rope = RotaryEmbedding::create(config, windows_.size(1), compute_);
+  }
+
+  /// The transforms of the recipe merged in float64.
+  DecoderLayer transformed_block(int64_t block) const {
+    DecoderLayer layer = model_.layer(block);
+    const Recipe::Transforms& transforms = recipe_.transforms;
+    if (transforms.residual) {
+      fuse_norm_gains(layer);
+      rotate_residual(layer);
+    }
+    if (transforms.value) rotate_values(layer);
+    if (transforms.query_key) rotate_query_key(layer);
+    if (transforms.down) rotate_down_input(layer);
+    return layer.to(compute_);
+  }
+
+  void start_quant_points(DecoderLayer& layer) const {
+    layer.for_each_quant_point([&](const std::string&, QuantPoint& point) {
+      const bool cache = &point == &layer.self_attn.k_cache || &point == &layer.self_attn.v_cache;
+      const auto& activations = cache ? recipe_.kv_cache : recipe_.input_activations;
+      if (!activations) return;
+      point.enabled = true;
+      point.spec = activations->spec;
+      const int64_t groups = cache ? model_.config().num_key_value_heads : 1;
+      point.clip = at::full({groups, 1}, activations->clip, compute_);
+    });
+  }
+
+  DecoderLayer quantize_block(int64_t block) {
+    DecoderLayer layer = transformed_block(block);
+    Tensor target;
+    if (windows_.defined()) target = advance(layer, streams_.full_precision, streams_.rope);
+    start_quant_points(layer);
+    if (recipe_.weights) round_layer(layer, recipe_, streams_, block, options_.progress);
+    if (windows_.defined()) {
+      streams_.quantized = advance(layer, streams_.quantized, streams_.rope);
+      streams_.full_precision = target;
+    }
+    return layer;
+  }
+
+  double stream_error() const {
+    if (!windows_.defined()) return std::numeric_limits<double>::quiet_NaN();
+    const Tensor error = (streams_.quantized - streams_.full_precision).square().sum(-1);
+    return (error / streams_.full_precision.square().sum(-1)).median().item<double>();
+  }
+
+  nlohmann::json output_config() const {
+    nlohmann::json config = checkpoint_.config();
+    if (recipe_.transforms.residual) config["tie_word_embeddings"] = false;
+    nlohmann::json quantization = to_json([&] {
+      QuantizationConfig result = recipe_.quantization_config();
+      return result;
+    }());
+    quantization["recipe"] = recipe_.to_json();
+    config["quantization_config"] = quantization;
+    return config;
+  }
+
+  const Checkpoint& checkpoint_;
+  Recipe recipe_;
+  const QuantizeOptions& options_;
+  Model model_;
+  Tensor windows_;
+  BlockInputs streams_;
+  at::ScalarType dtype_;
+  at::TensorOptions compute_;
+};
+
+}  // namespace
+
+void quantize_checkpoint(const Checkpoint& checkpoint, const Recipe& recipe, const Tensor& windows,
+                         const std::filesystem::path& output, const QuantizeOptions& options) {
+  const at::NoGradGuard no_grad;
+  Run(checkpoint, recipe, windows, options).write(output);
+}
+
+}  // namespace baseq

@@ -1,0 +1,61 @@
+#include "commands.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <fmt/format.h>
+#include <sys/resource.h>
+
+#include <filesystem>
+#include <fstream>
+
+namespace baseq::cli {
+
+void add_common_options(CLI::App& command, CommonOptions& options) {
+  command.add_option("--device", options.device, "Where to compute: cpu or cuda (cuda:1, ...)")->capture_default_str();
+  command.add_option("--threads", options.threads, "CPU threads (default: as many as the machine has)")
+      ->check(CLI::Range(1, 4096));
+  command.add_option("--seed", options.seed, "Seed of every random choice")->capture_default_str();
+  command.add_option("--json", options.json, "Write the results to this file as JSON");
+  command.add_flag("--quiet", options.quiet, "No progress on stderr");
+}
+
+at::Device apply(const CommonOptions& options) {
+  if (options.threads > 0) at::set_num_threads(options.threads);
+  const at::Device device(options.device);
+  TORCH_CHECK(device.is_cpu() || (device.is_cuda() && at::hasCUDA()), "--device ", options.device,
+              ": this LibTorch offers cpu", at::hasCUDA() ? " and cuda" : " only");
+  return device;
+}
+
+void write_json(const CommonOptions& options, const nlohmann::json& object) {
+  if (options.json.empty()) return;
+  const std::string partial = options.json + ".partial";
+  std::ofstream file(partial);
+  file << object.dump(2) << '\n';
+  file.close();
+  TORCH_CHECK(file.good(), options.json, ": cannot be written");
+  std::filesystem::rename(partial, options.json);
+}
+
+int64_t peak_memory_bytes() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<int64_t>(usage.ru_maxrss) * 1024;
+}
+
+std::string format_bytes(int64_t bytes) {
+  constexpr double kUnit = 1024.0;
+  if (bytes < 10 * kUnit) return fmt::format("{} B", bytes);
+  if (bytes < 10 * kUnit * kUnit) return fmt::format("{:.0f} KiB", bytes / kUnit);
+  if (bytes < 10 * kUnit * kUnit * kUnit) return fmt::format("{:.1f} MiB", bytes / (kUnit * kUnit));
+  return fmt::format("{:.2f} GiB", bytes / (kUnit * kUnit * kUnit));
+}
+
+std::string format_seconds(double seconds) {
+  if (seconds < 60) return fmt::format("{:.1f} s", seconds);
+  const auto total = static_cast<int64_t>(seconds);
+  if (total < 3600) return fmt::format("{}:{:02} min", total / 60, total % 60);
+  return fmt::format("{}:{:02}:{:02} h", total / 3600, total / 60 % 60, total % 60);
+}
+
+}  // namespace baseq::cli

@@ -1,0 +1,39 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <string>
+
+/// The baseq program: one file a subcommand, each parses, calls the library and prints.
+namespace baseq::cli {
+
+/// Options that every subcommand takes.
+struct CommonOptions {
+  std::string device = "cpu";
+  int threads = 0;  ///< 0: as many as the machine has
+  uint64_t seed = 0;
+  std::string json;
+  bool quiet = false;
+};
+
+void add_common_options(CLI::App& command, CommonOptions& options);
+/// Sets the thread count and returns the device; throws c10::Error when it does not exist.
+at::Device apply(const CommonOptions& options);
+/// Writes `object` to the file of --json, if there is one; beside it first, then renamed.
+void write_json(const CommonOptions& options, const nlohmann::json& object);
+
+/// Highest resident memory of this process so far, in bytes.
+int64_t peak_memory_bytes();
+std::string format_bytes(int64_t bytes);
+std::string format_seconds(double seconds);
+
+/// Each adds its subcommand to `app`; the callback runs when the command line names it.
+void add_quantize(CLI::App& app);
+void add_eval(CLI::App& app);
+void add_inspect(CLI::App& app);
+
+}  // namespace baseq::cli

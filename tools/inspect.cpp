@@ -1,0 +1,79 @@
+#include <fmt/format.h>
+
+#include <memory>
+
+#include "baseq/model/model.h"
+#include "commands.h"
+
+namespace baseq::cli {
+namespace {
+
+struct InspectArguments {
+  CommonOptions common;
+  std::string model;
+  bool tensors = false;
+};
+
+std::string describe(const std::optional<QuantSpec>& spec) {
+  if (!spec) return "full precision";
+  const char* strategies[] = {"tensor", "channel", "group", "token"};
+  std::string text = fmt::format("{} bits, {}, per {}", spec->num_bits, spec->symmetric ? "symmetric" : "asymmetric",
+                                 strategies[static_cast<size_t>(spec->strategy)]);
+  if (spec->strategy == Strategy::kGroup) text += fmt::format(" of {}", spec->group_size);
+  return text;
+}
+
+void run(const InspectArguments& arguments) {
+  const Checkpoint checkpoint(arguments.model);
+  const Model model(checkpoint);
+  const ModelConfig& config = model.config();
+  nlohmann::json tensors = nlohmann::json::array();
+  int64_t num_values = 0;
+  for (const std::string& name : checkpoint.names()) {
+    const Tensor tensor = checkpoint.tensor(name);
+    num_values += tensor.numel();
+    tensors.push_back(
+        {{"name", name}, {"dtype", c10::toString(tensor.scalar_type())}, {"shape", tensor.sizes().vec()}});
+  }
+  fmt::print("{}\n  architecture  {}\n", arguments.model, config.architecture);
+  fmt::print("  layers        {}, hidden {}, heads {} of {}, key/value heads {}, ffn {}, vocabulary {}\n",
+             config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.head_dim,
+             config.num_key_value_heads, config.intermediate_size, config.vocab_size);
+  fmt::print("  head          {}\n  size          {} in {} tensors\n", config.tie_word_embeddings ? "tied" : "untied",
+             format_bytes(checkpoint.num_bytes()), tensors.size());
+  if (const auto& quantization = model.quantization()) {
+    fmt::print("  weights       {}\n  activations   {}\n  KV cache      {}\n", describe(quantization->weights),
+               describe(quantization->input_activations), describe(quantization->kv_cache));
+    const std::string online = std::string(quantization->query_key_hadamard ? " query/key" : "") +
+                               (quantization->down_hadamard ? " down_proj" : "");
+    fmt::print("  online        {}\n", online.empty() ? "nothing" : "Hadamard at" + online);
+    const auto& stored = checkpoint.config()["quantization_config"];
+    if (stored.contains("recipe")) fmt::print("  recipe        {}\n", stored["recipe"].value("name", ""));
+  } else {
+    fmt::print("  quantization  none\n");
+  }
+  if (arguments.tensors) {
+    for (const auto& tensor : tensors) {
+      fmt::print("  {:<60} {:<9} {}\n", tensor["name"].get<std::string>(), tensor["dtype"].get<std::string>(),
+                 tensor["shape"].dump());
+    }
+  }
+  write_json(arguments.common, {{"model", arguments.model},
+                                {"config", checkpoint.config()},
+                                {"bytes", checkpoint.num_bytes()},
+                                {"num_values", num_values},
+                                {"tensors", tensors}});
+}
+
+}  // namespace
+
+void add_inspect(CLI::App& app) {
+  auto arguments = std::make_shared<InspectArguments>();
+  CLI::App* command = app.add_subcommand("inspect", "What a checkpoint holds");
+  command->add_option("model", arguments->model, "Checkpoint directory")->required()->check(CLI::ExistingDirectory);
+  command->add_flag("--tensors", arguments->tensors, "List every tensor");
+  add_common_options(*command, arguments->common);
+  command->callback([arguments] { run(*arguments); });
+}
+
+}  // namespace baseq::cli

@@ -1,0 +1,88 @@
+#include "progress_display.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <cstdio>
+
+#include "commands.h"
+
+namespace baseq::cli {
+namespace {
+
+constexpr int64_t kBarWidth = 30;
+
+template <class... Fns>
+struct Overloaded : Fns... {
+  using Fns::operator()...;
+};
+
+}  // namespace
+
+ProgressDisplay::ProgressDisplay(bool quiet) : quiet_(quiet), terminal_(isatty(STDERR_FILENO) != 0) {}
+
+ProgressDisplay::~ProgressDisplay() { clear(); }
+
+void ProgressDisplay::clear() {
+  if (drawn_) std::fputs("\r\033[K", stderr);
+  drawn_ = false;
+}
+
+void ProgressDisplay::line(const std::string& text) {
+  clear();
+  fmt::print(stderr, "{}\n", text);
+  draw();
+}
+
+void ProgressDisplay::draw() {
+  if (quiet_ || !terminal_ || total_ == 0) return;
+  const double elapsed = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  const std::string left = done_ > 0 ? format_seconds(elapsed / done_ * (total_ - done_)) + " left" : "";
+  const int64_t filled = kBarWidth * done_ / total_;
+  fmt::print(stderr, "\r\033[K[{}{}] {}/{} {}  {}", std::string(filled, '#'), std::string(kBarWidth - filled, '.'),
+             done_, total_, what_, left);
+  std::fflush(stderr);
+  drawn_ = true;
+}
+
+void ProgressDisplay::step(int64_t done, int64_t total, const std::string& what) {
+  done_ = done;
+  total_ = total;
+  what_ = what;
+  draw();
+}
+
+void ProgressDisplay::show(const ProgressEvent& event) {
+  std::visit(Overloaded{
+                 [&](const Warning& warning) {
+                   clear();
+                   spdlog::warn("{}", warning.message);
+                   draw();
+                 },
+                 [&](const BlockStarted& started) { step(started.block, started.num_blocks, "blocks"); },
+                 [&](const LinearRounded& linear) {
+                   if (quiet_) return;
+                   line(fmt::format("  {:<18} error {:.3e}  damping {:<6.3g} {:.2f} s", linear.name,
+                                    linear.relative_error, linear.damping, linear.seconds));
+                 },
+                 [&](const StageLearned& stage) {
+                   if (quiet_) return;
+                   line(fmt::format("  {:<18} loss {:.4e} -> {:.4e}  {:.1f} s", stage.stage, stage.loss_before,
+                                    stage.loss_after, stage.seconds));
+                 },
+                 [&](const BlockFinished& block) {
+                   done_ = block.block + 1;
+                   if (quiet_) return;
+                   const std::string error = std::isnan(block.relative_error)
+                                                 ? ""
+                                                 : fmt::format("  median relative error {:.4f}", block.relative_error);
+                   line(fmt::format("block {}/{}{}  {:.1f} s  peak {}", block.block + 1, block.num_blocks, error,
+                                    block.seconds, format_bytes(peak_memory_bytes())));
+                 },
+             },
+             event);
+}
+
+}  // namespace baseq::cli

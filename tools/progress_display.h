@@ -1,0 +1,34 @@
+#pragma once
+
+#include <chrono>
+#include <string>
+
+#include "baseq/pipeline/progress.h"
+
+namespace baseq::cli {
+
+/// Progress on stderr: a bar with the time left when stderr is a terminal, and lines above it or alone otherwise.
+class ProgressDisplay {
+ public:
+  explicit ProgressDisplay(bool quiet);
+  ~ProgressDisplay();  ///< takes the bar away
+  ProgressDisplay(const ProgressDisplay&) = delete;
+  ProgressDisplay& operator=(const ProgressDisplay&) = delete;
+
+  void show(const ProgressEvent& event);
+  /// The bar at `done` of `total` steps.
+  void step(int64_t done, int64_t total, const std::string& what);
+
+ private:
+  void line(const std::string& text);
+  void clear();
+  void draw();
+
+  bool quiet_, terminal_;
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  int64_t done_ = 0, total_ = 0;
+  std::string what_;
+  bool drawn_ = false;
+};
+
+}  // namespace baseq::cli

@@ -1,0 +1,113 @@
+#include <fmt/format.h>
+
+#include <chrono>
+#include <memory>
+
+#include "baseq/io/json_object.h"
+#include "baseq/pipeline/calibration.h"
+#include "baseq/pipeline/quantize_checkpoint.h"
+#include "commands.h"
+#include "progress_display.h"
+
+namespace baseq::cli {
+namespace {
+
+struct QuantizeArguments {
+  CommonOptions common;
+  std::string model, recipe, calibration, output;
+  std::vector<std::string> overrides;
+  int64_t shard_megabytes = 1024;
+  bool force = false;
+};
+
+Recipe read_recipe(const QuantizeArguments& arguments) {
+  nlohmann::json json = read_json_file(arguments.recipe);
+  for (const std::string& text : arguments.overrides) {
+    const size_t equals = text.find('=');
+    TORCH_CHECK(equals != std::string::npos, "--set ", text, ": expected KEY=VALUE");
+    override_recipe(json, text.substr(0, equals), text.substr(equals + 1));
+  }
+  return Recipe::from_json(json, arguments.recipe);
+}
+
+/// What --json reports of the blocks, gathered from the events of the run.
+void record(const ProgressEvent& event, nlohmann::json& blocks) {
+  if (const auto* linear = std::get_if<LinearRounded>(&event)) {
+    blocks.back()["linears"].push_back({{"name", linear->name},
+                                        {"relative_error", linear->relative_error},
+                                        {"damping", linear->damping},
+                                        {"seconds", linear->seconds}});
+  } else if (const auto* stage = std::get_if<StageLearned>(&event)) {
+    blocks.back()["stages"].push_back({{"name", stage->stage},
+                                       {"loss_before", stage->loss_before},
+                                       {"loss_after", stage->loss_after},
+                                       {"seconds", stage->seconds}});
+  } else if (const auto* block = std::get_if<BlockFinished>(&event)) {
+    blocks.back()["relative_error"] = block->relative_error;
+    blocks.back()["seconds"] = block->seconds;
+  } else if (std::holds_alternative<BlockStarted>(event)) {
+    blocks.push_back({{"linears", nlohmann::json::array()}, {"stages", nlohmann::json::array()}});
+  }
+}
+
+void run(const QuantizeArguments& arguments) {
+  const auto start = std::chrono::steady_clock::now();
+  QuantizeOptions options;
+  options.device = apply(arguments.common);
+  options.seed = arguments.common.seed;
+  options.output = {.shard_bytes = arguments.shard_megabytes << 20, .force = arguments.force};
+  const Recipe recipe = read_recipe(arguments);
+  const Checkpoint checkpoint(arguments.model);
+  TORCH_CHECK(arguments.force || !std::filesystem::exists(arguments.output), arguments.output,
+              ": exists; pass --force to replace it");
+  TORCH_CHECK(!arguments.calibration.empty() || !recipe.needs_calibration(), "recipe \"", recipe.name,
+              "\" needs calibration data: pass --calibration FILE");
+  Tensor windows;
+  if (!arguments.calibration.empty()) {
+    windows =
+        read_calibration(arguments.calibration, checkpoint.path() / "tokenizer.json",
+                         {.num_samples = recipe.num_samples, .seq_len = recipe.seq_len, .seed = arguments.common.seed});
+  }
+  nlohmann::json blocks = nlohmann::json::array();
+  {
+    ProgressDisplay display(arguments.common.quiet);
+    options.progress = [&](const ProgressEvent& event) {
+      display.show(event);
+      record(event, blocks);
+    };
+    quantize_checkpoint(checkpoint, recipe, windows, arguments.output, options);
+  }
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const int64_t bytes = Checkpoint(arguments.output).num_bytes();
+  fmt::print("{}\n  recipe       {}\n  size         {} (original {})\n  time         {}\n  peak memory  {}\n",
+             arguments.output, recipe.name, format_bytes(bytes), format_bytes(checkpoint.num_bytes()),
+             format_seconds(seconds), format_bytes(peak_memory_bytes()));
+  write_json(arguments.common, {{"recipe", recipe.to_json()},
+                                {"seconds", seconds},
+                                {"peak_memory_bytes", peak_memory_bytes()},
+                                {"output_bytes", bytes},
+                                {"blocks", blocks}});
+}
+
+}  // namespace
+
+void add_quantize(CLI::App& app) {
+  auto arguments = std::make_shared<QuantizeArguments>();
+  CLI::App* command = app.add_subcommand("quantize", "Quantize a Hugging Face checkpoint");
+  command->add_option("model", arguments->model, "Checkpoint directory")->required()->check(CLI::ExistingDirectory);
+  command->add_option("--recipe", arguments->recipe, "Recipe file, see configs/")->required()->check(CLI::ExistingFile);
+  command
+      ->add_option("--calibration", arguments->calibration,
+                   "Text, .jsonl with \"text\", or .safetensors with input_ids")
+      ->check(CLI::ExistingFile);
+  command->add_option("--output", arguments->output, "Directory of the quantized checkpoint")->required();
+  command->add_option("--set", arguments->overrides, "Override a recipe value: weights.num_bits=3");
+  command->add_option("--shard-size", arguments->shard_megabytes, "Largest shard in MiB")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1 << 20));
+  command->add_flag("--force", arguments->force, "Replace an existing output directory");
+  add_common_options(*command, arguments->common);
+  command->callback([arguments] { run(*arguments); });
+}
+
+}  // namespace baseq::cli
