@@ -1,6 +1,7 @@
 #include "baseq/eval/evaluate.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
 
 namespace baseq {
 namespace {
@@ -37,7 +38,7 @@ Tensor split_windows(const Tensor& ids, int64_t seq_len, int64_t max_windows) {
 
 Evaluation evaluate(const Model& model, const Tensor& windows, const Model* reference,
                     const std::function<void(int64_t, int64_t)>& progress) {
-  const at::NoGradGuard no_grad;
+  const c10::NoGradGuard no_grad;
   TORCH_CHECK(windows.dim() == 2 && windows.size(1) >= 2, "evaluate: expected windows [n, seq_len >= 2], got ",
               windows.sizes());
   TORCH_CHECK(!reference || reference->config().vocab_size == model.config().vocab_size,

@@ -1,6 +1,7 @@
 #include "baseq/model/model.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -185,7 +186,7 @@ RotaryEmbedding Model::rotary(int64_t seq_len) const {
 }
 
 Tensor Model::logits(const Tensor& input_ids) const {
-  const at::NoGradGuard no_grad;
+  const c10::NoGradGuard no_grad;
   Tensor hidden = embed(input_ids);
   const RotaryEmbedding rope = rotary(input_ids.size(1));
   for (int64_t i = 0; i < config_.num_hidden_layers; ++i) hidden = layer(i).forward(hidden, rope);

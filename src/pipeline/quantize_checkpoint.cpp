@@ -1,6 +1,7 @@
 #include "baseq/pipeline/quantize_checkpoint.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
 
 #include <chrono>
 #include <cmath>
@@ -171,7 +172,7 @@ class Run {
 
 void quantize_checkpoint(const Checkpoint& checkpoint, const Recipe& recipe, const Tensor& windows,
                          const std::filesystem::path& output, const QuantizeOptions& options) {
-  const at::NoGradGuard no_grad;
+  const c10::NoGradGuard no_grad;
   Run(checkpoint, recipe, windows, options).write(output);
 }
 

@@ -1,6 +1,7 @@
 #include "baseq/pipeline/round_layer.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
 
 #include <chrono>
 #include <cmath>
@@ -62,7 +63,7 @@ void for_each_batch(const Tensor& stream, const std::function<void(int64_t, cons
 }
 
 Tensor advance(const DecoderLayer& layer, const Tensor& stream, const RotaryEmbedding& rope) {
-  const at::NoGradGuard no_grad;
+  const c10::NoGradGuard no_grad;
   Tensor result = at::empty_like(stream);
   for_each_batch(stream, [&](int64_t begin, const Tensor& windows) {
     result.narrow(0, begin, windows.size(0)).copy_(layer.forward(windows, rope));
@@ -72,7 +73,7 @@ Tensor advance(const DecoderLayer& layer, const Tensor& stream, const RotaryEmbe
 
 void round_layer(DecoderLayer& layer, const Recipe& recipe, const BlockInputs& inputs, int64_t block,
                  const ProgressFn& progress) {
-  const at::NoGradGuard no_grad;
+  const c10::NoGradGuard no_grad;
   TORCH_CHECK(recipe.weights, "round_layer: the recipe gives no weight grid");
   const bool gptq_rounding = recipe.rounding == Recipe::Rounding::kGptq;
   TORCH_CHECK(!gptq_rounding || inputs.defined(), "round_layer: GPTQ needs calibration inputs");
