@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Everything that has to pass before a change is merged.
+#
+#     scripts/test.sh              build, layers, formatting, C++ tests, Python tests
+#     scripts/test.sh --sanitize   C++ tests without the slow ones, under AddressSanitizer and UBSan
+#
+# A failing build ends the run; the checks behind it all run, and the exit status tells whether one failed.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+failed=()
+
+# stage NAME COMMAND... prints the name, runs the command, and remembers whether it failed.
+stage() {
+  local name=$1
+  shift
+  echo "== $name"
+  "$@" || failed+=("$name")
+}
+
+finish() {
+  if [[ ${#failed[@]} -gt 0 ]]; then
+    printf 'FAILED: %s\n' "${failed[@]}"
+    exit 1
+  fi
+  echo "== all passed"
+}
+
+check_format() {
+  local folder folders=()
+  for folder in include src tests tools benchmarks examples; do
+    [[ -d $folder ]] && folders+=("$folder")
+  done
+  find "${folders[@]}" -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' |
+    sort | xargs .venv/bin/clang-format --dry-run --Werror
+}
+
+if [[ ${1:-} == --sanitize ]]; then
+  stage configure cmake -B build-sanitize -G Ninja -DCMAKE_BUILD_TYPE=Debug -DBASEQ_SANITIZE=ON -DBASEQ_WERROR=ON
+  stage build cmake --build build-sanitize
+  [[ ${#failed[@]} -eq 0 ]] || finish
+  stage "C++ tests, sanitized" ctest --test-dir build-sanitize --output-on-failure -j2 --label-exclude slow
+  finish
+elif [[ $# -gt 0 ]]; then
+  echo "usage: scripts/test.sh [--sanitize]" >&2
+  exit 2
+fi
+
+echo "== Python environment"
+install_requirements tests/requirements.txt
+install_torch
+
+stage configure cmake -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DBASEQ_WERROR=ON
+stage build cmake --build build
+[[ ${#failed[@]} -eq 0 ]] || finish
+stage layers $venv_python scripts/check_layers.py
+stage format check_format
+stage "C++ tests" ctest --test-dir build --output-on-failure -j2
+stage "Python tests" env BASEQ_BINARY="$PWD/build/baseq" $venv_python -m pytest -q tests/python
+finish
