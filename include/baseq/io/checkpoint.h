@@ -3,55 +3,64 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
 #include <vector>
-
-#include <nlohmann/json.hpp>
 
 #include "baseq/io/safetensors.h"
 
 namespace baseq {
 
-/// A Hugging Face checkpoint directory: config.json and model.safetensors, or shards with
-/// model.safetensors.index.json. Nothing is read until it is asked for.
+/// A Hugging Face checkpoint directory: config.json and model.safetensors, or (when there is no such file) shards with
+/// model.safetensors.index.json, whose names count: a tensor that only a shard knows of is not there.
+/// Constructing it reads config.json, the index and the headers of the weight files; tensors are mapped, not read.
 class Checkpoint {
  public:
-  /// Throws c10::Error naming what is missing or wrong (no config.json, pickled .bin weights, a shard that the index
-  /// names but the directory lacks, a shard name that leaves the directory, ...).
+  /// Throws c10::Error naming what is missing or wrong (no config.json, pickled .bin weights, shards or tensors that
+  /// the index names but the directory lacks, a shard name that leaves the directory, ...).
   explicit Checkpoint(const std::filesystem::path& directory);
   const std::filesystem::path& path() const { return path_; }
   const nlohmann::json& config() const { return config_; }
-  std::vector<std::string> names() const;
+  std::vector<std::string> names() const;  ///< sorted by bytes
   bool contains(std::string_view name) const;
-  Tensor tensor(std::string_view name) const;
-  int64_t num_bytes() const;  ///< size of all weight files
+  Tensor tensor(std::string_view name) const;  ///< read-only, see SafetensorsFile::tensor; throws when it is missing
+  int64_t num_bytes() const { return num_bytes_; }  ///< size of all weight files
 
  private:
   std::filesystem::path path_;
   nlohmann::json config_;
   std::map<std::string, std::shared_ptr<SafetensorsFile>, std::less<>> files_;  ///< tensor name -> its file
+  int64_t num_bytes_ = 0;
 };
 
 /// Writes a checkpoint directory shard by shard. Everything goes to a sibling directory `<directory>.partial`, which
 /// finish() renames: a directory that exists is complete. Destroyed before finish(), it removes what it wrote.
+/// One writer at a time for a directory: a `.partial` left by an earlier run is removed.
 class CheckpointWriter {
  public:
   struct Options {
     int64_t shard_bytes = int64_t{1} << 30;  ///< a shard is written once this much is buffered
-    bool force = false;                      ///< replace an existing directory (in finish())
+    bool force = false;                      ///< replace an existing checkpoint (in finish())
   };
-  /// Throws when `directory` exists and `force` is false.
+  /// `directory` may end in a slash or be a link to a directory; its parents are created.
+  /// Throws when `directory` exists and `force` is false, and even with `force` when it is not a directory or has files
+  /// but no config.json.
   CheckpointWriter(const std::filesystem::path& directory, const Options& options);
   ~CheckpointWriter();
   CheckpointWriter(const CheckpointWriter&) = delete;
   CheckpointWriter& operator=(const CheckpointWriter&) = delete;
-  void add(const std::string& name, const Tensor& tensor);  ///< throws on a duplicate name
-  /// Copies every regular file of `source` that is neither weights (*.safetensors, *.bin, *.pth, *.gguf, *.index.json)
-  /// nor config.json, byte for byte.
+  /// Buffers the tensor itself, not a copy: do not write to it before finish(). Throws on a duplicate name and, once
+  /// the shard is written, on what save_safetensors refuses.
+  void add(const std::string& name, const Tensor& tensor);
+  /// Copies every regular file of `source` (links are followed, subdirectories are not) that is neither weights
+  /// (*.safetensors, *.bin, *.pth, *.gguf, *.index.json) nor config.json, byte for byte. A file that write_file() wrote
+  /// stays. Throws on a link to nothing.
   void copy_side_files(const std::filesystem::path& source);
+  /// Writes `name`, replacing what is there. Throws unless it is a plain file name that copy_side_files would copy.
   void write_file(const std::string& name, std::string_view content);
   /// Writes the last shard, the index (when there is more than one shard) and config.json, then renames.
+  /// Throws when there are no tensors. When only the last rename fails, the message says so and `.partial` is kept.
   void finish(const nlohmann::json& config);
 
  private:
@@ -59,8 +68,8 @@ class CheckpointWriter {
   std::filesystem::path directory_, partial_;
   Options options_;
   std::map<std::string, Tensor> buffer_;
-  int64_t buffered_bytes_ = 0, total_bytes_ = 0;
-  std::vector<std::vector<std::string>> shards_;  ///< names of the tensors of each written shard
+  std::map<std::string, int64_t> shard_of_;  ///< tensor name -> number of its shard, from 1
+  int64_t buffered_bytes_ = 0, total_bytes_ = 0, num_shards_ = 0;
   bool finished_ = false;
 };
 

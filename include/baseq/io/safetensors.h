@@ -1,5 +1,7 @@
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <filesystem>
 #include <map>
 #include <memory>
@@ -11,15 +13,20 @@
 
 namespace baseq {
 
-/// A memory-mapped safetensors file. Tensors are views of the mapping and keep it alive: they outlive this object.
-/// dtypes: F64 F32 F16 BF16 I64 I32 I16 I8 U8 BOOL.
+/// A memory-mapped safetensors file. Tensors are views of the mapping and keep it alive: they outlive this object, and
+/// replacing the file by rename does not change them (shortening it in place does: the process gets SIGBUS).
+/// dtypes: F64 F32 F16 BF16 I64 I32 I16 I8 U8 BOOL; a file that holds any other is refused.
 class SafetensorsFile {
  public:
-  /// Throws c10::Error with one sentence naming the file and the fault (truncated, overlapping, misdeclared, ...).
+  /// Reads the header only. Throws c10::Error with one sentence naming the file and the fault (truncated, overlapping,
+  /// misdeclared, ...); no file, however damaged, makes it crash.
   explicit SafetensorsFile(const std::filesystem::path& path);
-  std::vector<std::string> names() const;  ///< sorted
+  std::vector<std::string> names() const;  ///< sorted by bytes
   bool contains(std::string_view name) const;
-  Tensor tensor(std::string_view name) const;  ///< read-only view; throws naming the file when it is missing
+  /// The tensor, on the CPU. It is read-only: the pages are mapped without write permission, so writing to it ends the
+  /// process; clone() it first. Only a tensor that the file stores unaligned is a copy.
+  /// Throws naming the file when it has no such tensor, or when a BOOL holds a byte other than 0 and 1.
+  Tensor tensor(std::string_view name) const;
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
 
  private:
@@ -35,7 +42,11 @@ class SafetensorsFile {
   std::map<std::string, std::string> metadata_;
 };
 
-/// Writes beside `path` and renames: a file that exists is complete. Same tensors, same bytes.
+/// Writes `<path>.tmp`, then renames it: a file that exists is complete, and `path` may be a file that `tensors` are
+/// views of. Same tensors, same bytes: the data lies in the order of falling element size, then of name. Tensors on
+/// other devices and non-contiguous ones are copied, one at a time.
+/// Throws when a dtype is not one that SafetensorsFile reads, a name is not valid UTF-8 or is "__metadata__", or the
+/// file cannot be written; the temporary file is then removed.
 void save_safetensors(const std::filesystem::path& path, const std::map<std::string, Tensor>& tensors,
                       const std::map<std::string, std::string>& metadata = {{"format", "pt"}});
 

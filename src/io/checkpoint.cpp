@@ -1,0 +1,158 @@
+#include "baseq/io/checkpoint.h"
+
+#include <ATen/ATen.h>
+
+#include <system_error>
+#include <utility>
+
+#include "checkpoint_files.h"
+#include "files.h"
+#include "strict_json.h"
+
+namespace baseq {
+namespace {
+
+using nlohmann::json;
+namespace fs = std::filesystem;
+
+constexpr const char* kWho = "checkpoint";
+constexpr size_t kMaxJsonBytes = 100'000'000;
+
+json read_object(const fs::path& path, DuplicateKeys duplicates) {
+  const std::string where = std::string(kWho) + ": " + path.string();
+  json value = parse_json(read_file(kWho, path, kMaxJsonBytes), where, duplicates);
+  TORCH_CHECK(value.is_object(), where, " holds a JSON ", value.type_name(), ", expected an object");
+  return value;
+}
+
+// The weight map of an index: tensor name -> file name.
+std::map<std::string, std::string> read_weight_map(const fs::path& path) {
+  const json index = read_object(path, DuplicateKeys::kRefuse);
+  const auto found = index.find("weight_map");
+  TORCH_CHECK(found != index.end() && found->is_object(), kWho, ": ", path.string(),
+              " has no \"weight_map\" that is an object");
+  std::map<std::string, std::string> weight_map;
+  for (const auto& [name, file] : found->items()) {
+    TORCH_CHECK(file.is_string(), kWho, ": ", path.string(), " maps ", quote(name),
+                " to something that is not a file name");
+    const auto& file_name = file.get_ref<const std::string&>();
+    TORCH_CHECK(is_plain_name(file_name), kWho, ": ", path.string(), " maps ", quote(name), " to ", quote(file_name),
+                ", expected the plain name of a file in the same directory");
+    weight_map.emplace(name, file_name);
+  }
+  return weight_map;
+}
+
+// Collects what is missing, to name it all at once.
+class MissingNames {
+ public:
+  void add(std::string_view name) {
+    if (++count_ <= kMaxNamed) {
+      names_ += (names_.empty() ? "" : ", ") + quote(name);
+    }
+  }
+  int64_t count() const { return count_; }
+  std::string text() const {
+    return count_ <= kMaxNamed ? names_ : names_ + " and " + std::to_string(count_ - kMaxNamed) + " more";
+  }
+
+ private:
+  static constexpr int64_t kMaxNamed = 10;
+  int64_t count_ = 0;
+  std::string names_;
+};
+
+[[noreturn]] void throw_no_weights(const fs::path& directory) {
+  std::string pickled;  // the first by name, so that the message does not depend on the file system
+  std::error_code error;
+  for (fs::directory_iterator it(directory, error), end; !error && it != end; it.increment(error)) {
+    const std::string name = it->path().filename().string();
+    const bool is_pickle = name.ends_with(".bin") || name.ends_with(".pth") || name.ends_with(".bin.index.json");
+    if (is_pickle && name != "training_args.bin" && (pickled.empty() || name < pickled)) {
+      pickled = name;
+    }
+  }
+  TORCH_CHECK(pickled.empty(), kWho, ": ", directory.string(), " has only pickled weights (", quote(pickled),
+              "); convert them to safetensors first");
+  TORCH_CHECK(false, kWho, ": ", directory.string(), " has neither ", kWeightsName, " nor ", kIndexName,
+              "; incomplete download?");
+}
+
+}  // namespace
+
+Checkpoint::Checkpoint(const fs::path& directory) : path_(directory) {
+  std::error_code error;
+  TORCH_CHECK(fs::is_directory(path_, error), kWho, ": ", path_.string(), " is not a directory");
+  TORCH_CHECK(path_exists(kWho, path_ / kConfigName), kWho, ": ", path_.string(), " has no ", kConfigName,
+              "; is it a Hugging Face checkpoint?");
+  config_ = read_object(path_ / kConfigName, DuplicateKeys::kLastWins);
+
+  const auto open = [this](const std::string& file_name) {
+    const fs::path path = path_ / file_name;
+    auto file = std::make_shared<SafetensorsFile>(path);
+    std::error_code size_error;
+    const auto size = fs::file_size(path, size_error);
+    TORCH_CHECK(!size_error, kWho, ": cannot inspect ", path.string(), ": ", size_error.message());
+    num_bytes_ += static_cast<int64_t>(size);
+    return file;
+  };
+  if (path_exists(kWho, path_ / kWeightsName)) {
+    const auto file = open(kWeightsName);
+    for (std::string& name : file->names()) {
+      files_.emplace(std::move(name), file);
+    }
+    return;
+  }
+  const fs::path index = path_ / kIndexName;
+  if (!path_exists(kWho, index)) {
+    throw_no_weights(path_);
+  }
+  const std::map<std::string, std::string> weight_map = read_weight_map(index);
+
+  std::map<std::string, std::shared_ptr<SafetensorsFile>> shards;
+  for (const auto& [name, file_name] : weight_map) {
+    shards.emplace(file_name, nullptr);
+  }
+  MissingNames missing_files;
+  for (const auto& [file_name, file] : shards) {
+    if (!path_exists(kWho, path_ / file_name)) {
+      missing_files.add(file_name);
+    }
+  }
+  TORCH_CHECK(missing_files.count() == 0, kWho, ": ", path_.string(), " lacks ", missing_files.count(), " of ",
+              shards.size(), " files that its index names: ", missing_files.text(), "; incomplete download?");
+  for (auto& [file_name, file] : shards) {
+    file = open(file_name);
+  }
+  MissingNames missing_tensors;
+  for (const auto& [name, file_name] : weight_map) {
+    const auto& file = shards.at(file_name);
+    if (file->contains(name)) {
+      files_.emplace(name, file);
+    } else {
+      missing_tensors.add(name);
+    }
+  }
+  TORCH_CHECK(missing_tensors.count() == 0, kWho, ": ", path_.string(), " lacks ", missing_tensors.count(), " of ",
+              weight_map.size(), " tensors that its index names: ", missing_tensors.text(),
+              "; do the index and the files belong together?");
+}
+
+std::vector<std::string> Checkpoint::names() const {
+  std::vector<std::string> names;
+  names.reserve(files_.size());
+  for (const auto& [name, file] : files_) {
+    names.push_back(name);
+  }
+  return names;
+}
+
+bool Checkpoint::contains(std::string_view name) const { return files_.find(name) != files_.end(); }
+
+Tensor Checkpoint::tensor(std::string_view name) const {
+  const auto found = files_.find(name);
+  TORCH_CHECK(found != files_.end(), kWho, ": ", path_.string(), " has no tensor ", quote(name));
+  return found->second->tensor(name);
+}
+
+}  // namespace baseq

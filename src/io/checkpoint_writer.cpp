@@ -1,0 +1,215 @@
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <system_error>
+#include <utility>
+
+#include "baseq/io/checkpoint.h"
+#include "checkpoint_files.h"
+#include "files.h"
+#include "strict_json.h"
+
+namespace baseq {
+namespace {
+
+using nlohmann::json;
+namespace fs = std::filesystem;
+
+constexpr const char* kWho = "checkpoint writer";
+
+void check(const std::error_code& error, std::string_view action, const fs::path& path) {
+  if (error) {
+    throw_system_error(kWho, action, path, error.value());
+  }
+}
+
+void rename_path(const fs::path& from, const fs::path& to) {
+  std::error_code error;
+  fs::rename(from, to, error);
+  TORCH_CHECK(!error, kWho, ": cannot rename ", from.string(), " to ", to.string(), ": ", error.message());
+}
+
+// The directory itself: absolute, links resolved, no trailing slash; so its sibling is on the same file system.
+fs::path resolve(const fs::path& directory) {
+  TORCH_CHECK(!directory.empty(), kWho, ": the path of the directory is empty");
+  std::error_code error;
+  fs::path resolved = fs::absolute(directory, error);
+  check(error, "resolve", directory);
+  resolved = fs::weakly_canonical(resolved, error);
+  check(error, "resolve", directory);
+  if (!resolved.has_filename()) {
+    resolved = resolved.parent_path();
+  }
+  TORCH_CHECK(resolved.has_filename(), kWho, ": ", directory.string(), " cannot be a checkpoint");
+  TORCH_CHECK(path_exists(kWho, resolved) || !fs::is_symlink(fs::symlink_status(resolved, error)), kWho, ": ",
+              resolved.string(), " is a link to nothing");
+  return resolved;
+}
+
+// Throws unless the checkpoint may take the place of what `directory` is now.
+void check_replaceable(const fs::path& directory, bool force) {
+  if (!path_exists(kWho, directory)) {
+    return;
+  }
+  std::error_code error;
+  TORCH_CHECK(fs::is_directory(directory, error), kWho, ": ", directory.string(), " exists and is not a directory");
+  TORCH_CHECK(force, kWho, ": ", directory.string(), " exists; pass --force to replace it");
+  // --force is for an earlier checkpoint, not for somebody's home directory.
+  const bool empty = fs::is_empty(directory, error);
+  check(error, "read", directory);
+  TORCH_CHECK(empty || path_exists(kWho, directory / kConfigName), kWho, ": ", directory.string(),
+              " has files but no config.json; it does not look like a checkpoint and is not replaced");
+}
+
+// Moves `partial` to `directory`; what was there is removed only after that.
+void replace_directory(const fs::path& partial, const fs::path& directory) {
+  std::error_code error;
+  if (!path_exists(kWho, directory)) {
+    rename_path(partial, directory);
+    sync_directory(kWho, directory.parent_path());
+    return;
+  }
+  fs::path aside;
+  for (int attempt = 0; attempt == 0 || fs::exists(fs::symlink_status(aside, error)); ++attempt) {
+    aside = directory;
+    aside += fmt::format(".old-{}-{}", ::getpid(), attempt);
+  }
+  rename_path(directory, aside);
+  try {
+    rename_path(partial, directory);
+  } catch (const c10::Error&) {
+    fs::rename(aside, directory, error);
+    throw;
+  }
+  sync_directory(kWho, directory.parent_path());
+  fs::remove_all(aside, error);
+  TORCH_CHECK(!error, kWho, ": ", directory.string(),
+              " is complete, but the checkpoint it replaced cannot be removed from ", aside.string(), ": ",
+              error.message());
+}
+
+bool is_weights_or_config(std::string_view name) {
+  for (const std::string_view ending : {".safetensors", ".bin", ".pth", ".gguf", ".index.json"}) {
+    if (name.ends_with(ending)) {
+      return true;
+    }
+  }
+  return name == kConfigName;
+}
+
+}  // namespace
+
+CheckpointWriter::CheckpointWriter(const fs::path& directory, const Options& options)
+    : directory_(resolve(directory)), options_(options) {
+  TORCH_CHECK(options_.shard_bytes > 0, kWho, ": shard_bytes is ", options_.shard_bytes, ", expected more than 0");
+  check_replaceable(directory_, options_.force);
+  partial_ = directory_;
+  partial_ += ".partial";
+  std::error_code error;
+  const fs::file_status stale = fs::symlink_status(partial_, error);
+  TORCH_CHECK(!fs::exists(stale) || fs::is_directory(stale), kWho, ": ", partial_.string(),
+              " is needed for writing but is not a directory");
+  fs::remove_all(partial_, error);
+  check(error, "remove", partial_);
+  fs::create_directories(partial_, error);
+  check(error, "create", partial_);
+}
+
+CheckpointWriter::~CheckpointWriter() {
+  if (!finished_) {
+    std::error_code ignored;
+    fs::remove_all(partial_, ignored);
+  }
+}
+
+void CheckpointWriter::add(const std::string& name, const Tensor& tensor) {
+  TORCH_CHECK(!finished_, kWho, ": ", directory_.string(), " is finished");
+  TORCH_CHECK(tensor.defined(), kWho, ": tensor ", quote(name), " is undefined");
+  const bool is_new = shard_of_.emplace(name, num_shards_ + 1).second;
+  TORCH_CHECK(is_new, kWho, ": tensor ", quote(name), " was added before");
+  buffer_.emplace(name, tensor.detach());
+  buffered_bytes_ += static_cast<int64_t>(tensor.nbytes());
+  if (buffered_bytes_ >= options_.shard_bytes) {
+    flush();
+  }
+}
+
+void CheckpointWriter::flush() {
+  if (buffer_.empty()) {
+    return;
+  }
+  save_safetensors(partial_ / fmt::format("model-{}.safetensors", num_shards_ + 1), buffer_);
+  ++num_shards_;
+  total_bytes_ += buffered_bytes_;
+  buffered_bytes_ = 0;
+  buffer_.clear();
+}
+
+void CheckpointWriter::copy_side_files(const fs::path& source) {
+  TORCH_CHECK(!finished_, kWho, ": ", directory_.string(), " is finished");
+  std::error_code error;
+  fs::directory_iterator entry(source, error);
+  check(error, "read", source);
+  while (entry != fs::directory_iterator()) {
+    const fs::path from = entry->path();
+    const fs::file_status status = fs::status(from, error);
+    const fs::path to = partial_ / from.filename();
+    if (!is_weights_or_config(from.filename().string()) && !fs::is_directory(status)) {
+      TORCH_CHECK(fs::exists(status), kWho, ": ", from.string(), " is a link to nothing; incomplete download?");
+      if (fs::is_regular_file(status) && !path_exists(kWho, to)) {
+        copy_file(kWho, from, to);
+      }
+    }
+    entry.increment(error);
+    check(error, "read", source);
+  }
+}
+
+void CheckpointWriter::write_file(const std::string& name, std::string_view content) {
+  TORCH_CHECK(!finished_, kWho, ": ", directory_.string(), " is finished");
+  TORCH_CHECK(is_plain_name(name), kWho, ": ", quote(name), " is not the plain name of a file");
+  TORCH_CHECK(!is_weights_or_config(name), kWho, ": ", quote(name), " is kept for weights and config.json");
+  FileWriter file(kWho, partial_ / name);
+  file.write(content);
+  file.commit();
+}
+
+void CheckpointWriter::finish(const json& config) {
+  TORCH_CHECK(!finished_, kWho, ": ", directory_.string(), " is finished");
+  TORCH_CHECK(config.is_object(), kWho, ": the config is a JSON ", config.type_name(), ", expected an object");
+  const auto write_json = [this](const char* name, const json& value) {
+    FileWriter file(kWho, partial_ / name);
+    file.write(dump_json(value, std::string(kWho) + ": " + name, /*indent=*/2) + "\n");
+    file.commit();
+  };
+  write_json(kConfigName, config);
+  flush();
+  TORCH_CHECK(num_shards_ > 0, kWho, ": ", directory_.string(), " would have no tensors");
+  const auto final_name = [this](int64_t shard) {
+    return num_shards_ == 1 ? kWeightsName : fmt::format("model-{:05}-of-{:05}.safetensors", shard, num_shards_);
+  };
+  for (int64_t shard = 1; shard <= num_shards_; ++shard) {
+    rename_path(partial_ / fmt::format("model-{}.safetensors", shard), partial_ / final_name(shard));
+  }
+  if (num_shards_ > 1) {
+    json weight_map = json::object();
+    for (const auto& [name, shard] : shard_of_) {
+      weight_map[name] = final_name(shard);
+    }
+    write_json(kIndexName, {{"metadata", {{"total_size", total_bytes_}}}, {"weight_map", std::move(weight_map)}});
+  }
+  sync_directory(kWho, partial_);
+  finished_ = true;  // from here on the work is worth keeping even if it cannot get its name
+  try {
+    check_replaceable(directory_, options_.force);
+    replace_directory(partial_, directory_);
+  } catch (const c10::Error& error) {
+    std::error_code ignored;
+    TORCH_CHECK(!fs::exists(partial_, ignored), error.what_without_backtrace(), "; the complete checkpoint is kept as ",
+                partial_.string());
+    throw;
+  }
+}
+
+}  // namespace baseq

@@ -1,0 +1,167 @@
+#include "files.h"
+
+#include <ATen/ATen.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <system_error>
+
+namespace baseq {
+namespace {
+
+constexpr size_t kMaxBytesPerCall = size_t{1} << 30;  // Linux moves at most 2 GiB - 4 KiB in one call
+
+}  // namespace
+
+void throw_system_error(std::string_view who, std::string_view action, const std::filesystem::path& path, int error) {
+  TORCH_CHECK(false, who, ": cannot ", action, " ", path.string(), ": ", std::generic_category().message(error));
+}
+
+bool path_exists(std::string_view who, const std::filesystem::path& path) {
+  std::error_code error;
+  const std::filesystem::file_status status = std::filesystem::status(path, error);
+  if (status.type() == std::filesystem::file_type::none) {
+    throw_system_error(who, "inspect", path, error.value());
+  }
+  return std::filesystem::exists(status);
+}
+
+FileDescriptor::~FileDescriptor() { ::close(value_); }
+
+FileDescriptor open_regular_file(std::string_view who, const std::filesystem::path& path) {
+  // Opening a named pipe without O_NONBLOCK would wait for a writer.
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (descriptor < 0) {
+    throw_system_error(who, "open", path, errno);
+  }
+  struct stat status {};
+  const bool regular = ::fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode);
+  if (!regular) {
+    ::close(descriptor);
+    TORCH_CHECK(false, who, ": ", path.string(), " is not a regular file");
+  }
+  return FileDescriptor(descriptor);
+}
+
+size_t size_of(std::string_view who, const FileDescriptor& file, const std::filesystem::path& path) {
+  struct stat status {};
+  if (::fstat(file.get(), &status) != 0) {
+    throw_system_error(who, "inspect", path, errno);
+  }
+  return static_cast<size_t>(status.st_size);
+}
+
+namespace {
+
+// Reads up to `size` bytes; fewer only at the end of the file.
+size_t read_bytes(std::string_view who, const FileDescriptor& file, const std::filesystem::path& path, char* data,
+                  size_t size) {
+  size_t done = 0;
+  while (done < size) {
+    const ssize_t count = ::read(file.get(), data + done, std::min(size - done, kMaxBytesPerCall));
+    if (count < 0 && errno == EINTR) {
+      continue;
+    }
+    if (count < 0) {
+      throw_system_error(who, "read", path, errno);
+    }
+    if (count == 0) {
+      break;
+    }
+    done += static_cast<size_t>(count);
+  }
+  return done;
+}
+
+}  // namespace
+
+std::string read_file(std::string_view who, const std::filesystem::path& path, size_t max_bytes) {
+  const FileDescriptor file = open_regular_file(who, path);
+  const size_t size = size_of(who, file, path);
+  TORCH_CHECK(size <= max_bytes, who, ": ", path.string(), " has ", size, " bytes, expected at most ", max_bytes);
+  std::string content(size, '\0');
+  TORCH_CHECK(read_bytes(who, file, path, content.data(), size) == size, who, ": ", path.string(),
+              " became shorter while it was read");
+  return content;
+}
+
+FileWriter::FileWriter(std::string_view who, const std::filesystem::path& path) : who_(who), path_(path) {
+  temporary_ = path_;
+  temporary_ += ".tmp";
+  descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  if (descriptor_ < 0) {
+    throw_system_error(who_, "create", temporary_, errno);
+  }
+}
+
+FileWriter::~FileWriter() {
+  if (descriptor_ >= 0) {
+    ::close(descriptor_);
+  }
+  if (!temporary_.empty()) {
+    ::unlink(temporary_.c_str());
+  }
+}
+
+void FileWriter::write(const void* data, size_t num_bytes) {
+  const char* next = static_cast<const char*>(data);
+  while (num_bytes > 0) {
+    const ssize_t count = ::write(descriptor_, next, std::min(num_bytes, kMaxBytesPerCall));
+    if (count < 0 && errno == EINTR) {
+      continue;
+    }
+    if (count < 0) {
+      throw_system_error(who_, "write", temporary_, errno);
+    }
+    next += count;
+    num_bytes -= static_cast<size_t>(count);
+  }
+}
+
+void FileWriter::commit() {
+  if (::fsync(descriptor_) != 0) {
+    throw_system_error(who_, "write", temporary_, errno);
+  }
+  // Network file systems report a full disk here at the latest.
+  const int closed = ::close(descriptor_);
+  const int error = errno;
+  descriptor_ = -1;
+  if (closed != 0) {
+    throw_system_error(who_, "write", temporary_, error);
+  }
+  if (::rename(temporary_.c_str(), path_.c_str()) != 0) {
+    throw_system_error(who_, "rename the finished file to", path_, errno);
+  }
+  temporary_.clear();
+}
+
+void copy_file(std::string_view who, const std::filesystem::path& from, const std::filesystem::path& to) {
+  const FileDescriptor source = open_regular_file(who, from);
+  FileWriter target(who, to);
+  std::string buffer(size_t{1} << 20, '\0');
+  while (const size_t count = read_bytes(who, source, from, buffer.data(), buffer.size())) {
+    target.write(buffer.data(), count);
+  }
+  target.commit();
+}
+
+void sync_directory(std::string_view who, const std::filesystem::path& directory) {
+  const int descriptor = ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (descriptor < 0) {
+    throw_system_error(who, "open", directory, errno);
+  }
+  const FileDescriptor file(descriptor);
+  // Some file systems cannot sync a directory and say EINVAL; there the rename is as durable as it gets.
+  if (::fsync(descriptor) != 0 && errno != EINVAL) {
+    throw_system_error(who, "sync", directory, errno);
+  }
+}
+
+bool is_plain_name(std::string_view name) {
+  return !name.empty() && name != "." && name != ".." && name.find('/') == name.npos && name.find('\0') == name.npos;
+}
+
+}  // namespace baseq

@@ -1,0 +1,66 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <string_view>
+
+/// Files as the readers and writers of this module need them: every system error becomes a c10::Error that names the
+/// path, and what is written is on the disk before it gets its final name. Not installed.
+namespace baseq {
+
+/// Throws "`who`: cannot `action` `path`: <text of the system error>".
+[[noreturn]] void throw_system_error(std::string_view who, std::string_view action, const std::filesystem::path& path,
+                                     int error);
+
+/// Whether something is there (links are followed); throws when that cannot be found out.
+bool path_exists(std::string_view who, const std::filesystem::path& path);
+
+/// An open file, closed when it goes out of scope.
+class FileDescriptor {
+ public:
+  explicit FileDescriptor(int value) : value_(value) {}
+  ~FileDescriptor();
+  FileDescriptor(const FileDescriptor&) = delete;
+  FileDescriptor& operator=(const FileDescriptor&) = delete;
+  int get() const { return value_; }
+
+ private:
+  int value_;
+};
+
+/// Opens a regular file (links are followed) for reading; throws for anything else. A pipe does not block.
+FileDescriptor open_regular_file(std::string_view who, const std::filesystem::path& path);
+/// Size in bytes of an open file.
+size_t size_of(std::string_view who, const FileDescriptor& file, const std::filesystem::path& path);
+/// The whole file; throws when it is longer than `max_bytes`.
+std::string read_file(std::string_view who, const std::filesystem::path& path, size_t max_bytes);
+
+/// Writes `<path>.tmp`; commit() syncs it to the disk and renames it. Destroyed before commit(), it removes it.
+class FileWriter {
+ public:
+  FileWriter(std::string_view who, const std::filesystem::path& path);
+  ~FileWriter();
+  FileWriter(const FileWriter&) = delete;
+  FileWriter& operator=(const FileWriter&) = delete;
+  void write(const void* data, size_t num_bytes);
+  void write(std::string_view text) { write(text.data(), text.size()); }
+  void commit();
+
+ private:
+  std::string who_;
+  std::filesystem::path path_, temporary_;
+  int descriptor_ = -1;
+};
+
+/// Copies the content of a regular file (links are followed) through a FileWriter.
+void copy_file(std::string_view who, const std::filesystem::path& from, const std::filesystem::path& to);
+
+/// Makes the renames inside `directory` durable.
+void sync_directory(std::string_view who, const std::filesystem::path& directory);
+
+/// True when `name` names a file inside a directory and nothing else: not empty, no '/', not "." or "..".
+bool is_plain_name(std::string_view name);
+
+}  // namespace baseq

@@ -1,0 +1,253 @@
+#include <ATen/ATen.h>
+#include <c10/util/StringUtil.h>
+#include <gtest/gtest.h>
+
+#include "baseq/io/checkpoint.h"
+#include "temp_directory.h"
+
+namespace baseq {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+using test::error_of;
+using test::expect_error;
+using test::list;
+using test::read_bytes;
+using test::TempDirectory;
+using test::write_bytes;
+using Names = std::vector<std::string>;
+
+const json kConfig = {{"hidden_size", 8}};
+
+// A checkpoint whose one tensor "a" is filled with `value`.
+void write_checkpoint(const fs::path& directory, double value, bool force = false) {
+  CheckpointWriter writer(directory, {.force = force});
+  writer.add("a", at::full({4}, value));
+  writer.finish(kConfig);
+}
+
+double value_of(const fs::path& directory) { return Checkpoint(directory).tensor("a")[0].item<double>(); }
+
+TEST(CheckpointWriter, WritesOneFile) {
+  const TempDirectory dir;
+  write_checkpoint(dir / "out", 5);
+  EXPECT_EQ(list(dir.path()), Names{"out"});
+  EXPECT_EQ(list(dir / "out"), (Names{"config.json", "model.safetensors"}));
+  EXPECT_EQ(read_bytes(dir / "out/config.json"), "{\n  \"hidden_size\": 8\n}\n");
+  EXPECT_EQ(value_of(dir / "out"), 5);
+  EXPECT_EQ(SafetensorsFile(dir / "out/model.safetensors").metadata(),
+            (std::map<std::string, std::string>{{"format", "pt"}}));
+}
+
+TEST(CheckpointWriter, WritesShardsThatReadBack) {
+  const TempDirectory dir;
+  std::map<std::string, Tensor> tensors;
+  {
+    CheckpointWriter writer(dir / "out", {.shard_bytes = 100});
+    for (int i = 0; i < 7; ++i) {  // 48 bytes each: three to a shard
+      const std::string name = c10::str("t", i);
+      tensors[name] = at::arange(12, at::kFloat) + i;
+      writer.add(name, tensors[name]);
+    }
+    writer.finish(kConfig);
+  }
+  EXPECT_EQ(list(dir / "out"),
+            (Names{"config.json", "model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors",
+                   "model-00003-of-00003.safetensors", "model.safetensors.index.json"}));
+  const Checkpoint checkpoint(dir / "out");
+  EXPECT_EQ(checkpoint.names().size(), 7U);
+  for (const auto& [name, tensor] : tensors) {
+    EXPECT_TRUE(at::equal(checkpoint.tensor(name), tensor)) << name;
+  }
+  EXPECT_EQ(read_bytes(dir / "out/model.safetensors.index.json"), R"({
+  "metadata": {
+    "total_size": 336
+  },
+  "weight_map": {
+    "t0": "model-00001-of-00003.safetensors",
+    "t1": "model-00001-of-00003.safetensors",
+    "t2": "model-00001-of-00003.safetensors",
+    "t3": "model-00002-of-00003.safetensors",
+    "t4": "model-00002-of-00003.safetensors",
+    "t5": "model-00002-of-00003.safetensors",
+    "t6": "model-00003-of-00003.safetensors"
+  }
+}
+)");
+}
+
+TEST(CheckpointWriter, SameTensorsGiveTheSameBytes) {
+  const TempDirectory dir;
+  for (const char* name : {"one", "two"}) {
+    CheckpointWriter writer(dir / name, {.shard_bytes = 100});
+    for (int i = 0; i < 9; ++i) {
+      writer.add(c10::str("t", i), at::full({11}, i, i % 2 ? at::kHalf : at::kFloat));
+    }
+    writer.finish(kConfig);
+  }
+  ASSERT_EQ(list(dir / "one"), list(dir / "two"));
+  for (const std::string& name : list(dir / "one")) {
+    EXPECT_EQ(read_bytes(dir / "one" / name), read_bytes(dir / "two" / name)) << name;
+  }
+}
+
+TEST(CheckpointWriter, DestroyedBeforeFinishLeavesNothing) {
+  const TempDirectory dir;
+  {
+    CheckpointWriter writer(dir / "out", {.shard_bytes = 1});
+    writer.add("a", at::ones({4}));
+    writer.write_file("notes.txt", "x");
+    EXPECT_EQ(list(dir.path()), Names{"out.partial"});
+  }
+  EXPECT_TRUE(list(dir.path()).empty());
+}
+
+TEST(CheckpointWriter, RemovesWhatAnInterruptedRunLeft) {
+  const TempDirectory dir;
+  fs::create_directories(dir / "out.partial/sub");
+  write_bytes(dir / "out.partial/model-1.safetensors", "half");
+  write_checkpoint(dir / "out", 5);
+  EXPECT_EQ(list(dir.path()), Names{"out"});
+  EXPECT_EQ(list(dir / "out"), (Names{"config.json", "model.safetensors"}));
+}
+
+TEST(CheckpointWriter, ReplacesACheckpointOnlyWithForceAndOnlyInFinish) {
+  const TempDirectory dir;
+  write_checkpoint(dir / "out", 1);
+  write_bytes(dir / "out/old.txt", "old");
+  expect_error([&] { write_checkpoint(dir / "out", 2); },
+               {(dir / "out").string() + " exists; pass --force to replace it"});
+  EXPECT_EQ(value_of(dir / "out"), 1);
+  const Tensor old = Checkpoint(dir / "out").tensor("a");
+  {
+    CheckpointWriter writer(dir / "out", {.force = true});
+    writer.add("a", old * 3);
+    EXPECT_EQ(value_of(dir / "out"), 1);
+    writer.copy_side_files(dir / "out");  // the source may be what is replaced
+    writer.finish(kConfig);
+  }
+  EXPECT_EQ(value_of(dir / "out"), 3);
+  EXPECT_EQ(old[0].item<double>(), 1);
+  EXPECT_EQ(list(dir.path()), Names{"out"});
+  EXPECT_EQ(list(dir / "out"), (Names{"config.json", "model.safetensors", "old.txt"}));
+  write_checkpoint(dir / "out", 4, /*force=*/true);
+  EXPECT_EQ(list(dir / "out"), (Names{"config.json", "model.safetensors"}));
+}
+
+TEST(CheckpointWriter, ForceReplacesNothingButCheckpoints) {
+  const TempDirectory dir;
+  write_bytes(dir / "file", "x");
+  expect_error([&] { write_checkpoint(dir / "file", 1, true); }, {"exists and is not a directory"});
+  fs::create_directory(dir / "home");
+  write_bytes(dir / "home/letter.txt", "x");
+  expect_error([&] { write_checkpoint(dir / "home", 1, true); }, {"does not look like a checkpoint"});
+  expect_error([&] { write_checkpoint("/", 1, true); }, {"cannot be a checkpoint"});
+  expect_error([&] { write_checkpoint("", 1, true); }, {"is empty"});
+  fs::create_symlink("nowhere", dir / "link");
+  expect_error([&] { write_checkpoint(dir / "link", 1, true); }, {"is a link to nothing"});
+  write_bytes(dir / "out.partial", "mine");
+  expect_error([&] { write_checkpoint(dir / "out", 1); }, {"out.partial", "is not a directory"});
+  EXPECT_EQ(list(dir.path()), (Names{"file", "home", "link", "out.partial"}));
+  EXPECT_EQ(list(dir / "home"), Names{"letter.txt"});
+  fs::create_directory(dir / "empty");
+  expect_error([&] { write_checkpoint(dir / "empty", 1); }, {"pass --force"});
+  write_checkpoint(dir / "empty", 1, /*force=*/true);
+  EXPECT_EQ(value_of(dir / "empty"), 1);
+}
+
+TEST(CheckpointWriter, TakesPathsWithSlashesParentsAndLinks) {
+  const TempDirectory dir;
+  write_checkpoint(dir / "a/b/out/", 1);
+  EXPECT_EQ(value_of(dir / "a/b/out"), 1);
+  EXPECT_EQ(list(dir / "a/b"), Names{"out"});
+  write_checkpoint(dir / "a/b/../b/out///", 2, /*force=*/true);
+  EXPECT_EQ(value_of(dir / "a/b/out"), 2);
+  fs::create_directory_symlink("a/b/out", dir / "link");
+  write_checkpoint(dir / "link", 3, /*force=*/true);
+  EXPECT_TRUE(fs::is_symlink(dir / "link"));
+  EXPECT_EQ(value_of(dir / "a/b/out"), 3);
+  EXPECT_EQ(list(dir.path()), (Names{"a", "link"}));
+}
+
+TEST(CheckpointWriter, KeepsTheWorkWhenTheNameIsTakenMeanwhile) {
+  const TempDirectory dir;
+  {
+    CheckpointWriter writer(dir / "out", {});
+    writer.add("a", at::full({4}, 5));
+    write_bytes(dir / "out", "somebody else's");
+    expect_error([&] { writer.finish(kConfig); },
+                 {"exists and is not a directory", "the complete checkpoint is kept as", "out.partial"});
+  }
+  EXPECT_EQ(read_bytes(dir / "out"), "somebody else's");
+  EXPECT_EQ(value_of(dir / "out.partial"), 5);
+}
+
+TEST(CheckpointWriter, CopiesSideFilesByteForByte) {
+  const TempDirectory dir;
+  const fs::path source = dir / "source";
+  fs::create_directories(source / "original");
+  std::string binary;
+  for (int i = 0; i < 3'000'000; ++i) {
+    binary += static_cast<char>(i * 7 + i / 256);
+  }
+  write_bytes(source / "tokenizer.json", binary);
+  write_bytes(source / "empty.txt", "");
+  write_bytes(source / ".gitattributes", "x");
+  write_bytes(source / "generation_config.json", "{}");
+  write_bytes(source / "tokenizer_config.json", "old");
+  for (const char* name : {"model.safetensors", "pytorch_model.bin", "consolidated.00.pth", "m.gguf", "config.json",
+                           "model.safetensors.index.json", "pytorch_model.bin.index.json"}) {
+    write_bytes(source / name, "weights");
+  }
+  write_bytes(source / "original/params.json", "{}");
+  write_bytes(dir / "blob", "vocabulary");
+  fs::create_symlink("../blob", source / "vocab.txt");
+  fs::permissions(source / "generation_config.json", fs::perms::owner_read);
+  CheckpointWriter writer(dir / "out", {});
+  writer.add("a", at::ones({4}));
+  writer.write_file("tokenizer_config.json", "new");
+  writer.copy_side_files(source);
+  writer.write_file("generation_config.json", "{\"a\":1}");
+  writer.finish(kConfig);
+  EXPECT_EQ(list(dir / "out"), (Names{".gitattributes", "config.json", "empty.txt", "generation_config.json",
+                                      "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"}));
+  EXPECT_EQ(read_bytes(dir / "out/tokenizer.json"), binary);
+  EXPECT_EQ(read_bytes(dir / "out/empty.txt"), "");
+  EXPECT_EQ(read_bytes(dir / "out/vocab.txt"), "vocabulary");
+  EXPECT_FALSE(fs::is_symlink(dir / "out/vocab.txt"));
+  EXPECT_EQ(read_bytes(dir / "out/tokenizer_config.json"), "new");
+  EXPECT_EQ(read_bytes(dir / "out/generation_config.json"), "{\"a\":1}");
+  EXPECT_EQ(value_of(dir / "out"), 1);
+}
+
+TEST(CheckpointWriter, RefusesWhatWouldMakeAWrongCheckpoint) {
+  const TempDirectory dir;
+  fs::create_directory(dir / "source");
+  fs::create_symlink("nowhere", dir / "source/tokenizer.json");
+  CheckpointWriter writer(dir / "out", {.shard_bytes = 1});
+  expect_error([&] { writer.copy_side_files(dir / "source"); }, {"tokenizer.json is a link to nothing"});
+  expect_error([&] { writer.copy_side_files(dir / "absent"); }, {"cannot read", "absent"});
+  expect_error([&] { writer.finish(kConfig); }, {"would have no tensors"});
+  expect_error([&] { writer.finish(json::array()); }, {"JSON array, expected an object"});
+  expect_error([&] { writer.finish({{"a", "\xff"}}); }, {"config.json", "invalid UTF-8"});
+  writer.add("a", at::ones({4}));
+  expect_error([&] { writer.add("a", at::ones({4})); }, {"tensor \"a\" was added before"});
+  expect_error([&] { writer.add("b", Tensor()); }, {"tensor \"b\" is undefined"});
+  for (const char* name : {"", ".", "..", "../x", "/tmp/x", "sub/x"}) {
+    expect_error([&] { writer.write_file(name, ""); }, {"is not the plain name of a file"});
+  }
+  for (const char* name : {"config.json", "model.safetensors", "x.index.json"}) {
+    expect_error([&] { writer.write_file(name, ""); }, {"is kept for weights and config.json"});
+  }
+  writer.finish(kConfig);
+  expect_error([&] { writer.add("c", at::ones({4})); }, {"is finished"});
+  expect_error([&] { writer.write_file("c", ""); }, {"is finished"});
+  expect_error([&] { writer.copy_side_files(dir / "source"); }, {"is finished"});
+  expect_error([&] { writer.finish(kConfig); }, {"is finished"});
+  expect_error([&] { CheckpointWriter bad(dir / "bad", {.shard_bytes = 0}); }, {"shard_bytes is 0"});
+  EXPECT_EQ(list(dir.path()), (Names{"out", "source"}));
+}
+
+}  // namespace
+}  // namespace baseq
