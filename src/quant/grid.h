@@ -1,0 +1,34 @@
+#pragma once
+
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include "baseq/quant/quantize.h"
+
+/// What the sources of this module share about the integer grid of a QuantSpec.
+namespace baseq {
+
+inline int64_t code_min(const QuantSpec& spec) { return -(int64_t{1} << (spec.num_bits - 1)); }
+inline int64_t code_max(const QuantSpec& spec) { return (int64_t{1} << (spec.num_bits - 1)) - 1; }
+
+/// Steps between the lowest and the highest code.
+inline int64_t num_steps(const QuantSpec& spec) { return (int64_t{1} << spec.num_bits) - 1; }
+
+/// Scales are clamped from below, so that a row without range gives codes and not NaN. Every value stays above zero
+/// when it is rounded to the scale's type (the smallest float16 is 6e-8).
+inline double smallest_scale(const QuantSpec& spec) {
+  if (spec.dynamic && !spec.symmetric) return 1e-5;
+  return spec.scale_dtype == at::kHalf ? 6e-8 : 1e-12;
+}
+
+/// `scale` as its storage type keeps it.
+inline float round_to_scale_dtype(float scale, at::ScalarType dtype) {
+  if (dtype == at::kHalf) return static_cast<float>(c10::Half(scale));
+  if (dtype == at::kBFloat16) return static_cast<float>(c10::BFloat16(scale));
+  return scale;
+}
+
+/// Throws c10::Error when a field of `spec` is out of range.
+void check_spec(const char* who, const QuantSpec& spec);
+
+}  // namespace baseq

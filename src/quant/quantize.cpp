@@ -1,0 +1,122 @@
+#include "baseq/quant/quantize.h"
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+
+#include "grid.h"
+
+namespace baseq {
+namespace {
+
+/// Quantization arithmetic runs in float32, in float64 for float64 tensors.
+Tensor to_compute_type(const Tensor& x) { return x.scalar_type() == at::kDouble ? x : x.to(at::kFloat); }
+
+/// A rounding whose gradient is the identity. The sum is exact: `rounded - x` has no bits below those of `x`.
+Tensor straight_through(const Tensor& x, const Tensor& rounded) { return x + (rounded - x).detach(); }
+
+Tensor round_scale(const Tensor& scale, const QuantSpec& spec) {
+  const Tensor clamped = scale.clamp_min(smallest_scale(spec));
+  if (spec.scale_dtype == at::kFloat) return clamped;
+  return straight_through(clamped, clamped.detach().to(spec.scale_dtype).to(clamped.scalar_type()));
+}
+
+/// x / scale + zero_point over [rows, groups, group_size].
+Tensor to_grid(const Tensor& grouped, const QParams& qparams) {
+  const Tensor scaled = grouped / qparams.scale.unsqueeze(-1);
+  return qparams.zero_point.defined() ? scaled + qparams.zero_point.unsqueeze(-1) : scaled;
+}
+
+Tensor from_grid(const Tensor& codes, const QParams& qparams) {
+  const Tensor centred = qparams.zero_point.defined() ? codes - qparams.zero_point.unsqueeze(-1) : codes;
+  return centred * qparams.scale.unsqueeze(-1);
+}
+
+void check_qparams(const char* who, const Tensor& grouped, const QParams& qparams) {
+  TORCH_CHECK(qparams.scale.defined() && qparams.scale.dim() == 2 && qparams.scale.size(0) == grouped.size(0) &&
+                  qparams.scale.size(1) == grouped.size(1),
+              who, ": scale is ", qparams.scale.defined() ? qparams.scale.sizes() : at::IntArrayRef{}, ", expected [",
+              grouped.size(0), ", ", grouped.size(1), "]");
+  TORCH_CHECK(!qparams.zero_point.defined() || qparams.zero_point.sizes() == qparams.scale.sizes(), who,
+              ": zero point is ", qparams.zero_point.sizes(), " but scale is ", qparams.scale.sizes());
+}
+
+}  // namespace
+
+void check_spec(const char* who, const QuantSpec& spec) {
+  TORCH_CHECK(spec.num_bits >= 2 && spec.num_bits <= 8, who, ": num_bits is ", spec.num_bits, ", expected 2 to 8");
+  TORCH_CHECK(spec.strategy != Strategy::kGroup || spec.group_size > 0, who, ": group_size is ", spec.group_size,
+              ", expected a positive number with Strategy::kGroup");
+  TORCH_CHECK(spec.scale_dtype == at::kFloat || spec.scale_dtype == at::kHalf || spec.scale_dtype == at::kBFloat16, who,
+              ": scale_dtype is ", spec.scale_dtype, ", expected float32, float16 or bfloat16");
+}
+
+Tensor group_view(const Tensor& x, const QuantSpec& spec) {
+  TORCH_CHECK(x.dim() >= 1, "group_view: tensor has no dimension, expected at least one");
+  if (spec.strategy == Strategy::kTensor) return x.reshape({1, 1, x.numel()});
+  const int64_t features = x.size(-1);
+  const int64_t rows = x.numel() / std::max<int64_t>(features, 1);
+  if (spec.strategy != Strategy::kGroup) return x.reshape({rows, 1, features});
+  TORCH_CHECK(spec.group_size > 0 && features % spec.group_size == 0, "group_view: group_size is ", spec.group_size,
+              ", expected a divisor of the last dimension, ", features);
+  return x.reshape({rows, features / spec.group_size, spec.group_size});
+}
+
+QParams compute_qparams(const Tensor& x, const QuantSpec& spec, const Tensor& clip) {
+  check_spec("compute_qparams", spec);
+  const Tensor grouped = to_compute_type(group_view(x, spec));
+  TORCH_CHECK(grouped.size(-1) > 0, "compute_qparams: tensor of size ", x.sizes(), " has empty groups");
+  Tensor high = grouped.amax(-1), low = grouped.amin(-1);
+  if (!spec.dynamic && !spec.symmetric) {
+    high = high.clamp_min(0);
+    low = low.clamp_max(0);
+  }
+  if (clip.defined()) {
+    const Tensor below = clip.dim() > 0 ? clip.select(-1, 0) : clip;
+    const Tensor above = clip.dim() > 0 ? clip.select(-1, -1) : clip;
+    TORCH_CHECK((clip.dim() == 0 || clip.size(-1) <= 2) && at::is_expandable_to(below.sizes(), high.sizes()),
+                "compute_qparams: clip is ", clip.sizes(), ", expected [", high.size(1), ", 1] or [", high.size(1),
+                ", 2]");
+    if (spec.dynamic && !spec.symmetric) {
+      const Tensor middle = (high + low) / 2, half = (high - low) / 2;
+      high = middle + above * half;
+      low = middle - below * half;
+    } else {
+      high = above * high;
+      low = below * low;
+    }
+  }
+  const auto steps = static_cast<double>(num_steps(spec));
+  if (spec.symmetric) return {round_scale(at::maximum(high, -low) / (steps / 2), spec), {}};
+  const Tensor scale = round_scale((high - low) / steps, spec);
+  const Tensor zero_point = static_cast<double>(code_min(spec)) - low / scale;
+  if (spec.dynamic) return {scale, zero_point};
+  return {scale, straight_through(zero_point, zero_point.detach().round()).clamp(code_min(spec), code_max(spec))};
+}
+
+Tensor quantize(const Tensor& x, const QParams& qparams, const QuantSpec& spec) {
+  check_spec("quantize", spec);
+  const at::NoGradGuard no_grad;
+  const Tensor grouped = to_compute_type(group_view(x, spec));
+  check_qparams("quantize", grouped, qparams);
+  Tensor codes = grouped / qparams.scale.unsqueeze(-1);
+  if (qparams.zero_point.defined()) codes += qparams.zero_point.unsqueeze(-1);
+  return codes.round_().clamp_(code_min(spec), code_max(spec)).to(at::kChar).view(x.sizes());
+}
+
+Tensor dequantize(const Tensor& codes, const QParams& qparams, const QuantSpec& spec) {
+  check_spec("dequantize", spec);
+  const Tensor grouped = group_view(codes, spec).to(qparams.scale.scalar_type());
+  check_qparams("dequantize", grouped, qparams);
+  return from_grid(grouped, qparams).view(codes.sizes());
+}
+
+Tensor fake_quantize(const Tensor& x, const QParams& qparams, const QuantSpec& spec) {
+  check_spec("fake_quantize", spec);
+  const Tensor grouped = to_compute_type(group_view(x, spec));
+  check_qparams("fake_quantize", grouped, qparams);
+  const Tensor position = to_grid(grouped, qparams);
+  const Tensor codes = straight_through(position, position.detach().round()).clamp(code_min(spec), code_max(spec));
+  return from_grid(codes, qparams).to(x.scalar_type()).view(x.sizes());
+}
+
+}  // namespace baseq
