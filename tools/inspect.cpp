@@ -44,9 +44,13 @@ void run(const InspectArguments& arguments) {
   if (const auto& quantization = model.quantization()) {
     fmt::print("  weights       {}\n  activations   {}\n  KV cache      {}\n", describe(quantization->weights),
                describe(quantization->input_activations), describe(quantization->kv_cache));
-    const std::string online = std::string(quantization->query_key_hadamard ? " query/key" : "") +
-                               (quantization->down_hadamard ? " down_proj" : "");
-    fmt::print("  online        {}\n", online.empty() ? "nothing" : "Hadamard at" + online);
+    std::string online;
+    if (quantization->input_hadamard) online += " norm outputs,";
+    if (quantization->query_key_hadamard) online += " query/key,";
+    if (quantization->o_hadamard) online += " o_proj input,";
+    if (quantization->down_hadamard) online += " down_proj input,";
+    if (!online.empty()) online.pop_back();
+    fmt::print("  online        {}\n", online.empty() ? "nothing" : "Hadamard of" + online);
     const auto& stored = checkpoint.config()["quantization_config"];
     if (stored.contains("recipe")) fmt::print("  recipe        {}\n", stored["recipe"].value("name", ""));
   } else {

@@ -5,6 +5,11 @@
 #include "baseq/transform/hadamard.h"
 
 namespace baseq {
+namespace {
+
+Tensor transformed(const Tensor& x, bool hadamard) { return hadamard ? hadamard_transform(x) : x; }
+
+}  // namespace
 
 Tensor Linear::forward(const Tensor& x) const { return at::linear(x, weight, bias); }
 
@@ -30,22 +35,21 @@ Tensor Attention::heads(const Tensor& x, const RotaryEmbedding& rope) const {
   Tensor q = rope.forward(q_proj.forward(x).view({batch, seq, num_heads, head_dim}));
   Tensor k = rope.forward(k_proj.forward(x).view({batch, seq, num_kv_heads, head_dim}));
   Tensor v = v_proj.forward(x);
-  if (query_key_hadamard) {
-    q = hadamard_transform(q);
-    k = hadamard_transform(k);
-  }
+  q = transformed(q, query_key_hadamard);
+  k = transformed(k, query_key_hadamard);
   k = k_cache.forward(k.reshape({batch, seq, num_kv_heads * head_dim})).view({batch, seq, num_kv_heads, head_dim});
   v = v_cache.forward(v).view({batch, seq, num_kv_heads, head_dim});
   const Tensor attended =
       at::scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), /*attn_mask=*/{},
                                        /*dropout_p=*/0.0, /*is_causal=*/true, /*scale=*/std::nullopt,
                                        /*enable_gqa=*/num_heads != num_kv_heads);
-  return attended.transpose(1, 2).reshape({batch, seq, num_heads * head_dim});
+  return transformed(attended.transpose(1, 2).reshape({batch, seq, num_heads * head_dim}), o_hadamard);
 }
 
 Tensor Mlp::gated(const Tensor& x) const {
-  const Tensor activated = at::silu(gate_proj.forward(x)) * up_proj.forward(x);
-  return down_hadamard ? hadamard_transform(activated) : activated;
+  Tensor product = at::silu(gate_proj.forward(x)) * up_proj.forward(x);
+  if (down_scale.defined()) product = product * down_scale;
+  return transformed(product, down_hadamard);
 }
 
 DecoderLayer DecoderLayer::to(const at::TensorOptions& options) const {
@@ -55,6 +59,7 @@ DecoderLayer DecoderLayer::to(const at::TensorOptions& options) const {
   };
   convert(copy.input_layernorm.weight);
   convert(copy.post_attention_layernorm.weight);
+  convert(copy.mlp.down_scale);
   copy.for_each_linear([&](const std::string&, Linear& linear) {
     convert(linear.weight);
     convert(linear.bias);
@@ -71,20 +76,23 @@ Tensor DecoderLayer::after_attention(const Tensor& x, const RotaryEmbedding& rop
   return x + self_attn.o_proj.forward(input_of(InputPoint::kO, x, rope));
 }
 
+Tensor DecoderLayer::mlp_input(const Tensor& middle) const {
+  return mlp.input.forward(transformed(post_attention_layernorm.forward(middle), mlp.input_hadamard));
+}
+
 Tensor DecoderLayer::forward(const Tensor& x, const RotaryEmbedding& rope) const {
   const Tensor middle = after_attention(x, rope);
-  const Tensor normed = mlp.input.forward(post_attention_layernorm.forward(middle));
-  return middle + mlp.down_proj.forward(mlp.down_input.forward(mlp.gated(normed)));
+  return middle + mlp.down_proj.forward(mlp.down_input.forward(mlp.gated(mlp_input(middle))));
 }
 
 Tensor DecoderLayer::input_of(InputPoint point, const Tensor& x, const RotaryEmbedding& rope) const {
   switch (point) {
     case InputPoint::kQkv:
-      return self_attn.input.forward(input_layernorm.forward(x));
+      return self_attn.input.forward(transformed(input_layernorm.forward(x), self_attn.input_hadamard));
     case InputPoint::kO:
       return self_attn.o_input.forward(self_attn.heads(input_of(InputPoint::kQkv, x, rope), rope));
     case InputPoint::kGateUp:
-      return mlp.input.forward(post_attention_layernorm.forward(after_attention(x, rope)));
+      return mlp_input(after_attention(x, rope));
     case InputPoint::kDown:
       return mlp.down_input.forward(mlp.gated(input_of(InputPoint::kGateUp, x, rope)));
   }

@@ -155,7 +155,10 @@ DecoderLayer Model::layer(int64_t index) const {
   });
   if (!quantization_) return layer;
 
+  layer.self_attn.input_hadamard = quantization_->input_hadamard;
   layer.self_attn.query_key_hadamard = quantization_->query_key_hadamard;
+  layer.self_attn.o_hadamard = quantization_->o_hadamard;
+  layer.mlp.input_hadamard = quantization_->input_hadamard;
   layer.mlp.down_hadamard = quantization_->down_hadamard;
   layer.for_each_quant_point([&](const std::string& name, QuantPoint& point) {
     const bool cache = &point == &layer.self_attn.k_cache || &point == &layer.self_attn.v_cache;
@@ -163,7 +166,8 @@ DecoderLayer Model::layer(int64_t index) const {
     read_quant_point(prefix + name, point);
     point.enabled = spec.has_value();
     if (spec) point.spec = *spec;
-    point.add_shift_back = cache || !quantization_->shift_in_bias;
+    // Biases add the input points' shifts back; softmax does not see K's.
+    point.add_shift_back = &point == &layer.self_attn.v_cache;
   });
   return layer;
 }

@@ -66,9 +66,12 @@ QuantizationConfig quantization_config_from_json(const json& value, const std::s
   config.weights = read_spec("weights");
   config.input_activations = read_spec("input_activations");
   config.kv_cache = read_spec("kv_cache");
-  config.query_key_hadamard = object.boolean("query_key_hadamard", false);
-  config.down_hadamard = object.boolean("down_hadamard", false);
-  config.shift_in_bias = object.boolean("shift_in_bias", true);
+  JsonObject online = object.object("online_hadamard");
+  config.input_hadamard = online.boolean("input", false);
+  config.query_key_hadamard = online.boolean("query_key", false);
+  config.o_hadamard = online.boolean("o", false);
+  config.down_hadamard = online.boolean("down", false);
+  online.finish();
   object.ignore("recipe");
   object.ignore("baseq_version");
   object.finish();

@@ -9,49 +9,141 @@ namespace {
 
 using nlohmann::json;
 
-constexpr double kMaxClip = 1.0;
 const std::vector<std::string> kRoundings = {"rtn", "gptq"};
 const std::vector<std::string> kDtypes = {"float32", "float16", "bfloat16"};
 constexpr at::ScalarType kDtypeValues[] = {at::kFloat, at::kHalf, at::kBFloat16};
 
-/// Activation grids are dynamic; a recipe gives their bits, symmetry and clip.
-Recipe::Activations read_activations(JsonObject object, const QuantSpec& base) {
-  Recipe::Activations result{.spec = base};
-  result.spec.num_bits = object.integer("num_bits", 4, 2, 8);
-  result.spec.symmetric = object.boolean("symmetric", false);
-  result.clip = object.number("clip", 1.0, 0.01, kMaxClip);
-  object.finish();
-  return result;
+const std::vector<std::string> kShifts = {"none", "zero", "mean"};
+const std::vector<std::string> kStreams = {"full_precision", "quantized"};
+const std::vector<std::string> kLosses = {"mse", "relative"};
+constexpr double kMaxLearningRate = 10.0;
+
+// One list of fields a section, visited to read it and to write it: Reader and Writer have the same interface.
+
+struct Reader {
+  JsonObject object;
+  void boolean(const char* key, bool& value) { value = object.boolean(key, value); }
+  void integer(const char* key, int64_t& value, int64_t min) { value = object.integer(key, value, min, 1 << 24); }
+  void number(const char* key, double& value, double min, double max) { value = object.number(key, value, min, max); }
+  template <class Enum>
+  void choice(const char* key, Enum& value, const std::vector<std::string>& names) {
+    value = static_cast<Enum>(object.choice(key, static_cast<size_t>(value), names));
+  }
+  /// A transform that is either absent or a Hadamard matrix.
+  void hadamard(const char* key, bool& value) { value = object.choice(key, value, {"none", "hadamard"}) == 1; }
+};
+
+struct Writer {
+  json object = json::object();
+  void boolean(const char* key, const bool& value) { object[key] = value; }
+  void integer(const char* key, const int64_t& value, int64_t) { object[key] = value; }
+  void number(const char* key, const double& value, double, double) { object[key] = value; }
+  template <class Enum>
+  void choice(const char* key, const Enum& value, const std::vector<std::string>& names) {
+    object[key] = names[static_cast<size_t>(value)];
+  }
+  void hadamard(const char* key, const bool& value) { object[key] = value ? "hadamard" : "none"; }
+};
+
+template <class Visitor, class R>
+void visit_rounding(Visitor& visit, R& recipe) {
+  visit.choice("method", recipe.rounding, kRoundings);
+  visit.boolean("mse_clip", recipe.gptq.mse_clip);
+  visit.number("mse_norm", recipe.gptq.search.norm, 1.0, 8.0);
+  visit.integer("block_size", recipe.gptq.block_size, 1);
+  visit.number("damping", recipe.gptq.damping, 0.0, 1.0);
+  visit.boolean("activation_order", recipe.gptq.activation_order);
+  visit.boolean("static_groups", recipe.gptq.static_groups);
+  visit.boolean("compensate_streams", recipe.compensate_streams);
+  visit.boolean("quantized_inputs", recipe.quantized_inputs);
+  visit.boolean("bias_correction", recipe.bias_correction);
+  visit.number("hessian_shrinkage", recipe.hessian_shrinkage, 0.0, 1.0);
 }
 
-json write_activations(const std::optional<Recipe::Activations>& activations) {
-  if (!activations) return nullptr;
-  return {{"num_bits", activations->spec.num_bits},
-          {"symmetric", activations->spec.symmetric},
-          {"clip", activations->clip}};
+template <class Visitor, class A>
+void visit_activations(Visitor& visit, A& activations) {
+  visit.integer("num_bits", activations.spec.num_bits, 2);
+  visit.boolean("symmetric", activations.spec.symmetric);
+  visit.number("clip", activations.clip, 0.01, 1.0);
+  visit.choice("shift", activations.shift, kShifts);
 }
 
-void read_rounding(JsonObject object, Recipe& recipe) {
-  recipe.rounding = static_cast<Recipe::Rounding>(object.choice("method", 0, kRoundings));
-  recipe.gptq.mse_clip = object.boolean("mse_clip", recipe.gptq.mse_clip);
-  recipe.gptq.search.norm = object.number("mse_norm", recipe.gptq.search.norm, 1.0, 8.0);
-  recipe.gptq.block_size = object.integer("block_size", recipe.gptq.block_size, 1, 1 << 20);
-  recipe.gptq.damping = object.number("damping", recipe.gptq.damping, 0.0, 1.0);
-  recipe.gptq.activation_order = object.boolean("activation_order", recipe.gptq.activation_order);
-  recipe.gptq.static_groups = object.boolean("static_groups", recipe.gptq.static_groups);
-  recipe.compensate_streams = object.boolean("compensate_streams", recipe.compensate_streams);
-  recipe.quantized_inputs = object.boolean("quantized_inputs", recipe.quantized_inputs);
-  recipe.hessian_shrinkage = object.number("hessian_shrinkage", recipe.hessian_shrinkage, 0.0, 1.0);
-  object.finish();
+template <class Visitor, class A>
+void visit_input_activations(Visitor& visit, A& activations) {
+  visit_activations(visit, activations);
+  visit.choice("norm_shift", activations.norm_shift, kShifts);
 }
 
-void read_transforms(JsonObject object, Recipe::Transforms& transforms) {
-  const std::vector<std::string> kinds = {"none", "hadamard"};
-  transforms.residual = object.choice("residual", 0, kinds) == 1;
-  transforms.value = object.choice("value", 0, kinds) == 1;
-  transforms.query_key = object.choice("query_key", 0, kinds) == 1;
-  transforms.down = object.choice("down", 0, kinds) == 1;
-  object.finish();
+template <class Visitor, class T>
+void visit_transforms(Visitor& visit, T& transforms) {
+  visit.hadamard("residual", transforms.residual);
+  visit.hadamard("input", transforms.input);
+  visit.hadamard("value", transforms.value);
+  visit.hadamard("query_key", transforms.query_key);
+  visit.hadamard("o", transforms.o);
+  visit.hadamard("down", transforms.down);
+  visit.boolean("scale_norm", transforms.scale_norm);
+  visit.boolean("scale_value", transforms.scale_value);
+  visit.boolean("scale_query_key", transforms.scale_query_key);
+  visit.boolean("scale_down", transforms.scale_down);
+}
+
+template <class Visitor, class L>
+void visit_learn_transforms(Visitor& visit, L& learning) {
+  visit.integer("epochs", learning.epochs, 0);
+  visit.boolean("value_rotation", learning.value_rotation);
+  visit.boolean("value_scale", learning.value_scale);
+  visit.boolean("o_scale", learning.o_scale);
+  visit.boolean("down_scale", learning.down_scale);
+  visit.number("lr_rotation", learning.lr_rotation, 0, kMaxLearningRate);
+  visit.number("lr_scale", learning.lr_scale, 0, kMaxLearningRate);
+  visit.number("lr_clip", learning.lr_clip, 0, kMaxLearningRate);
+  visit.number("lr_shift", learning.lr_shift, 0, kMaxLearningRate);
+  visit.number("final_lr", learning.final_lr, 0, kMaxLearningRate);
+}
+
+template <class Visitor, class L>
+void visit_learn_activations(Visitor& visit, L& learning) {
+  visit.integer("epochs", learning.epochs, 0);
+  visit.boolean("clip", learning.clip);
+  visit.boolean("two_sided_clip", learning.two_sided_clip);
+  visit.boolean("shift", learning.shift);
+  visit.boolean("gain", learning.gain);
+  visit.number("lr_clip", learning.lr_clip, 0, kMaxLearningRate);
+  visit.number("lr_shift", learning.lr_shift, 0, kMaxLearningRate);
+  visit.number("lr_gain", learning.lr_gain, 0, kMaxLearningRate);
+  visit.number("final_lr", learning.final_lr, 0, kMaxLearningRate);
+}
+
+template <class Visitor, class R>
+void visit_objective(Visitor& visit, R& recipe) {
+  visit.choice("loss", recipe.loss, kLosses);
+  visit.choice("stream", recipe.stream, kStreams);
+  visit.integer("batch_size", recipe.batch_size, 1);
+  visit.integer("num_monitored", recipe.num_monitored, 1);
+}
+
+template <class Visitor, class R>
+void visit_calibration(Visitor& visit, R& recipe) {
+  visit.integer("num_samples", recipe.num_samples, 1);
+  visit.integer("seq_len", recipe.seq_len, 2);
+}
+
+/// Calls visit_section for an object that may be missing, and reports its unknown keys.
+template <class Visit>
+void read_section(JsonObject& parent, const char* key, Visit&& visit_section) {
+  parent.ignore(key);
+  if (!parent.contains(key)) return;
+  Reader reader{parent.object(key)};
+  visit_section(reader);
+  reader.object.finish();
+}
+
+template <class Visit>
+json write_section(Visit&& visit_section) {
+  Writer writer;
+  visit_section(writer);
+  return writer.object;
 }
 
 }  // namespace
@@ -60,28 +152,33 @@ Recipe Recipe::from_json(const json& value, const std::string& path) {
   JsonObject object(value, path);
   Recipe recipe;
   recipe.name = object.text("name", "");
-  const auto with = [&](const char* key, auto&& read) {
-    object.ignore(key);
-    if (object.contains(key)) read(object.object(key));
-  };
-  with("weights", [&](JsonObject weights) { recipe.weights = quant_spec_from_json(std::move(weights), {}); });
+  object.ignore("weights");
+  if (object.contains("weights")) recipe.weights = quant_spec_from_json(object.object("weights"), {});
   TORCH_CHECK(!recipe.weights || (!recipe.weights->dynamic && recipe.weights->strategy != Strategy::kToken), path,
               ": weights: expected strategy \"tensor\", \"channel\" or \"group\" and a static grid");
-  with("rounding", [&](JsonObject rounding) { read_rounding(std::move(rounding), recipe); });
-  with("input_activations", [&](JsonObject activations) {
-    recipe.input_activations =
-        read_activations(std::move(activations), {.strategy = Strategy::kToken, .dynamic = true});
+  read_section(object, "rounding", [&](auto& visit) { visit_rounding(visit, recipe); });
+  read_section(object, "input_activations", [&](auto& visit) {
+    recipe.input_activations.emplace();
+    recipe.input_activations->spec = {.symmetric = false, .strategy = Strategy::kToken, .dynamic = true};
+    visit_input_activations(visit, *recipe.input_activations);
+    TORCH_CHECK(recipe.input_activations->spec.num_bits <= 8, path, ": input_activations: num_bits is more than 8");
   });
-  with("kv_cache", [&](JsonObject cache) {
-    // The group is a head; its size is the model's head_dim and filled in when that is known.
-    recipe.kv_cache = read_activations(std::move(cache), {.strategy = Strategy::kGroup, .dynamic = true});
+  read_section(object, "kv_cache", [&](auto& visit) {
+    recipe.kv_cache.emplace();
+    // The group is a head; its size is filled in when the model is known.
+    recipe.kv_cache->spec = {.symmetric = false, .strategy = Strategy::kGroup, .dynamic = true};
+    visit_activations(visit, *recipe.kv_cache);
+    TORCH_CHECK(recipe.kv_cache->spec.num_bits <= 8, path, ": kv_cache: num_bits is more than 8");
   });
-  with("transforms", [&](JsonObject transforms) { read_transforms(std::move(transforms), recipe.transforms); });
-  with("calibration", [&](JsonObject calibration) {
-    recipe.num_samples = calibration.integer("num_samples", recipe.num_samples, 1, 1 << 24);
-    recipe.seq_len = calibration.integer("seq_len", recipe.seq_len, 2, 1 << 24);
-    calibration.finish();
-  });
+  read_section(object, "transforms", [&](auto& visit) { visit_transforms(visit, recipe.transforms); });
+  TORCH_CHECK(!recipe.transforms.residual || !recipe.transforms.input, path,
+              ": transforms: residual and input rotate the same channels; choose one");
+  read_section(object, "learn_transforms",
+               [&](auto& visit) { visit_learn_transforms(visit, recipe.learn_transforms); });
+  read_section(object, "learn_activations",
+               [&](auto& visit) { visit_learn_activations(visit, recipe.learn_activations); });
+  read_section(object, "objective", [&](auto& visit) { visit_objective(visit, recipe); });
+  read_section(object, "calibration", [&](auto& visit) { visit_calibration(visit, recipe); });
   if (object.contains("dtype")) recipe.dtype = kDtypeValues[object.choice("dtype", 0, kDtypes)];
   object.ignore("dtype");
   object.finish();
@@ -89,41 +186,46 @@ Recipe Recipe::from_json(const json& value, const std::string& path) {
 }
 
 json Recipe::to_json() const {
-  const auto kind = [](bool hadamard) { return hadamard ? "hadamard" : "none"; };
-  json result{{"name", name},
-              {"weights", weights ? baseq::to_json(*weights) : json(nullptr)},
-              {"rounding",
-               {{"method", kRoundings[static_cast<size_t>(rounding)]},
-                {"mse_clip", gptq.mse_clip},
-                {"mse_norm", gptq.search.norm},
-                {"block_size", gptq.block_size},
-                {"damping", gptq.damping},
-                {"activation_order", gptq.activation_order},
-                {"static_groups", gptq.static_groups},
-                {"compensate_streams", compensate_streams},
-                {"quantized_inputs", quantized_inputs},
-                {"hessian_shrinkage", hessian_shrinkage}}},
-              {"input_activations", write_activations(input_activations)},
-              {"kv_cache", write_activations(kv_cache)},
-              {"transforms",
-               {{"residual", kind(transforms.residual)},
-                {"value", kind(transforms.value)},
-                {"query_key", kind(transforms.query_key)},
-                {"down", kind(transforms.down)}}},
-              {"calibration", {{"num_samples", num_samples}, {"seq_len", seq_len}}},
-              {"dtype", nullptr}};
-  if (dtype)
+  json result{
+      {"name", name},
+      {"weights", weights ? baseq::to_json(*weights) : json(nullptr)},
+      {"rounding", write_section([&](auto& visit) { visit_rounding(visit, *this); })},
+      {"input_activations", nullptr},
+      {"kv_cache", nullptr},
+      {"transforms", write_section([&](auto& visit) { visit_transforms(visit, transforms); })},
+      {"learn_transforms", write_section([&](auto& visit) { visit_learn_transforms(visit, learn_transforms); })},
+      {"learn_activations", write_section([&](auto& visit) { visit_learn_activations(visit, learn_activations); })},
+      {"objective", write_section([&](auto& visit) { visit_objective(visit, *this); })},
+      {"calibration", write_section([&](auto& visit) { visit_calibration(visit, *this); })},
+      {"dtype", nullptr}};
+  if (input_activations) {
+    result["input_activations"] =
+        write_section([&](auto& visit) { visit_input_activations(visit, *input_activations); });
+  }
+  if (kv_cache) result["kv_cache"] = write_section([&](auto& visit) { visit_activations(visit, *kv_cache); });
+  if (dtype) {
     result["dtype"] = kDtypes[std::find(std::begin(kDtypeValues), std::end(kDtypeValues), *dtype) - kDtypeValues];
+  }
   return result;
 }
 
-bool Recipe::needs_calibration() const { return weights && rounding == Rounding::kGptq; }
+bool Recipe::needs_calibration() const {
+  const bool scales =
+      transforms.scale_norm || transforms.scale_value || transforms.scale_query_key || transforms.scale_down;
+  const bool means = (input_activations && (input_activations->shift == Shift::kMean ||
+                                            input_activations->norm_shift == Shift::kMean)) ||
+                     (kv_cache && kv_cache->shift == Shift::kMean);
+  return (weights && rounding == Rounding::kGptq) || scales || means || learn_transforms.epochs > 0 ||
+         learn_activations.epochs > 0;
+}
 
 QuantizationConfig Recipe::quantization_config() const {
   QuantizationConfig config{.weights = weights};
   if (input_activations) config.input_activations = input_activations->spec;
   if (kv_cache) config.kv_cache = kv_cache->spec;
+  config.input_hadamard = transforms.input;
   config.query_key_hadamard = transforms.query_key;
+  config.o_hadamard = transforms.o;
   config.down_hadamard = transforms.down;
   return config;
 }

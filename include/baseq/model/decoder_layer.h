@@ -45,9 +45,12 @@ struct Attention {
   QuantPoint input;                 ///< of q_proj, k_proj, v_proj; [hidden_size]
   QuantPoint k_cache, v_cache;      ///< [num_kv_heads * head_dim], one group per head; K after RoPE and the Hadamard
   QuantPoint o_input;               ///< of o_proj; [num_heads * head_dim]
-  bool query_key_hadamard = false;  ///< online, on every head of q and k after RoPE
+  // Online Hadamard transforms: of what `input` and `o_input` quantize, and of every head of q and k after RoPE.
+  bool input_hadamard = false;
+  bool o_hadamard = false;
+  bool query_key_hadamard = false;
 
-  /// The concatenated heads before o_input: [batch, seq, num_heads * head_dim], from the output of `input`.
+  /// The concatenated heads, what o_input quantizes: [batch, seq, num_heads * head_dim], from the output of `input`.
   Tensor heads(const Tensor& x, const RotaryEmbedding& rope) const;
 };
 
@@ -58,7 +61,7 @@ struct Mlp {
   QuantPoint down_input;       ///< of down_proj, after the Hadamard; [intermediate_size]
   bool down_hadamard = false;  ///< online, on the input of down_proj
 
-  /// The input of down_proj before down_input: [batch, seq, intermediate_size], from the output of `input`.
+  /// What down_input quantizes: [batch, seq, intermediate_size], from the output of `input`.
   Tensor gated(const Tensor& x) const;
 };
 
@@ -102,6 +105,7 @@ struct DecoderLayer {
 
  private:
   Tensor after_attention(const Tensor& x, const RotaryEmbedding& rope) const;
+  Tensor mlp_input(const Tensor& middle) const;
   template <class Layer, class Fn>
   static void for_each_linear_of(Layer& layer, Fn& fn) {
     fn("self_attn.q_proj", layer.self_attn.q_proj);

@@ -17,9 +17,11 @@ struct QuantizationConfig {
   std::optional<QuantSpec> weights;
   std::optional<QuantSpec> input_activations;  ///< the four input points of a block; one scale a token
   std::optional<QuantSpec> kv_cache;           ///< one scale a token and head
-  bool query_key_hadamard = false;             ///< online transform of q and k after RoPE
-  bool down_hadamard = false;                  ///< online transform of the input of down_proj
-  bool shift_in_bias = true;                   ///< the shifts of the input points are added back by biases
+  /// Online Hadamard transforms.
+  bool input_hadamard = false;      ///< of the inputs of q, k, v and of gate, up
+  bool query_key_hadamard = false;  ///< of every head of q and k after RoPE
+  bool o_hadamard = false;          ///< of the input of o_proj
+  bool down_hadamard = false;       ///< of the input of down_proj
 
   bool operator==(const QuantizationConfig&) const = default;
 };

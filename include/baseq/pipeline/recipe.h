@@ -13,14 +13,62 @@ namespace baseq {
 /// A method as data: one strict JSON file. What is absent is left in full precision, unlearned or unrotated.
 struct Recipe {
   enum class Rounding { kNearest, kGptq };
-  enum class ShiftStart { kZero, kMean };
+  /// Where a learned or measured shift begins; kNone: the point has no shift.
+  enum class Shift { kNone, kZero, kMean };
   enum class Stream { kFullPrecision, kQuantized };
+  /// kMse: the mean of squared errors. kRelative: each token's squared error over its energy, so that the few tokens
+  /// with massive activations do not decide alone.
   enum class Loss { kMse, kRelative };
 
-  /// A dynamic activation grid and the share of the range that it covers before anything is learned.
+  /// A dynamic activation grid and how its corrections start.
   struct Activations {
     QuantSpec spec;
-    double clip = 1.0;
+    double clip = 1.0;  ///< share of the range that the grid covers
+    Shift shift = Shift::kNone;
+  };
+  struct InputActivations : Activations {
+    Shift norm_shift = Shift::kNone;  ///< at the two points behind a norm; `shift` is for o and down
+  };
+
+  struct Transforms {
+    // Hadamard transforms.
+    bool residual = false;   ///< of the residual stream, merged
+    bool input = false;      ///< of the norms' outputs, online
+    bool value = false;      ///< of every value head, merged
+    bool query_key = false;  ///< of q and k after RoPE, online
+    bool o = false;          ///< of o_proj's input, online
+    bool down = false;       ///< of down_proj's input, online
+    // Paired scales in closed form, merged, see balance.h.
+    bool scale_norm = false;
+    bool scale_value = false;
+    bool scale_query_key = false;
+    bool scale_down = false;
+  };
+
+  /// BASE-Q's stage 1: transforms of value and down_proj input, with straight-through weights.
+  struct TransformLearning {
+    int64_t epochs = 0;
+    bool value_rotation = true;  ///< an orthogonal matrix a key/value head, before the Hadamard
+    bool value_scale = true;     ///< paired, between v and o
+    bool o_scale = true;         ///< paired, on o's input
+    bool down_scale = true;      ///< paired, between up and down
+    double lr_rotation = 3e-3;
+    double lr_scale = 3e-3;
+    double lr_clip = 3e-2;
+    double lr_shift = 2e-3;
+    double final_lr = 3e-5;
+  };
+  /// BASE-Q's stage 3: corrections of the quant points, with frozen weights.
+  struct ActivationLearning {
+    int64_t epochs = 0;
+    bool clip = true;
+    bool two_sided_clip = false;
+    bool shift = true;  ///< of the points that have one
+    bool gain = true;
+    double lr_clip = 3e-2;
+    double lr_shift = 2e-3;
+    double lr_gain = 3e-3;
+    double final_lr = 3e-6;
   };
 
   std::string name;
@@ -31,17 +79,19 @@ struct Recipe {
   bool compensate_streams = false;
   /// Activations and cache are quantized while the inputs of the rounded linears are collected.
   bool quantized_inputs = false;
+  /// Rounds against the covariance of the inputs and puts what rounding does to their mean into a bias.
+  bool bias_correction = false;
   /// Shrinks the Hessian towards its diagonal by this share: fewer tokens than features overfit.
   double hessian_shrinkage = 0.0;
-  std::optional<Activations> input_activations;
+  std::optional<InputActivations> input_activations;
   std::optional<Activations> kv_cache;
-
-  struct Transforms {
-    bool residual = false;   ///< Hadamard of the residual stream, merged
-    bool value = false;      ///< Hadamard of every value head, merged
-    bool query_key = false;  ///< Hadamard of q and k after RoPE, online
-    bool down = false;       ///< Hadamard of down_proj's input, online
-  } transforms;
+  Transforms transforms;
+  TransformLearning learn_transforms;
+  ActivationLearning learn_activations;
+  Loss loss = Loss::kMse;            ///< weighs the tokens in learning, rounding, scales and means alike
+  Stream stream = Stream::kFullPrecision;  ///< what the learned block is given
+  int64_t batch_size = 1;            ///< windows a step
+  int64_t num_monitored = 4;         ///< windows on which the best state is chosen
 
   /// Dtype of the matrices that stay unquantized; absent: that of the checkpoint.
   std::optional<at::ScalarType> dtype;

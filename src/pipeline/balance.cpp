@@ -1,0 +1,141 @@
+#include "baseq/pipeline/balance.h"
+
+#include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+
+#include "baseq/pipeline/merge.h"
+#include "baseq/pipeline/statistics.h"
+
+namespace baseq {
+namespace {
+
+/// Channels quieter than this share of the mean count as this loud: a scale must not blow up on a dead channel.
+constexpr double kFloor = 1e-4;
+
+Tensor floored(const Tensor& energy) { return energy.clamp_min(energy.mean() * kFloor + 1e-30); }
+
+/// s with s^4 = w^2 / a^2, geometric mean 1.
+Tensor balancing_scale(const Tensor& activation_energy, const Tensor& weight_energy) {
+  const Tensor logarithm = 0.25 * (floored(weight_energy).log() - floored(activation_energy).log());
+  return (logarithm - logarithm.mean()).exp();
+}
+
+Tensor column_energy(std::initializer_list<const Linear*> readers) {
+  Tensor energy;
+  for (const Linear* linear : readers) {
+    const Tensor sum = linear->weight.to(at::kDouble).square().sum(0);
+    energy = energy.defined() ? energy + sum : sum;
+  }
+  return energy;
+}
+
+void scale_rows(Linear& linear, const Tensor& scale) {
+  linear.weight = linear.weight * scale.unsqueeze(1).to(linear.weight.options());
+  if (linear.bias.defined()) linear.bias = linear.bias * scale.to(linear.bias.options());
+}
+
+void scale_columns(Linear& linear, const Tensor& scale) {
+  linear.weight = linear.weight * scale.to(linear.weight.options());
+}
+
+/// f applied to the eigenvalues of symmetric matrices.
+template <class Fn>
+Tensor spectral(const Tensor& matrix, Fn&& fn) {
+  const auto [values, vectors] = at::linalg_eigh(matrix);
+  const Tensor floor = values.amax(-1, /*keepdim=*/true) * 1e-12;
+  return at::matmul(vectors * fn(at::maximum(values, floor)).unsqueeze(-2), vectors.transpose(-1, -2));
+}
+
+void balance_norm(RmsNorm& norm, std::initializer_list<Linear*> readers, const Tensor& variance) {
+  Tensor energy;
+  for (Linear* linear : readers) {
+    const Tensor sum = column_energy({linear});
+    energy = energy.defined() ? energy + sum : sum;
+  }
+  const Tensor scale = balancing_scale(variance, energy);
+  norm.weight = norm.weight * scale.to(norm.weight.options());
+  for (Linear* linear : readers) scale_columns(*linear, scale.reciprocal());
+}
+
+void balance_query_key(DecoderLayer& layer, const BlockInputs& inputs, const Tensor& weights) {
+  Attention& attention = layer.self_attn;
+  const int64_t kv = attention.num_kv_heads, half = attention.head_dim / 2;
+  const Moments keys = measure_moments(inputs.full_precision, weights, /*with_covariance=*/false, [&](const Tensor& x) {
+    return cache_input(layer, /*key=*/true, x, inputs.rope);
+  });
+  // Rotation keeps a pair's energy: queries are measured before it.
+  const Moments queries =
+      measure_moments(inputs.full_precision, weights, /*with_covariance=*/false, [&](const Tensor& x) {
+        return attention.q_proj.forward(layer.input_of(InputPoint::kQkv, x, inputs.rope));
+      });
+  const Tensor query_energy = queries.variance + queries.mean.square();
+  const Tensor pair_k = keys.variance.view({kv, 2, half}).sum(1);
+  const Tensor pair_q = query_energy.view({kv, -1, 2, half}).sum(2).sum(1);
+  const Tensor logarithm = 0.25 * (floored(pair_q).log() - floored(pair_k).log());
+  const Tensor scale = (logarithm - logarithm.mean(1, /*keepdim=*/true)).exp();  // [kv, half]
+  const Tensor keys_scale = scale.unsqueeze(1).expand({kv, 2, half}).reshape({-1});
+  const int64_t group = attention.num_heads / kv;
+  const Tensor queries_scale = scale.view({kv, 1, 1, half}).expand({kv, group, 2, half}).reshape({-1});
+  scale_rows(attention.k_proj, keys_scale);
+  scale_rows(attention.q_proj, queries_scale.reciprocal());
+}
+
+void balance_values(DecoderLayer& layer, const BlockInputs& inputs, const Tensor& weights) {
+  const Attention& attention = layer.self_attn;
+  const int64_t kv = attention.num_kv_heads, dim = attention.head_dim;
+  const Moments moments = measure_moments(inputs.full_precision, weights, /*with_covariance=*/true, [&](const Tensor& x) {
+    return layer.input_of(InputPoint::kO, x, inputs.rope);
+  });
+  // The query heads of a group share T: their covariances and weights add up.
+  const auto head_blocks = [&](const Tensor& matrix) {  // [heads * dim, heads * dim] -> [kv, dim, dim]
+    const Tensor blocks = matrix.view({attention.num_heads, dim, attention.num_heads, dim}).diagonal(0, 0, 2);
+    return blocks.permute({2, 0, 1}).reshape({kv, -1, dim, dim}).sum(1);
+  };
+  const Tensor o = attention.o_proj.weight.to(at::kDouble);
+  const auto regular = [&](Tensor matrix) {
+    const Tensor mean = matrix.diagonal(0, -2, -1).mean();
+    return matrix + at::eye(dim, matrix.options()) * (mean * kFloor);
+  };
+  const Tensor c = regular(head_blocks(moments.covariance)), b = regular(head_blocks(at::matmul(o.t(), o)));
+  const Tensor mean = geometric_mean(at::linalg_inv(c), b);
+  const Tensor matrices = spectral(mean, [](const Tensor& values) { return values.sqrt(); });
+  const auto like = attention.v_proj.weight.options();
+  transform_values(layer, matrices.to(like), at::linalg_inv(matrices).transpose(1, 2).to(like));
+}
+
+void balance_down(Mlp& mlp, const Tensor& variance) {
+  const Tensor scale = balancing_scale(variance, column_energy({&mlp.down_proj}));
+  scale_rows(mlp.up_proj, scale);
+  scale_columns(mlp.down_proj, scale.reciprocal());
+}
+
+}  // namespace
+
+Tensor geometric_mean(const Tensor& a, const Tensor& b) {
+  const auto root = [](const Tensor& values) { return values.sqrt(); };
+  const Tensor half = spectral(a, root);
+  const Tensor inverse_half = spectral(a, [](const Tensor& values) { return values.rsqrt(); });
+  const Tensor middle = at::matmul(at::matmul(inverse_half, b), inverse_half);
+  return at::matmul(at::matmul(half, spectral((middle + middle.transpose(-1, -2)) / 2, root)), half);
+}
+
+void balance(DecoderLayer& layer, const Recipe::Transforms& transforms, const BlockInputs& inputs,
+             const Tensor& weights) {
+  const c10::NoGradGuard no_grad;
+  const auto variance = [&](InputPoint point) {
+    return measure_moments(inputs.full_precision, weights, /*with_covariance=*/false, [&](const Tensor& x) {
+             return layer.input_of(point, x, inputs.rope);
+           }).variance;
+  };
+  if (transforms.scale_norm) {
+    balance_norm(layer.input_layernorm, {&layer.self_attn.q_proj, &layer.self_attn.k_proj, &layer.self_attn.v_proj},
+                 variance(InputPoint::kQkv));
+    balance_norm(layer.post_attention_layernorm, {&layer.mlp.gate_proj, &layer.mlp.up_proj},
+                 variance(InputPoint::kGateUp));
+  }
+  if (transforms.scale_query_key) balance_query_key(layer, inputs, weights);
+  if (transforms.scale_value) balance_values(layer, inputs, weights);
+  if (transforms.scale_down) balance_down(layer.mlp, variance(InputPoint::kDown));
+}
+
+}  // namespace baseq

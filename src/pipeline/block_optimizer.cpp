@@ -1,0 +1,99 @@
+#include "baseq/pipeline/block_optimizer.h"
+
+#include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+#include <torch/optim/adamw.h>
+
+#include <cmath>
+#include <numbers>
+#include <numeric>
+#include <random>
+
+namespace baseq {
+namespace {
+
+/// The state of every parameter, to go back to.
+std::vector<Tensor> snapshot(const std::vector<ParameterGroup>& groups) {
+  std::vector<Tensor> copies;
+  for (const auto& group : groups) {
+    for (const Tensor& parameter : group.parameters) copies.push_back(parameter.detach().clone());
+  }
+  return copies;
+}
+
+void restore(const std::vector<ParameterGroup>& groups, const std::vector<Tensor>& copies) {
+  const c10::NoGradGuard no_grad;
+  auto copy = copies.begin();
+  for (const auto& group : groups) {
+    for (Tensor parameter : group.parameters) parameter.copy_(*copy++);
+  }
+}
+
+/// Fisher-Yates on the generator's own numbers: std::shuffle differs between standard libraries.
+void shuffle(std::vector<int64_t>& order, std::mt19937_64& random) {
+  for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random() % i]);
+}
+
+}  // namespace
+
+OptimizeResult optimize_block(const std::function<Tensor(const Tensor&)>& loss, const std::function<double()>& monitor,
+                              int64_t num_samples, const std::vector<ParameterGroup>& groups,
+                              const OptimizeOptions& options) {
+  TORCH_CHECK(num_samples > 0 && options.epochs > 0 && options.batch_size > 0,
+              "optimize_block: samples, epochs and batch size must be positive, got ", num_samples, ", ",
+              options.epochs, " and ", options.batch_size);
+  const at::AutoGradMode with_grad(true);
+  const auto measure = [&] {
+    const c10::NoGradGuard no_grad;
+    return monitor();
+  };
+  std::vector<torch::optim::OptimizerParamGroup> param_groups;
+  for (const auto& group : groups) {
+    param_groups.emplace_back(group.parameters,
+                              std::make_unique<torch::optim::AdamWOptions>(
+                                  torch::optim::AdamWOptions(group.learning_rate).weight_decay(0)));
+  }
+  torch::optim::AdamW optimizer(param_groups);
+  const int64_t steps_per_epoch = (num_samples + options.batch_size - 1) / options.batch_size;
+  const int64_t num_steps = steps_per_epoch * options.epochs;
+  std::mt19937_64 random(options.seed);
+  std::vector<int64_t> order(static_cast<size_t>(num_samples));
+  std::iota(order.begin(), order.end(), 0);
+
+  OptimizeResult result;
+  result.loss_before = result.loss_after = measure();
+  std::vector<Tensor> best = snapshot(groups);
+  int64_t step = 0;
+  for (int64_t epoch = 1; epoch <= options.epochs && !result.stopped_at_nonfinite; ++epoch) {
+    shuffle(order, random);
+    for (int64_t begin = 0; begin < num_samples; begin += options.batch_size, ++step) {
+      const double cosine = 0.5 * (1 + std::cos(std::numbers::pi * static_cast<double>(step) / num_steps));
+      for (size_t g = 0; g < groups.size(); ++g) {
+        const double final_rate = std::min(options.final_learning_rate, groups[g].learning_rate);
+        optimizer.param_groups()[g].options().set_lr(final_rate + (groups[g].learning_rate - final_rate) * cosine);
+      }
+      const int64_t count = std::min(options.batch_size, num_samples - begin);
+      optimizer.zero_grad();
+      const Tensor value = loss(at::tensor(at::ArrayRef<int64_t>(order.data() + begin, count), at::kLong));
+      result.losses.push_back(value.item<double>());
+      if (!std::isfinite(result.losses.back())) {
+        result.stopped_at_nonfinite = true;
+        break;
+      }
+      value.backward();
+      optimizer.step();
+    }
+    if (result.stopped_at_nonfinite) break;
+    const double current = measure();
+    // Written so that NaN is not better.
+    if (current < result.loss_after) {
+      result.loss_after = current;
+      result.best_epoch = epoch;
+      best = snapshot(groups);
+    }
+  }
+  restore(groups, best);
+  return result;
+}
+
+}  // namespace baseq

@@ -1,0 +1,332 @@
+#include "baseq/pipeline/learn.h"
+
+#include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+
+#include <chrono>
+#include <map>
+
+#include "baseq/pipeline/block_optimizer.h"
+#include "baseq/pipeline/merge.h"
+#include "baseq/pipeline/statistics.h"
+#include "baseq/transform/hadamard.h"
+#include "baseq/transform/transform.h"
+
+namespace baseq {
+namespace {
+
+/// Clip ratios are learned through a sigmoid; a start at exactly 1 would have no gradient.
+constexpr double kLargestClip = 0.999;
+
+Tensor leaf(const Tensor& value) { return value.detach().clone().requires_grad_(true); }
+
+/// Leaves for the corrections of the quant points, by the name of the point.
+class PointParameters {
+ public:
+  struct Choice {
+    bool clip = true, shift = true, gain = true, two_sided = false;
+    std::function<bool(const std::string&)> includes = [](const std::string&) { return true; };
+  };
+
+  PointParameters(const DecoderLayer& layer, const Choice& choice) {
+    layer.for_each_quant_point([&](const std::string& name, const QuantPoint& point) {
+      if (!point.enabled || !choice.includes(name)) return;
+      const bool cache = &point == &layer.self_attn.k_cache || &point == &layer.self_attn.v_cache;
+      Leaves& leaves = leaves_[name];
+      if (choice.clip) {
+        Tensor clip = point.clip.clamp_max(kLargestClip);
+        if (choice.two_sided) clip = clip.expand({-1, 2});
+        leaves.clip_logit = leaf(at::logit(clip));
+      }
+      if (choice.shift && point.shift.defined()) leaves.shift = leaf(point.shift);
+      if (choice.gain && !cache) leaves.gain = leaf(point.gain.defined() ? point.gain : ones(layer, point));
+    });
+  }
+
+  /// Puts the current values into the points of `layer`; differentiable.
+  void apply(DecoderLayer& layer) const {
+    layer.for_each_quant_point([&](const std::string& name, QuantPoint& point) {
+      const auto it = leaves_.find(name);
+      if (it == leaves_.end()) return;
+      if (it->second.clip_logit.defined()) point.clip = at::sigmoid(it->second.clip_logit);
+      if (it->second.shift.defined()) point.shift = it->second.shift;
+      if (it->second.gain.defined()) point.gain = it->second.gain;
+    });
+  }
+
+  void add_groups(std::vector<ParameterGroup>& groups, double lr_clip, double lr_shift, double lr_gain) const {
+    const auto add = [&](Tensor Leaves::*member, double learning_rate) {
+      ParameterGroup group{.parameters = {}, .learning_rate = learning_rate};
+      for (const auto& [name, leaves] : leaves_) {
+        if ((leaves.*member).defined()) group.parameters.push_back(leaves.*member);
+      }
+      if (!group.parameters.empty()) groups.push_back(std::move(group));
+    };
+    add(&Leaves::clip_logit, lr_clip);
+    add(&Leaves::shift, lr_shift);
+    add(&Leaves::gain, lr_gain);
+  }
+
+ private:
+  struct Leaves {
+    Tensor clip_logit, shift, gain;
+  };
+
+  static Tensor ones(const DecoderLayer& layer, const QuantPoint& point) {
+    const bool o = &point == &layer.self_attn.o_input, down = &point == &layer.mlp.down_input;
+    const Linear& reader = o ? layer.self_attn.o_proj : down ? layer.mlp.down_proj : layer.mlp.gate_proj;
+    return at::ones({reader.weight.size(1)}, reader.weight.options());
+  }
+
+  std::map<std::string, Leaves> leaves_;
+};
+
+/// Runs the optimizer over the windows for a layer that `build` makes from the current parameters.
+void learn(const LearningTask& task, const std::string& stage, int64_t epochs, double final_lr,
+           const std::vector<ParameterGroup>& groups, const std::function<DecoderLayer()>& build) {
+  const auto start = std::chrono::steady_clock::now();
+  const Tensor& stream =
+      task.recipe.stream == Recipe::Stream::kQuantized ? task.inputs.quantized : task.inputs.full_precision;
+  const auto loss_of = [&](const DecoderLayer& layer, const Tensor& x, const Tensor& target, const Tensor& weights) {
+    const Tensor error = (layer.forward(x, task.inputs.rope) - target).square().mean(-1);
+    return (error * weights).mean();
+  };
+  const auto loss = [&](const Tensor& indices) {
+    const Tensor where = indices.to(stream.device());
+    return loss_of(build(), stream.index_select(0, where), task.target.index_select(0, where),
+                   task.token_weights.index_select(0, where));
+  };
+  const int64_t num_samples = stream.size(0);
+  const int64_t num_monitored = std::min(task.recipe.num_monitored, num_samples);
+  const auto monitor = [&] {
+    const DecoderLayer layer = build();
+    double sum = 0;
+    for (int64_t i = 0; i < num_monitored; ++i) {
+      // Spread over the samples rather than the first ones.
+      const int64_t n = i * num_samples / num_monitored;
+      sum += loss_of(layer, stream.narrow(0, n, 1), task.target.narrow(0, n, 1), task.token_weights.narrow(0, n, 1))
+                 .item<double>();
+    }
+    return sum / static_cast<double>(num_monitored);
+  };
+  const OptimizeResult result = optimize_block(loss, monitor, num_samples, groups,
+                                               {.epochs = epochs,
+                                                .batch_size = task.recipe.batch_size,
+                                                .final_learning_rate = final_lr,
+                                                .seed = task.seed + static_cast<uint64_t>(task.block)});
+  if (!task.progress) return;
+  const std::string where = "block " + std::to_string(task.block) + ", " + stage;
+  if (result.stopped_at_nonfinite) {
+    task.progress(Warning{where + ": the loss became NaN or infinite; learning of this stage stopped and the best "
+                                  "state so far is kept"});
+  } else if (result.best_epoch == 0) {
+    task.progress(Warning{where + ": no epoch lowered the loss; the starting state is kept"});
+  }
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  task.progress(StageLearned{task.block, stage, result.loss_before, result.loss_after, seconds});
+}
+
+/// A weight with straight-through rounding; the clip ratio is searched once per call of refresh.
+class StraightThrough {
+ public:
+  StraightThrough(const QuantSpec& spec, const GptqOptions& options) : spec_(spec), options_(options) {}
+
+  void refresh(const Tensor& weight) {
+    const c10::NoGradGuard no_grad;
+    const Tensor full = compute_qparams(weight, spec_).scale;
+    ratio_ = options_.mse_clip ? search_qparams(weight, spec_, options_.search).scale / full : at::ones_like(full);
+  }
+  Tensor forward(const Tensor& weight) const {
+    QParams qparams = compute_qparams(weight, spec_);
+    qparams.scale = qparams.scale * ratio_;
+    return fake_quantize(weight, qparams, spec_);
+  }
+
+ private:
+  QuantSpec spec_;
+  GptqOptions options_;
+  Tensor ratio_;  ///< [rows, groups]
+};
+
+}  // namespace
+
+void start_quant_points(DecoderLayer& layer, const Recipe& recipe, const BlockInputs& inputs, const Tensor& weights) {
+  const c10::NoGradGuard no_grad;
+  const DecoderLayer probe = without_quant_points(layer);
+  const auto mean = [&](const std::function<Tensor(const Tensor&)>& fn) {
+    const Tensor& stream =
+        recipe.stream == Recipe::Stream::kQuantized ? inputs.quantized : inputs.full_precision;
+    return measure_moments(stream, weights, /*with_covariance=*/false, fn).mean.to(layer.self_attn.o_proj.weight.options());
+  };
+  const auto start = [&](QuantPoint& point, const Recipe::Activations& activations, int64_t groups, Recipe::Shift shift,
+                         const std::function<Tensor(const Tensor&)>& fn, int64_t features) {
+    const auto options = layer.self_attn.o_proj.weight.options();
+    point.enabled = true;
+    point.spec = activations.spec;
+    point.clip = at::full({groups, 1}, activations.clip, options);
+    if (shift == Recipe::Shift::kZero) point.shift = at::zeros({features}, options);
+    if (shift == Recipe::Shift::kMean) point.shift = mean(fn);
+  };
+  Attention& attention = layer.self_attn;
+  if (recipe.input_activations) {
+    const auto start_input = [&](QuantPoint& point, InputPoint which, Recipe::Shift shift, const Linear& reader) {
+      start(point, *recipe.input_activations, /*groups=*/1, shift,
+            [&](const Tensor& x) { return probe.input_of(which, x, inputs.rope); }, reader.weight.size(1));
+    };
+    const Recipe::InputActivations& activations = *recipe.input_activations;
+    start_input(attention.input, InputPoint::kQkv, activations.norm_shift, attention.q_proj);
+    start_input(attention.o_input, InputPoint::kO, activations.shift, attention.o_proj);
+    start_input(layer.mlp.input, InputPoint::kGateUp, activations.norm_shift, layer.mlp.gate_proj);
+    start_input(layer.mlp.down_input, InputPoint::kDown, activations.shift, layer.mlp.down_proj);
+  }
+  if (recipe.kv_cache) {
+    const int64_t features = attention.k_proj.weight.size(0);
+    for (const bool key : {true, false}) {
+      start(key ? attention.k_cache : attention.v_cache, *recipe.kv_cache, attention.num_kv_heads,
+            recipe.kv_cache->shift, [&](const Tensor& x) { return cache_input(probe, key, x, inputs.rope); }, features);
+    }
+    // Softmax does not see a constant added to every key's logit of a query.
+    attention.k_cache.add_shift_back = false;
+  }
+}
+
+void apply_hadamards(DecoderLayer& layer, const Recipe::Transforms& transforms) {
+  if (transforms.value) rotate_values(layer);
+  if (transforms.query_key) rotate_query_key(layer);
+  if (transforms.o) rotate_o_input(layer);
+  if (transforms.down) rotate_down_input(layer);
+  if (transforms.input) rotate_norm_outputs(layer);
+}
+
+void learn_transforms(DecoderLayer& layer, const LearningTask& task) {
+  const Recipe& recipe = task.recipe;
+  const Recipe::TransformLearning& learning = recipe.learn_transforms;
+  TORCH_CHECK(recipe.weights, "learn_transforms: the recipe gives no weight grid");
+  const Attention& attention = layer.self_attn;
+  const auto options = attention.v_proj.weight.options();
+  const int64_t kv = attention.num_kv_heads, dim = attention.head_dim;
+  const auto zeros = [&](at::IntArrayRef shape, bool learned) {
+    return at::zeros(shape, options).requires_grad_(learned);
+  };
+  // Scales are learned as logarithms: they cannot cross zero.
+  const Tensor rotation = zeros({kv, dim, dim}, learning.value_rotation);
+  const Tensor value_scale = zeros({kv, dim, 1}, learning.value_scale);
+  const Tensor o_scale = zeros({attention.o_proj.weight.size(1)}, learning.o_scale && recipe.input_activations);
+  const Tensor down_scale = zeros({layer.mlp.down_proj.weight.size(1)}, learning.down_scale);
+  const DecoderLayer base = layer;
+  Recipe::Transforms rest = recipe.transforms;
+  rest.value = false;
+  const Tensor identity = at::eye(dim, options);
+  const Tensor hadamard = recipe.transforms.value ? hadamard_transform(identity) : identity;
+
+  const auto transformed = [&] {
+    DecoderLayer candidate = base;
+    const Tensor turned = at::matmul(cayley(rotation), hadamard);
+    transform_values(candidate, value_scale.exp() * turned, (-value_scale).exp() * turned);
+    candidate.mlp.down_scale = down_scale.exp();
+    candidate.mlp.down_proj.weight = candidate.mlp.down_proj.weight * (-down_scale).exp();
+    apply_hadamards(candidate, rest);
+    if (o_scale.requires_grad()) {
+      candidate.self_attn.o_input.gain = o_scale.exp();
+      candidate.self_attn.o_proj.weight = candidate.self_attn.o_proj.weight * (-o_scale).exp();
+    }
+    return candidate;
+  };
+  // The quant points see the Hadamard basis; only those behind learned transforms are on in this stage.
+  DecoderLayer started = [&] {
+    const c10::NoGradGuard no_grad;
+    return transformed();
+  }();
+  start_quant_points(started, recipe, task.inputs, task.token_weights);
+  const auto learned_point = [](const std::string& name) { return name.ends_with("_proj.input_quant"); };
+  const PointParameters points(started, {.clip = true, .shift = true, .gain = false, .includes = learned_point});
+  StraightThrough v(*recipe.weights, recipe.gptq), o = v, down = v;
+  int64_t calls = 0;
+  const auto build = [&] {
+    DecoderLayer candidate = transformed();
+    started.for_each_quant_point([&](const std::string& name, const QuantPoint& from) {
+      if (!learned_point(name)) return;
+      candidate.for_each_quant_point([&](const std::string& other, QuantPoint& to) {
+        if (other != name) return;
+        const Tensor gain = to.gain;
+        to = from;
+        to.gain = gain;
+      });
+    });
+    points.apply(candidate);
+    // As often as the published method searches its clip again.
+    constexpr int64_t kStepsPerSearch = 10;
+    const bool search = calls++ % kStepsPerSearch == 0;
+    for (const auto& [linear, grid] : {std::pair{&candidate.self_attn.v_proj, &v},
+                                       std::pair{&candidate.self_attn.o_proj, &o},
+                                       std::pair{&candidate.mlp.down_proj, &down}}) {
+      if (search) grid->refresh(linear->weight);
+      linear->weight = grid->forward(linear->weight);
+    }
+    return candidate;
+  };
+  std::vector<ParameterGroup> groups;
+  if (rotation.requires_grad()) groups.push_back({{rotation}, learning.lr_rotation});
+  ParameterGroup scales{.parameters = {}, .learning_rate = learning.lr_scale};
+  for (const Tensor& scale : {value_scale, o_scale, down_scale}) {
+    if (scale.requires_grad()) scales.parameters.push_back(scale);
+  }
+  if (!scales.parameters.empty()) groups.push_back(scales);
+  points.add_groups(groups, learning.lr_clip, learning.lr_shift, 0);
+  learn(task, "transforms", learning.epochs, learning.final_lr, groups, build);
+
+  const c10::NoGradGuard no_grad;
+  layer = transformed();
+  start_quant_points(layer, recipe, task.inputs, task.token_weights);
+  points.apply(layer);
+  layer = detached(std::move(layer));
+  if (o_scale.requires_grad()) layer.self_attn.o_input.gain = o_scale.detach().exp();
+  merge_down_scale(layer);
+}
+
+void learn_activations(DecoderLayer& layer, const LearningTask& task) {
+  const Recipe::ActivationLearning& learning = task.recipe.learn_activations;
+  const PointParameters points(layer, {.clip = learning.clip,
+                                       .shift = learning.shift,
+                                       .gain = learning.gain,
+                                       .two_sided = learning.two_sided_clip});
+  const auto build = [&] {
+    DecoderLayer candidate = layer;
+    points.apply(candidate);
+    return candidate;
+  };
+  std::vector<ParameterGroup> groups;
+  points.add_groups(groups, learning.lr_clip, learning.lr_shift, learning.lr_gain);
+  if (groups.empty()) return;
+  learn(task, "activations", learning.epochs, learning.final_lr, groups, build);
+  const c10::NoGradGuard no_grad;
+  points.apply(layer);
+  layer = detached(std::move(layer));
+}
+
+void merge_corrections(DecoderLayer& layer) {
+  const c10::NoGradGuard no_grad;
+  const auto merge = [](QuantPoint& point, std::initializer_list<Linear*> readers) {
+    if (!point.shift.defined() || !point.add_shift_back) return;
+    for (Linear* linear : readers) {
+      const Tensor offset = at::matmul(linear->weight.to(at::kDouble), point.shift.to(at::kDouble));
+      linear->bias = linear->bias.defined() ? (linear->bias + offset).to(linear->weight.options())
+                                            : offset.to(linear->weight.options());
+    }
+    point.add_shift_back = false;
+  };
+  Attention& attention = layer.self_attn;
+  merge(attention.input, {&attention.q_proj, &attention.k_proj, &attention.v_proj});
+  merge(attention.o_input, {&attention.o_proj});
+  merge(layer.mlp.input, {&layer.mlp.gate_proj, &layer.mlp.up_proj});
+  merge(layer.mlp.down_input, {&layer.mlp.down_proj});
+  const auto merge_gain = [](RmsNorm& norm, QuantPoint& point, bool hadamard) {
+    if (hadamard || !point.gain.defined()) return;
+    norm.weight = norm.weight * point.gain;
+    point.gain = {};
+  };
+  merge_gain(layer.input_layernorm, attention.input, attention.input_hadamard);
+  merge_gain(layer.post_attention_layernorm, layer.mlp.input, layer.mlp.input_hadamard);
+}
+
+}  // namespace baseq
