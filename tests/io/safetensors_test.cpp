@@ -1,10 +1,12 @@
 #include "baseq/io/safetensors.h"
 
 #include <ATen/ATen.h>
+#include <c10/util/StringUtil.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/resource.h>
 
+#include <chrono>
 #include <cstring>
 #include <optional>
 
@@ -188,6 +190,19 @@ TEST(Safetensors, AFullDiskIsAnErrorAndLeavesTheOldFile) {
   EXPECT_NE(message.find("cannot write"), message.npos) << message;
   EXPECT_EQ(list(dir.path()), std::vector<std::string>{"x.safetensors"});
   EXPECT_TRUE(at::equal(SafetensorsFile(dir / "x.safetensors").tensor("a"), at::ones({2})));
+}
+
+// A header parser that walks all tensors for each tensor takes 19 s here, a linear one less than 0.2 s.
+TEST(Safetensors, OpensManyTensorsInLinearTime) {
+  const TempDirectory dir;
+  std::map<std::string, Tensor> tensors;
+  for (int i = 0; i < 20000; ++i) {
+    tensors[c10::str("model.layers.", i, ".self_attn.q_proj.weight_packed")] = at::ones({1});
+  }
+  save_safetensors(dir / "x.safetensors", tensors);
+  const auto start = std::chrono::steady_clock::now();
+  EXPECT_EQ(SafetensorsFile(dir / "x.safetensors").names().size(), 20000U);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(5));
 }
 
 TEST(Safetensors, AMissingTensorIsNamedWithItsFile) {
