@@ -7,6 +7,27 @@
 namespace baseq {
 namespace {
 
+/// A copy with fn applied to every tensor that is there.
+template <class Fn>
+DecoderLayer mapped(DecoderLayer layer, Fn&& fn) {
+  const auto map = [&](Tensor& tensor) {
+    if (tensor.defined()) tensor = fn(tensor);
+  };
+  map(layer.input_layernorm.weight);
+  map(layer.post_attention_layernorm.weight);
+  map(layer.mlp.down_scale);
+  layer.for_each_linear([&](const std::string&, Linear& linear) {
+    map(linear.weight);
+    map(linear.bias);
+  });
+  layer.for_each_quant_point([&](const std::string&, QuantPoint& point) {
+    map(point.clip);
+    map(point.gain);
+    map(point.shift);
+  });
+  return layer;
+}
+
 Tensor transformed(const Tensor& x, bool hadamard) { return hadamard ? hadamard_transform(x) : x; }
 
 }  // namespace
@@ -53,23 +74,11 @@ Tensor Mlp::gated(const Tensor& x) const {
 }
 
 DecoderLayer DecoderLayer::to(const at::TensorOptions& options) const {
-  DecoderLayer copy = *this;
-  const auto convert = [&](Tensor& tensor) {
-    if (tensor.defined()) tensor = tensor.to(options);
-  };
-  convert(copy.input_layernorm.weight);
-  convert(copy.post_attention_layernorm.weight);
-  convert(copy.mlp.down_scale);
-  copy.for_each_linear([&](const std::string&, Linear& linear) {
-    convert(linear.weight);
-    convert(linear.bias);
-  });
-  copy.for_each_quant_point([&](const std::string&, QuantPoint& point) {
-    convert(point.clip);
-    convert(point.gain);
-    convert(point.shift);
-  });
-  return copy;
+  return mapped(*this, [&](const Tensor& tensor) { return tensor.to(options); });
+}
+
+DecoderLayer DecoderLayer::detach() const {
+  return mapped(*this, [](const Tensor& tensor) { return tensor.detach(); });
 }
 
 Tensor DecoderLayer::after_attention(const Tensor& x, const RotaryEmbedding& rope) const {

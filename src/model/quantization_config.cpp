@@ -43,10 +43,16 @@ QuantSpec quant_spec_from_json(JsonObject object, const QuantSpec& fallback) {
 }
 
 json to_json(const QuantizationConfig& config) {
-  return {{"quant_method", QuantizationConfig::kMethod}, {"format_version", QuantizationConfig::kFormatVersion},
-          {"weights", optional_spec(config.weights)},    {"input_activations", optional_spec(config.input_activations)},
-          {"kv_cache", optional_spec(config.kv_cache)},  {"query_key_hadamard", config.query_key_hadamard},
-          {"down_hadamard", config.down_hadamard},       {"shift_in_bias", config.shift_in_bias}};
+  const json online{{"input", config.input_hadamard},
+                    {"query_key", config.query_key_hadamard},
+                    {"o", config.o_hadamard},
+                    {"down", config.down_hadamard}};
+  return {{"quant_method", QuantizationConfig::kMethod},
+          {"format_version", QuantizationConfig::kFormatVersion},
+          {"weights", optional_spec(config.weights)},
+          {"input_activations", optional_spec(config.input_activations)},
+          {"kv_cache", optional_spec(config.kv_cache)},
+          {"online_hadamard", online}};
 }
 
 QuantizationConfig quantization_config_from_json(const json& value, const std::string& path) {

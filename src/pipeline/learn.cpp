@@ -279,7 +279,7 @@ void learn_transforms(DecoderLayer& layer, const LearningTask& task) {
   layer = transformed();
   start_quant_points(layer, recipe, task.inputs, task.token_weights);
   points.apply(layer);
-  layer = detached(std::move(layer));
+  layer = layer.detach();
   if (o_scale.requires_grad()) layer.self_attn.o_input.gain = o_scale.detach().exp();
   merge_down_scale(layer);
 }
@@ -301,7 +301,7 @@ void learn_activations(DecoderLayer& layer, const LearningTask& task) {
   learn(task, "activations", learning.epochs, learning.final_lr, groups, build);
   const c10::NoGradGuard no_grad;
   points.apply(layer);
-  layer = detached(std::move(layer));
+  layer = layer.detach();
 }
 
 void merge_corrections(DecoderLayer& layer) {
@@ -323,7 +323,7 @@ void merge_corrections(DecoderLayer& layer) {
   const auto merge_gain = [](RmsNorm& norm, QuantPoint& point, bool hadamard) {
     if (hadamard || !point.gain.defined()) return;
     norm.weight = norm.weight * point.gain;
-    point.gain = {};
+    point.gain = Tensor{};
   };
   merge_gain(layer.input_layernorm, attention.input, attention.input_hadamard);
   merge_gain(layer.post_attention_layernorm, layer.mlp.input, layer.mlp.input_hadamard);

@@ -67,4 +67,26 @@ void rotate_down_input(DecoderLayer& layer) {
   layer.mlp.down_hadamard = true;
 }
 
+void rotate_o_input(DecoderLayer& layer) {
+  rotate_input(layer.self_attn.o_proj);
+  layer.self_attn.o_hadamard = true;
+}
+
+void rotate_norm_outputs(DecoderLayer& layer) {
+  for (Linear* linear : {&layer.self_attn.q_proj, &layer.self_attn.k_proj, &layer.self_attn.v_proj,
+                         &layer.mlp.gate_proj, &layer.mlp.up_proj}) {
+    rotate_input(*linear);
+  }
+  layer.self_attn.input_hadamard = true;
+  layer.mlp.input_hadamard = true;
+}
+
+void merge_down_scale(DecoderLayer& layer) {
+  Mlp& mlp = layer.mlp;
+  if (!mlp.down_scale.defined()) return;
+  mlp.up_proj.weight = mlp.up_proj.weight * mlp.down_scale.unsqueeze(1);
+  if (mlp.up_proj.bias.defined()) mlp.up_proj.bias = mlp.up_proj.bias * mlp.down_scale;
+  mlp.down_scale = Tensor{};
+}
+
 }  // namespace baseq

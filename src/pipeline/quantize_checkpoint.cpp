@@ -8,8 +8,11 @@
 #include <limits>
 
 #include "baseq/model/model.h"
+#include "baseq/pipeline/balance.h"
+#include "baseq/pipeline/learn.h"
 #include "baseq/pipeline/merge.h"
 #include "baseq/pipeline/round_layer.h"
+#include "baseq/pipeline/statistics.h"
 #include "baseq/transform/hadamard.h"
 
 namespace baseq {
@@ -101,38 +104,40 @@ class Run {
     streams_.rope = RotaryEmbedding::create(config, windows_.size(1), compute_);
   }
 
-  /// The transforms of the recipe merged in float64.
-  DecoderLayer transformed_block(int64_t block) const {
+  /// The block in the basis of the streams, transforms of the residual merged in float64.
+  DecoderLayer read_block(int64_t block) const {
     DecoderLayer layer = model_.layer(block);
-    const Recipe::Transforms& transforms = recipe_.transforms;
-    if (transforms.residual) {
+    if (recipe_.transforms.residual) {
       fuse_norm_gains(layer);
       rotate_residual(layer);
     }
-    if (transforms.value) rotate_values(layer);
-    if (transforms.query_key) rotate_query_key(layer);
-    if (transforms.down) rotate_down_input(layer);
-    return layer.to(compute_);
-  }
-
-  void start_quant_points(DecoderLayer& layer) const {
-    layer.for_each_quant_point([&](const std::string&, QuantPoint& point) {
-      const bool cache = &point == &layer.self_attn.k_cache || &point == &layer.self_attn.v_cache;
-      const auto& activations = cache ? recipe_.kv_cache : recipe_.input_activations;
-      if (!activations) return;
-      point.enabled = true;
-      point.spec = activations->spec;
-      const int64_t groups = cache ? model_.config().num_key_value_heads : 1;
-      point.clip = at::full({groups, 1}, activations->clip, compute_);
-    });
+    return layer;
   }
 
   DecoderLayer quantize_block(int64_t block) {
-    DecoderLayer layer = transformed_block(block);
-    Tensor target;
-    if (windows_.defined()) target = advance(layer, streams_.full_precision, streams_.rope);
-    start_quant_points(layer);
-    if (recipe_.weights) round_layer(layer, recipe_, streams_, block, options_.progress);
+    DecoderLayer layer = read_block(block);
+    const bool learned = recipe_.learn_transforms.epochs > 0;
+    Tensor target, weights;
+    if (windows_.defined()) {
+      const DecoderLayer original = layer.to(compute_);
+      target = advance(original, streams_.full_precision, streams_.rope);
+      weights = token_weights(target, recipe_.loss);
+      layer = original;
+      balance(layer, recipe_.transforms, streams_, weights);
+    }
+    const LearningTask task{.recipe = recipe_, .inputs = streams_, .target = target, .token_weights = weights,
+                            .seed = options_.seed, .block = block, .progress = options_.progress};
+    if (learned) {
+      learn_transforms(layer, task);
+    } else {
+      layer = layer.to(at::kDouble);
+      apply_hadamards(layer, recipe_.transforms);
+      layer = layer.to(compute_);
+      start_quant_points(layer, recipe_, streams_, weights);
+    }
+    if (recipe_.weights) round_layer(layer, recipe_, streams_, weights, block, options_.progress);
+    if (recipe_.learn_activations.epochs > 0) learn_activations(layer, task);
+    merge_corrections(layer);
     if (windows_.defined()) {
       streams_.quantized = advance(layer, streams_.quantized, streams_.rope);
       streams_.full_precision = target;
@@ -149,10 +154,7 @@ class Run {
   nlohmann::json output_config() const {
     nlohmann::json config = checkpoint_.config();
     if (recipe_.transforms.residual) config["tie_word_embeddings"] = false;
-    nlohmann::json quantization = to_json([&] {
-      QuantizationConfig result = recipe_.quantization_config();
-      return result;
-    }());
+    nlohmann::json quantization = to_json(recipe_.quantization_config());
     quantization["recipe"] = recipe_.to_json();
     config["quantization_config"] = quantization;
     return config;

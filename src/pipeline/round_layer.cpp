@@ -13,35 +13,57 @@ namespace {
 constexpr int64_t kTokensPerBatch = 2048;
 
 struct Statistics {
-  Tensor hessian;  ///< E[x^T x], float64
-  Tensor cross;    ///< E[(x_fp - x)^T x], float64; undefined unless the recipe compensates streams
+  Tensor hessian;     ///< E[x^T x], float64; about the mean when the recipe corrects biases
+  Tensor cross;       ///< E[(x_fp - x)^T x] likewise; undefined unless the recipe compensates streams
+  Tensor mean;        ///< E[x], float64
+  Tensor drift_mean;  ///< E[x_fp - x]; undefined unless the recipe compensates streams
 };
 
-/// Second moments of what the readers of `point` see.
+void accumulate(Tensor& sum, const Tensor& term) {
+  const Tensor exact = term.to(at::kDouble);
+  sum = sum.defined() ? sum.add_(exact) : exact;
+}
+
+/// Weighted second moments of what the readers of `point` see.
 Statistics collect(InputPoint point, const DecoderLayer& layer, const DecoderLayer& original, const Recipe& recipe,
-                   const BlockInputs& inputs) {
-  std::optional<Hessian> hessian;
-  Tensor cross;
+                   const BlockInputs& inputs, const Tensor& weights) {
+  Statistics result;
   for_each_batch(inputs.quantized, [&](int64_t begin, const Tensor& windows) {
     const Tensor x = layer.input_of(point, windows, inputs.rope).flatten(0, 1);
-    if (!hessian) hessian.emplace(x.size(1), x.device());
-    hessian->add(x);
+    const Tensor weighted = x * weights.narrow(0, begin, windows.size(0)).reshape({-1, 1});
+    accumulate(result.hessian, at::matmul(weighted.t(), x));
+    accumulate(result.mean, weighted.sum(0, /*keepdim=*/false, at::kDouble));
     if (!recipe.compensate_streams) return;
     const Tensor full = inputs.full_precision.narrow(0, begin, windows.size(0));
     const Tensor drift = original.input_of(point, full, inputs.rope).flatten(0, 1) - x;
-    const Tensor product = at::matmul(drift.t(), x).to(at::kDouble);
-    cross = cross.defined() ? cross.add_(product) : product;
+    accumulate(result.cross, at::matmul(drift.t(), weighted));
+    accumulate(result.drift_mean, at::matmul(drift.t(), weights.narrow(0, begin, windows.size(0)).reshape({-1})));
   });
-  Statistics statistics{.hessian = hessian->mean(), .cross = {}};
-  if (cross.defined()) statistics.cross = cross / static_cast<double>(hessian->num_tokens());
+  const double total = weights.sum(at::kDouble).item<double>();
+  for (Tensor* sum : {&result.hessian, &result.cross, &result.mean, &result.drift_mean}) {
+    if (sum->defined()) sum->div_(total);
+  }
+  if (recipe.bias_correction) {
+    result.hessian -= at::outer(result.mean, result.mean);
+    if (result.cross.defined()) result.cross -= at::outer(result.drift_mean, result.mean);
+  }
   if (recipe.hessian_shrinkage > 0) {
     const auto shrink = [&](const Tensor& moments) {
       return moments * (1 - recipe.hessian_shrinkage) + at::diag(moments.diagonal()) * recipe.hessian_shrinkage;
     };
-    statistics.hessian = shrink(statistics.hessian);
-    if (statistics.cross.defined()) statistics.cross = shrink(statistics.cross);
+    result.hessian = shrink(result.hessian);
+    if (result.cross.defined()) result.cross = shrink(result.cross);
   }
-  return statistics;
+  return result;
+}
+
+/// What rounding and the drift of the inputs did to the mean output goes into the bias.
+void correct_bias(Linear& linear, const Tensor& rounded, const Statistics& statistics) {
+  const Tensor weight = linear.weight.to(at::kDouble);
+  Tensor offset = at::matmul(weight - rounded.to(at::kDouble), statistics.mean);
+  if (statistics.drift_mean.defined()) offset += at::matmul(weight, statistics.drift_mean);
+  const Tensor bias = offset.to(linear.weight.options());
+  linear.bias = linear.bias.defined() ? linear.bias + bias : bias;
 }
 
 double relative_weight_error(const Tensor& weight, const QuantizedWeight& rounded) {
@@ -71,8 +93,8 @@ Tensor advance(const DecoderLayer& layer, const Tensor& stream, const RotaryEmbe
   return result;
 }
 
-void round_layer(DecoderLayer& layer, const Recipe& recipe, const BlockInputs& inputs, int64_t block,
-                 const ProgressFn& progress) {
+void round_layer(DecoderLayer& layer, const Recipe& recipe, const BlockInputs& inputs, const Tensor& weights,
+                 int64_t block, const ProgressFn& progress) {
   const c10::NoGradGuard no_grad;
   TORCH_CHECK(recipe.weights, "round_layer: the recipe gives no weight grid");
   const bool gptq_rounding = recipe.rounding == Recipe::Rounding::kGptq;
@@ -86,7 +108,7 @@ void round_layer(DecoderLayer& layer, const Recipe& recipe, const BlockInputs& i
 
   const auto round = [&](InputPoint point, std::initializer_list<const char*> readers) {
     Statistics statistics;
-    if (gptq_rounding) statistics = collect(point, seen, original, recipe, inputs);
+    if (gptq_rounding) statistics = collect(point, seen, original, recipe, inputs, weights);
     layer.for_each_linear([&](const std::string& name, Linear& linear) {
       if (std::find(readers.begin(), readers.end(), name) == readers.end()) return;
       const auto start = std::chrono::steady_clock::now();
@@ -104,9 +126,11 @@ void round_layer(DecoderLayer& layer, const Recipe& recipe, const BlockInputs& i
         linear.quantized = round_to_nearest(linear.weight, *recipe.weights, recipe.gptq.mse_clip, recipe.gptq.search);
         event.relative_error = relative_weight_error(linear.weight, *linear.quantized);
       }
-      linear.weight = linear.quantized->dequantized().to(linear.weight.options());
+      const Tensor rounded = linear.quantized->dequantized().to(linear.weight.options());
+      if (gptq_rounding && recipe.bias_correction) correct_bias(linear, rounded, statistics);
+      linear.weight = rounded;
       seen.for_each_linear([&](const std::string& other, Linear& target) {
-        if (other == name) target.weight = linear.weight;
+        if (other == name) target = {.weight = linear.weight, .bias = linear.bias, .quantized = {}};
       });
       event.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
       if (progress) progress(event);

@@ -58,8 +58,11 @@ struct Attention {
 struct Mlp {
   Linear gate_proj, up_proj, down_proj;
   QuantPoint input;            ///< of gate_proj and up_proj; [hidden_size]
-  QuantPoint down_input;       ///< of down_proj, after the Hadamard; [intermediate_size]
-  bool down_hadamard = false;  ///< online, on the input of down_proj
+  QuantPoint down_input;       ///< of down_proj; [intermediate_size]
+  Tensor down_scale;           ///< [intermediate_size] on up's output while it is learned, then merged into up_proj
+  // Online Hadamard transforms of what `input` and `down_input` quantize.
+  bool input_hadamard = false;
+  bool down_hadamard = false;
 
   /// What down_input quantizes: [batch, seq, intermediate_size], from the output of `input`.
   Tensor gated(const Tensor& x) const;
@@ -83,6 +86,8 @@ struct DecoderLayer {
 
   /// The same block with every tensor in another dtype or on another device; codes of quantized weights are kept.
   DecoderLayer to(const at::TensorOptions& options) const;
+  /// The same block with every tensor cut from the autograd graph.
+  DecoderLayer detach() const;
 
   /// fn(name, linear) for the seven linears, Hugging Face names such as "self_attn.q_proj".
   template <class Fn>

@@ -25,7 +25,13 @@ void rotate_values(DecoderLayer& layer);
 /// Turns on the online Hadamard transform of q and k.
 void rotate_query_key(DecoderLayer& layer);
 
-/// Turns on the online Hadamard transform of down_proj's input and rotates the weight to match.
+/// Turns on the online Hadamard transform of the input of down_proj, of o_proj, or of the readers of both norms, and
+/// rotates the weights to match.
 void rotate_down_input(DecoderLayer& layer);
+void rotate_o_input(DecoderLayer& layer);
+void rotate_norm_outputs(DecoderLayer& layer);
+
+/// Moves Mlp::down_scale into the rows of up_proj.
+void merge_down_scale(DecoderLayer& layer);
 
 }  // namespace baseq

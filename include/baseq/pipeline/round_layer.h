@@ -23,9 +23,10 @@ Tensor advance(const DecoderLayer& layer, const Tensor& stream, const RotaryEmbe
 
 /// Rounds the seven linears of `layer` in the order in which data passes them (q, k, v; o; gate, up; down): each sees
 /// inputs that the already rounded ones produced. Their weights become the dequantized ones.
-/// @param inputs may be undefined when the recipe rounds to nearest
-/// @param block  for the events only
-void round_layer(DecoderLayer& layer, const Recipe& recipe, const BlockInputs& inputs, int64_t block,
-                 const ProgressFn& progress);
+/// @param inputs  may be undefined when the recipe rounds to nearest
+/// @param weights of the tokens, [num_samples, seq]; undefined where inputs are
+/// @param block   for the events only
+void round_layer(DecoderLayer& layer, const Recipe& recipe, const BlockInputs& inputs, const Tensor& weights,
+                 int64_t block, const ProgressFn& progress);
 
 }  // namespace baseq
