@@ -1,8 +1,5 @@
 #pragma once
 
-#include <functional>
-#include <string>
-
 #include "baseq/quant/quantize.h"
 
 namespace baseq {
@@ -11,8 +8,8 @@ namespace baseq {
 class Hessian {
  public:
   explicit Hessian(int64_t features);
-  void add(const Tensor& x);                             ///< x: [..., features]
-  Tensor mean() const;                                   ///< [features, features] float64, divided by the tokens seen
+  void add(const Tensor& x);  ///< x: [..., features]
+  Tensor mean() const;        ///< [features, features] float64, divided by the tokens seen
   int64_t num_tokens() const { return num_tokens_; }
 
  private:
@@ -22,24 +19,25 @@ class Hessian {
 
 struct GptqOptions {
   int64_t block_size = 128;
-  double damping = 0.01;            ///< fraction of the mean diagonal; grows tenfold when the Cholesky factor fails
-  bool activation_order = true;     ///< columns in order of falling Hessian diagonal
-  bool static_groups = true;        ///< group scales from the original weight (needed with activation_order)
-  bool mse_clip = true;             ///< search_qparams instead of compute_qparams
-  MseSearch search;
+  double damping = 0.01;         ///< fraction of the mean diagonal; grows tenfold when the Cholesky factor fails
+  bool activation_order = true;  ///< columns in order of falling Hessian diagonal
+  bool static_groups = true;     ///< group scales from the original weight (needed with activation_order)
+  bool mse_clip = true;          ///< search_qparams instead of compute_qparams
+  MseSearch search{};
+  double cross_strength = 0.25;  ///< how much of `cross` is made up for; 1 is the optimum for the calibration data
 };
 
 struct QuantizedWeight {
   QuantSpec spec;
-  Tensor codes;        ///< int8 [out_features, in_features]
-  QParams qparams;     ///< [out_features, groups]
+  Tensor codes;                ///< int8 [out_features, in_features]
+  QParams qparams;             ///< [out_features, groups]
   Tensor dequantized() const;  ///< float32 [out_features, in_features]
 };
 
 struct GptqResult {
   QuantizedWeight weight;
-  double relative_error = 0;   ///< tr(D H D^T) / tr(W H W^T), D = W - dequantized
-  double damping = 0;          ///< what was used in the end
+  double relative_error = 0;      ///< tr(D H D^T) / tr(W H W^T), D = W - dequantized
+  double damping = 0;             ///< what was used in the end
   bool fell_back_to_rtn = false;  ///< the Hessian had no usable Cholesky factor at any damping
 };
 

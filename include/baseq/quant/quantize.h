@@ -11,8 +11,8 @@ enum class Strategy { kTensor, kChannel, kGroup, kToken };
 
 /// The integer grid of a tensor. `quantize` maps onto signed codes in [-2^(b-1), 2^(b-1) - 1].
 struct QuantSpec {
-  int64_t num_bits = 4;    ///< 2 to 8
-  bool symmetric = true;   ///< no zero point
+  int64_t num_bits = 4;   ///< 2 to 8
+  bool symmetric = true;  ///< no zero point
   Strategy strategy = Strategy::kChannel;
   int64_t group_size = 0;  ///< kGroup only: consecutive elements of the last dimension that share a scale
   /// Ranges come from each row as it passes (activations, KV cache). A dynamic asymmetric grid runs from the row's
@@ -40,9 +40,9 @@ Tensor group_view(const Tensor& x, const QuantSpec& spec);
 QParams compute_qparams(const Tensor& x, const QuantSpec& spec, const Tensor& clip = {});
 
 struct MseSearch {
-  double norm = 2.4;         ///< minimises sum |x - fake_quantize(x)|^norm, as GPTQ's reference does
+  double norm = 2.4;  ///< minimises sum |x - fake_quantize(x)|^norm, as GPTQ's reference does
   int64_t num_steps = 80;
-  double max_shrink = 0.8;   ///< ratios 1, 1 - max_shrink/num_steps, ...
+  double max_shrink = 0.8;  ///< ratios 1, 1 - max_shrink/num_steps, ...
 };
 
 /// The best clip ratio of each group by exhaustive search, then compute_qparams with it.
