@@ -4,6 +4,7 @@
 #include <c10/util/Half.h>
 
 #include "baseq/quant/quantize.h"
+#include "grid_kernels.h"
 
 /// What the sources of this module share about the integer grid of a QuantSpec.
 namespace baseq {
@@ -27,6 +28,14 @@ inline float round_to_scale_dtype(float scale, at::ScalarType dtype) {
   if (dtype == at::kBFloat16) return static_cast<float>(c10::BFloat16(scale));
   return scale;
 }
+
+struct RangeGrid {
+  Grid grid;
+  bool clamped = false;  ///< the scale is smallest_scale, whatever the range
+};
+/// The grid that compute_qparams lays over one group. Dynamic asymmetric grids count their codes from zero at `base`,
+/// the low end, which keeps the precision that a large real zero point would lose.
+RangeGrid grid_over(const Extremes& range, float clip_low, float clip_high, const QuantSpec& spec);
 
 /// Throws c10::Error when a field of `spec` is out of range.
 void check_spec(const char* who, const QuantSpec& spec);

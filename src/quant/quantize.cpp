@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
+#include "fused.h"
 #include "grid.h"
 
 namespace baseq {
@@ -114,6 +115,9 @@ Tensor fake_quantize(const Tensor& x, const QParams& qparams, const QuantSpec& s
   check_spec("fake_quantize", spec);
   const Tensor grouped = to_compute_type(group_view(x, spec));
   check_qparams("fake_quantize", grouped, qparams);
+  if (is_fusable(grouped) && is_fusable(qparams.scale) && is_fusable(qparams.zero_point)) {
+    return fused_fake_quantize(grouped.contiguous(), qparams, spec).to(x.scalar_type()).view(x.sizes());
+  }
   const Tensor position = to_grid(grouped, qparams);
   const Tensor codes = straight_through(position, position.detach().round()).clamp(code_min(spec), code_max(spec));
   return from_grid(codes, qparams).to(x.scalar_type()).view(x.sizes());

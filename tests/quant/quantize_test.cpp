@@ -218,6 +218,25 @@ TEST(Quantize, GradientsOfScaleAndZeroPointMatchFiniteDifferencesOfThePiecewiseL
   }
 }
 
+TEST(Quantize, FusedFloat32GradientsEqualTheFloat64Composite) {
+  for (const QuantSpec& spec : all_specs()) {
+    at::manual_seed(7);
+    const Tensor source = at::randn({4, 16}), weights = at::randn({4, 16});
+    std::vector<Tensor> grads;
+    for (const at::ScalarType dtype : {at::kFloat, at::kDouble}) {
+      const Tensor x = source.clone().to(dtype).requires_grad_();
+      QParams qparams = compute_qparams(source, spec, at::full({1}, 0.7));
+      qparams.scale = qparams.scale.clone().to(dtype).requires_grad_();
+      if (!spec.symmetric) qparams.zero_point = qparams.zero_point.clone().to(dtype).requires_grad_();
+      const Tensor y = fake_quantize(x, qparams, spec);
+      (y * weights).sum().backward();
+      const Tensor zero_grad = spec.symmetric ? at::zeros({1}) : qparams.zero_point.grad().view(-1);
+      grads.push_back(at::cat({y.detach().view(-1), x.grad().view(-1), qparams.scale.grad().view(-1), zero_grad}));
+    }
+    EXPECT_TRUE(at::allclose(grads[0].to(at::kDouble), grads[1].to(at::kDouble), 1e-5, 1e-5)) << name_of(spec);
+  }
+}
+
 TEST(Quantize, GradientsReachTheInputAndTheClipThroughTheRange) {
   at::manual_seed(6);
   const auto f64 = at::TensorOptions().dtype(at::kDouble);

@@ -1,8 +1,5 @@
 #pragma once
 
-#include <functional>
-#include <string>
-
 #include "baseq/quant/quantize.h"
 
 namespace baseq {
@@ -10,7 +7,7 @@ namespace baseq {
 /// Sum of x^T x over calibration tokens: float32 products, float64 sums.
 class Hessian {
  public:
-  explicit Hessian(int64_t features, at::Device device = at::kCPU);
+  explicit Hessian(int64_t features);
   void add(const Tensor& x);  ///< x: [..., features]
   Tensor mean() const;        ///< [features, features] float64, divided by the tokens seen
   int64_t num_tokens() const { return num_tokens_; }
@@ -26,7 +23,8 @@ struct GptqOptions {
   bool activation_order = true;  ///< columns in order of falling Hessian diagonal
   bool static_groups = true;     ///< group scales from the original weight (needed with activation_order)
   bool mse_clip = true;          ///< search_qparams instead of compute_qparams
-  MseSearch search;
+  MseSearch search{};
+  double cross_strength = 0.25;  ///< how much of `cross` is made up for; 1 is the optimum for the calibration data
 };
 
 struct QuantizedWeight {

@@ -12,12 +12,12 @@ namespace baseq {
 struct QuantPoint {
   bool enabled = false;
   QuantSpec spec{.num_bits = 4, .symmetric = false, .strategy = Strategy::kToken, .dynamic = true};
-  Tensor clip;              ///< see compute_qparams; undefined: the full range
-  Tensor gain;              ///< [features]; undefined: 1
-  Tensor shift;             ///< [features]; undefined: 0
+  Tensor clip{};               ///< see compute_qparams; undefined: the full range
+  Tensor gain{};               ///< [features]; undefined: 1
+  Tensor shift{};              ///< [features]; undefined: 0
   bool add_shift_back = true;  ///< false once W * shift lives in the bias of the layers that read this point
   /// Called with what the readers of this point see; how calibration collects statistics.
-  std::function<void(const Tensor&)> observer;
+  std::function<void(const Tensor&)> observer{};
 
   /// x: [..., features].
   Tensor forward(const Tensor& x) const;

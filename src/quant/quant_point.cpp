@@ -1,0 +1,62 @@
+#include "baseq/quant/quant_point.h"
+
+#include <ATen/ATen.h>
+
+#include "fused.h"
+#include "grid.h"
+
+namespace baseq {
+namespace {
+
+void check_vector(const char* name, const Tensor& vector, int64_t features) {
+  TORCH_CHECK(!vector.defined() || (vector.dim() == 1 && vector.size(0) == features), "fake_quantize_dynamic: ", name,
+              " is ", vector.sizes(), ", expected [", features, "]");
+}
+
+Tensor apply_gain_and_shift(const Tensor& x, const Tensor& gain, const Tensor& shift) {
+  const Tensor scaled = gain.defined() ? x * gain : x;
+  return shift.defined() ? scaled - shift : scaled;
+}
+
+}  // namespace
+
+Tensor fake_quantize_dynamic(const Tensor& x, const QuantSpec& spec, const Tensor& clip, const Tensor& gain,
+                             const Tensor& shift, bool add_shift_back) {
+  check_spec("fake_quantize_dynamic", spec);
+  TORCH_CHECK(spec.dynamic, "fake_quantize_dynamic: the spec is static, expected dynamic = true");
+  TORCH_CHECK(x.dim() >= 1, "fake_quantize_dynamic: x has no dimension, expected [..., features]");
+  check_vector("gain", gain, x.size(-1));
+  check_vector("shift", shift, x.size(-1));
+  if (x.numel() == 0) return x;
+  // A gain differs between the elements of a row, so only rows of features can be fused.
+  const bool rows_are_features = spec.strategy != Strategy::kTensor || x.dim() == 1;
+  if (rows_are_features && is_fusable(x) && is_fusable(clip) && is_fusable(gain) && is_fusable(shift)) {
+    const Tensor grouped = group_view(x, spec).contiguous();
+    Tensor ratios = clip;
+    if (clip.defined()) {
+      const int64_t groups = grouped.size(1), columns = clip.dim() > 0 ? clip.size(-1) : 1;
+      TORCH_CHECK(
+          clip.dim() <= 2 && columns >= 1 && columns <= 2 && at::is_expandable_to(clip.sizes(), {groups, columns}),
+          "fake_quantize_dynamic: clip is ", clip.sizes(), ", expected [", groups, ", 1] or [", groups, ", 2]");
+      ratios = clip.expand({groups, columns});
+    }
+    return fused_fake_quantize_dynamic(grouped, spec, ratios, gain, shift, add_shift_back).view(x.sizes());
+  }
+  const Tensor u = apply_gain_and_shift(x, gain, shift);
+  const Tensor rounded = fake_quantize(u, compute_qparams(u, spec, clip), spec);
+  return add_shift_back && shift.defined() ? rounded + shift : rounded;
+}
+
+Tensor QuantPoint::forward(const Tensor& x) const {
+  TORCH_CHECK(!enabled || spec.dynamic, "QuantPoint: the spec is static, expected dynamic = true");
+  Tensor y;
+  if (enabled) {
+    y = fake_quantize_dynamic(x, spec, clip, gain, shift, add_shift_back);
+  } else {
+    y = apply_gain_and_shift(x, gain, add_shift_back ? Tensor() : shift);
+  }
+  if (observer) observer(y);
+  return y;
+}
+
+}  // namespace baseq

@@ -1,0 +1,261 @@
+#include "baseq/quant/gptq.h"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+namespace baseq {
+namespace {
+
+const auto kF64 = at::TensorOptions().dtype(at::kDouble);
+
+/// Inputs whose channels share a few directions, as activations do.
+Tensor correlated_inputs(int64_t tokens, int64_t features) {
+  const Tensor mixing = at::randn({features, features}) * at::logspace(0, -1.5, features).unsqueeze(1);
+  return at::mm(at::randn({tokens, features}), mixing);
+}
+
+Tensor hessian_of(const Tensor& x) {
+  Hessian hessian(x.size(-1));
+  hessian.add(x);
+  return hessian.mean();
+}
+
+double output_error(const QuantizedWeight& quantized, const Tensor& weight, const Tensor& x) {
+  return at::mm(x, (quantized.dequantized() - weight).t()).square().mean().item<double>();
+}
+
+/// GPTQ as the paper states it, with the inverse of the Hessian, in float64 and one element at a time.
+Tensor reference_gptq(const Tensor& weight, const Tensor& hessian, const QuantSpec& spec, const QParams& qparams,
+                      const GptqOptions& options, const Tensor& cross = {}) {
+  const int64_t rows = weight.size(0), columns = weight.size(1);
+  Tensor order = at::arange(columns);
+  if (options.activation_order) {
+    order = at::argsort(hessian.diagonal(), /*stable=*/true, /*dim=*/0, /*descending=*/true);
+  }
+  Tensor h = hessian.clone();
+  h.diagonal().add_(options.damping * hessian.diagonal().mean());
+  h = h.index_select(0, order).index_select(1, order);
+  const Tensor upper = at::linalg_cholesky(at::linalg_inv(h), /*upper=*/true).contiguous();
+  Tensor p = at::zeros_like(h);
+  if (cross.defined()) {
+    const Tensor d = cross.index_select(0, order).index_select(1, order);
+    p = (options.cross_strength * at::mm(at::mm(d, upper.t()).triu(1), upper)).contiguous();
+  }
+  const Tensor original = weight.to(at::kDouble).index_select(1, order).contiguous(), w = original.clone();
+  const Tensor codes = at::empty({rows, columns}, at::kChar);
+  const Tensor scale = qparams.scale.to(at::kDouble).expand({rows, qparams.scale.size(1)}).contiguous();
+  const Tensor zero = qparams.zero_point.defined() ? qparams.zero_point.to(at::kDouble).expand_as(scale).contiguous()
+                                                   : at::zeros_like(scale);
+  auto wa = w.accessor<double, 2>();
+  const auto oa = original.accessor<double, 2>(), ua = upper.accessor<double, 2>(), pa = p.accessor<double, 2>(),
+             sa = scale.accessor<double, 2>(), za = zero.accessor<double, 2>();
+  auto ca = codes.accessor<int8_t, 2>();
+  const double low = -std::ldexp(1, static_cast<int>(spec.num_bits) - 1);
+  const int64_t group_size = columns / qparams.scale.size(1);
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t i = 0; i < columns; ++i) {
+      const int64_t column = order[i].item<int64_t>(), group = column / group_size;
+      const double s = sa[row][group], z = za[row][group];
+      // In float32, because the largest magnitude of a symmetric row sits on a tie of rounding.
+      const float position = static_cast<float>(wa[row][i]) / static_cast<float>(s) + static_cast<float>(z);
+      const double code = std::clamp(std::nearbyint(static_cast<double>(position)), low, -low - 1);
+      ca[row][column] = static_cast<int8_t>(code);
+      const double error = (wa[row][i] - (code - z) * s) / ua[i][i];
+      for (int64_t j = i + 1; j < columns; ++j) wa[row][j] += -error * ua[i][j] + oa[row][i] * pa[i][j];
+    }
+  }
+  return codes;
+}
+
+TEST(Gptq, HessianIsTheMeanOfTheProducts) {
+  at::manual_seed(1);
+  const Tensor x = at::randn({3, 1500, 24}) * 3 + 1;
+  Hessian hessian(24);
+  hessian.add(x.slice(0, 0, 1));
+  hessian.add(x.slice(0, 1).to(at::kFloat));
+  EXPECT_EQ(hessian.num_tokens(), 4500);
+  const Tensor rows = x.reshape({-1, 24}).to(at::kDouble);
+  EXPECT_EQ(hessian.mean().scalar_type(), at::kDouble);
+  EXPECT_TRUE(at::allclose(hessian.mean(), at::mm(rows.t(), rows) / 4500, 1e-5, 1e-5));
+  EXPECT_THROW(hessian.add(at::randn({2, 23})), c10::Error);
+  EXPECT_THROW(Hessian(4).mean(), c10::Error);
+}
+
+TEST(Gptq, IdentityHessianIsRoundToNearest) {
+  at::manual_seed(2);
+  const Tensor weight = at::randn({37, 96});
+  for (const Strategy strategy : {Strategy::kTensor, Strategy::kChannel, Strategy::kGroup}) {
+    for (const bool symmetric : {true, false}) {
+      for (const bool mse_clip : {true, false}) {
+        const QuantSpec spec{.num_bits = 3, .symmetric = symmetric, .strategy = strategy, .group_size = 32};
+        const GptqResult result = gptq(weight, at::eye(96, kF64), spec, {.block_size = 40, .mse_clip = mse_clip});
+        const QuantizedWeight expected = round_to_nearest(weight, spec, mse_clip);
+        EXPECT_TRUE(at::equal(result.weight.codes, expected.codes));
+        EXPECT_TRUE(at::equal(result.weight.qparams.scale, expected.qparams.scale));
+        EXPECT_FALSE(result.fell_back_to_rtn);
+        const double error = (expected.dequantized() - weight).square().sum().item<double>();
+        EXPECT_NEAR(result.relative_error, error / weight.square().sum().item<double>(), 1e-5);
+      }
+    }
+  }
+}
+
+TEST(Gptq, CodesEqualTheReferenceWithTheInverseHessian) {
+  at::manual_seed(3);
+  const Tensor weight = at::randn({45, 80}), hessian = hessian_of(correlated_inputs(400, 80));
+  for (const Strategy strategy : {Strategy::kTensor, Strategy::kChannel, Strategy::kGroup}) {
+    for (const bool symmetric : {true, false}) {
+      for (const bool activation_order : {true, false}) {
+        for (const int64_t block_size : {1, 24, 80, 128}) {
+          const QuantSpec spec{.num_bits = 4, .symmetric = symmetric, .strategy = strategy, .group_size = 16};
+          const GptqOptions options{.block_size = block_size, .activation_order = activation_order, .mse_clip = false};
+          const GptqResult result = gptq(weight, hessian, spec, options);
+          const Tensor expected = reference_gptq(weight, hessian, spec, compute_qparams(weight, spec), options);
+          EXPECT_TRUE(at::equal(result.weight.codes, expected))
+              << (result.weight.codes != expected).sum().item<int64_t>() << " codes differ, strategy "
+              << static_cast<int>(strategy) << ", block " << block_size;
+          EXPECT_EQ(result.damping, options.damping);
+        }
+      }
+    }
+  }
+}
+
+TEST(Gptq, OutputErrorIsLowerThanThatOfRoundToNearest) {
+  at::manual_seed(4);
+  const Tensor x = correlated_inputs(1000, 128), weight = at::randn({64, 128});
+  const Tensor hessian = hessian_of(x);
+  for (const int64_t num_bits : {2, 3, 4}) {
+    const QuantSpec spec{.num_bits = num_bits};
+    const GptqResult result = gptq(weight, hessian, spec);
+    const double nearest = output_error(round_to_nearest(weight, spec, /*mse_clip=*/true), weight, x);
+    EXPECT_LT(output_error(result.weight, weight, x), 0.6 * nearest);
+  }
+}
+
+TEST(Gptq, RelativeErrorIsTheErrorOfTheOutput) {
+  at::manual_seed(5);
+  const Tensor x = correlated_inputs(700, 600), weight = at::randn({20, 600});
+  const GptqResult result = gptq(weight, hessian_of(x), {.num_bits = 4});
+  const double expected = output_error(result.weight, weight, x) / at::mm(x, weight.t()).square().mean().item<double>();
+  EXPECT_NEAR(result.relative_error, expected, 1e-4 * expected);
+}
+
+TEST(Gptq, GroupParametersOnTheWayFollowTheCorrectedWeights) {
+  at::manual_seed(6);
+  const Tensor x = correlated_inputs(600, 96), weight = at::randn({24, 96});
+  const QuantSpec spec{.num_bits = 3, .strategy = Strategy::kGroup, .group_size = 24};
+  const GptqOptions options{.block_size = 32, .activation_order = false, .static_groups = false, .mse_clip = false};
+  const GptqResult result = gptq(weight, hessian_of(x), spec, options);
+  // The first group has nothing to make up for; with its parameters known the codes are those of the reference.
+  EXPECT_TRUE(at::allclose(result.weight.qparams.scale.select(1, 0), compute_qparams(weight, spec).scale.select(1, 0)));
+  EXPECT_FALSE(at::allclose(result.weight.qparams.scale, compute_qparams(weight, spec).scale));
+  EXPECT_TRUE(
+      at::equal(result.weight.codes, reference_gptq(weight, hessian_of(x), spec, result.weight.qparams, options)));
+  EXPECT_THROW(gptq(weight, hessian_of(x), spec, {.activation_order = true, .static_groups = false}), c10::Error);
+}
+
+TEST(Gptq, SingularHessianIsDampedUntilItFactors) {
+  at::manual_seed(7);
+  const Tensor x = at::mm(at::randn({500, 3}), at::randn({3, 64})), weight = at::randn({16, 64});
+  const GptqResult result = gptq(weight, hessian_of(x), {.num_bits = 4}, {.damping = 0});
+  EXPECT_FALSE(result.fell_back_to_rtn);
+  EXPECT_GE(result.damping, 1e-4);
+  EXPECT_LT(output_error(result.weight, weight, x),
+            output_error(round_to_nearest(weight, {.num_bits = 4}, true), weight, x));
+}
+
+TEST(Gptq, IndefiniteHessianIsFlagged) {
+  at::manual_seed(8);
+  Tensor hessian = at::eye(8, kF64);
+  hessian[0][1] = hessian[1][0] = 1e3;
+  const Tensor weight = at::randn({4, 8});
+  const GptqResult result = gptq(weight, hessian, {.num_bits = 4});
+  EXPECT_TRUE(result.fell_back_to_rtn);
+  EXPECT_TRUE(at::equal(result.weight.codes, round_to_nearest(weight, {.num_bits = 4}, true).codes));
+}
+
+TEST(Gptq, NotANumberInTheHessianIsFlagged) {
+  at::manual_seed(9);
+  const Tensor weight = at::randn({4, 8});
+  for (const double bad : {std::nan(""), std::numeric_limits<double>::infinity()}) {
+    Tensor hessian = at::eye(8, kF64);
+    hessian[3][4] = hessian[4][3] = bad;
+    const GptqResult result = gptq(weight, hessian, {.num_bits = 4});
+    EXPECT_TRUE(result.fell_back_to_rtn);
+    EXPECT_TRUE(at::equal(result.weight.codes, round_to_nearest(weight, {.num_bits = 4}, true).codes));
+  }
+}
+
+TEST(Gptq, DeadColumnsAreRoundedOnTheirOwn) {
+  at::manual_seed(10);
+  Tensor x = correlated_inputs(500, 48);
+  x.select(1, 5).zero_();
+  x.select(1, 40).zero_();
+  const Tensor weight = at::randn({12, 48});
+  const QuantSpec spec{.num_bits = 4};
+  const GptqResult result = gptq(weight, hessian_of(x), spec);
+  const QuantizedWeight nearest = round_to_nearest(weight, spec, true);
+  EXPECT_FALSE(result.fell_back_to_rtn);
+  for (const int64_t column : {5, 40}) {
+    EXPECT_TRUE(at::equal(result.weight.codes.select(1, column), nearest.codes.select(1, column)));
+  }
+  EXPECT_LT(output_error(result.weight, weight, x), output_error(nearest, weight, x));
+  EXPECT_TRUE(std::isfinite(gptq(weight, at::zeros({48, 48}, kF64), spec).relative_error));
+}
+
+TEST(Gptq, CrossTermEqualsTheReferenceColumnLoop) {
+  at::manual_seed(11);
+  const Tensor x = correlated_inputs(600, 64), weight = at::randn({24, 64});
+  const Tensor full = x + at::randn({600, 64}) * 0.2 * x.std() + 0.05 * x.roll(1, 1);
+  const Tensor hessian = hessian_of(x);
+  const Tensor cross = at::mm((full - x).t(), x).to(at::kDouble) / 600;
+  for (const bool activation_order : {true, false}) {
+    const GptqOptions options{
+        .block_size = 16, .activation_order = activation_order, .mse_clip = false, .cross_strength = 0.5};
+    const QuantSpec spec{.num_bits = 4};
+    EXPECT_TRUE(at::equal(gptq(weight, hessian, spec, options, cross).weight.codes,
+                          reference_gptq(weight, hessian, spec, compute_qparams(weight, spec), options, cross)));
+  }
+}
+
+TEST(Gptq, CrossTermBringsTheOutputCloserToThatOfTheFullPrecisionInputs) {
+  at::manual_seed(12);
+  const Tensor full = correlated_inputs(2000, 96), weight = at::randn({48, 96});
+  // What an earlier layer's rounding leaves: a little less of the signal and some noise.
+  const Tensor x = full * (at::rand({96}) * 0.3 + 0.75) + at::randn({2000, 96}) * 0.1;
+  const Tensor hessian = hessian_of(x), cross = at::mm((full - x).t(), x).to(at::kDouble) / 2000;
+  const auto error = [&](const GptqResult& result) {
+    return (at::mm(x, result.weight.dequantized().t()) - at::mm(full, weight.t())).square().mean().item<double>();
+  };
+  const QuantSpec spec{.num_bits = 4};
+  const double without = error(gptq(weight, hessian, spec));
+  const double quarter = error(gptq(weight, hessian, spec, {}, cross));
+  const double whole = error(gptq(weight, hessian, spec, {.cross_strength = 1}, cross));
+  EXPECT_LT(quarter, without);
+  EXPECT_LT(whole, quarter);
+}
+
+TEST(Gptq, ScaleDtypeAndWeightTypeAreRespected) {
+  at::manual_seed(13);
+  const Tensor weight = at::randn({8, 32}).to(at::kBFloat16);
+  const QuantSpec spec{.num_bits = 4, .scale_dtype = at::kBFloat16};
+  const GptqResult result = gptq(weight, hessian_of(correlated_inputs(100, 32)), spec);
+  EXPECT_TRUE(at::equal(result.weight.qparams.scale, result.weight.qparams.scale.to(at::kBFloat16).to(at::kFloat)));
+  EXPECT_EQ(result.weight.dequantized().scalar_type(), at::kFloat);
+}
+
+TEST(Gptq, ThrowsOnWrongShapesAndValues) {
+  const Tensor weight = at::randn({4, 8});
+  EXPECT_THROW(gptq(weight, at::eye(7, kF64), {}), c10::Error);
+  EXPECT_THROW(gptq(weight, at::eye(8, kF64), {}, {}, at::eye(7, kF64)), c10::Error);
+  EXPECT_THROW(gptq(weight.view({-1}), at::eye(8, kF64), {}), c10::Error);
+  EXPECT_THROW(gptq(weight, at::eye(8, kF64), {.strategy = Strategy::kGroup, .group_size = 3}), c10::Error);
+  EXPECT_THROW(gptq(weight / 0, at::eye(8, kF64), {}), c10::Error);
+  EXPECT_THROW(round_to_nearest(at::zeros({4, 8}, at::kInt), {}), c10::Error);
+}
+
+}  // namespace
+}  // namespace baseq
