@@ -1,4 +1,5 @@
 #include <c10/util/Exception.h>
+#include <malloc.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
@@ -13,6 +14,9 @@ constexpr int kUsage = 2;
 }  // namespace
 
 int main(int argc, char** argv) {
+  // Tensors of one size come and go all the time; unmapping each costs more in page faults than the work on it.
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, -1);
   spdlog::set_default_logger(spdlog::stderr_color_mt("baseq"));
   spdlog::set_pattern("%^%l%$: %v");
   CLI::App app{"baseq quantizes Llama-style Hugging Face checkpoints after training.", "baseq"};
