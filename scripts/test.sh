@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that has to pass before a change is merged.
 #
-#     scripts/test.sh              build, layers, formatting, C++ tests, Python tests
+#     scripts/test.sh              build, layers, formatting, C++ tests, Python tests, use of an installed copy
 #     scripts/test.sh --sanitize   C++ tests without the slow ones, under AddressSanitizer and UBSan
 #
 # A failing build ends the run; the checks behind it all run, and the exit status tells whether one failed.
@@ -50,11 +50,12 @@ echo "== Python environment"
 install_requirements tests/requirements.txt
 install_torch
 
-stage configure cmake -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DBASEQ_WERROR=ON
+stage configure cmake -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DBASEQ_BUILD_BENCHMARKS=ON -DBASEQ_WERROR=ON
 stage build cmake --build build
 [[ ${#failed[@]} -eq 0 ]] || finish
 stage layers $venv_python scripts/check_layers.py
 stage format check_format
 stage "C++ tests" ctest --test-dir build --output-on-failure -j2
 stage "Python tests" env BASEQ_BINARY="$PWD/build/baseq" $venv_python -m pytest -q tests/python
+stage "installed copy" scripts/test_consumer.sh build
 finish
