@@ -32,7 +32,11 @@ Tensor transformed(const Tensor& x, bool hadamard) { return hadamard ? hadamard_
 
 }  // namespace
 
-Tensor Linear::forward(const Tensor& x) const { return at::linear(x, weight, bias); }
+Tensor Linear::forward(const Tensor& x) const {
+  if (weight.scalar_type() == x.scalar_type()) return at::linear(x, weight, bias);
+  const Tensor product = at::linear(x.to(weight.scalar_type()), weight).to(x.scalar_type());
+  return bias.defined() ? product + bias : product;
+}
 
 Tensor RmsNorm::forward(const Tensor& x) const { return at::rms_norm(x, {x.size(-1)}, weight, eps); }
 

@@ -81,6 +81,11 @@ class PointParameters {
   std::map<std::string, Leaves> leaves_;
 };
 
+/// The linears in the dtype of the recipe's products; what is frozen is converted once and for all.
+void convert_linears(DecoderLayer& layer, at::ScalarType dtype) {
+  layer.for_each_linear([&](const std::string&, Linear& linear) { linear.weight = linear.weight.to(dtype); });
+}
+
 /// Runs the optimizer over the windows for a layer that `build` makes from the current parameters.
 void learn(const LearningTask& task, const std::string& stage, int64_t epochs, double final_lr,
            const std::vector<ParameterGroup>& groups, const std::function<DecoderLayer()>& build) {
@@ -238,6 +243,8 @@ void learn_transforms(DecoderLayer& layer, const LearningTask& task) {
     return transformed();
   }();
   start_quant_points(started, recipe, task.inputs, task.token_weights);
+  DecoderLayer frozen = started;
+  convert_linears(frozen, recipe.products);
   const auto learned_point = [](const std::string& name) { return name.ends_with("_proj.input_quant"); };
   const PointParameters points(started, {.clip = true, .shift = true, .gain = false, .includes = learned_point});
   StraightThrough v(*recipe.weights, recipe.gptq), o = v, down = v;
@@ -263,6 +270,11 @@ void learn_transforms(DecoderLayer& layer, const LearningTask& task) {
       if (search) grid->refresh(linear->weight);
       linear->weight = grid->forward(linear->weight);
     }
+    candidate.self_attn.q_proj.weight = frozen.self_attn.q_proj.weight;
+    candidate.self_attn.k_proj.weight = frozen.self_attn.k_proj.weight;
+    candidate.mlp.gate_proj.weight = frozen.mlp.gate_proj.weight;
+    candidate.mlp.up_proj.weight = frozen.mlp.up_proj.weight;
+    convert_linears(candidate, recipe.products);
     return candidate;
   };
   std::vector<ParameterGroup> groups;
@@ -290,8 +302,10 @@ void learn_activations(DecoderLayer& layer, const LearningTask& task) {
                                        .shift = learning.shift,
                                        .gain = learning.gain,
                                        .two_sided = learning.two_sided_clip});
+  DecoderLayer frozen = layer;
+  convert_linears(frozen, task.recipe.products);
   const auto build = [&] {
-    DecoderLayer candidate = layer;
+    DecoderLayer candidate = frozen;
     points.apply(candidate);
     return candidate;
   };

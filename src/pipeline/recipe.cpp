@@ -13,6 +13,10 @@ const std::vector<std::string> kRoundings = {"rtn", "gptq"};
 const std::vector<std::string> kDtypes = {"float32", "float16", "bfloat16"};
 constexpr at::ScalarType kDtypeValues[] = {at::kFloat, at::kHalf, at::kBFloat16};
 
+ptrdiff_t dtype_index(at::ScalarType dtype) {
+  return std::find(std::begin(kDtypeValues), std::end(kDtypeValues), dtype) - std::begin(kDtypeValues);
+}
+
 const std::vector<std::string> kShifts = {"none", "zero", "mean"};
 const std::vector<std::string> kStreams = {"full_precision", "quantized"};
 const std::vector<std::string> kLosses = {"mse", "relative"};
@@ -29,6 +33,9 @@ struct Reader {
   void choice(const char* key, Enum& value, const std::vector<std::string>& names) {
     value = static_cast<Enum>(object.choice(key, static_cast<size_t>(value), names));
   }
+  void dtype(const char* key, at::ScalarType& value) {
+    value = kDtypeValues[object.choice(key, static_cast<size_t>(dtype_index(value)), kDtypes)];
+  }
   /// A transform that is either absent or a Hadamard matrix.
   void hadamard(const char* key, bool& value) { value = object.choice(key, value, {"none", "hadamard"}) == 1; }
 };
@@ -42,6 +49,7 @@ struct Writer {
   void choice(const char* key, const Enum& value, const std::vector<std::string>& names) {
     object[key] = names[static_cast<size_t>(value)];
   }
+  void dtype(const char* key, const at::ScalarType& value) { object[key] = kDtypes[dtype_index(value)]; }
   void hadamard(const char* key, const bool& value) { object[key] = value ? "hadamard" : "none"; }
 };
 
@@ -119,6 +127,7 @@ template <class Visitor, class R>
 void visit_objective(Visitor& visit, R& recipe) {
   visit.choice("loss", recipe.loss, kLosses);
   visit.choice("stream", recipe.stream, kStreams);
+  visit.dtype("products", recipe.products);
   visit.integer("batch_size", recipe.batch_size, 1);
   visit.integer("num_monitored", recipe.num_monitored, 1);
 }
@@ -203,9 +212,7 @@ json Recipe::to_json() const {
         write_section([&](auto& visit) { visit_input_activations(visit, *input_activations); });
   }
   if (kv_cache) result["kv_cache"] = write_section([&](auto& visit) { visit_activations(visit, *kv_cache); });
-  if (dtype) {
-    result["dtype"] = kDtypes[std::find(std::begin(kDtypeValues), std::end(kDtypeValues), *dtype) - kDtypeValues];
-  }
+  if (dtype) result["dtype"] = kDtypes[dtype_index(*dtype)];
   return result;
 }
 

@@ -10,7 +10,8 @@
 
 namespace baseq {
 
-/// y = x W^T + b.
+/// y = x W^T + b. The product is computed in the dtype of the weight, sums in at least float32, and returned in that of
+/// x: a layer with bfloat16 weights learns with bfloat16 products and float32 everything else.
 struct Linear {
   Tensor weight;                             ///< [out_features, in_features] in the compute dtype
   Tensor bias;                               ///< [out_features]; may be undefined
