@@ -1,0 +1,193 @@
+#include "baseq/model/model.h"
+
+#include <gtest/gtest.h>
+
+#include "../tiny_model.h"
+
+namespace baseq {
+namespace {
+
+using test::expect_error;
+using test::TempDirectory;
+using test::TinyShape;
+
+class ModelGolden : public testing::TestWithParam<const char*> {};
+
+TEST_P(ModelGolden, LogitsAreThoseOfTransformers) {
+  const auto directory = std::filesystem::path(BASEQ_TEST_DATA) / (std::string("tiny_llama_") + GetParam());
+  const Checkpoint checkpoint(directory);
+  const SafetensorsFile golden(directory / "golden.safetensors");
+  const Model model(checkpoint);
+  const Tensor logits = model.logits(golden.tensor("input_ids"));
+  const Tensor expected = golden.tensor("logits");
+  ASSERT_EQ(logits.sizes(), expected.sizes());
+  EXPECT_LT((logits - expected).abs().max().item<double>(), 1e-4) << "re-run scripts/make_goldens.py";
+}
+
+TEST_P(ModelGolden, EveryBlockIsThatOfTransformers) {
+  const auto directory = std::filesystem::path(BASEQ_TEST_DATA) / (std::string("tiny_llama_") + GetParam());
+  const Checkpoint checkpoint(directory);
+  const SafetensorsFile golden(directory / "golden.safetensors");
+  const Model model(checkpoint);
+  Tensor hidden = model.embed(golden.tensor("input_ids"));
+  const RotaryEmbedding rope = model.rotary(hidden.size(1));
+  for (int64_t i = 0; i < model.config().num_hidden_layers; ++i) {
+    hidden = model.layer(i).forward(hidden, rope);
+    const Tensor expected = golden.tensor("layers." + std::to_string(i));
+    EXPECT_LT((hidden - expected).abs().max().item<double>(), 1e-4) << "block " << i;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Variants, ModelGolden, testing::Values("base", "untied_bias", "mha_headdim", "sharded"),
+                         [](const auto& variant) { return std::string(variant.param); });
+
+TEST(Model, MissingTensorsAreAllListed) {
+  const TempDirectory directory;
+  const TinyShape shape{.tied = false};
+  auto tensors = test::tiny_tensors(shape, 1);
+  const std::vector<std::string> missing = {"lm_head.weight", "model.norm.weight",
+                                            "model.layers.0.self_attn.k_proj.weight",
+                                            "model.layers.1.mlp.down_proj.weight"};
+  for (const auto& name : missing) ASSERT_EQ(tensors.erase(name), 1u);
+  test::write_checkpoint(directory.path(), test::tiny_config(shape), tensors);
+  const Checkpoint checkpoint(directory.path());
+  std::vector<std::string> parts = missing;
+  parts.push_back("4 tensors are missing");
+  expect_error([&] { Model model(checkpoint); }, parts);
+}
+
+TEST(Model, BiasesThatTheConfigPromisesAreRequired) {
+  const TempDirectory directory;
+  nlohmann::json config = test::tiny_config({});
+  config["mlp_bias"] = true;
+  test::write_checkpoint(directory.path(), config, test::tiny_tensors({}, 1));
+  const Checkpoint checkpoint(directory.path());
+  expect_error([&] { Model model(checkpoint); }, {"mlp.up_proj.bias"});
+}
+
+TEST(Model, TensorOfAnotherShapeIsRefusedByName) {
+  const TempDirectory directory;
+  auto tensors = test::tiny_tensors({}, 1);
+  tensors["model.layers.1.mlp.up_proj.weight"] = at::zeros({3, 5});
+  tensors["model.norm.weight"] = at::ones({7});
+  test::write_checkpoint(directory.path(), test::tiny_config({}), tensors);
+  const Checkpoint checkpoint(directory.path());
+  const Model model(checkpoint);
+  expect_error([&] { model.layer(1); }, {"model.layers.1.mlp.up_proj.weight", "[3, 5]"});
+  expect_error([&] { model.final_norm(); }, {"model.norm.weight", "[7]"});
+  expect_error([&] { model.layer(2); }, {"index 2", "2 layers"});
+}
+
+TEST(Model, EmbedRefusesIdsOutsideTheVocabulary) {
+  const TempDirectory directory;
+  const TinyShape shape;
+  test::write_checkpoint(directory.path(), shape);
+  const Checkpoint checkpoint(directory.path());
+  const Model model(checkpoint);
+  EXPECT_EQ(model.embed(at::tensor({0, 39}, at::kLong).view({1, 2})).sizes(), at::IntArrayRef({1, 2, 32}));
+  expect_error([&] { model.embed(at::tensor({0, 40}, at::kLong).view({1, 2})); }, {"40", "39"});
+  expect_error([&] { model.embed(at::tensor({-1, 3}, at::kLong).view({1, 2})); }, {"-1"});
+}
+
+TEST(Model, DoublePrecisionAgreesWithFloat) {
+  const TempDirectory directory;
+  for (const TinyShape& shape : test::tiny_shapes()) {
+    SCOPED_TRACE(shape.name);
+    test::write_checkpoint(directory / shape.name, shape);
+    const Checkpoint checkpoint(directory / shape.name);
+    const Tensor ids = test::random_ids({2, 9}, shape.vocab_size, 3);
+    const Tensor exact = Model(checkpoint, {.dtype = at::kDouble}).logits(ids);
+    EXPECT_EQ(exact.scalar_type(), at::kDouble);
+    EXPECT_LT(test::relative_error(Model(checkpoint).logits(ids), exact), 1e-5);
+  }
+}
+
+struct Grid {
+  const char* name;
+  QuantSpec spec;
+};
+
+class SavedLayer : public testing::TestWithParam<Grid> {};
+
+TEST_P(SavedLayer, ComesBackExactly) {
+  const QuantSpec spec = GetParam().spec;
+  for (const TinyShape& shape : test::tiny_shapes()) {
+    SCOPED_TRACE(shape.name);
+    if (spec.strategy == Strategy::kGroup &&
+        (shape.hidden_size % spec.group_size != 0 || shape.intermediate_size % spec.group_size != 0)) {
+      continue;
+    }
+    QuantizationConfig quantization{.weights = spec};
+    quantization.input_activations = QuantSpec{.symmetric = false, .strategy = Strategy::kToken, .dynamic = true};
+    quantization.kv_cache =
+        QuantSpec{.symmetric = false, .strategy = Strategy::kGroup, .group_size = shape.head_dim, .dynamic = true};
+    quantization.query_key_hadamard = quantization.down_hadamard = true;
+    nlohmann::json config = test::tiny_config(shape);
+    config["quantization_config"] = to_json(quantization);
+
+    DecoderLayer layer = test::tiny_layer(shape, 5, at::kFloat);
+    layer.for_each_linear([&](const std::string&, Linear& linear) {
+      linear.quantized = round_to_nearest(linear.weight, spec);
+      linear.weight = linear.quantized->dequantized();
+    });
+    layer.self_attn.query_key_hadamard = layer.mlp.down_hadamard = true;
+    uint64_t seed = 70;
+    const auto vector = [&](int64_t n) { return test::random_normal({n}, seed++, at::kFloat); };
+    layer.for_each_quant_point([&](const std::string&, QuantPoint& point) {
+      const bool cache = &point == &layer.self_attn.k_cache || &point == &layer.self_attn.v_cache;
+      point.enabled = true;
+      point.spec = cache ? *quantization.kv_cache : *quantization.input_activations;
+      point.add_shift_back = &point == &layer.self_attn.v_cache;
+      point.clip = at::full({cache ? shape.num_kv_heads : 1, 1}, 0.9);
+    });
+    layer.mlp.down_input.gain = 1 + 0.1 * vector(shape.intermediate_size).abs();
+    layer.mlp.down_input.shift = 0.1 * vector(shape.intermediate_size);
+    layer.self_attn.k_cache.shift = 0.1 * vector(shape.num_kv_heads * shape.head_dim);
+    layer.self_attn.v_cache.shift = 0.1 * vector(shape.num_kv_heads * shape.head_dim);
+
+    auto tensors = test::tiny_tensors(shape, 1);
+    std::erase_if(tensors, [](const auto& item) { return item.first.starts_with("model.layers."); });
+    for (int64_t i = 0; i < shape.num_layers; ++i) {
+      tensors.merge(layer_tensors(layer, layer_prefix(i), at::kFloat));
+    }
+    const TempDirectory directory;
+    test::write_checkpoint(directory.path(), config, tensors);
+    const Checkpoint checkpoint(directory.path());
+    const Model model(checkpoint);
+    EXPECT_EQ(model.quantization(), quantization);
+    const DecoderLayer loaded = model.layer(1);
+
+    std::map<std::string, const Linear*> originals;
+    std::as_const(layer).for_each_linear(
+        [&](const std::string& name, const Linear& linear) { originals[name] = &linear; });
+    loaded.for_each_linear([&](const std::string& name, const Linear& linear) {
+      const Linear& original = *originals.at(name);
+      EXPECT_TRUE(at::equal(linear.weight, original.weight)) << name;
+      ASSERT_TRUE(linear.quantized.has_value()) << name;
+      EXPECT_TRUE(at::equal(linear.quantized->codes, original.quantized->codes)) << name;
+      EXPECT_TRUE(at::equal(linear.quantized->qparams.scale, original.quantized->qparams.scale)) << name;
+      EXPECT_EQ(linear.bias.defined(), original.bias.defined()) << name;
+      EXPECT_TRUE(!linear.bias.defined() || at::equal(linear.bias, original.bias)) << name;
+    });
+    const Tensor x = test::random_normal({2, 7, shape.hidden_size}, 8, at::kFloat);
+    const RotaryEmbedding rope = test::tiny_rope(shape, 7, at::kFloat);
+    EXPECT_TRUE(at::equal(loaded.forward(x, rope), layer.forward(x, rope)));
+    // Saved again it is the same: nothing was rounded on the way.
+    const auto again = layer_tensors(loaded, layer_prefix(1), at::kFloat);
+    for (const auto& [name, tensor] : again) EXPECT_TRUE(at::equal(tensor, tensors.at(name))) << name;
+    EXPECT_EQ(again.size(), layer_tensors(layer, "", at::kFloat).size());
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Grids, SavedLayer,
+    testing::Values(
+        Grid{"Symmetric4Channel", {.num_bits = 4}}, Grid{"Asymmetric4Channel", {.num_bits = 4, .symmetric = false}},
+        Grid{"Symmetric3Group", {.num_bits = 3, .strategy = Strategy::kGroup, .group_size = 8}},
+        Grid{"Asymmetric4Group", {.num_bits = 4, .symmetric = false, .strategy = Strategy::kGroup, .group_size = 8}},
+        Grid{"Symmetric8Tensor", {.num_bits = 8, .strategy = Strategy::kTensor}},
+        Grid{"Asymmetric5ChannelBfloat16", {.num_bits = 5, .symmetric = false, .scale_dtype = at::kBFloat16}}),
+    [](const auto& grid) { return std::string(grid.param.name); });
+
+}  // namespace
+}  // namespace baseq
