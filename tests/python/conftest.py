@@ -1,0 +1,79 @@
+"""Fixtures of the tests that drive the baseq program from outside; BASEQ_BINARY names it, default build/baseq."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ROOT / "tests" / "data" / "tiny_llama_base"
+SEQ_LEN = 48
+NUM_WINDOWS = 4
+# Makes any recipe of configs/ fit the tiny model and a second of time: its ffn of 96 has no groups of 64.
+SMALL = {"calibration.num_samples": NUM_WINDOWS, "calibration.seq_len": SEQ_LEN}
+
+
+@pytest.fixture(scope="session")
+def binary() -> str:
+    path = Path(os.environ.get("BASEQ_BINARY", ROOT / "build" / "baseq"))
+    assert path.is_file(), f"{path} does not exist; build baseq_cli or set BASEQ_BINARY"
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def run(binary):
+    """run(*arguments) -> the completed process; one thread, so that results do not depend on the machine."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def call(*arguments) -> subprocess.CompletedProcess:
+        command = [binary, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def windows(tmp_path_factory) -> Path:
+    """A safetensors file with input_ids [NUM_WINDOWS, SEQ_LEN] of the tiny model's vocabulary."""
+    path = tmp_path_factory.mktemp("ids") / "ids.safetensors"
+    vocab_size = json.loads((TINY / "config.json").read_text())["vocab_size"]
+    ids = np.random.default_rng(0).integers(0, vocab_size, (NUM_WINDOWS, SEQ_LEN), dtype=np.int32)
+    save_file({"input_ids": ids}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def quantize(run, windows):
+    """quantize(recipe, output, {dotted path: value}) -> the report that --json writes; asserts success."""
+
+    def call(recipe: dict | Path, output: Path, overrides: dict | None = None, model: Path = TINY, extra=()) -> dict:
+        if isinstance(recipe, dict):
+            path = output.with_name(output.name + "-recipe.json")
+            path.write_text(json.dumps(recipe))
+            recipe = path
+        report = output.with_name(output.name + "-report.json")
+        settings = [part for key, value in (SMALL | (overrides or {})).items() for part in ("--set", f"{key}={value}")]
+        done = run("quantize", model, "--recipe", recipe, "--calibration", windows, "--output", output, "--json", report,
+                   "--quiet", *settings, *extra)
+        assert done.returncode == 0, done.stderr
+        return json.loads(report.read_text())
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def evaluate(run, windows, tmp_path_factory):
+    """evaluate(model, *options) -> the report that --json writes; asserts success."""
+    folder = tmp_path_factory.mktemp("eval")
+
+    def call(model: Path, *options) -> dict:
+        report = folder / "report.json"
+        done = run("eval", model, "--tokens", windows, "--seq-len", SEQ_LEN, "--json", report, "--quiet", *options)
+        assert done.returncode == 0, done.stderr
+        return json.loads(report.read_text())
+
+    return call

@@ -1,0 +1,42 @@
+"""The native format of docs/format.md read a second time, with NumPy and nothing of baseq."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+
+def read(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    """config.json and all tensors."""
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(file)
+    return json.loads((folder / "config.json").read_text()), tensors
+
+
+def unpack(packed: np.ndarray, num_bits: int, columns: int) -> np.ndarray:
+    """int32 [rows, words] -> signed codes [rows, columns]: a dense stream of bits, least significant first."""
+    bits = np.unpackbits(np.ascontiguousarray(packed).view(np.uint8), axis=1, bitorder="little")
+    bits = bits[:, : columns * num_bits].reshape(packed.shape[0], columns, num_bits).astype(np.int64)
+    return (bits << np.arange(num_bits)).sum(-1) - 2 ** (num_bits - 1)
+
+
+def codes_of(tensors: dict[str, torch.Tensor], name: str, spec: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes [rows, columns], scale and zero point [rows, groups] of one linear."""
+    rows, columns = tensors[f"{name}.weight_shape"].tolist()
+    scale = tensors[f"{name}.weight_scale"].float().numpy()
+    codes = unpack(tensors[f"{name}.weight_packed"].numpy(), spec["num_bits"], columns)
+    assert codes.shape == (rows, columns)
+    zero_point = np.zeros_like(scale)
+    if not spec["symmetric"]:
+        packed = tensors[f"{name}.weight_zero_point"].numpy()
+        zero_point = unpack(packed.T, spec["num_bits"], rows).T.astype(np.float32)
+    return codes, scale, zero_point
+
+
+def dequantize(tensors: dict[str, torch.Tensor], name: str, spec: dict) -> np.ndarray:
+    codes, scale, zero_point = codes_of(tensors, name, spec)
+    grouped = codes.reshape(codes.shape[0] if scale.shape[0] > 1 else 1, scale.shape[1], -1)
+    return ((grouped - zero_point[..., None]) * scale[..., None]).reshape(codes.shape).astype(np.float32)

@@ -1,0 +1,164 @@
+"""The behaviour of the program that the README promises: exit codes, messages, reports."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ROOT / "tests" / "data" / "tiny_llama_base"
+RTN = {"weights": {"num_bits": 4}, "rounding": {"method": "rtn"}}
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(value: dict) -> Path:
+        path = tmp_path / "recipe.json"
+        path.write_text(json.dumps(value))
+        return path
+
+    return write
+
+
+def test_version(run):
+    done = run("--version")
+    assert done.returncode == 0
+    name, version = done.stdout.split()
+    assert name == "baseq"
+    assert len(version.split(".")) == 3
+
+
+@pytest.mark.parametrize("command", ["quantize", "eval", "inspect"])
+def test_help_is_success(run, command):
+    done = run(command, "--help")
+    assert done.returncode == 0
+    assert "Usage" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [
+    [],
+    ["nonsense"],
+    ["quantize", TINY],
+    ["quantize", TINY, "--recipe", "no/such/file.json", "--output", "out"],
+    ["eval", "no/such/directory", "--tokens", "x"],
+    ["inspect", TINY, "--no-such-option"],
+    ["eval", TINY, "--seq-len", "1"],
+], ids=["no command", "unknown command", "missing options", "missing recipe", "missing model", "unknown option",
+        "out of range"])
+def test_misuse_exits_with_2(run, arguments):
+    done = run(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr
+
+
+@pytest.mark.parametrize("change, named", [
+    ({"rounding": {"methd": "rtn"}}, "methd"),
+    ({"wieghts": {}}, "wieghts"),
+    ({"weights": {"num_bits": 9}}, "num_bits"),
+    ({"rounding": {"method": "magic"}}, "magic"),
+    ({"weights": {"num_bits": 4, "strategy": "group"}}, "group_size"),
+    ({"transforms": {"residual": "hadamard", "input": "hadamard"}}, "residual"),
+    ({"input_activations": {"num_bits": 4, "shifts": "mean"}}, "shifts"),
+])
+def test_wrong_recipe_is_named_and_fails(run, recipe, tmp_path, change, named):
+    path = recipe(RTN | change)
+    done = run("quantize", TINY, "--recipe", path, "--output", tmp_path / "out")
+    assert done.returncode == 1
+    assert named in done.stderr
+    assert str(path) in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_failure_is_one_line_without_a_backtrace(run, recipe, tmp_path):
+    done = run("quantize", TINY, "--recipe", recipe({"wieghts": {}}), "--output", tmp_path / "out")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "frame #" not in done.stderr
+
+
+def test_recipe_that_is_not_json_fails(run, tmp_path):
+    path = tmp_path / "recipe.json"
+    path.write_text("{")
+    done = run("quantize", TINY, "--recipe", path, "--output", tmp_path / "out")
+    assert done.returncode == 1
+    assert str(path) in done.stderr
+
+
+def test_calibration_is_asked_for(run, recipe, tmp_path):
+    path = recipe({"name": "mine", "weights": {"num_bits": 4}, "rounding": {"method": "gptq"}})
+    done = run("quantize", TINY, "--recipe", path, "--output", tmp_path / "out")
+    assert done.returncode == 1
+    assert "--calibration" in done.stderr
+
+
+def test_existing_output_needs_force(run, recipe, tmp_path):
+    path, output = recipe(RTN), tmp_path / "out"
+    arguments = ("quantize", TINY, "--recipe", path, "--output", output, "--quiet")
+    assert run(*arguments).returncode == 0
+    before = (output / "config.json").read_bytes()
+    done = run(*arguments, "--set", "weights.num_bits=8")
+    assert done.returncode == 1
+    assert "--force" in done.stderr
+    assert (output / "config.json").read_bytes() == before
+    assert run(*arguments, "--set", "weights.num_bits=8", "--force").returncode == 0
+    config = json.loads((output / "config.json").read_text())
+    assert config["quantization_config"]["weights"]["num_bits"] == 8
+
+
+def test_quantizing_twice_is_refused(run, recipe, tmp_path):
+    path = recipe(RTN)
+    assert run("quantize", TINY, "--recipe", path, "--output", tmp_path / "first").returncode == 0
+    done = run("quantize", tmp_path / "first", "--recipe", path, "--output", tmp_path / "second")
+    assert done.returncode == 1
+    assert "already quantized" in done.stderr
+    assert not (tmp_path / "second").exists()
+
+
+def test_model_without_its_tensors_fails(run, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    config = json.loads((TINY / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    (model / "model.safetensors").write_bytes((TINY / "model.safetensors").read_bytes())
+    done = run("inspect", model)
+    assert done.returncode == 1
+    assert "model.layers.2." in done.stderr
+
+
+def test_eval_needs_exactly_one_text(run, windows):
+    done = run("eval", TINY)
+    assert done.returncode != 0
+    assert "--tokens" in done.stderr
+    assert run("eval", TINY, "--tokens", windows, "--text", windows).returncode == 2
+
+
+def test_unknown_device_fails(run, windows):
+    assert run("eval", TINY, "--tokens", windows, "--device", "abacus").returncode == 1
+
+
+def test_reports(quantize, evaluate, run, tmp_path):
+    report = quantize(RTN | {"rounding": {"method": "gptq"}, "input_activations": {"num_bits": 8},
+                             "learn_activations": {"epochs": 1}}, tmp_path / "out")
+    assert set(report) == {"recipe", "seconds", "peak_memory_bytes", "output_bytes", "blocks"}
+    assert len(report["blocks"]) == 2
+    for block in report["blocks"]:
+        assert set(block) == {"linears", "stages", "relative_error", "seconds"}
+        assert len(block["linears"]) == 7
+        assert all(set(linear) == {"name", "relative_error", "damping", "seconds"} for linear in block["linears"])
+        assert [stage["name"] for stage in block["stages"]] == ["activations"]
+        assert block["stages"][0]["loss_after"] <= block["stages"][0]["loss_before"]
+    result = evaluate(tmp_path / "out")
+    assert set(result) == {"model", "perplexity", "num_tokens", "num_windows", "seq_len", "mean_kl", "top1_agreement",
+                           "model_bytes", "seconds", "peak_memory_bytes"}
+    assert result["mean_kl"] is None
+    assert run("inspect", tmp_path / "out", "--tensors", "--json", tmp_path / "inspect.json").returncode == 0
+    inspected = json.loads((tmp_path / "inspect.json").read_text())
+    assert set(inspected) == {"model", "config", "bytes", "num_values", "tensors"}
+    assert {tensor["name"] for tensor in inspected["tensors"]} >= {"model.layers.0.mlp.down_proj.weight_packed",
+                                                                   "model.layers.1.mlp.input_quant.clip"}
+
+
+def test_quiet_says_nothing_on_stderr(run, recipe, tmp_path):
+    done = run("quantize", TINY, "--recipe", recipe(RTN), "--output", tmp_path / "out", "--quiet")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert "recipe" in done.stdout
