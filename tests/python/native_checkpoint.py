@@ -32,7 +32,7 @@ def codes_of(tensors: dict[str, torch.Tensor], name: str, spec: dict) -> tuple[n
     zero_point = np.zeros_like(scale)
     if not spec["symmetric"]:
         packed = tensors[f"{name}.weight_zero_point"].numpy()
-        zero_point = unpack(packed.T, spec["num_bits"], rows).T.astype(np.float32)
+        zero_point = unpack(packed.T, spec["num_bits"], scale.shape[0]).T.astype(np.float32)
     return codes, scale, zero_point
 
 

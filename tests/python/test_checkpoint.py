@@ -52,7 +52,8 @@ def round_to_nearest(weight: np.ndarray, spec: dict) -> tuple[np.ndarray, np.nda
     {"symmetric": True, "strategy": "group", "group_size": 32, "scale_dtype": "bfloat16"},
     {"symmetric": False, "strategy": "group", "group_size": 16},
     {"symmetric": True, "strategy": "tensor"},
-], ids=["channel", "channel-asymmetric", "group", "group-asymmetric", "tensor"])
+    {"symmetric": False, "strategy": "tensor"},
+], ids=["channel", "channel-asymmetric", "group", "group-asymmetric", "tensor", "tensor-asymmetric"])
 def test_rounded_weights_equal_those_of_numpy(quantize, tmp_path, num_bits, grid):
     spec = {"num_bits": num_bits, **grid}
     quantize({"weights": spec, "rounding": {"method": "rtn", "mse_clip": False}}, tmp_path / "out")
@@ -157,8 +158,12 @@ def test_perplexity_equals_that_of_transformers(evaluate, windows):
     assert result["num_tokens"] == 4 * 47
 
 
-def test_quantized_weights_run_as_transformers_runs_them(quantize, evaluate, windows, tmp_path):
-    spec = {"num_bits": 3, "symmetric": False, "strategy": "group", "group_size": 16}
+@pytest.mark.parametrize("spec", [
+    {"num_bits": 3, "symmetric": False, "strategy": "group", "group_size": 16},
+    {"num_bits": 4, "symmetric": True, "strategy": "channel"},
+    {"num_bits": 6, "symmetric": False, "strategy": "tensor"},
+], ids=["group", "channel", "tensor"])
+def test_quantized_weights_run_as_transformers_runs_them(quantize, evaluate, windows, tmp_path, spec):
     quantize({"weights": spec, "rounding": {"method": "gptq"}}, tmp_path / "out")
     _, tensors = read(tmp_path / "out")
     dense = {f"{name}.weight": torch.from_numpy(dequantize(tensors, name, spec)) for name in linear_names()}
