@@ -1,0 +1,172 @@
+#include "baseq/pipeline/balance.h"
+
+#include <gtest/gtest.h>
+
+#include <functional>
+
+#include "../tiny_model.h"
+#include "baseq/pipeline/statistics.h"
+
+namespace baseq {
+namespace {
+
+using test::TinyShape;
+
+Tensor random_definite(int64_t count, int64_t n, uint64_t seed) {
+  const Tensor factor = test::random_normal({count, n, n}, seed);
+  return at::matmul(factor, factor.transpose(1, 2)) / double(n) + 0.1 * at::eye(n, at::kDouble);
+}
+
+class Balance : public testing::TestWithParam<TinyShape> {
+ protected:
+  static constexpr int64_t kSeq = 24, kSamples = 6;
+  TinyShape shape = GetParam();
+  DecoderLayer layer = test::tiny_layer(shape, 1);
+  // Channels of very different size, as real residual streams have.
+  Tensor x = test::random_normal({kSamples, kSeq, shape.hidden_size}, 7) *
+             (1.5 * test::random_normal({shape.hidden_size}, 8)).exp();
+  BlockInputs inputs{.full_precision = x, .quantized = x, .rope = test::tiny_rope(shape, kSeq)};
+  Tensor weights = at::ones({kSamples, kSeq}, at::kDouble);
+
+  DecoderLayer balanced(const std::function<void(Recipe::Transforms&)>& choose) const {
+    Recipe::Transforms transforms;
+    choose(transforms);
+    DecoderLayer result = layer;
+    balance(result, transforms, inputs, weights);
+    return result;
+  }
+  void expect_kept(const DecoderLayer& changed) const {
+    EXPECT_LT(test::relative_error(changed.forward(x, inputs.rope), layer.forward(x, inputs.rope)), 1e-10);
+  }
+  /// (sum_j a_j^2) (sum_j w_j^2): what the error of a one-scale grid behind a Hadamard transform is proportional to.
+  double error_bound(const DecoderLayer& of, InputPoint point, const std::vector<const Linear*>& readers) const {
+    const Tensor activations = of.input_of(point, x, inputs.rope).flatten(0, 1).var(0, /*unbiased=*/false).sum();
+    double energy = 0;
+    for (const Linear* reader : readers) energy += reader->weight.square().sum().item<double>();
+    return activations.item<double>() * energy;
+  }
+};
+
+TEST_P(Balance, EveryScaleKeepsTheOutput) {
+  const DecoderLayer norm = balanced([](auto& t) { t.scale_norm = true; });
+  const DecoderLayer value = balanced([](auto& t) { t.scale_value = true; });
+  const DecoderLayer query_key = balanced([](auto& t) { t.scale_query_key = true; });
+  const DecoderLayer down = balanced([](auto& t) { t.scale_down = true; });
+  for (const DecoderLayer* changed : {&norm, &value, &query_key, &down}) expect_kept(*changed);
+  expect_kept(balanced([](auto& t) { t.scale_norm = t.scale_value = t.scale_query_key = t.scale_down = true; }));
+  // Each touched what it should.
+  EXPECT_FALSE(at::equal(norm.input_layernorm.weight, layer.input_layernorm.weight));
+  EXPECT_FALSE(at::equal(norm.post_attention_layernorm.weight, layer.post_attention_layernorm.weight));
+  EXPECT_FALSE(at::equal(value.self_attn.v_proj.weight, layer.self_attn.v_proj.weight));
+  EXPECT_FALSE(at::equal(query_key.self_attn.k_proj.weight, layer.self_attn.k_proj.weight));
+  EXPECT_FALSE(at::equal(down.mlp.up_proj.weight, layer.mlp.up_proj.weight));
+}
+
+TEST_P(Balance, NothingChosenChangesNothing) {
+  const DecoderLayer same = balanced([](auto&) {});
+  EXPECT_TRUE(at::equal(same.forward(x, inputs.rope), layer.forward(x, inputs.rope)));
+}
+
+TEST_P(Balance, ScalesLowerTheErrorBound) {
+  const auto qkv = [](const DecoderLayer& of) {
+    return std::vector<const Linear*>{&of.self_attn.q_proj, &of.self_attn.k_proj, &of.self_attn.v_proj};
+  };
+  const auto gate_up = [](const DecoderLayer& of) {
+    return std::vector<const Linear*>{&of.mlp.gate_proj, &of.mlp.up_proj};
+  };
+  const DecoderLayer norm = balanced([](auto& t) { t.scale_norm = true; });
+  EXPECT_LT(error_bound(norm, InputPoint::kQkv, qkv(norm)), 0.95 * error_bound(layer, InputPoint::kQkv, qkv(layer)));
+  EXPECT_LT(error_bound(norm, InputPoint::kGateUp, gate_up(norm)),
+            0.95 * error_bound(layer, InputPoint::kGateUp, gate_up(layer)));
+  const DecoderLayer down = balanced([](auto& t) { t.scale_down = true; });
+  EXPECT_LT(error_bound(down, InputPoint::kDown, {&down.mlp.down_proj}),
+            0.95 * error_bound(layer, InputPoint::kDown, {&layer.mlp.down_proj}));
+}
+
+TEST_P(Balance, DownScaleReachesTheCauchySchwarzBound) {
+  // (sum_j a_j |w_j|)^2 is the least value of the product; measured on the balanced layer both factors are known.
+  const Tensor a = layer.input_of(InputPoint::kDown, x, inputs.rope).flatten(0, 1).var(0, /*unbiased=*/false).sqrt();
+  const Tensor w = layer.mlp.down_proj.weight.square().sum(0).sqrt();
+  const double least = (a * w).sum().square().item<double>();
+  const DecoderLayer down = balanced([](auto& t) { t.scale_down = true; });
+  EXPECT_NEAR(error_bound(down, InputPoint::kDown, {&down.mlp.down_proj}) / least, 1.0, 1e-3);
+}
+
+TEST_P(Balance, ValueMatricesLowerTheirTraceProduct) {
+  const auto product = [&](const DecoderLayer& of) {
+    // One key/value head at a time; T mixes the channels of a head only.
+    const Moments moments = measure_block(of, x, inputs.rope, weights, /*with_o_covariance=*/true).o;
+    const int64_t width = shape.num_heads / shape.num_kv_heads * shape.head_dim;
+    const Tensor energy = of.self_attn.o_proj.weight.square().sum(0);
+    double sum = 0;
+    for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
+      sum += (moments.variance.narrow(0, head * width, width).sum() * energy.narrow(0, head * width, width).sum())
+                 .item<double>();
+    }
+    return sum;
+  };
+  EXPECT_LT(product(balanced([](auto& t) { t.scale_value = true; })), product(layer));
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, Balance, testing::ValuesIn(test::tiny_shapes()),
+                         [](const auto& shape) { return shape.param.name; });
+
+TEST(GeometricMean, SolvesItsEquation) {
+  const Tensor a = random_definite(3, 8, 1), b = random_definite(3, 8, 2);
+  const Tensor x = geometric_mean(a, b);
+  EXPECT_LT(test::relative_error(at::matmul(at::matmul(x, at::linalg_inv(a)), x), b), 1e-10);
+  EXPECT_LT(test::relative_error(x.transpose(1, 2), x), 1e-12);
+  EXPECT_GT(at::linalg_eigvalsh(x).min().item<double>(), 0);
+  EXPECT_LT(test::relative_error(geometric_mean(b, a), x), 1e-9) << "A # B = B # A";
+}
+
+TEST(GeometricMean, OfDiagonalsIsTheirRoot) {
+  const Tensor a = at::diag(at::tensor({1.0, 4.0, 9.0}, at::kDouble));
+  const Tensor b = at::diag(at::tensor({4.0, 4.0, 1.0}, at::kDouble));
+  const Tensor expected = at::diag(at::tensor({2.0, 4.0, 3.0}, at::kDouble));
+  EXPECT_LT(test::relative_error(geometric_mean(a, b), expected), 1e-12);
+}
+
+TEST(TokenWeights, HaveMeanOneAndInverseEnergy) {
+  const Tensor target = test::random_normal({3, 5, 16}, 1) * (1 + at::arange(15, at::kDouble).view({3, 5, 1}));
+  EXPECT_TRUE(at::equal(token_weights(target, Recipe::Loss::kMse), at::ones({3, 5}, at::kDouble)));
+  const Tensor weights = token_weights(target, Recipe::Loss::kRelative);
+  EXPECT_NEAR(weights.mean().item<double>(), 1.0, 1e-12);
+  const Tensor product = weights * target.square().mean(-1);
+  EXPECT_NEAR((product.max() / product.min()).item<double>(), 1.0, 1e-10);
+}
+
+TEST(MeasureBlock, FindsTheWeightedMomentsOfEveryPoint) {
+  const TinyShape shape;
+  const DecoderLayer layer = test::tiny_layer(shape, 1);
+  // More tokens than one batch holds.
+  const int64_t samples = 5, seq = 600;
+  const Tensor x = test::random_normal({samples, seq, shape.hidden_size}, 1) + 0.5;
+  const Tensor weights = test::random_normal({samples, seq}, 2).abs();
+  const RotaryEmbedding rope = test::tiny_rope(shape, seq);
+  const BlockMoments moments = measure_block(layer, x, rope, weights, /*with_o_covariance=*/true);
+  const Tensor w = (weights / weights.sum()).reshape({-1, 1});
+  const auto expect_moments = [&](const Moments& got, const Tensor& seen) {
+    const Tensor flat = seen.flatten(0, 1), mean = (flat * w).sum(0);
+    const Tensor covariance = at::matmul(((flat - mean) * w).t(), flat - mean);
+    EXPECT_LT(test::relative_error(got.mean, mean), 1e-10);
+    EXPECT_LT(test::relative_error(got.variance, covariance.diagonal()), 1e-10);
+    if (got.covariance.defined()) {
+      EXPECT_LT(test::relative_error(got.covariance, covariance), 1e-10);
+    }
+  };
+  const Tensor qkv = layer.input_of(InputPoint::kQkv, x, rope);
+  const Tensor keys = layer.self_attn.k_proj.forward(qkv).view({samples, seq, shape.num_kv_heads, shape.head_dim});
+  expect_moments(moments.qkv, qkv);
+  expect_moments(moments.o, layer.input_of(InputPoint::kO, x, rope));
+  expect_moments(moments.gate_up, layer.input_of(InputPoint::kGateUp, x, rope));
+  expect_moments(moments.down, layer.input_of(InputPoint::kDown, x, rope));
+  expect_moments(moments.query, layer.self_attn.q_proj.forward(qkv));
+  expect_moments(moments.key, rope.forward(keys).flatten(2));
+  expect_moments(moments.value, layer.self_attn.v_proj.forward(qkv));
+  EXPECT_TRUE(moments.o.covariance.defined());
+  EXPECT_FALSE(moments.qkv.covariance.defined());
+}
+
+}  // namespace
+}  // namespace baseq

@@ -1,0 +1,111 @@
+#include "baseq/pipeline/calibration.h"
+
+#include <gtest/gtest.h>
+
+#include "../tiny_model.h"
+
+namespace baseq {
+namespace {
+
+using test::expect_error;
+using test::TempDirectory;
+
+const std::filesystem::path kTokenizer = std::filesystem::path(BASEQ_TEST_DATA) / "tokenizer" / "tokenizer.json";
+
+std::string long_text() {
+  std::string text;
+  for (int i = 0; i < 60; ++i) text += "Line " + std::to_string(i * i) + " of a text about quantization.\n";
+  return text;
+}
+
+TEST(ReadCalibration, WindowsAreConsecutiveTokensOfTheText) {
+  const TempDirectory directory;
+  test::write_bytes(directory / "text.txt", long_text());
+  const Tensor all = tokenize_file(directory / "text.txt", Tokenizer(kTokenizer));
+  ASSERT_EQ(all.dim(), 1);
+  ASSERT_EQ(all.scalar_type(), at::kLong);
+  const Tensor windows =
+      read_calibration(directory / "text.txt", kTokenizer, {.num_samples = 5, .seq_len = 17, .seed = 3});
+  ASSERT_EQ(windows.sizes(), at::IntArrayRef({5, 17}));
+  ASSERT_EQ(windows.scalar_type(), at::kLong);
+  const Tensor every = all.unfold(0, 17, 1);
+  for (int64_t i = 0; i < 5; ++i) EXPECT_TRUE((every == windows[i]).all(1).any().item<bool>()) << i;
+}
+
+TEST(ReadCalibration, SameSeedSameWindows) {
+  const TempDirectory directory;
+  test::write_bytes(directory / "text.txt", long_text());
+  const auto windows = [&](uint64_t seed) {
+    return read_calibration(directory / "text.txt", kTokenizer, {.num_samples = 8, .seq_len = 20, .seed = seed});
+  };
+  EXPECT_TRUE(at::equal(windows(1), windows(1)));
+  EXPECT_FALSE(at::equal(windows(1), windows(2)));
+}
+
+TEST(ReadCalibration, TheWholeTextIsOneWindowAndNoMoreFits) {
+  const TempDirectory directory;
+  test::write_bytes(directory / "text.txt", "One short text.");
+  const Tensor all = tokenize_file(directory / "text.txt", Tokenizer(kTokenizer));
+  const int64_t n = all.size(0);
+  const Tensor windows = read_calibration(directory / "text.txt", kTokenizer, {.num_samples = 2, .seq_len = n});
+  EXPECT_TRUE(at::equal(windows[0], all));
+  expect_error([&] { read_calibration(directory / "text.txt", kTokenizer, {.num_samples = 1, .seq_len = n + 1}); },
+               {"text.txt", std::to_string(n), std::to_string(n + 1)});
+}
+
+TEST(ReadCalibration, LinesOfJsonAreJoinedByAnEmptyLine) {
+  const TempDirectory directory;
+  test::write_bytes(directory / "lines.jsonl",
+                    "{\"text\": \"first \\u00e9\"}\n\n{\"text\": \"second\", \"id\": 3}\r\n");
+  test::write_bytes(directory / "plain.txt", "first \xc3\xa9\n\nsecond");
+  const Tokenizer tokenizer(kTokenizer);
+  EXPECT_TRUE(at::equal(tokenize_file(directory / "lines.jsonl", tokenizer),
+                        tokenize_file(directory / "plain.txt", tokenizer)));
+}
+
+TEST(ReadCalibration, ABrokenLineOfJsonIsNamed) {
+  const TempDirectory directory;
+  const Tokenizer tokenizer(kTokenizer);
+  for (const char* second : {"{\"text\": 3}", "{\"body\": \"x\"}", "[1]", "{\"text\": \"x\""}) {
+    test::write_bytes(directory / "bad.jsonl", std::string("{\"text\": \"fine\"}\n") + second + "\n");
+    expect_error([&] { tokenize_file(directory / "bad.jsonl", tokenizer); }, {"bad.jsonl", "line 2"});
+  }
+}
+
+TEST(ReadCalibration, WindowsOfAFileAreItsFirst) {
+  const TempDirectory directory;
+  const Tensor ids = test::random_ids({4, 12}, 50, 1);
+  save_safetensors(directory / "a.safetensors", {{"input_ids", ids}, {"other", at::zeros({2})}});
+  save_safetensors(directory / "b.safetensors", {{"tokens", ids.to(at::kInt)}});
+  const CalibrationOptions options{.num_samples = 3, .seq_len = 10};
+  const Tensor expected = ids.narrow(0, 0, 3).narrow(1, 0, 10);
+  for (const char* name : {"a.safetensors", "b.safetensors"}) {
+    const Tensor windows = read_calibration(directory / name, {}, options);
+    EXPECT_EQ(windows.scalar_type(), at::kLong);
+    EXPECT_TRUE(at::equal(windows, expected)) << name;
+  }
+}
+
+TEST(ReadCalibration, UnfitWindowsAreRefused) {
+  const TempDirectory directory;
+  const Tensor ids = test::random_ids({4, 12}, 50, 1);
+  const auto read = [&](const std::map<std::string, Tensor>& tensors, const CalibrationOptions& options) {
+    save_safetensors(directory / "w.safetensors", tensors);
+    read_calibration(directory / "w.safetensors", {}, options);
+  };
+  expect_error([&] { read({{"input_ids", ids}}, {.num_samples = 5, .seq_len = 12}); }, {"w.safetensors", "4", "5"});
+  expect_error([&] { read({{"input_ids", ids}}, {.num_samples = 4, .seq_len = 13}); }, {"12", "13"});
+  expect_error([&] { read({{"a", ids}, {"b", ids}}, {.num_samples = 1, .seq_len = 2}); }, {"input_ids"});
+  expect_error([&] { read({{"input_ids", ids.to(at::kFloat)}}, {.num_samples = 1, .seq_len = 2}); }, {"integer"});
+  expect_error([&] { read({{"input_ids", ids.flatten()}}, {.num_samples = 1, .seq_len = 2}); }, {"integer windows"});
+}
+
+TEST(ReadCalibration, MissingFilesAreNamed) {
+  const TempDirectory directory;
+  test::write_bytes(directory / "text.txt", long_text());
+  expect_error([&] { read_calibration(directory / "none.txt", kTokenizer, {}); }, {"none.txt"});
+  expect_error([&] { read_calibration(directory / "text.txt", directory / "tokenizer.json", {}); }, {"tokenizer.json"});
+}
+
+}  // namespace
+}  // namespace baseq
