@@ -1,0 +1,115 @@
+#include "baseq/eval/evaluate.h"
+
+#include <gtest/gtest.h>
+
+#include "../tiny_model.h"
+
+namespace baseq {
+namespace {
+
+using test::expect_error;
+using test::TempDirectory;
+using test::TinyShape;
+
+/// Perplexity one token at a time, from the logits of the prefix alone, in float64.
+double slow_perplexity(const Checkpoint& checkpoint, const Tensor& windows) {
+  const Model model(checkpoint, {.dtype = at::kDouble});
+  double loss = 0;
+  int64_t count = 0;
+  for (int64_t n = 0; n < windows.size(0); ++n) {
+    for (int64_t t = 1; t < windows.size(1); ++t, ++count) {
+      const Tensor logits = model.logits(windows[n].narrow(0, 0, t).unsqueeze(0))[0][t - 1];
+      loss += (logits.exp().sum().log() - logits[windows[n][t].item<int64_t>()]).item<double>();
+    }
+  }
+  return std::exp(loss / double(count));
+}
+
+struct TinyCheckpoint {
+  explicit TinyCheckpoint(const TinyShape& shape, uint64_t seed = 1) {
+    test::write_checkpoint(directory / "model", shape, seed);
+    checkpoint.emplace(directory / "model");
+  }
+  TempDirectory directory;
+  std::optional<Checkpoint> checkpoint;
+};
+
+TEST(Evaluate, PerplexityIsThatOfTheSlowReference) {
+  for (const TinyShape& shape : test::tiny_shapes()) {
+    SCOPED_TRACE(shape.name);
+    const TinyCheckpoint tiny(shape);
+    const Tensor windows = test::random_ids({3, 8}, shape.vocab_size, 4);
+    const Evaluation result = evaluate(Model(*tiny.checkpoint), windows, nullptr);
+    EXPECT_NEAR(result.perplexity / slow_perplexity(*tiny.checkpoint, windows), 1.0, 1e-5);
+    EXPECT_EQ(result.num_tokens, 3 * 7);
+    EXPECT_TRUE(std::isnan(result.mean_kl));
+    EXPECT_TRUE(std::isnan(result.top1_agreement));
+  }
+}
+
+TEST(Evaluate, WindowsLongerThanAChunkCountEveryTokenOnce) {
+  const TinyShape shape{.num_layers = 1};
+  const TinyCheckpoint tiny(shape);
+  const Tensor windows = test::random_ids({2, 700}, shape.vocab_size, 4);
+  const Model model(*tiny.checkpoint);
+  const Tensor log_p = at::log_softmax(model.logits(windows).to(at::kDouble), -1).narrow(1, 0, 699);
+  const Tensor picked = log_p.gather(2, windows.narrow(1, 1, 699).unsqueeze(2));
+  const Evaluation result = evaluate(model, windows, nullptr);
+  EXPECT_NEAR(result.perplexity / std::exp(-picked.mean().item<double>()), 1.0, 1e-5);
+  EXPECT_EQ(result.num_tokens, 2 * 699);
+}
+
+TEST(Evaluate, AModelAgreesWithItself) {
+  const TinyCheckpoint tiny({});
+  const Model model(*tiny.checkpoint);
+  const Evaluation result = evaluate(model, test::random_ids({2, 12}, 40, 4), &model);
+  EXPECT_EQ(result.mean_kl, 0.0);
+  EXPECT_EQ(result.top1_agreement, 1.0);
+}
+
+TEST(Evaluate, KlAndAgreementAreThoseOfTheLogits) {
+  const TinyCheckpoint tiny({}), other({}, 50);
+  const Model model(*tiny.checkpoint), reference(*other.checkpoint);
+  const Tensor windows = test::random_ids({2, 12}, 40, 4);
+  const auto log_probabilities = [&](const Checkpoint& checkpoint) {
+    return at::log_softmax(Model(checkpoint, {.dtype = at::kDouble}).logits(windows), -1).narrow(1, 0, 11);
+  };
+  const Tensor p = log_probabilities(*tiny.checkpoint), r = log_probabilities(*other.checkpoint);
+  const Evaluation result = evaluate(model, windows, &reference);
+  EXPECT_NEAR(result.mean_kl, (r.exp() * (r - p)).sum(-1).mean().item<double>(), 1e-4);
+  EXPECT_DOUBLE_EQ(result.top1_agreement, (p.argmax(-1) == r.argmax(-1)).to(at::kDouble).mean().item<double>());
+  EXPECT_GT(result.mean_kl, 0.1);
+}
+
+TEST(Evaluate, ReportsEveryBlockOfBothModels) {
+  const TinyCheckpoint tiny({}), other({.num_layers = 3}, 50);
+  const Model model(*tiny.checkpoint), reference(*other.checkpoint);
+  std::vector<int64_t> done;
+  evaluate(model, test::random_ids({1, 4}, 40, 4), &reference, [&](int64_t blocks, int64_t total) {
+    done.push_back(blocks);
+    EXPECT_EQ(total, 5);
+  });
+  EXPECT_EQ(done, (std::vector<int64_t>{1, 2, 3, 4, 5}));
+}
+
+TEST(Evaluate, RefusesWhatItCannotCompare) {
+  const TinyCheckpoint tiny({}), other({.vocab_size = 41});
+  const Model model(*tiny.checkpoint), reference(*other.checkpoint);
+  const Tensor windows = test::random_ids({1, 4}, 40, 4);
+  expect_error([&] { evaluate(model, windows, &reference); }, {"41", "40"});
+  expect_error([&] { evaluate(model, windows.narrow(1, 0, 1), nullptr); }, {"windows"});
+  expect_error([&] { evaluate(model, windows.flatten(), nullptr); }, {"windows"});
+}
+
+TEST(SplitWindows, CutsWithoutOverlapAndDropsTheTail) {
+  const Tensor ids = at::arange(23, at::kLong);
+  EXPECT_TRUE(at::equal(split_windows(ids, 5, 0), at::arange(20, at::kLong).view({4, 5})));
+  EXPECT_TRUE(at::equal(split_windows(ids, 5, 2), at::arange(10, at::kLong).view({2, 5})));
+  EXPECT_EQ(split_windows(ids, 5, 9).size(0), 4);
+  EXPECT_EQ(split_windows(ids, 23, 0).size(0), 1);
+  expect_error([&] { split_windows(ids, 24, 0); }, {"23", "24"});
+  expect_error([&] { split_windows(ids, 1, 0); }, {"at least 2"});
+}
+
+}  // namespace
+}  // namespace baseq

@@ -1,0 +1,79 @@
+#include "baseq/io/json_object.h"
+
+#include <gtest/gtest.h>
+
+#include "temp_directory.h"
+
+namespace baseq {
+namespace {
+
+using nlohmann::json;
+using test::expect_error;
+
+TEST(JsonObject, ReadsEachTypeAndFallsBack) {
+  const json value = json::parse(
+      R"({"b": true, "i": -3, "n": 2.5, "whole": 2, "t": "x", "c": "two", "l": ["p", "q"], "o": {"k": 1}, "z": null})");
+  JsonObject object(value, "file");
+  EXPECT_TRUE(object.boolean("b", false));
+  EXPECT_EQ(object.integer("i", 0, -5, 5), -3);
+  EXPECT_DOUBLE_EQ(object.number("n", 0, 0, 3), 2.5);
+  EXPECT_DOUBLE_EQ(object.number("whole", 0, 0, 3), 2.0);
+  EXPECT_EQ(object.text("t", ""), "x");
+  EXPECT_EQ(object.choice("c", 0, {"one", "two"}), 1u);
+  EXPECT_EQ(object.texts("l"), (std::vector<std::string>{"p", "q"}));
+  EXPECT_EQ(object.object("o").integer("k", 0, 0, 9), 1);
+  object.ignore("z");
+  object.finish();
+
+  EXPECT_TRUE(object.boolean("absent", true));
+  EXPECT_EQ(object.integer("absent", 7, 0, 1), 7);
+  EXPECT_EQ(object.text("absent", "y"), "y");
+  EXPECT_EQ(object.choice("absent", 1, {"one", "two"}), 1u);
+  EXPECT_TRUE(object.texts("absent").empty());
+}
+
+TEST(JsonObject, NullIsAbsent) {
+  const json value = json::parse(R"({"z": null})");
+  JsonObject object(value, "file");
+  EXPECT_FALSE(object.contains("z"));
+  EXPECT_EQ(object.integer("z", 7, 0, 9), 7);
+  expect_error([&] { object.object("z"); }, {"file", "z", "missing"});
+}
+
+TEST(JsonObject, AnotherTypeIsAnErrorWithItsPath) {
+  const json value =
+      json::parse(R"({"s": "four", "n": 1.5, "i": 1, "l": [1], "o": {"k": "v"}, "big": 18446744073709551615})");
+  JsonObject object(value, "recipe.json");
+  expect_error([&] { object.integer("s", 0, 0, 9); }, {"recipe.json", "s", "integer", "\"four\""});
+  expect_error([&] { object.integer("n", 0, 0, 9); }, {"n", "integer", "1.5"});
+  expect_error([&] { object.integer("big", 0, 0, INT64_MAX); }, {"big", "18446744073709551615"});
+  expect_error([&] { object.integer("i", 0, 2, 9); }, {"i", "2", "9"});
+  expect_error([&] { object.number("s", 0, 0, 9); }, {"s", "number"});
+  expect_error([&] { object.number("n", 0, 2, 9); }, {"n", "1.5"});
+  expect_error([&] { object.boolean("i", false); }, {"i", "true or false"});
+  expect_error([&] { object.text("i", ""); }, {"i", "string"});
+  expect_error([&] { object.texts("l"); }, {"l", "strings"});
+  expect_error([&] { object.choice("s", 0, {"one", "two"}); }, {"s", "one", "two", "four"});
+  expect_error([&] { object.object("i"); }, {"recipe.json", "i", "object"});
+  expect_error([&] { object.object("o").integer("k", 0, 0, 9); }, {"recipe.json", "o", "k", "\"v\""});
+  expect_error([&] { JsonObject(value.at("l"), "list"); }, {"list", "object", "[1]"});
+}
+
+TEST(JsonObject, FinishNamesEveryKeyThatNobodyAskedFor) {
+  const json value = json::parse(R"({"a": 1, "b": 2, "c": 3})");
+  JsonObject object(value, "file");
+  object.integer("b", 0, 0, 9);
+  expect_error([&] { object.finish(); }, {"file", "\"a\"", "\"c\"", "known are \"b\""});
+}
+
+TEST(ReadJsonFile, NamesTheFileAndThePosition) {
+  const test::TempDirectory directory;
+  test::write_bytes(directory / "bad.json", "{\n  \"a\": 1,\n  oops\n}");
+  expect_error([&] { read_json_file((directory / "bad.json").string()); }, {"bad.json", "line 3"});
+  expect_error([&] { read_json_file((directory / "none.json").string()); }, {"none.json", "cannot be opened"});
+  test::write_bytes(directory / "good.json", "{\"a\": [1, 2]}");
+  EXPECT_EQ(read_json_file((directory / "good.json").string()), json::parse("{\"a\": [1, 2]}"));
+}
+
+}  // namespace
+}  // namespace baseq
