@@ -116,7 +116,8 @@ Linear Model::read_linear(const std::string& name, bool with_bias) const {
   quantized.qparams.scale = checkpoint_.tensor(name + ".weight_scale").to(at::kFloat);
   if (!spec.symmetric) {
     const Tensor packed = checkpoint_.tensor(name + ".weight_zero_point").t().contiguous();
-    quantized.qparams.zero_point = unpack_from_int32(packed, spec.num_bits, rows).t().to(at::kFloat).contiguous();
+    const int64_t scale_rows = quantized.qparams.scale.size(0);  // one when the tensor has one scale
+    quantized.qparams.zero_point = unpack_from_int32(packed, spec.num_bits, scale_rows).t().to(at::kFloat).contiguous();
   }
   linear.weight = quantized.dequantized().to(options_.device, options_.dtype);
   linear.quantized = std::move(quantized);

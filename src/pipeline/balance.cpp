@@ -57,19 +57,12 @@ void balance_norm(RmsNorm& norm, std::initializer_list<Linear*> readers, const T
   for (Linear* linear : readers) scale_columns(*linear, scale.reciprocal());
 }
 
-void balance_query_key(DecoderLayer& layer, const BlockInputs& inputs, const Tensor& weights) {
+void balance_query_key(DecoderLayer& layer, const Moments& key, const Moments& query) {
   Attention& attention = layer.self_attn;
   const int64_t kv = attention.num_kv_heads, half = attention.head_dim / 2;
-  const Moments keys = measure_moments(inputs.full_precision, weights, /*with_covariance=*/false, [&](const Tensor& x) {
-    return cache_input(layer, /*key=*/true, x, inputs.rope);
-  });
   // Rotation keeps a pair's energy: queries are measured before it.
-  const Moments queries =
-      measure_moments(inputs.full_precision, weights, /*with_covariance=*/false, [&](const Tensor& x) {
-        return attention.q_proj.forward(layer.input_of(InputPoint::kQkv, x, inputs.rope));
-      });
-  const Tensor query_energy = queries.variance + queries.mean.square();
-  const Tensor pair_k = keys.variance.view({kv, 2, half}).sum(1);
+  const Tensor query_energy = query.variance + query.mean.square();
+  const Tensor pair_k = key.variance.view({kv, 2, half}).sum(1);
   const Tensor pair_q = query_energy.view({kv, -1, 2, half}).sum(2).sum(1);
   const Tensor logarithm = 0.25 * (floored(pair_q).log() - floored(pair_k).log());
   const Tensor scale = (logarithm - logarithm.mean(1, /*keepdim=*/true)).exp();  // [kv, half]
@@ -80,12 +73,9 @@ void balance_query_key(DecoderLayer& layer, const BlockInputs& inputs, const Ten
   scale_rows(attention.q_proj, queries_scale.reciprocal());
 }
 
-void balance_values(DecoderLayer& layer, const BlockInputs& inputs, const Tensor& weights) {
+void balance_values(DecoderLayer& layer, const Moments& input) {
   const Attention& attention = layer.self_attn;
   const int64_t kv = attention.num_kv_heads, dim = attention.head_dim;
-  const Moments moments = measure_moments(inputs.full_precision, weights, /*with_covariance=*/true, [&](const Tensor& x) {
-    return layer.input_of(InputPoint::kO, x, inputs.rope);
-  });
   // The query heads of a group share T: their covariances and weights add up.
   const auto head_blocks = [&](const Tensor& matrix) {  // [heads * dim, heads * dim] -> [kv, dim, dim]
     const Tensor blocks = matrix.view({attention.num_heads, dim, attention.num_heads, dim}).diagonal(0, 0, 2);
@@ -96,7 +86,7 @@ void balance_values(DecoderLayer& layer, const BlockInputs& inputs, const Tensor
     const Tensor mean = matrix.diagonal(0, -2, -1).mean();
     return matrix + at::eye(dim, matrix.options()) * (mean * kFloor);
   };
-  const Tensor c = regular(head_blocks(moments.covariance)), b = regular(head_blocks(at::matmul(o.t(), o)));
+  const Tensor c = regular(head_blocks(input.covariance)), b = regular(head_blocks(at::matmul(o.t(), o)));
   const Tensor mean = geometric_mean(at::linalg_inv(c), b);
   const Tensor matrices = spectral(mean, [](const Tensor& values) { return values.sqrt(); });
   const auto like = attention.v_proj.weight.options();
@@ -122,20 +112,17 @@ Tensor geometric_mean(const Tensor& a, const Tensor& b) {
 void balance(DecoderLayer& layer, const Recipe::Transforms& transforms, const BlockInputs& inputs,
              const Tensor& weights) {
   const c10::NoGradGuard no_grad;
-  const auto variance = [&](InputPoint point) {
-    return measure_moments(inputs.full_precision, weights, /*with_covariance=*/false, [&](const Tensor& x) {
-             return layer.input_of(point, x, inputs.rope);
-           }).variance;
-  };
+  if (!transforms.scale_norm && !transforms.scale_query_key && !transforms.scale_value && !transforms.scale_down) return;
+  const BlockMoments moments =
+      measure_block(layer, inputs.full_precision, inputs.rope, weights, transforms.scale_value);
   if (transforms.scale_norm) {
     balance_norm(layer.input_layernorm, {&layer.self_attn.q_proj, &layer.self_attn.k_proj, &layer.self_attn.v_proj},
-                 variance(InputPoint::kQkv));
-    balance_norm(layer.post_attention_layernorm, {&layer.mlp.gate_proj, &layer.mlp.up_proj},
-                 variance(InputPoint::kGateUp));
+                 moments.qkv.variance);
+    balance_norm(layer.post_attention_layernorm, {&layer.mlp.gate_proj, &layer.mlp.up_proj}, moments.gate_up.variance);
   }
-  if (transforms.scale_query_key) balance_query_key(layer, inputs, weights);
-  if (transforms.scale_value) balance_values(layer, inputs, weights);
-  if (transforms.scale_down) balance_down(layer.mlp, variance(InputPoint::kDown));
+  if (transforms.scale_query_key) balance_query_key(layer, moments.key, moments.query);
+  if (transforms.scale_value) balance_values(layer, moments.o);
+  if (transforms.scale_down) balance_down(layer.mlp, moments.down.variance);
 }
 
 }  // namespace baseq

@@ -157,39 +157,36 @@ class StraightThrough {
 
 void start_quant_points(DecoderLayer& layer, const Recipe& recipe, const BlockInputs& inputs, const Tensor& weights) {
   const c10::NoGradGuard no_grad;
-  const DecoderLayer probe = without_quant_points(layer);
-  const auto mean = [&](const std::function<Tensor(const Tensor&)>& fn) {
-    const Tensor& stream =
-        recipe.stream == Recipe::Stream::kQuantized ? inputs.quantized : inputs.full_precision;
-    return measure_moments(stream, weights, /*with_covariance=*/false, fn).mean.to(layer.self_attn.o_proj.weight.options());
-  };
-  const auto start = [&](QuantPoint& point, const Recipe::Activations& activations, int64_t groups, Recipe::Shift shift,
-                         const std::function<Tensor(const Tensor&)>& fn, int64_t features) {
-    const auto options = layer.self_attn.o_proj.weight.options();
+  const auto options = layer.self_attn.o_proj.weight.options();
+  std::optional<BlockMoments> moments;
+  if (recipe.has_mean_shift()) {
+    const bool quantized = recipe.stream == Recipe::Stream::kQuantized;
+    moments = measure_block(layer, quantized ? inputs.quantized : inputs.full_precision, inputs.rope, weights,
+                            /*with_o_covariance=*/false);
+  }
+  const auto start = [&](QuantPoint& point, const Recipe::Activations& activations, Recipe::Shift shift, int64_t groups,
+                         int64_t features, Moments BlockMoments::*which) {
     point.enabled = true;
     point.spec = activations.spec;
     point.clip = at::full({groups, 1}, activations.clip, options);
     if (shift == Recipe::Shift::kZero) point.shift = at::zeros({features}, options);
-    if (shift == Recipe::Shift::kMean) point.shift = mean(fn);
+    if (shift == Recipe::Shift::kMean) point.shift = ((*moments).*which).mean.to(options);
   };
   Attention& attention = layer.self_attn;
-  if (recipe.input_activations) {
-    const auto start_input = [&](QuantPoint& point, InputPoint which, Recipe::Shift shift, const Linear& reader) {
-      start(point, *recipe.input_activations, /*groups=*/1, shift,
-            [&](const Tensor& x) { return probe.input_of(which, x, inputs.rope); }, reader.weight.size(1));
+  if (const auto& activations = recipe.input_activations) {
+    const auto start_input = [&](QuantPoint& point, Recipe::Shift shift, const Linear& reader,
+                                 Moments BlockMoments::*which) {
+      start(point, *activations, shift, /*groups=*/1, reader.weight.size(1), which);
     };
-    const Recipe::InputActivations& activations = *recipe.input_activations;
-    start_input(attention.input, InputPoint::kQkv, activations.norm_shift, attention.q_proj);
-    start_input(attention.o_input, InputPoint::kO, activations.shift, attention.o_proj);
-    start_input(layer.mlp.input, InputPoint::kGateUp, activations.norm_shift, layer.mlp.gate_proj);
-    start_input(layer.mlp.down_input, InputPoint::kDown, activations.shift, layer.mlp.down_proj);
+    start_input(attention.input, activations->norm_shift, attention.q_proj, &BlockMoments::qkv);
+    start_input(attention.o_input, activations->shift, attention.o_proj, &BlockMoments::o);
+    start_input(layer.mlp.input, activations->norm_shift, layer.mlp.gate_proj, &BlockMoments::gate_up);
+    start_input(layer.mlp.down_input, activations->shift, layer.mlp.down_proj, &BlockMoments::down);
   }
-  if (recipe.kv_cache) {
+  if (const auto& cache = recipe.kv_cache) {
     const int64_t features = attention.k_proj.weight.size(0);
-    for (const bool key : {true, false}) {
-      start(key ? attention.k_cache : attention.v_cache, *recipe.kv_cache, attention.num_kv_heads,
-            recipe.kv_cache->shift, [&](const Tensor& x) { return cache_input(probe, key, x, inputs.rope); }, features);
-    }
+    start(attention.k_cache, *cache, cache->shift, attention.num_kv_heads, features, &BlockMoments::key);
+    start(attention.v_cache, *cache, cache->shift, attention.num_kv_heads, features, &BlockMoments::value);
     // Softmax does not see a constant added to every key's logit of a query.
     attention.k_cache.add_shift_back = false;
   }

@@ -216,13 +216,16 @@ json Recipe::to_json() const {
   return result;
 }
 
+bool Recipe::has_mean_shift() const {
+  return (input_activations &&
+          (input_activations->shift == Shift::kMean || input_activations->norm_shift == Shift::kMean)) ||
+         (kv_cache && kv_cache->shift == Shift::kMean);
+}
+
 bool Recipe::needs_calibration() const {
   const bool scales =
       transforms.scale_norm || transforms.scale_value || transforms.scale_query_key || transforms.scale_down;
-  const bool means = (input_activations && (input_activations->shift == Shift::kMean ||
-                                            input_activations->norm_shift == Shift::kMean)) ||
-                     (kv_cache && kv_cache->shift == Shift::kMean);
-  return (weights && rounding == Rounding::kGptq) || scales || means || learn_transforms.epochs > 0 ||
+  return (weights && rounding == Rounding::kGptq) || scales || has_mean_shift() || learn_transforms.epochs > 0 ||
          learn_activations.epochs > 0;
 }
 

@@ -104,6 +104,7 @@ struct Recipe {
   nlohmann::json to_json() const;
 
   bool needs_calibration() const;
+  bool has_mean_shift() const;
   QuantizationConfig quantization_config() const;
 };
 

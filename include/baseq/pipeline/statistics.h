@@ -1,7 +1,5 @@
 #pragma once
 
-#include <functional>
-
 #include "baseq/pipeline/recipe.h"
 #include "baseq/pipeline/round_layer.h"
 #include "baseq/tensor.h"
@@ -19,12 +17,18 @@ struct Moments {
   Tensor variance;    ///< [features]
 };
 
-/// Moments of fn(windows) -> [batch, seq, features] over a stream.
-Moments measure_moments(const Tensor& stream, const Tensor& weights, bool with_covariance,
-                        const std::function<Tensor(const Tensor& windows)>& fn);
+/// Moments of everything that is quantized in a block, from one pass.
+struct BlockMoments {
+  Moments qkv, o, gate_up, down;  ///< of the four input points
+  Moments key, value;             ///< of the cache, [num_kv_heads * head_dim]
+  Moments query;                  ///< of q_proj's output, before RoPE
+};
 
-/// What enters the K (or V) cache quantizer of `layer`: [batch, seq, num_kv_heads * head_dim].
-Tensor cache_input(const DecoderLayer& layer, bool key, const Tensor& windows, const RotaryEmbedding& rope);
+/// Passes a stream through `layer`, whose quant points are looked past.
+/// @param weights           of the tokens, [num_samples, seq]
+/// @param with_o_covariance also the covariance at o
+BlockMoments measure_block(const DecoderLayer& layer, const Tensor& stream, const RotaryEmbedding& rope,
+                           const Tensor& weights, bool with_o_covariance);
 
 /// `layer` with every quant point off and without corrections.
 DecoderLayer without_quant_points(DecoderLayer layer);
