@@ -113,6 +113,15 @@ def test_resolved_recipe_makes_the_same_checkpoint(quantize, tmp_path):
     assert digests(tmp_path / "first") == digests(tmp_path / "second")
 
 
+def test_every_recipe_key_is_documented(quantize, tmp_path):
+    report = quantize(ROOT / "configs" / "quarot-w4a4kv4.json", tmp_path / "out")
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    for section, value in report["recipe"].items():
+        assert f"`{section}`" in page, section
+        for key in value if isinstance(value, dict) else ():
+            assert f"`{key}`" in page, f"{section}: {key}"
+
+
 def digests(folder: Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
             for file in sorted(folder.rglob("*")) if file.is_file()}
