@@ -107,7 +107,8 @@ int main(int argc, char** argv) {
       });
       const baseq::QuantSpec grid{.num_bits = 4};
       std::vector<Tensor> leaves;
-      for (const Tensor& weight : {base.self_attn.v_proj.weight, base.self_attn.o_proj.weight, base.mlp.down_proj.weight}) {
+      for (const Tensor& weight :
+           {base.self_attn.v_proj.weight, base.self_attn.o_proj.weight, base.mlp.down_proj.weight}) {
         leaves.push_back(weight.clone().requires_grad_(true));
       }
       stage1[quantize] = median_milliseconds([&] {
@@ -115,8 +116,8 @@ int main(int argc, char** argv) {
         baseq::Linear* const linears[] = {&candidate.self_attn.v_proj, &candidate.self_attn.o_proj,
                                           &candidate.mlp.down_proj};
         for (size_t i = 0; i < leaves.size(); ++i) {
-          const Tensor weight = quantize ? baseq::fake_quantize(leaves[i], baseq::compute_qparams(leaves[i], grid), grid)
-                                         : leaves[i];
+          const Tensor weight =
+              quantize ? baseq::fake_quantize(leaves[i], baseq::compute_qparams(leaves[i], grid), grid) : leaves[i];
           linears[i]->weight = weight.to(products);
         }
         (candidate.forward(x, rope) - target).square().mean().backward();

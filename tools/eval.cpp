@@ -18,7 +18,7 @@ struct EvalArguments {
 };
 
 Tensor read_windows(const EvalArguments& arguments, const Checkpoint& checkpoint) {
-  TORCH_CHECK(arguments.text.empty() != arguments.tokens.empty(), "eval needs either --text or --tokens");
+  if (arguments.text.empty() && arguments.tokens.empty()) throw CLI::RequiredError("--text or --tokens");
   Tensor ids;
   if (arguments.text.empty()) {
     const SafetensorsFile file(arguments.tokens);

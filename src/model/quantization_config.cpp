@@ -47,12 +47,9 @@ json to_json(const QuantizationConfig& config) {
                     {"query_key", config.query_key_hadamard},
                     {"o", config.o_hadamard},
                     {"down", config.down_hadamard}};
-  return {{"quant_method", QuantizationConfig::kMethod},
-          {"format_version", QuantizationConfig::kFormatVersion},
-          {"weights", optional_spec(config.weights)},
-          {"input_activations", optional_spec(config.input_activations)},
-          {"kv_cache", optional_spec(config.kv_cache)},
-          {"online_hadamard", online}};
+  return {{"quant_method", QuantizationConfig::kMethod}, {"format_version", QuantizationConfig::kFormatVersion},
+          {"weights", optional_spec(config.weights)},    {"input_activations", optional_spec(config.input_activations)},
+          {"kv_cache", optional_spec(config.kv_cache)},  {"online_hadamard", online}};
 }
 
 QuantizationConfig quantization_config_from_json(const json& value, const std::string& path) {

@@ -112,7 +112,8 @@ Tensor geometric_mean(const Tensor& a, const Tensor& b) {
 void balance(DecoderLayer& layer, const Recipe::Transforms& transforms, const BlockInputs& inputs,
              const Tensor& weights) {
   const c10::NoGradGuard no_grad;
-  if (!transforms.scale_norm && !transforms.scale_query_key && !transforms.scale_value && !transforms.scale_down) return;
+  if (!transforms.scale_norm && !transforms.scale_query_key && !transforms.scale_value && !transforms.scale_down)
+    return;
   const BlockMoments moments =
       measure_block(layer, inputs.full_precision, inputs.rope, weights, transforms.scale_value);
   if (transforms.scale_norm) {

@@ -142,8 +142,7 @@ class StraightThrough {
     ratio_ = options_.mse_clip ? search_qparams(weight, spec_, options_.search).scale / full : at::ones_like(full);
   }
   Tensor forward(const Tensor& weight) const {
-    QParams qparams = compute_qparams(weight, spec_);
-    qparams.scale = qparams.scale * ratio_;
+    const QParams qparams = compute_qparams(weight, spec_, ratio_.unsqueeze(-1));
     return fake_quantize(weight, qparams, spec_);
   }
 
@@ -261,9 +260,9 @@ void learn_transforms(DecoderLayer& layer, const LearningTask& task) {
     // As often as the published method searches its clip again.
     constexpr int64_t kStepsPerSearch = 10;
     const bool search = calls++ % kStepsPerSearch == 0;
-    for (const auto& [linear, grid] : {std::pair{&candidate.self_attn.v_proj, &v},
-                                       std::pair{&candidate.self_attn.o_proj, &o},
-                                       std::pair{&candidate.mlp.down_proj, &down}}) {
+    for (const auto& [linear, grid] :
+         {std::pair{&candidate.self_attn.v_proj, &v}, std::pair{&candidate.self_attn.o_proj, &o},
+          std::pair{&candidate.mlp.down_proj, &down}}) {
       if (search) grid->refresh(linear->weight);
       linear->weight = grid->forward(linear->weight);
     }
@@ -295,10 +294,9 @@ void learn_transforms(DecoderLayer& layer, const LearningTask& task) {
 
 void learn_activations(DecoderLayer& layer, const LearningTask& task) {
   const Recipe::ActivationLearning& learning = task.recipe.learn_activations;
-  const PointParameters points(layer, {.clip = learning.clip,
-                                       .shift = learning.shift,
-                                       .gain = learning.gain,
-                                       .two_sided = learning.two_sided_clip});
+  const PointParameters points(
+      layer,
+      {.clip = learning.clip, .shift = learning.shift, .gain = learning.gain, .two_sided = learning.two_sided_clip});
   DecoderLayer frozen = layer;
   convert_linears(frozen, task.recipe.products);
   const auto build = [&] {

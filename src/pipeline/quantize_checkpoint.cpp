@@ -125,8 +125,13 @@ class Run {
       layer = original;
       balance(layer, recipe_.transforms, streams_, weights);
     }
-    const LearningTask task{.recipe = recipe_, .inputs = streams_, .target = target, .token_weights = weights,
-                            .seed = options_.seed, .block = block, .progress = options_.progress};
+    const LearningTask task{.recipe = recipe_,
+                            .inputs = streams_,
+                            .target = target,
+                            .token_weights = weights,
+                            .seed = options_.seed,
+                            .block = block,
+                            .progress = options_.progress};
     if (learned) {
       learn_transforms(layer, task);
     } else {

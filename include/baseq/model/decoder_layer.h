@@ -43,9 +43,9 @@ struct Attention {
   int64_t num_kv_heads = 0;
   int64_t head_dim = 0;
   Linear q_proj, k_proj, v_proj, o_proj;
-  QuantPoint input;                 ///< of q_proj, k_proj, v_proj; [hidden_size]
-  QuantPoint k_cache, v_cache;      ///< [num_kv_heads * head_dim], one group per head; K after RoPE and the Hadamard
-  QuantPoint o_input;               ///< of o_proj; [num_heads * head_dim]
+  QuantPoint input;             ///< of q_proj, k_proj, v_proj; [hidden_size]
+  QuantPoint k_cache, v_cache;  ///< [num_kv_heads * head_dim], one group per head; K after RoPE and the Hadamard
+  QuantPoint o_input;           ///< of o_proj; [num_heads * head_dim]
   // Online Hadamard transforms: of what `input` and `o_input` quantize, and of every head of q and k after RoPE.
   bool input_hadamard = false;
   bool o_hadamard = false;
@@ -58,9 +58,9 @@ struct Attention {
 /// down(silu(gate(x)) * up(x)).
 struct Mlp {
   Linear gate_proj, up_proj, down_proj;
-  QuantPoint input;            ///< of gate_proj and up_proj; [hidden_size]
-  QuantPoint down_input;       ///< of down_proj; [intermediate_size]
-  Tensor down_scale;           ///< [intermediate_size] on up's output while it is learned, then merged into up_proj
+  QuantPoint input;       ///< of gate_proj and up_proj; [hidden_size]
+  QuantPoint down_input;  ///< of down_proj; [intermediate_size]
+  Tensor down_scale;      ///< [intermediate_size] on up's output while it is learned, then merged into up_proj
   // Online Hadamard transforms of what `input` and `down_input` quantize.
   bool input_hadamard = false;
   bool down_hadamard = false;

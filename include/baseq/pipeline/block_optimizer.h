@@ -14,16 +14,16 @@ struct ParameterGroup {
 
 struct OptimizeOptions {
   int64_t epochs = 1;
-  int64_t batch_size = 1;             ///< samples a step
-  double final_learning_rate = 0.0;   ///< the cosine of every group ends here
-  uint64_t seed = 0;                  ///< of the order of the samples
+  int64_t batch_size = 1;            ///< samples a step
+  double final_learning_rate = 0.0;  ///< the cosine of every group ends here
+  uint64_t seed = 0;                 ///< of the order of the samples
 };
 
 struct OptimizeResult {
-  double loss_before = 0;         ///< monitor() at the start
-  double loss_after = 0;          ///< monitor() of the state that was kept, never above loss_before
-  int64_t best_epoch = 0;         ///< 0: the start
-  std::vector<double> losses;     ///< of every step
+  double loss_before = 0;             ///< monitor() at the start
+  double loss_after = 0;              ///< monitor() of the state that was kept, never above loss_before
+  int64_t best_epoch = 0;             ///< 0: the start
+  std::vector<double> losses;         ///< of every step
   bool stopped_at_nonfinite = false;  ///< NaN or Inf ended the learning early
 };
 

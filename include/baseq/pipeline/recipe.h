@@ -88,11 +88,11 @@ struct Recipe {
   Transforms transforms;
   TransformLearning learn_transforms;
   ActivationLearning learn_activations;
-  Loss loss = Loss::kMse;            ///< weighs the tokens in learning, rounding, scales and means alike
-  Stream stream = Stream::kFullPrecision;  ///< what the learned block is given
+  Loss loss = Loss::kMse;                   ///< weighs the tokens in learning, rounding, scales and means alike
+  Stream stream = Stream::kFullPrecision;   ///< what the learned block is given
   at::ScalarType products = at::kBFloat16;  ///< dtype of the matrix products while learning; sums stay in float32
-  int64_t batch_size = 1;            ///< windows a step
-  int64_t num_monitored = 4;         ///< windows on which the best state is chosen
+  int64_t batch_size = 1;                   ///< windows a step
+  int64_t num_monitored = 4;                ///< windows on which the best state is chosen
 
   /// Dtype of the matrices that stay unquantized; absent: that of the checkpoint.
   std::optional<at::ScalarType> dtype;
