@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,9 @@ struct TinyShape {
   int64_t num_layers = 2, vocab_size = 40;
   bool bias = false, tied = true;
 };
+
+/// How GoogleTest names it in messages.
+inline void PrintTo(const TinyShape& shape, std::ostream* stream) { *stream << shape.name; }
 
 inline std::vector<TinyShape> tiny_shapes() {
   return {{},

@@ -1,0 +1,236 @@
+#include "baseq/pipeline/quantize_checkpoint.h"
+
+#include <gtest/gtest.h>
+
+#include "../tiny_model.h"
+#include "baseq/model/model.h"
+#include "baseq/pipeline/learn.h"
+#include "baseq/pipeline/statistics.h"
+
+namespace baseq {
+namespace {
+
+using nlohmann::json;
+using test::expect_error;
+using test::TempDirectory;
+using test::TinyShape;
+
+Recipe recipe_of(const char* text) { return Recipe::from_json(json::parse(text), "recipe"); }
+
+constexpr const char* kEverything = R"({
+  "name": "everything",
+  "weights": {"num_bits": 4},
+  "rounding": {"method": "gptq", "mse_clip": true, "compensate_streams": true, "quantized_inputs": true,
+               "bias_correction": true, "hessian_shrinkage": 0.1},
+  "input_activations": {"num_bits": 4, "symmetric": false, "clip": 0.9, "shift": "mean", "norm_shift": "mean"},
+  "kv_cache": {"num_bits": 4, "symmetric": false, "clip": 0.95, "shift": "mean"},
+  "transforms": {"residual": "hadamard", "value": "hadamard", "query_key": "hadamard", "o": "hadamard",
+                 "down": "hadamard", "scale_norm": true, "scale_value": true, "scale_query_key": true,
+                 "scale_down": true},
+  "learn_transforms": {"epochs": 1}, "learn_activations": {"epochs": 2, "two_sided_clip": true},
+  "objective": {"loss": "relative", "stream": "quantized", "num_monitored": 2},
+  "calibration": {"num_samples": 4, "seq_len": 16}})";
+
+constexpr const char* kOnline = R"({
+  "name": "online",
+  "weights": {"num_bits": 4, "symmetric": false},
+  "rounding": {"method": "gptq"},
+  "input_activations": {"num_bits": 4, "shift": "mean", "norm_shift": "mean"},
+  "kv_cache": {"num_bits": 4, "shift": "zero"},
+  "transforms": {"input": "hadamard", "value": "hadamard", "query_key": "hadamard", "o": "hadamard",
+                 "down": "hadamard"},
+  "learn_activations": {"epochs": 1},
+  "calibration": {"num_samples": 4, "seq_len": 16}})";
+
+class QuantizeCheckpoint : public testing::Test {
+ protected:
+  explicit QuantizeCheckpoint(const TinyShape& tiny = {}) : shape(tiny) {
+    test::write_checkpoint(directory / "in", shape);
+    test::write_bytes(directory / "in" / "tokenizer.json", "{}");
+    original.emplace(directory / "in");
+  }
+  void run(const Recipe& recipe, const char* output, const QuantizeOptions& options = {}) {
+    quantize_checkpoint(*original, recipe, recipe.needs_calibration() ? windows : Tensor{}, directory / output,
+                        options);
+  }
+  Tensor logits(const char* name) const { return Model(Checkpoint(directory / name)).logits(ids); }
+
+  TinyShape shape;
+  TempDirectory directory;
+  std::optional<Checkpoint> original;
+  Tensor windows = test::random_ids({4, 16}, shape.vocab_size, 3);
+  Tensor ids = test::random_ids({2, 11}, shape.vocab_size, 4);
+};
+
+class QuantizeVariant : public QuantizeCheckpoint, public testing::WithParamInterface<TinyShape> {
+ protected:
+  QuantizeVariant() : QuantizeCheckpoint(GetParam()) {}
+};
+
+TEST_P(QuantizeVariant, EightBitsStayCloseToTheOriginal) {
+  run(recipe_of(R"({"weights": {"num_bits": 8}, "rounding": {"method": "rtn", "mse_clip": false}})"), "out");
+  EXPECT_LT(test::relative_error(logits("out"), logits("in")), 0.02);
+  EXPECT_FALSE(at::equal(logits("out"), logits("in")));
+}
+
+TEST_P(QuantizeVariant, EverythingAtOnceRunsAndReloads) {
+  for (const char* text : {kEverything, kOnline}) {
+    const Recipe recipe = recipe_of(text);
+    SCOPED_TRACE(recipe.name);
+    int64_t finished = 0, rounded = 0;
+    const ProgressFn progress = [&](const ProgressEvent& event) {
+      rounded += std::holds_alternative<LinearRounded>(event);
+      if (const auto* block = std::get_if<BlockFinished>(&event)) {
+        EXPECT_EQ(block->block, finished++);
+        EXPECT_LT(block->relative_error, 0.5);
+      }
+    };
+    run(recipe, recipe.name.c_str(), {.progress = progress});
+    EXPECT_EQ(finished, shape.num_layers);
+    EXPECT_EQ(rounded, 7 * shape.num_layers);
+    const Tensor first = logits(recipe.name.c_str());
+    EXPECT_TRUE(at::isfinite(first).all().item<bool>());
+    EXPECT_TRUE(at::equal(first, logits(recipe.name.c_str())));
+    // 4 bits on a random model of this size: a wrong sign or a lost bias would give more than 1.
+    EXPECT_LT(test::relative_error(first, logits("in")), 0.75);
+  }
+}
+
+TEST_P(QuantizeVariant, EightBitsEverywhereStayClose) {
+  // The same path at 8 bits leaves little: nothing but the grid separates the two models.
+  for (const char* text : {kEverything, kOnline}) {
+    json recipe = json::parse(text);
+    for (const char* key : {"weights.num_bits", "input_activations.num_bits", "kv_cache.num_bits"}) {
+      override_recipe(recipe, key, "8");
+    }
+    for (const char* key : {"input_activations.clip", "kv_cache.clip"}) override_recipe(recipe, key, "1.0");
+    const std::string name = recipe["name"].get<std::string>();
+    SCOPED_TRACE(name);
+    run(Recipe::from_json(recipe, "recipe"), name.c_str());
+    EXPECT_LT(test::relative_error(logits(name.c_str()), logits("in")), 0.06);
+  }
+}
+
+TEST_P(QuantizeVariant, ReloadedBlocksAreTheOnesThatWereMade) {
+  // The blocks of an unlearned recipe, made again by its parts.
+  const Recipe recipe = recipe_of(R"({"weights": {"num_bits": 4, "symmetric": false}, "rounding": {"method": "gptq"},
+      "input_activations": {"num_bits": 4, "clip": 0.9, "shift": "mean", "norm_shift": "mean"},
+      "kv_cache": {"num_bits": 4, "shift": "mean"}, "dtype": "float32",
+      "transforms": {"value": "hadamard", "query_key": "hadamard", "o": "hadamard", "down": "hadamard"}})");
+  run(recipe, "out");
+  const Checkpoint out(directory / "out");
+  const Model quantized(out), exact(*original, {.dtype = at::kDouble});
+  Recipe filled = recipe;
+  filled.kv_cache->spec.group_size = shape.head_dim;
+  const RotaryEmbedding rope = test::tiny_rope(shape, 16, at::kFloat);
+  BlockInputs inputs{.full_precision = exact.embed(windows).to(at::kFloat), .quantized = {}, .rope = rope};
+  inputs.quantized = inputs.full_precision;
+  Tensor stream = Model(*original).embed(ids);
+  const RotaryEmbedding short_rope = test::tiny_rope(shape, ids.size(1), at::kFloat);
+  for (int64_t i = 0; i < shape.num_layers; ++i) {
+    const Tensor target = advance(exact.layer(i).to(at::kFloat), inputs.full_precision, rope);
+    const Tensor weights = token_weights(target, recipe.loss);
+    DecoderLayer layer = exact.layer(i).to(at::kFloat).to(at::kDouble);
+    apply_hadamards(layer, recipe.transforms);
+    layer = layer.to(at::kFloat);
+    start_quant_points(layer, filled, inputs, weights);
+    round_layer(layer, filled, inputs, weights, i, {});
+    merge_corrections(layer);
+    inputs.quantized = advance(layer, inputs.quantized, rope);
+    inputs.full_precision = target;
+
+    const DecoderLayer loaded = quantized.layer(i);
+    const auto written = layer_tensors(loaded, "", at::kFloat), made = layer_tensors(layer, "", at::kFloat);
+    ASSERT_EQ(written.size(), made.size());
+    for (const auto& [name, tensor] : made) EXPECT_TRUE(at::equal(tensor, written.at(name))) << i << " " << name;
+    EXPECT_TRUE(at::equal(loaded.forward(stream, short_rope), layer.forward(stream, short_rope))) << i;
+    stream = layer.forward(stream, short_rope);
+  }
+  const Tensor logits = quantized.lm_head().forward(quantized.final_norm().forward(stream));
+  EXPECT_TRUE(at::equal(logits, quantized.logits(ids)));
+}
+
+TEST_P(QuantizeVariant, SameSeedSameBytes) {
+  const Recipe recipe = recipe_of(kEverything);
+  run(recipe, "a", {.seed = 5});
+  run(recipe, "b", {.seed = 5});
+  run(recipe, "c", {.seed = 6});
+  ASSERT_EQ(test::list(directory / "a"), test::list(directory / "b"));
+  for (const std::string& file : test::list(directory / "a")) {
+    EXPECT_EQ(test::read_bytes(directory / "a" / file), test::read_bytes(directory / "b" / file)) << file;
+  }
+  EXPECT_NE(test::read_bytes(directory / "a" / "model.safetensors"),
+            test::read_bytes(directory / "c" / "model.safetensors"));
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, QuantizeVariant, testing::ValuesIn(test::tiny_shapes()),
+                         [](const auto& shape) { return shape.param.name; });
+
+TEST_F(QuantizeCheckpoint, ConfigSaysHowToRunIt) {
+  const Recipe recipe = recipe_of(kOnline);
+  run(recipe, "out");
+  const Checkpoint out(directory / "out");
+  const json& quantization = out.config().at("quantization_config");
+  EXPECT_EQ(quantization.at("quant_method"), "baseq");
+  // The recipe in the file can be run again.
+  EXPECT_EQ(Recipe::from_json(quantization.at("recipe"), "r").to_json(), recipe.to_json());
+  const auto config = Model(out).quantization();
+  ASSERT_TRUE(config.has_value());
+  EXPECT_TRUE(config->input_hadamard && config->query_key_hadamard && config->o_hadamard && config->down_hadamard);
+  EXPECT_EQ(config->kv_cache->group_size, shape.head_dim);
+  EXPECT_EQ(out.config().at("tie_word_embeddings"), true);
+  EXPECT_EQ(test::read_bytes(directory / "out" / "tokenizer.json"), "{}");
+}
+
+TEST_F(QuantizeCheckpoint, EmptyRecipeKeepsEveryLogit) {
+  run(Recipe{}, "out");
+  EXPECT_TRUE(at::equal(logits("out"), logits("in")));
+}
+
+TEST_F(QuantizeCheckpoint, UnquantizedMatricesTakeTheDtypeOfTheRecipe) {
+  run(recipe_of(R"({"dtype": "bfloat16", "transforms": {"residual": "hadamard"}})"), "out");
+  const Checkpoint out(directory / "out");
+  EXPECT_EQ(out.tensor("lm_head.weight").scalar_type(), at::kBFloat16);
+  EXPECT_EQ(out.tensor("model.layers.0.mlp.up_proj.weight").scalar_type(), at::kBFloat16);
+  EXPECT_EQ(out.tensor("model.norm.weight").scalar_type(), at::kFloat);
+  EXPECT_LT(test::relative_error(logits("out"), logits("in")), 0.03);
+}
+
+TEST_F(QuantizeCheckpoint, QuantizedCheckpointIsRefused) {
+  const Recipe recipe = recipe_of(R"({"weights": {"num_bits": 4}})");
+  run(recipe, "out");
+  const Checkpoint out(directory / "out");
+  expect_error([&] { quantize_checkpoint(out, recipe, {}, directory / "twice"); }, {"already quantized"});
+  EXPECT_FALSE(std::filesystem::exists(directory / "twice"));
+}
+
+TEST_F(QuantizeCheckpoint, MissingCalibrationIsRefused) {
+  expect_error([&] { quantize_checkpoint(*original, recipe_of(kOnline), {}, directory / "out"); },
+               {"online", "calibration"});
+  EXPECT_EQ(test::list(directory.path()), std::vector<std::string>{"in"});
+}
+
+TEST_F(QuantizeCheckpoint, ExistingOutputIsRefusedWithoutForce) {
+  const Recipe recipe = recipe_of(R"({"weights": {"num_bits": 4}})");
+  run(recipe, "out");
+  const std::string before = test::read_bytes(directory / "out" / "model.safetensors");
+  expect_error([&] { run(Recipe{}, "out"); }, {"out"});
+  EXPECT_EQ(test::read_bytes(directory / "out" / "model.safetensors"), before);
+  run(Recipe{}, "out", {.output = {.force = true}});
+  EXPECT_TRUE(at::equal(logits("out"), logits("in")));
+}
+
+TEST_F(QuantizeCheckpoint, WindowsOutsideTheVocabularyAreRefused) {
+  const Tensor wrong = windows + shape.vocab_size;
+  expect_error([&] { quantize_checkpoint(*original, recipe_of(kOnline), wrong, directory / "out"); }, {"embed", "39"});
+  EXPECT_EQ(test::list(directory.path()), std::vector<std::string>{"in"});
+}
+
+TEST_F(QuantizeCheckpoint, FailureLeavesNoOutput) {
+  const Recipe recipe = recipe_of(R"({"weights": {"num_bits": 4, "strategy": "group", "group_size": 7}})");
+  expect_error([&] { run(recipe, "out"); }, {"7"});
+  EXPECT_EQ(test::list(directory.path()), std::vector<std::string>{"in"});
+}
+
+}  // namespace
+}  // namespace baseq
