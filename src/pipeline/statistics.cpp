@@ -82,7 +82,11 @@ BlockMoments measure_block(const DecoderLayer& layer, const Tensor& stream, cons
 }
 
 DecoderLayer without_quant_points(DecoderLayer layer) {
-  layer.for_each_quant_point([](const std::string&, QuantPoint& point) { point = QuantPoint{}; });
+  layer.for_each_quant_point([](const std::string&, QuantPoint& point) {
+    const Tensor gain = point.gain;
+    point = QuantPoint{};
+    point.gain = gain;
+  });
   return layer;
 }
 

@@ -140,7 +140,7 @@ TEST_P(Learn, PointsStartAtTheMeansOfWhatTheySee) {
   });
 }
 
-TEST_P(Learn, DISABLED_MeanShiftsSeeThroughGains) {
+TEST_P(Learn, MeanShiftsSeeThroughGains) {
   // A gain on o's input that o_proj divides out leaves every later mean where it was.
   DecoderLayer scaled = layer;
   const Tensor gain = (0.7 * test::random_normal({shape.num_heads * shape.head_dim}, 21, at::kFloat)).exp();
@@ -154,7 +154,7 @@ TEST_P(Learn, DISABLED_MeanShiftsSeeThroughGains) {
   EXPECT_LT(test::relative_error(scaled.self_attn.o_input.shift, gain * plain.self_attn.o_input.shift), 1e-4);
 }
 
-TEST_P(Learn, DISABLED_LearnedTransformsLeaveTheMeansBehindNorms) {
+TEST_P(Learn, LearnedTransformsLeaveTheMeansBehindNorms) {
   recipe.learn_transforms.epochs = 3;
   recipe.learn_transforms.lr_scale = 0.1;
   const Tensor mean = layer.input_of(InputPoint::kGateUp, x, inputs.rope).mean({0, 1});

@@ -30,7 +30,7 @@ struct BlockMoments {
 BlockMoments measure_block(const DecoderLayer& layer, const Tensor& stream, const RotaryEmbedding& rope,
                            const Tensor& weights, bool with_o_covariance);
 
-/// `layer` with every quant point off and without corrections.
+/// `layer` with every quant point off and without shifts. Gains stay: weights may hold their inverse.
 DecoderLayer without_quant_points(DecoderLayer layer);
 
 }  // namespace baseq
