@@ -65,7 +65,6 @@ void visit_rounding(Visitor& visit, R& recipe) {
   visit.boolean("compensate_streams", recipe.compensate_streams);
   visit.number("cross_strength", recipe.gptq.cross_strength, 0.0, 1.0);
   visit.boolean("quantized_inputs", recipe.quantized_inputs);
-  visit.boolean("bias_correction", recipe.bias_correction);
   visit.number("hessian_shrinkage", recipe.hessian_shrinkage, 0.0, 1.0);
 }
 

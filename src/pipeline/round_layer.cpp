@@ -13,10 +13,8 @@ namespace {
 constexpr int64_t kTokensPerBatch = 2048;
 
 struct Statistics {
-  Tensor hessian;     ///< E[x^T x], float64; about the mean when the recipe corrects biases
-  Tensor cross;       ///< E[(x_fp - x)^T x] likewise; undefined unless the recipe compensates streams
-  Tensor mean;        ///< E[x], float64
-  Tensor drift_mean;  ///< E[x_fp - x]; undefined unless the recipe compensates streams
+  Tensor hessian;  ///< E[x^T x], float64
+  Tensor cross;    ///< E[(x_fp - x)^T x]; undefined unless the recipe compensates streams
 };
 
 void accumulate(Tensor& sum, const Tensor& term) {
@@ -32,21 +30,14 @@ Statistics collect(InputPoint point, const DecoderLayer& layer, const DecoderLay
     const Tensor x = layer.input_of(point, windows, inputs.rope).flatten(0, 1);
     const Tensor weighted = x * weights.narrow(0, begin, windows.size(0)).reshape({-1, 1});
     accumulate(result.hessian, at::matmul(weighted.t(), x));
-    accumulate(result.mean, weighted.sum(0, /*keepdim=*/false, at::kDouble));
     if (!recipe.compensate_streams) return;
     const Tensor full = inputs.full_precision.narrow(0, begin, windows.size(0));
     const Tensor drift = original.input_of(point, full, inputs.rope).flatten(0, 1) - x;
     accumulate(result.cross, at::matmul(drift.t(), weighted));
-    accumulate(result.drift_mean, at::matmul(drift.t(), weights.narrow(0, begin, windows.size(0)).reshape({-1})));
   });
   const double total = weights.sum(at::kDouble).item<double>();
-  for (Tensor* sum : {&result.hessian, &result.cross, &result.mean, &result.drift_mean}) {
-    if (sum->defined()) sum->div_(total);
-  }
-  if (recipe.bias_correction) {
-    result.hessian -= at::outer(result.mean, result.mean);
-    if (result.cross.defined()) result.cross -= at::outer(result.drift_mean, result.mean);
-  }
+  result.hessian.div_(total);
+  if (result.cross.defined()) result.cross.div_(total);
   if (recipe.hessian_shrinkage > 0) {
     const auto shrink = [&](const Tensor& moments) {
       return moments * (1 - recipe.hessian_shrinkage) + at::diag(moments.diagonal()) * recipe.hessian_shrinkage;
@@ -55,15 +46,6 @@ Statistics collect(InputPoint point, const DecoderLayer& layer, const DecoderLay
     if (result.cross.defined()) result.cross = shrink(result.cross);
   }
   return result;
-}
-
-/// What rounding and the drift of the inputs did to the mean output goes into the bias.
-void correct_bias(Linear& linear, const Tensor& rounded, const Statistics& statistics) {
-  const Tensor weight = linear.weight.to(at::kDouble);
-  Tensor offset = at::matmul(weight - rounded.to(at::kDouble), statistics.mean);
-  if (statistics.drift_mean.defined()) offset += at::matmul(weight, statistics.drift_mean);
-  const Tensor bias = offset.to(linear.weight.options());
-  linear.bias = linear.bias.defined() ? linear.bias + bias : bias;
 }
 
 double relative_weight_error(const Tensor& weight, const QuantizedWeight& rounded) {
@@ -126,11 +108,9 @@ void round_layer(DecoderLayer& layer, const Recipe& recipe, const BlockInputs& i
         linear.quantized = round_to_nearest(linear.weight, *recipe.weights, recipe.gptq.mse_clip, recipe.gptq.search);
         event.relative_error = relative_weight_error(linear.weight, *linear.quantized);
       }
-      const Tensor rounded = linear.quantized->dequantized().to(linear.weight.options());
-      if (gptq_rounding && recipe.bias_correction) correct_bias(linear, rounded, statistics);
-      linear.weight = rounded;
+      linear.weight = linear.quantized->dequantized().to(linear.weight.options());
       seen.for_each_linear([&](const std::string& other, Linear& target) {
-        if (other == name) target = {.weight = linear.weight, .bias = linear.bias, .quantized = {}};
+        if (other == name) target.weight = linear.weight;
       });
       event.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
       if (progress) progress(event);

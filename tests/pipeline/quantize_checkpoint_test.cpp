@@ -21,7 +21,7 @@ constexpr const char* kEverything = R"({
   "name": "everything",
   "weights": {"num_bits": 4},
   "rounding": {"method": "gptq", "mse_clip": true, "compensate_streams": true, "quantized_inputs": true,
-               "bias_correction": true, "hessian_shrinkage": 0.1},
+               "hessian_shrinkage": 0.1},
   "input_activations": {"num_bits": 4, "symmetric": false, "clip": 0.9, "shift": "mean", "norm_shift": "mean"},
   "kv_cache": {"num_bits": 4, "symmetric": false, "clip": 0.95, "shift": "mean"},
   "transforms": {"residual": "hadamard", "value": "hadamard", "query_key": "hadamard", "o": "hadamard",

@@ -45,7 +45,7 @@ TEST(Recipe, EveryFieldSurvivesTheRoundTrip) {
                 "scale_dtype": "bfloat16"},
     "rounding": {"method": "gptq", "mse_clip": false, "mse_norm": 2.0, "block_size": 32, "damping": 0.05,
                  "activation_order": false, "static_groups": false, "compensate_streams": true, "cross_strength": 0.75,
-                 "quantized_inputs": true, "bias_correction": true, "hessian_shrinkage": 0.25},
+                 "quantized_inputs": true, "hessian_shrinkage": 0.25},
     "input_activations": {"num_bits": 6, "symmetric": true, "clip": 0.8, "shift": "mean", "norm_shift": "zero"},
     "kv_cache": {"num_bits": 3, "symmetric": true, "clip": 0.7, "shift": "zero"},
     "transforms": {"residual": "hadamard", "value": "hadamard", "query_key": "hadamard", "o": "hadamard",

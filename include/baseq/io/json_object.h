@@ -9,7 +9,8 @@
 namespace baseq {
 
 /// A strict view of one JSON object: a missing or mistyped value, and in finish() a key that nobody asked for, is a
-/// c10::Error that names its path, such as "recipe.json: weights.num_bits: expected an integer, got \"four\"".
+/// c10::Error that names its path, such as "recipe.json: weights: num_bits: expected an integer from 2 to 8, got
+/// \"four\"".
 class JsonObject {
  public:
   /// @param value must outlive this view

@@ -79,8 +79,6 @@ struct Recipe {
   bool compensate_streams = false;
   /// Activations and cache are quantized while the inputs of the rounded linears are collected.
   bool quantized_inputs = false;
-  /// Rounds against the covariance of the inputs and puts what rounding does to their mean into a bias.
-  bool bias_correction = false;
   /// Shrinks the Hessian towards its diagonal by this share: fewer tokens than features overfit.
   double hessian_shrinkage = 0.0;
   std::optional<InputActivations> input_activations;
