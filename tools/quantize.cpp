@@ -15,6 +15,7 @@ namespace {
 struct QuantizeArguments {
   CommonOptions common;
   std::string model, recipe, calibration, output;
+  std::string activations = "ram";
   std::vector<std::string> overrides;
   int64_t shard_megabytes = 1024;
   bool force = false;
@@ -56,6 +57,10 @@ void run(const QuantizeArguments& arguments) {
   options.device = apply(arguments.common);
   options.seed = arguments.common.seed;
   options.output = {.shard_bytes = arguments.shard_megabytes << 20, .force = arguments.force};
+  if (arguments.activations == "disk") {
+    options.activations_directory = std::filesystem::absolute(arguments.output).parent_path();
+    std::filesystem::create_directories(options.activations_directory);
+  }
   const Recipe recipe = read_recipe(arguments);
   const Checkpoint checkpoint(arguments.model);
   TORCH_CHECK(arguments.force || !std::filesystem::exists(arguments.output), arguments.output,
@@ -105,6 +110,11 @@ void add_quantize(CLI::App& app) {
   command->add_option("--shard-size", arguments->shard_megabytes, "Largest shard in MiB")
       ->capture_default_str()
       ->check(CLI::Range(1, 1 << 20));
+  command
+      ->add_option("--activations", arguments->activations,
+                   "Where the activation streams live: ram, or disk (mapped files beside the output)")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"ram", "disk"}));
   command->add_flag("--force", arguments->force, "Replace an existing output directory");
   add_common_options(*command, arguments->common);
   command->callback([arguments] { run(*arguments); });

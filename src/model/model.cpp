@@ -167,8 +167,8 @@ DecoderLayer Model::layer(int64_t index) const {
     read_quant_point(prefix + name, point);
     point.enabled = spec.has_value();
     if (spec) point.spec = *spec;
-    // Biases add the input points' shifts back; softmax does not see K's.
-    point.add_shift_back = &point == &layer.self_attn.v_cache;
+    // Biases add the input points' shifts back, o's input that of the value cache; softmax does not see K's.
+    point.add_shift_back = false;
   });
   return layer;
 }

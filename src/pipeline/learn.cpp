@@ -96,10 +96,11 @@ void learn(const LearningTask& task, const std::string& stage, int64_t epochs, d
     const Tensor error = (layer.forward(x, task.inputs.rope) - target).square().mean(-1);
     return (error * weights).mean();
   };
+  const at::TensorOptions compute = task.inputs.compute();
   const auto loss = [&](const Tensor& indices) {
-    const Tensor where = indices.to(stream.device());
-    return loss_of(build(), stream.index_select(0, where), task.target.index_select(0, where),
-                   task.token_weights.index_select(0, where));
+    return loss_of(build(), stream.index_select(0, indices).to(compute),
+                   task.target.index_select(0, indices).to(compute),
+                   task.token_weights.index_select(0, indices.to(compute.device())));
   };
   const int64_t num_samples = stream.size(0);
   const int64_t num_monitored = std::min(task.recipe.num_monitored, num_samples);
@@ -109,7 +110,8 @@ void learn(const LearningTask& task, const std::string& stage, int64_t epochs, d
     for (int64_t i = 0; i < num_monitored; ++i) {
       // Spread over the samples rather than the first ones.
       const int64_t n = i * num_samples / num_monitored;
-      sum += loss_of(layer, stream.narrow(0, n, 1), task.target.narrow(0, n, 1), task.token_weights.narrow(0, n, 1))
+      sum += loss_of(layer, stream.narrow(0, n, 1).to(compute), task.target.narrow(0, n, 1).to(compute),
+                     task.token_weights.narrow(0, n, 1))
                  .item<double>();
     }
     return sum / static_cast<double>(num_monitored);
@@ -313,15 +315,40 @@ void learn_activations(DecoderLayer& layer, const LearningTask& task) {
   layer = layer.detach();
 }
 
+namespace {
+
+/// The bias takes what a constant addition to the input of `linear` would do.
+void add_to_bias(Linear& linear, const Tensor& input) {
+  const Tensor offset = at::matmul(linear.weight.to(at::kDouble), input.to(at::kDouble));
+  linear.bias = (linear.bias.defined() ? linear.bias + offset : offset).to(linear.weight.options());
+}
+
+/// The rows of attention sum to one, so what the value cache subtracts is missing from o's input as the same vector for
+/// every token: the shift of that point makes up for it, or the bias of o_proj where the point is off.
+void merge_value_shift(Attention& attention) {
+  QuantPoint& values = attention.v_cache;
+  if (!values.shift.defined() || !values.add_shift_back) return;
+  values.add_shift_back = false;
+  const int64_t kv = attention.num_kv_heads, dim = attention.head_dim;
+  Tensor missing = values.shift.view({kv, 1, dim}).expand({kv, attention.num_heads / kv, dim}).reshape({-1});
+  if (attention.o_hadamard) missing = hadamard_transform(missing);
+  QuantPoint& point = attention.o_input;
+  if (point.gain.defined()) missing = missing * point.gain;
+  if (point.enabled) {
+    point.shift = point.shift.defined() ? point.shift - missing : -missing;
+    point.add_shift_back = false;
+  } else {
+    add_to_bias(attention.o_proj, missing);
+  }
+}
+
+}  // namespace
+
 void merge_corrections(DecoderLayer& layer) {
   const c10::NoGradGuard no_grad;
   const auto merge = [](QuantPoint& point, std::initializer_list<Linear*> readers) {
     if (!point.shift.defined() || !point.add_shift_back) return;
-    for (Linear* linear : readers) {
-      const Tensor offset = at::matmul(linear->weight.to(at::kDouble), point.shift.to(at::kDouble));
-      linear->bias = linear->bias.defined() ? (linear->bias + offset).to(linear->weight.options())
-                                            : offset.to(linear->weight.options());
-    }
+    for (Linear* linear : readers) add_to_bias(*linear, point.shift);
     point.add_shift_back = false;
   };
   Attention& attention = layer.self_attn;
@@ -329,6 +356,7 @@ void merge_corrections(DecoderLayer& layer) {
   merge(attention.o_input, {&attention.o_proj});
   merge(layer.mlp.input, {&layer.mlp.gate_proj, &layer.mlp.up_proj});
   merge(layer.mlp.down_input, {&layer.mlp.down_proj});
+  merge_value_shift(attention);
   const auto merge_gain = [](RmsNorm& norm, QuantPoint& point, bool hadamard) {
     if (hadamard || !point.gain.defined()) return;
     norm.weight = norm.weight * point.gain;

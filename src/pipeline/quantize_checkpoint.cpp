@@ -96,11 +96,16 @@ class Run {
     writer.add("model.embed_tokens.weight", embedding.cpu());
     if (!windows_.defined()) return;
 
-    const Tensor ids = windows_.to(options_.device);
-    const Tensor exact = model_.embed(windows_);
-    streams_.full_precision = (recipe_.transforms.residual ? hadamard_transform(exact) : exact).to(compute_);
-    streams_.quantized = at::embedding(embedding, ids).to(compute_);
     const ModelConfig& config = model_.config();
+    const std::vector<int64_t> shape{windows_.size(0), windows_.size(1), config.hidden_size};
+    const ActivationStorage storage{.dtype = recipe_.activations_dtype, .directory = options_.activations_directory};
+    for (Tensor* stream : {&streams_.full_precision, &streams_.quantized, &target_}) *stream = storage.allocate(shape);
+    for (int64_t n = 0; n < windows_.size(0); ++n) {
+      const Tensor ids = windows_.narrow(0, n, 1);
+      const Tensor exact = model_.embed(ids);
+      streams_.full_precision.narrow(0, n, 1).copy_(recipe_.transforms.residual ? hadamard_transform(exact) : exact);
+      streams_.quantized.narrow(0, n, 1).copy_(at::embedding(embedding, ids.to(options_.device)));
+    }
     streams_.rope = RotaryEmbedding::create(config, windows_.size(1), compute_);
   }
 
@@ -117,17 +122,17 @@ class Run {
   DecoderLayer quantize_block(int64_t block) {
     DecoderLayer layer = read_block(block);
     const bool learned = recipe_.learn_transforms.epochs > 0;
-    Tensor target, weights;
+    Tensor weights;
     if (windows_.defined()) {
       const DecoderLayer original = layer.to(compute_);
-      target = advance(original, streams_.full_precision, streams_.rope);
-      weights = token_weights(target, recipe_.loss);
+      advance(original, streams_.full_precision, target_, streams_.rope);
+      weights = token_weights(target_, recipe_.loss, compute_);
       layer = original;
       balance(layer, recipe_.transforms, streams_, weights);
     }
     const LearningTask task{.recipe = recipe_,
                             .inputs = streams_,
-                            .target = target,
+                            .target = target_,
                             .token_weights = weights,
                             .seed = options_.seed,
                             .block = block,
@@ -144,16 +149,20 @@ class Run {
     if (recipe_.learn_activations.epochs > 0) learn_activations(layer, task);
     merge_corrections(layer);
     if (windows_.defined()) {
-      streams_.quantized = advance(layer, streams_.quantized, streams_.rope);
-      streams_.full_precision = target;
+      advance(layer, streams_.quantized, streams_.quantized, streams_.rope);
+      std::swap(streams_.full_precision, target_);
     }
     return layer;
   }
 
   double stream_error() const {
     if (!windows_.defined()) return std::numeric_limits<double>::quiet_NaN();
-    const Tensor error = (streams_.quantized - streams_.full_precision).square().sum(-1);
-    return (error / streams_.full_precision.square().sum(-1)).median().item<double>();
+    std::vector<Tensor> errors;
+    for_each_batch(streams_.quantized, compute_, [&](int64_t begin, const Tensor& windows) {
+      const Tensor exact = streams_.full_precision.narrow(0, begin, windows.size(0)).to(compute_);
+      errors.push_back((windows - exact).square().sum(-1) / exact.square().sum(-1));
+    });
+    return at::cat(errors).median().item<double>();
   }
 
   nlohmann::json output_config() const {
@@ -171,6 +180,7 @@ class Run {
   Model model_;
   Tensor windows_;
   BlockInputs streams_;
+  Tensor target_;  ///< the full-precision stream after the block
   at::ScalarType dtype_;
   at::TensorOptions compute_;
 };

@@ -136,6 +136,7 @@ template <class Visitor, class R>
 void visit_calibration(Visitor& visit, R& recipe) {
   visit.integer("num_samples", recipe.num_samples, 1);
   visit.integer("seq_len", recipe.seq_len, 2);
+  visit.dtype("activations_dtype", recipe.activations_dtype);
 }
 
 /// Calls visit_section for an object that may be missing, and reports its unknown keys.

@@ -9,9 +9,6 @@
 namespace baseq {
 namespace {
 
-/// Enough for efficient matrix products, little beside a block's weights.
-constexpr int64_t kTokensPerBatch = 2048;
-
 struct Statistics {
   Tensor hessian;  ///< E[x^T x], float64
   Tensor cross;    ///< E[(x_fp - x)^T x]; undefined unless the recipe compensates streams
@@ -26,12 +23,12 @@ void accumulate(Tensor& sum, const Tensor& term) {
 Statistics collect(InputPoint point, const DecoderLayer& layer, const DecoderLayer& original, const Recipe& recipe,
                    const BlockInputs& inputs, const Tensor& weights) {
   Statistics result;
-  for_each_batch(inputs.quantized, [&](int64_t begin, const Tensor& windows) {
+  for_each_batch(inputs.quantized, inputs.compute(), [&](int64_t begin, const Tensor& windows) {
     const Tensor x = layer.input_of(point, windows, inputs.rope).flatten(0, 1);
     const Tensor weighted = x * weights.narrow(0, begin, windows.size(0)).reshape({-1, 1});
     accumulate(result.hessian, at::matmul(weighted.t(), x));
     if (!recipe.compensate_streams) return;
-    const Tensor full = inputs.full_precision.narrow(0, begin, windows.size(0));
+    const Tensor full = inputs.full_precision.narrow(0, begin, windows.size(0)).to(inputs.compute());
     const Tensor drift = original.input_of(point, full, inputs.rope).flatten(0, 1) - x;
     accumulate(result.cross, at::matmul(drift.t(), weighted));
   });
@@ -58,22 +55,6 @@ void set_quant_points(DecoderLayer& layer, bool enabled) {
 }
 
 }  // namespace
-
-void for_each_batch(const Tensor& stream, const std::function<void(int64_t, const Tensor&)>& fn) {
-  const int64_t batch = std::max<int64_t>(1, kTokensPerBatch / stream.size(1));
-  for (int64_t begin = 0; begin < stream.size(0); begin += batch) {
-    fn(begin, stream.narrow(0, begin, std::min(batch, stream.size(0) - begin)));
-  }
-}
-
-Tensor advance(const DecoderLayer& layer, const Tensor& stream, const RotaryEmbedding& rope) {
-  const c10::NoGradGuard no_grad;
-  Tensor result = at::empty_like(stream);
-  for_each_batch(stream, [&](int64_t begin, const Tensor& windows) {
-    result.narrow(0, begin, windows.size(0)).copy_(layer.forward(windows, rope));
-  });
-  return result;
-}
 
 void round_layer(DecoderLayer& layer, const Recipe& recipe, const BlockInputs& inputs, const Tensor& weights,
                  int64_t block, const ProgressFn& progress) {

@@ -42,11 +42,15 @@ class MomentSums {
 
 }  // namespace
 
-Tensor token_weights(const Tensor& target, Recipe::Loss loss) {
+Tensor token_weights(const Tensor& target, Recipe::Loss loss, const at::TensorOptions& compute) {
   const auto shape = target.sizes().slice(0, 2);
-  if (loss == Recipe::Loss::kMse) return at::ones(shape, target.options());
-  const Tensor weights = 1.0 / target.square().mean(-1).clamp_min(1e-12);
-  return weights / weights.mean();
+  if (loss == Recipe::Loss::kMse) return at::ones(shape, compute);
+  std::vector<Tensor> weights;
+  for_each_batch(target, compute, [&](int64_t, const Tensor& windows) {
+    weights.push_back(1.0 / windows.square().mean(-1).clamp_min(1e-12));
+  });
+  const Tensor all = at::cat(weights);
+  return all / all.mean();
 }
 
 BlockMoments measure_block(const DecoderLayer& layer, const Tensor& stream, const RotaryEmbedding& rope,
@@ -67,7 +71,7 @@ BlockMoments measure_block(const DecoderLayer& layer, const Tensor& stream, cons
     qkv.add(x.flatten(0, 1), weight);
     query.add(probe.self_attn.q_proj.forward(x).flatten(0, 1), weight);
   };
-  for_each_batch(stream, [&](int64_t begin, const Tensor& windows) {
+  for_each_batch(stream, rope.cos.options(), [&](int64_t begin, const Tensor& windows) {
     weight = weights.narrow(0, begin, windows.size(0)).reshape({-1, 1});
     probe.input_of(InputPoint::kDown, windows, rope);
   });

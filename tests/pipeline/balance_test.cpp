@@ -129,8 +129,8 @@ TEST(GeometricMean, OfDiagonalsIsTheirRoot) {
 
 TEST(TokenWeights, HaveMeanOneAndInverseEnergy) {
   const Tensor target = test::random_normal({3, 5, 16}, 1) * (1 + at::arange(15, at::kDouble).view({3, 5, 1}));
-  EXPECT_TRUE(at::equal(token_weights(target, Recipe::Loss::kMse), at::ones({3, 5}, at::kDouble)));
-  const Tensor weights = token_weights(target, Recipe::Loss::kRelative);
+  EXPECT_TRUE(at::equal(token_weights(target, Recipe::Loss::kMse, at::kDouble), at::ones({3, 5}, at::kDouble)));
+  const Tensor weights = token_weights(target, Recipe::Loss::kRelative, at::kDouble);
   EXPECT_NEAR(weights.mean().item<double>(), 1.0, 1e-12);
   const Tensor product = weights * target.square().mean(-1);
   EXPECT_NEAR((product.max() / product.min()).item<double>(), 1.0, 1e-10);

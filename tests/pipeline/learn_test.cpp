@@ -42,7 +42,7 @@ class Learn : public testing::TestWithParam<TinyShape> {
              test::random_normal({shape.hidden_size}, 8, at::kFloat);
   BlockInputs inputs{.full_precision = x, .quantized = x, .rope = test::tiny_rope(shape, kSeq, at::kFloat)};
   Tensor target = layer.forward(x, inputs.rope);
-  Tensor weights = token_weights(target, Recipe::Loss::kMse);
+  Tensor weights = token_weights(target, Recipe::Loss::kMse, at::kFloat);
   std::vector<StageLearned> stages;
   ProgressFn progress = [this](const ProgressEvent& event) {
     if (const auto* stage = std::get_if<StageLearned>(&event)) stages.push_back(*stage);
@@ -107,14 +107,60 @@ TEST_P(Learn, MergedCorrectionsEqualExplicitOnes) {
     const Tensor wide = x.to(at::kDouble);
     EXPECT_LT(test::relative_error(merged.forward(wide, rope), explicit_one.forward(wide, rope)), 1e-9);
     // What a reader of the checkpoint assumes.
-    std::as_const(merged).for_each_quant_point([&](const std::string& name, const QuantPoint& point) {
-      EXPECT_EQ(point.add_shift_back, &point == &merged.self_attn.v_cache) << name;
-    });
+    std::as_const(merged).for_each_quant_point(
+        [&](const std::string& name, const QuantPoint& point) { EXPECT_FALSE(point.add_shift_back) << name; });
     EXPECT_EQ(merged.self_attn.input.gain.defined(), online);
     EXPECT_EQ(merged.mlp.input.gain.defined(), online);
     EXPECT_TRUE(merged.self_attn.o_input.gain.defined());
     EXPECT_TRUE(merged.self_attn.q_proj.bias.defined());
   }
+}
+
+TEST_P(Learn, ValueShiftsMergeIntoTheBiasOfO) {
+  const RotaryEmbedding rope = test::tiny_rope(shape, kSeq);
+  for (const bool online : {false, true}) {
+    DecoderLayer explicit_one = test::tiny_layer(shape, 1);
+    if (online) rotate_o_input(explicit_one);
+    correct_everywhere(explicit_one, shape, 4);
+    // Only the cache is quantized; o keeps a gain.
+    explicit_one.for_each_quant_point([&](const std::string&, QuantPoint& point) {
+      if (&point == &explicit_one.self_attn.k_cache || &point == &explicit_one.self_attn.v_cache) return;
+      const Tensor gain = &point == &explicit_one.self_attn.o_input ? point.gain : Tensor{};
+      point = {};
+      point.gain = gain;
+    });
+    DecoderLayer merged = explicit_one;
+    merge_corrections(merged);
+    EXPECT_FALSE(merged.self_attn.v_cache.add_shift_back);
+    EXPECT_TRUE(merged.self_attn.o_proj.bias.defined());
+    const Tensor wide = x.to(at::kDouble);
+    EXPECT_LT(test::relative_error(merged.forward(wide, rope), explicit_one.forward(wide, rope)), 1e-9) << online;
+  }
+}
+
+/// What a kernel computes: integer products, behind which the token's scale and zero point meet the weight's scales and
+/// row sums.
+TEST_P(Learn, IntegerEpilogueEqualsTheFakeQuantizedProduct) {
+  DecoderLayer quantized = test::tiny_layer(shape, 1).to(at::kFloat);
+  correct_everywhere(quantized, shape, 4);
+  quantized = quantized.to(at::kFloat);
+  recipe.rounding = Recipe::Rounding::kNearest;
+  round_layer(quantized, recipe, inputs, weights, 0, {});
+  merge_corrections(quantized);
+  const QuantPoint& point = quantized.mlp.down_input;
+  const Linear& linear = quantized.mlp.down_proj;
+  const Tensor input = test::random_normal({kSamples * kSeq, shape.intermediate_size}, 9, at::kFloat);
+
+  const Tensor u = input * point.gain - point.shift;
+  const QParams grid = compute_qparams(u, point.spec, point.clip);  // one scale and one zero point a token
+  const Tensor codes = quantize(u, grid, point.spec).to(at::kLong);
+  const QuantizedWeight& weight = *linear.quantized;
+  const Tensor accumulated = at::matmul(codes, weight.codes.to(at::kLong).t());
+  const Tensor row_sums = weight.codes.to(at::kLong).sum(1);
+  const Tensor expected = grid.scale.to(at::kDouble) * (accumulated - grid.zero_point.to(at::kDouble) * row_sums) *
+                              weight.qparams.scale.view({1, -1}).to(at::kDouble) +
+                          linear.bias;
+  EXPECT_LT(test::relative_error(linear.forward(point.forward(input)).to(at::kDouble), expected), 1e-5);
 }
 
 TEST_P(Learn, PointsStartAtTheMeansOfWhatTheySee) {

@@ -124,19 +124,20 @@ TEST_P(QuantizeVariant, ReloadedBlocksAreTheOnesThatWereMade) {
   filled.kv_cache->spec.group_size = shape.head_dim;
   const RotaryEmbedding rope = test::tiny_rope(shape, 16, at::kFloat);
   BlockInputs inputs{.full_precision = exact.embed(windows).to(at::kFloat), .quantized = {}, .rope = rope};
-  inputs.quantized = inputs.full_precision;
+  inputs.quantized = inputs.full_precision.clone();
   Tensor stream = Model(*original).embed(ids);
   const RotaryEmbedding short_rope = test::tiny_rope(shape, ids.size(1), at::kFloat);
   for (int64_t i = 0; i < shape.num_layers; ++i) {
-    const Tensor target = advance(exact.layer(i).to(at::kFloat), inputs.full_precision, rope);
-    const Tensor weights = token_weights(target, recipe.loss);
+    const Tensor target = at::empty_like(inputs.full_precision);
+    advance(exact.layer(i).to(at::kFloat), inputs.full_precision, target, rope);
+    const Tensor weights = token_weights(target, recipe.loss, at::kFloat);
     DecoderLayer layer = exact.layer(i).to(at::kFloat).to(at::kDouble);
     apply_hadamards(layer, recipe.transforms);
     layer = layer.to(at::kFloat);
     start_quant_points(layer, filled, inputs, weights);
     round_layer(layer, filled, inputs, weights, i, {});
     merge_corrections(layer);
-    inputs.quantized = advance(layer, inputs.quantized, rope);
+    advance(layer, inputs.quantized, inputs.quantized, rope);
     inputs.full_precision = target;
 
     const DecoderLayer loaded = quantized.layer(i);
@@ -148,6 +149,24 @@ TEST_P(QuantizeVariant, ReloadedBlocksAreTheOnesThatWereMade) {
   }
   const Tensor logits = quantized.lm_head().forward(quantized.final_norm().forward(stream));
   EXPECT_TRUE(at::equal(logits, quantized.logits(ids)));
+}
+
+TEST_P(QuantizeVariant, ActivationsOnDiskGiveTheSameBytes) {
+  const Recipe recipe = recipe_of(kEverything);
+  run(recipe, "ram");
+  run(recipe, "disk", {.activations_directory = directory.path()});
+  for (const std::string& file : test::list(directory / "ram")) {
+    EXPECT_EQ(test::read_bytes(directory / "ram" / file), test::read_bytes(directory / "disk" / file)) << file;
+  }
+  for (const std::string& file : test::list(directory.path())) EXPECT_EQ(file.find("activations"), std::string::npos);
+}
+
+TEST_P(QuantizeVariant, Bfloat16ActivationsStayClose) {
+  Recipe recipe = recipe_of(kOnline);
+  recipe.weights->num_bits = recipe.input_activations->spec.num_bits = recipe.kv_cache->spec.num_bits = 8;
+  recipe.activations_dtype = at::kBFloat16;
+  run(recipe, "out");
+  EXPECT_LT(test::relative_error(logits("out"), logits("in")), 0.06);
 }
 
 TEST_P(QuantizeVariant, SameSeedSameBytes) {

@@ -57,7 +57,7 @@ TEST(Recipe, EveryFieldSurvivesTheRoundTrip) {
     "learn_activations": {"epochs": 3, "clip": false, "two_sided_clip": true, "shift": false, "gain": false,
                           "lr_clip": 0.6, "lr_shift": 0.7, "lr_gain": 0.8, "final_lr": 0.9},
     "objective": {"loss": "relative", "stream": "quantized", "products": "float32", "batch_size": 2, "num_monitored": 3},
-    "calibration": {"num_samples": 5, "seq_len": 6},
+    "calibration": {"num_samples": 5, "seq_len": 6, "activations_dtype": "bfloat16"},
     "dtype": "bfloat16"
   })");
   json expected = original;

@@ -12,7 +12,7 @@ namespace baseq {
 /// What a quantized checkpoint's config.json says about how to run it; absent parts are in full precision.
 struct QuantizationConfig {
   static constexpr const char* kMethod = "baseq";
-  static constexpr int64_t kFormatVersion = 1;
+  static constexpr int64_t kFormatVersion = 2;
 
   std::optional<QuantSpec> weights;
   std::optional<QuantSpec> input_activations;  ///< the four input points of a block; one scale a token

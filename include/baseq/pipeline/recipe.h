@@ -94,8 +94,9 @@ struct Recipe {
 
   /// Dtype of the matrices that stay unquantized; absent: that of the checkpoint.
   std::optional<at::ScalarType> dtype;
-  int64_t num_samples = 128;  ///< calibration windows
-  int64_t seq_len = 2048;     ///< tokens a window
+  int64_t num_samples = 128;                      ///< calibration windows
+  int64_t seq_len = 2048;                         ///< tokens a window
+  at::ScalarType activations_dtype = at::kFloat;  ///< in which the activation streams are kept between blocks
 
   /// Throws c10::Error naming the path of an unknown key or an impossible value.
   static Recipe from_json(const nlohmann::json& json, const std::string& path);

@@ -6,9 +6,9 @@
 
 namespace baseq {
 
-/// What a token counts, [num_samples, seq] float32, mean 1: the same for all, or the inverse of its energy in the
-/// block's output (Recipe::Loss::kRelative).
-Tensor token_weights(const Tensor& target, Recipe::Loss loss);
+/// What a token counts, [num_samples, seq] with the options `compute`, mean 1: the same for all, or the inverse of its
+/// energy in the block's output (Recipe::Loss::kRelative).
+Tensor token_weights(const Tensor& target, Recipe::Loss loss, const at::TensorOptions& compute);
 
 /// Weighted first and second moments of a tensor's channels, float64.
 struct Moments {

@@ -1,0 +1,41 @@
+#pragma once
+
+#include <filesystem>
+#include <functional>
+
+#include "baseq/model/decoder_layer.h"
+
+namespace baseq {
+
+/// Where the activation streams of a run live: beside one block, they are the largest thing that it holds.
+struct ActivationStorage {
+  at::ScalarType dtype = at::kFloat;  ///< kFloat or kBFloat16
+  /// Empty: in host memory. Otherwise in mapped files of this directory, which have no name once they are open and so
+  /// vanish with the process.
+  std::filesystem::path directory;
+
+  /// Uninitialized host memory. Throws c10::Error when the file cannot be made or the disk has no room for all of it.
+  Tensor allocate(at::IntArrayRef sizes) const;
+};
+
+/// The two activation streams at the input of one block, [num_samples, seq, hidden_size]: as the full-precision prefix
+/// and as the already quantized prefix produce them. They stay on the host; the device of a block is that of `rope`.
+struct BlockInputs {
+  Tensor full_precision;
+  Tensor quantized;
+  RotaryEmbedding rope;
+
+  bool defined() const { return quantized.defined(); }
+  /// What a block computes with, whatever the streams are stored in.
+  at::TensorOptions compute() const { return rope.cos.options(); }
+};
+
+/// fn(begin, windows) over consecutive slices [<= batch, seq, hidden] of a stream, about 2048 tokens each, converted to
+/// `compute`.
+void for_each_batch(const Tensor& stream, const at::TensorOptions& compute,
+                    const std::function<void(int64_t begin, const Tensor& windows)>& fn);
+
+/// Writes `from` after `layer` to `to`, a stream of the same shape, which may be `from` itself.
+void advance(const DecoderLayer& layer, const Tensor& from, const Tensor& to, const RotaryEmbedding& rope);
+
+}  // namespace baseq

@@ -1,0 +1,57 @@
+#include "baseq/pipeline/activations.h"
+
+#include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <system_error>
+
+namespace baseq {
+namespace {
+
+/// Enough for efficient matrix products, little beside a block's weights.
+constexpr int64_t kTokensPerBatch = 2048;
+
+[[noreturn]] void fail(const std::filesystem::path& file, const char* action, int error) {
+  TORCH_CHECK(false, "activations: cannot ", action, " ", file.string(), ": ", std::generic_category().message(error));
+}
+
+}  // namespace
+
+Tensor ActivationStorage::allocate(at::IntArrayRef sizes) const {
+  TORCH_CHECK(dtype == at::kFloat || dtype == at::kBFloat16, "activations: dtype is ", dtype,
+              ", expected float32 or bfloat16");
+  if (directory.empty()) return at::empty(sizes, dtype);
+
+  std::string name = (directory / ".baseq-activations-XXXXXX").string();
+  const int descriptor = ::mkstemp(name.data());
+  if (descriptor < 0) fail(name, "create", errno);
+  // Reserved now: a full disk is an error here and not a signal in the middle of the run.
+  const auto num_bytes = static_cast<off_t>(c10::multiply_integers(sizes) * c10::elementSize(dtype));
+  const int error = num_bytes > 0 ? ::posix_fallocate(descriptor, 0, num_bytes) : 0;
+  ::close(descriptor);
+  Tensor result;
+  if (error == 0) result = at::from_file(name, /*shared=*/true, c10::multiply_integers(sizes), dtype).view(sizes);
+  ::unlink(name.c_str());
+  if (error != 0) fail(name, "reserve space for", error);
+  return result;
+}
+
+void for_each_batch(const Tensor& stream, const at::TensorOptions& compute,
+                    const std::function<void(int64_t, const Tensor&)>& fn) {
+  const int64_t batch = std::max<int64_t>(1, kTokensPerBatch / stream.size(1));
+  for (int64_t begin = 0; begin < stream.size(0); begin += batch) {
+    fn(begin, stream.narrow(0, begin, std::min(batch, stream.size(0) - begin)).to(compute));
+  }
+}
+
+void advance(const DecoderLayer& layer, const Tensor& from, const Tensor& to, const RotaryEmbedding& rope) {
+  const c10::NoGradGuard no_grad;
+  for_each_batch(from, rope.cos.options(), [&](int64_t begin, const Tensor& windows) {
+    to.narrow(0, begin, windows.size(0)).copy_(layer.forward(windows, rope));
+  });
+}
+
+}  // namespace baseq
