@@ -2,11 +2,12 @@
 // block, gradients and optimizer state of what is learned, the internals of one batch, and the activation streams:
 // learning_memory [hidden] [ffn] [heads] [kv_heads] [windows] [tokens]
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/GradMode.h>
 
-#include <atomic>
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 
@@ -17,34 +18,30 @@ namespace {
 
 using baseq::Tensor;
 
-std::atomic<int64_t> held{0}, peak{0};
+int64_t held = 0, peak = 0;
 
-/// Counts what tensors hold; everything is passed on to the allocator that was there.
+/// Counts what tensors hold; the size stands in front of the memory.
 class CountingAllocator final : public c10::Allocator {
  public:
-  explicit CountingAllocator(c10::Allocator* wrapped) : wrapped_(wrapped) {}
-
   c10::DataPtr allocate(size_t num_bytes) override {
-    auto* block = new Block{wrapped_->allocate(num_bytes), static_cast<int64_t>(num_bytes)};
-    const int64_t now = held += block->num_bytes;
-    for (int64_t seen = peak; seen < now && !peak.compare_exchange_weak(seen, now);) {
-    }
-    return {block->memory.get(), block, &release, c10::Device(c10::kCPU)};
+    auto* block = static_cast<char*>(std::aligned_alloc(kHeader, (num_bytes + 2 * kHeader - 1) / kHeader * kHeader));
+    TORCH_CHECK(block != nullptr, "out of memory");
+    *reinterpret_cast<int64_t*>(block) = static_cast<int64_t>(num_bytes);
+    peak = std::max(peak, held += static_cast<int64_t>(num_bytes));
+    return {block + kHeader, block + kHeader, &release, c10::Device(c10::kCPU)};
   }
-  c10::DeleterFnPtr raw_deleter() const override { return nullptr; }
-  void copy_data(void* to, const void* from, std::size_t count) const override { wrapped_->copy_data(to, from, count); }
+  c10::DeleterFnPtr raw_deleter() const override { return &release; }
+  void copy_data(void* to, const void* from, std::size_t count) const override { default_copy_data(to, from, count); }
 
  private:
-  struct Block {
-    c10::DataPtr memory;
-    int64_t num_bytes;
-  };
-  static void release(void* context) {
-    auto* block = static_cast<Block*>(context);
-    held -= block->num_bytes;
-    delete block;
+  static constexpr size_t kHeader = 64;
+
+  static void release(void* memory) {
+    if (memory == nullptr) return;
+    char* block = static_cast<char*>(memory) - kHeader;
+    held -= *reinterpret_cast<int64_t*>(block);
+    std::free(block);
   }
-  c10::Allocator* wrapped_;
 };
 
 struct Shape {
@@ -89,7 +86,8 @@ int main(int argc, char** argv) {
   Shape shape;
   int64_t* const fields[] = {&shape.hidden, &shape.ffn, &shape.heads, &shape.kv_heads, &shape.windows, &shape.tokens};
   for (int i = 1; i < argc && i < 7; ++i) *fields[i - 1] = std::atoll(argv[i]);
-  CountingAllocator counting(c10::GetCPUAllocator());
+  at::set_num_threads(1);  // the counts are not atomic
+  CountingAllocator counting;
   c10::SetCPUAllocator(&counting, /*priority=*/255);
 
   baseq::Recipe recipe = baseq::Recipe::from_json(
@@ -124,7 +122,11 @@ int main(int argc, char** argv) {
   // Adam's two moments and the gradient of a value.
   constexpr int64_t kBytesLearned = 3 * sizeof(float);
   const int64_t dim = shape.head_dim();
-  const int64_t stage1 = kBytesLearned * (shape.kv_heads * (dim * dim + dim) + 2 * (shape.hidden + shape.ffn));
+  // Stage 1 learns through v, o and down, whose gradients are as large as they.
+  const int64_t learned_weights = layer.self_attn.v_proj.weight.nbytes() + layer.self_attn.o_proj.weight.nbytes() +
+                                  layer.mlp.down_proj.weight.nbytes();
+  const int64_t stage1 =
+      learned_weights + kBytesLearned * (shape.kv_heads * (dim * dim + dim) + 2 * (shape.hidden + shape.ffn));
   const int64_t stage3 = kBytesLearned * 2 * (3 * shape.hidden + shape.ffn);
   std::printf("block %.0f MiB, streams %.0f MiB, internals of %ld tokens %.0f MiB\n", mib(block), mib(streams),
               shape.tokens, mib(internals));
@@ -141,6 +143,8 @@ int main(int argc, char** argv) {
                 static_cast<double>(top) / static_cast<double>(sum));
   };
   report("transforms", stage1, [&] { baseq::learn_transforms(layer, task); });
-  report("rounding", 0, [&] { baseq::round_layer(layer, recipe, inputs, weights, 0, silent); });
+  // The second moments of down's inputs in float64, their factor, and one copy.
+  const int64_t moments = 3 * shape.ffn * shape.ffn * static_cast<int64_t>(sizeof(double));
+  report("rounding", moments - internals, [&] { baseq::round_layer(layer, recipe, inputs, weights, 0, silent); });
   report("activations", stage3, [&] { baseq::learn_activations(layer, task); });
 }

@@ -8,7 +8,7 @@
 
 #include "baseq/pipeline/block_optimizer.h"
 #include "baseq/pipeline/merge.h"
-#include "baseq/pipeline/statistics.h"
+#include "baseq/pipeline/start_points.h"
 #include "baseq/transform/hadamard.h"
 #include "baseq/transform/transform.h"
 
@@ -25,12 +25,12 @@ class PointParameters {
  public:
   struct Choice {
     bool clip = true, shift = true, gain = true, two_sided = false;
-    std::function<bool(const std::string&)> includes = [](const std::string&) { return true; };
   };
 
+  PointParameters() = default;
   PointParameters(const DecoderLayer& layer, const Choice& choice) {
     layer.for_each_quant_point([&](const std::string& name, const QuantPoint& point) {
-      if (!point.enabled || !choice.includes(name)) return;
+      if (!point.enabled) return;
       const bool cache = &point == &layer.self_attn.k_cache || &point == &layer.self_attn.v_cache;
       Leaves& leaves = leaves_[name];
       if (choice.clip) {
@@ -136,7 +136,11 @@ void learn(const LearningTask& task, const std::string& stage, int64_t epochs, d
 /// A weight with straight-through rounding; the clip ratio is searched once per call of refresh.
 class StraightThrough {
  public:
-  StraightThrough(const QuantSpec& spec, const GptqOptions& options) : spec_(spec), options_(options) {}
+  StraightThrough(const QuantSpec& spec, const GptqOptions& options) : spec_(spec), options_(options) {
+    // Coarser than where the codes are decided: the ratio is searched again and again while the weight moves.
+    constexpr int64_t kSearchSteps = 20;
+    options_.search.num_steps = std::min(options_.search.num_steps, kSearchSteps);
+  }
 
   void refresh(const Tensor& weight) {
     const c10::NoGradGuard no_grad;
@@ -155,51 +159,6 @@ class StraightThrough {
 };
 
 }  // namespace
-
-void start_quant_points(DecoderLayer& layer, const Recipe& recipe, const BlockInputs& inputs, const Tensor& weights) {
-  const c10::NoGradGuard no_grad;
-  const auto options = layer.self_attn.o_proj.weight.options();
-  std::optional<BlockMoments> moments;
-  if (recipe.has_mean_shift()) {
-    const bool quantized = recipe.stream == Recipe::Stream::kQuantized;
-    moments = measure_block(layer, quantized ? inputs.quantized : inputs.full_precision, inputs.rope, weights,
-                            /*with_o_covariance=*/false);
-  }
-  const auto start = [&](QuantPoint& point, const Recipe::Activations& activations, Recipe::Shift shift, int64_t groups,
-                         int64_t features, Moments BlockMoments::*which) {
-    point.enabled = true;
-    point.spec = activations.spec;
-    point.clip = at::full({groups, 1}, activations.clip, options);
-    if (shift == Recipe::Shift::kZero) point.shift = at::zeros({features}, options);
-    if (shift == Recipe::Shift::kMean) point.shift = ((*moments).*which).mean.to(options);
-  };
-  Attention& attention = layer.self_attn;
-  if (const auto& activations = recipe.input_activations) {
-    const auto start_input = [&](QuantPoint& point, Recipe::Shift shift, const Linear& reader,
-                                 Moments BlockMoments::*which) {
-      start(point, *activations, shift, /*groups=*/1, reader.weight.size(1), which);
-    };
-    start_input(attention.input, activations->norm_shift, attention.q_proj, &BlockMoments::qkv);
-    start_input(attention.o_input, activations->shift, attention.o_proj, &BlockMoments::o);
-    start_input(layer.mlp.input, activations->norm_shift, layer.mlp.gate_proj, &BlockMoments::gate_up);
-    start_input(layer.mlp.down_input, activations->shift, layer.mlp.down_proj, &BlockMoments::down);
-  }
-  if (const auto& cache = recipe.kv_cache) {
-    const int64_t features = attention.k_proj.weight.size(0);
-    start(attention.k_cache, *cache, cache->shift, attention.num_kv_heads, features, &BlockMoments::key);
-    start(attention.v_cache, *cache, cache->shift, attention.num_kv_heads, features, &BlockMoments::value);
-    // Softmax does not see a constant added to every key's logit of a query.
-    attention.k_cache.add_shift_back = false;
-  }
-}
-
-void apply_hadamards(DecoderLayer& layer, const Recipe::Transforms& transforms) {
-  if (transforms.value) rotate_values(layer);
-  if (transforms.query_key) rotate_query_key(layer);
-  if (transforms.o) rotate_o_input(layer);
-  if (transforms.down) rotate_down_input(layer);
-  if (transforms.input) rotate_norm_outputs(layer);
-}
 
 void learn_transforms(DecoderLayer& layer, const LearningTask& task) {
   const Recipe& recipe = task.recipe;
@@ -235,44 +194,53 @@ void learn_transforms(DecoderLayer& layer, const LearningTask& task) {
     }
     return candidate;
   };
+  // Linears that no learned transform touches are converted once, the others rounded straight-through at each step.
+  std::map<std::string, Tensor> frozen;
+  std::map<std::string, StraightThrough> rounded;
   // The quant points see the Hadamard basis; only those behind learned transforms are on in this stage.
-  DecoderLayer started = [&] {
-    const c10::NoGradGuard no_grad;
-    return transformed();
-  }();
-  start_quant_points(started, recipe, task.inputs, task.token_weights);
-  DecoderLayer frozen = started;
-  convert_linears(frozen, recipe.products);
-  const auto learned_point = [](const std::string& name) { return name.ends_with("_proj.input_quant"); };
-  const PointParameters points(started, {.clip = true, .shift = true, .gain = false, .includes = learned_point});
-  StraightThrough v(*recipe.weights, recipe.gptq), o = v, down = v;
-  int64_t calls = 0;
+  std::map<std::string, QuantPoint> on;
+  PointParameters points;
+  {
+    const at::AutoGradMode with_grad(true);
+    DecoderLayer started = transformed();
+    started.for_each_linear([&](const std::string& name, const Linear& linear) {
+      if (linear.weight.requires_grad()) {
+        rounded.emplace(name, StraightThrough(*recipe.weights, recipe.gptq));
+      } else {
+        frozen[name] = linear.weight.to(recipe.products);
+      }
+    });
+    started = started.detach();
+    start_quant_points(started, recipe, task.inputs, task.token_weights, {InputPoint::kO, InputPoint::kDown});
+    points = PointParameters(started, {.clip = true, .shift = true, .gain = false});
+    started.for_each_quant_point([&](const std::string& name, const QuantPoint& point) {
+      if (point.enabled) on[name] = point;
+    });
+  }
+  int64_t steps = 0;
   const auto build = [&] {
     DecoderLayer candidate = transformed();
-    started.for_each_quant_point([&](const std::string& name, const QuantPoint& from) {
-      if (!learned_point(name)) return;
-      candidate.for_each_quant_point([&](const std::string& other, QuantPoint& to) {
-        if (other != name) return;
-        const Tensor gain = to.gain;
-        to = from;
-        to.gain = gain;
-      });
+    candidate.for_each_quant_point([&](const std::string& name, QuantPoint& point) {
+      const auto it = on.find(name);
+      if (it == on.end()) return;
+      const Tensor gain = point.gain;
+      point = it->second;
+      point.gain = gain;
     });
     points.apply(candidate);
     // As often as the published method searches its clip again.
     constexpr int64_t kStepsPerSearch = 10;
-    const bool search = calls++ % kStepsPerSearch == 0;
-    for (const auto& [linear, grid] :
-         {std::pair{&candidate.self_attn.v_proj, &v}, std::pair{&candidate.self_attn.o_proj, &o},
-          std::pair{&candidate.mlp.down_proj, &down}}) {
-      if (search) grid->refresh(linear->weight);
-      linear->weight = grid->forward(linear->weight);
-    }
-    candidate.self_attn.q_proj.weight = frozen.self_attn.q_proj.weight;
-    candidate.self_attn.k_proj.weight = frozen.self_attn.k_proj.weight;
-    candidate.mlp.gate_proj.weight = frozen.mlp.gate_proj.weight;
-    candidate.mlp.up_proj.weight = frozen.mlp.up_proj.weight;
-    convert_linears(candidate, recipe.products);
+    // States are compared with the clip that suits each.
+    const bool search = !c10::GradMode::is_enabled() || steps++ % kStepsPerSearch == 0;
+    candidate.for_each_linear([&](const std::string& name, Linear& linear) {
+      if (const auto it = frozen.find(name); it != frozen.end()) {
+        linear.weight = it->second;
+        return;
+      }
+      StraightThrough& grid = rounded.at(name);
+      if (search) grid.refresh(linear.weight);
+      linear.weight = grid.forward(linear.weight).to(recipe.products);
+    });
     return candidate;
   };
   std::vector<ParameterGroup> groups;
@@ -313,57 +281,6 @@ void learn_activations(DecoderLayer& layer, const LearningTask& task) {
   const c10::NoGradGuard no_grad;
   points.apply(layer);
   layer = layer.detach();
-}
-
-namespace {
-
-/// The bias takes what a constant addition to the input of `linear` would do.
-void add_to_bias(Linear& linear, const Tensor& input) {
-  const Tensor offset = at::matmul(linear.weight.to(at::kDouble), input.to(at::kDouble));
-  linear.bias = (linear.bias.defined() ? linear.bias + offset : offset).to(linear.weight.options());
-}
-
-/// The rows of attention sum to one, so what the value cache subtracts is missing from o's input as the same vector for
-/// every token: the shift of that point makes up for it, or the bias of o_proj where the point is off.
-void merge_value_shift(Attention& attention) {
-  QuantPoint& values = attention.v_cache;
-  if (!values.shift.defined() || !values.add_shift_back) return;
-  values.add_shift_back = false;
-  const int64_t kv = attention.num_kv_heads, dim = attention.head_dim;
-  Tensor missing = values.shift.view({kv, 1, dim}).expand({kv, attention.num_heads / kv, dim}).reshape({-1});
-  if (attention.o_hadamard) missing = hadamard_transform(missing);
-  QuantPoint& point = attention.o_input;
-  if (point.gain.defined()) missing = missing * point.gain;
-  if (point.enabled) {
-    point.shift = point.shift.defined() ? point.shift - missing : -missing;
-    point.add_shift_back = false;
-  } else {
-    add_to_bias(attention.o_proj, missing);
-  }
-}
-
-}  // namespace
-
-void merge_corrections(DecoderLayer& layer) {
-  const c10::NoGradGuard no_grad;
-  const auto merge = [](QuantPoint& point, std::initializer_list<Linear*> readers) {
-    if (!point.shift.defined() || !point.add_shift_back) return;
-    for (Linear* linear : readers) add_to_bias(*linear, point.shift);
-    point.add_shift_back = false;
-  };
-  Attention& attention = layer.self_attn;
-  merge(attention.input, {&attention.q_proj, &attention.k_proj, &attention.v_proj});
-  merge(attention.o_input, {&attention.o_proj});
-  merge(layer.mlp.input, {&layer.mlp.gate_proj, &layer.mlp.up_proj});
-  merge(layer.mlp.down_input, {&layer.mlp.down_proj});
-  merge_value_shift(attention);
-  const auto merge_gain = [](RmsNorm& norm, QuantPoint& point, bool hadamard) {
-    if (hadamard || !point.gain.defined()) return;
-    norm.weight = norm.weight * point.gain;
-    point.gain = Tensor{};
-  };
-  merge_gain(layer.input_layernorm, attention.input, attention.input_hadamard);
-  merge_gain(layer.post_attention_layernorm, layer.mlp.input, layer.mlp.input_hadamard);
 }
 
 }  // namespace baseq

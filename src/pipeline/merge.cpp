@@ -1,6 +1,7 @@
 #include "baseq/pipeline/merge.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
 
 #include "baseq/transform/hadamard.h"
 
@@ -87,6 +88,65 @@ void merge_down_scale(DecoderLayer& layer) {
   mlp.up_proj.weight = mlp.up_proj.weight * mlp.down_scale.unsqueeze(1);
   if (mlp.up_proj.bias.defined()) mlp.up_proj.bias = mlp.up_proj.bias * mlp.down_scale;
   mlp.down_scale = Tensor{};
+}
+
+void apply_hadamards(DecoderLayer& layer, const Recipe::Transforms& transforms) {
+  if (transforms.value) rotate_values(layer);
+  if (transforms.query_key) rotate_query_key(layer);
+  if (transforms.o) rotate_o_input(layer);
+  if (transforms.down) rotate_down_input(layer);
+  if (transforms.input) rotate_norm_outputs(layer);
+}
+
+namespace {
+
+/// The bias takes what a constant addition to the input of `linear` would do.
+void add_to_bias(Linear& linear, const Tensor& input) {
+  const Tensor offset = at::matmul(linear.weight.to(at::kDouble), input.to(at::kDouble));
+  linear.bias = (linear.bias.defined() ? linear.bias + offset : offset).to(linear.weight.options());
+}
+
+/// The rows of attention sum to one, so what the value cache subtracts is missing from o's input as the same vector for
+/// every token: the shift of that point makes up for it, or the bias of o_proj where the point is off.
+void merge_value_shift(Attention& attention) {
+  QuantPoint& values = attention.v_cache;
+  if (!values.shift.defined() || !values.add_shift_back) return;
+  values.add_shift_back = false;
+  const int64_t kv = attention.num_kv_heads, dim = attention.head_dim;
+  Tensor missing = values.shift.view({kv, 1, dim}).expand({kv, attention.num_heads / kv, dim}).reshape({-1});
+  if (attention.o_hadamard) missing = hadamard_transform(missing);
+  QuantPoint& point = attention.o_input;
+  if (point.gain.defined()) missing = missing * point.gain;
+  if (point.enabled) {
+    point.shift = point.shift.defined() ? point.shift - missing : -missing;
+    point.add_shift_back = false;
+  } else {
+    add_to_bias(attention.o_proj, missing);
+  }
+}
+
+}  // namespace
+
+void merge_corrections(DecoderLayer& layer) {
+  const c10::NoGradGuard no_grad;
+  const auto merge = [](QuantPoint& point, std::initializer_list<Linear*> readers) {
+    if (!point.shift.defined() || !point.add_shift_back) return;
+    for (Linear* linear : readers) add_to_bias(*linear, point.shift);
+    point.add_shift_back = false;
+  };
+  Attention& attention = layer.self_attn;
+  merge(attention.input, {&attention.q_proj, &attention.k_proj, &attention.v_proj});
+  merge(attention.o_input, {&attention.o_proj});
+  merge(layer.mlp.input, {&layer.mlp.gate_proj, &layer.mlp.up_proj});
+  merge(layer.mlp.down_input, {&layer.mlp.down_proj});
+  merge_value_shift(attention);
+  const auto merge_gain = [](RmsNorm& norm, QuantPoint& point, bool hadamard) {
+    if (hadamard || !point.gain.defined()) return;
+    norm.weight = norm.weight * point.gain;
+    point.gain = Tensor{};
+  };
+  merge_gain(layer.input_layernorm, attention.input, attention.input_hadamard);
+  merge_gain(layer.post_attention_layernorm, layer.mlp.input, layer.mlp.input_hadamard);
 }
 
 }  // namespace baseq

@@ -12,6 +12,7 @@
 #include "baseq/pipeline/learn.h"
 #include "baseq/pipeline/merge.h"
 #include "baseq/pipeline/round_layer.h"
+#include "baseq/pipeline/start_points.h"
 #include "baseq/pipeline/statistics.h"
 #include "baseq/transform/hadamard.h"
 

@@ -14,10 +14,7 @@ struct Statistics {
   Tensor cross;    ///< E[(x_fp - x)^T x]; undefined unless the recipe compensates streams
 };
 
-void accumulate(Tensor& sum, const Tensor& term) {
-  const Tensor exact = term.to(at::kDouble);
-  sum = sum.defined() ? sum.add_(exact) : exact;
-}
+void accumulate(Tensor& sum, const Tensor& term) { sum = sum.defined() ? sum.add_(term) : term.to(at::kDouble); }
 
 /// Weighted second moments of what the readers of `point` see.
 Statistics collect(InputPoint point, const DecoderLayer& layer, const DecoderLayer& original, const Recipe& recipe,

@@ -19,8 +19,10 @@ class MomentSums {
                                          : (weighted * x).sum(0, /*keepdim=*/false, at::kDouble));
   }
 
+  /// Everything undefined when nothing was added.
   Moments over(double total) const {
     Moments moments;
+    if (!first_.defined()) return moments;
     moments.mean = first_ / total;
     if (with_covariance_) {
       moments.covariance = second_ / total - at::outer(moments.mean, moments.mean);
@@ -54,7 +56,7 @@ Tensor token_weights(const Tensor& target, Recipe::Loss loss, const at::TensorOp
 }
 
 BlockMoments measure_block(const DecoderLayer& layer, const Tensor& stream, const RotaryEmbedding& rope,
-                           const Tensor& weights, bool with_o_covariance) {
+                           const Tensor& weights, bool with_o_covariance, InputPoint last) {
   const c10::NoGradGuard no_grad;
   DecoderLayer probe = without_quant_points(layer);
   MomentSums qkv, o(with_o_covariance), gate_up, down, key, value, query;
@@ -73,7 +75,7 @@ BlockMoments measure_block(const DecoderLayer& layer, const Tensor& stream, cons
   };
   for_each_batch(stream, rope.cos.options(), [&](int64_t begin, const Tensor& windows) {
     weight = weights.narrow(0, begin, windows.size(0)).reshape({-1, 1});
-    probe.input_of(InputPoint::kDown, windows, rope);
+    probe.input_of(last, windows, rope);
   });
   const double total = weights.sum(at::kDouble).item<double>();
   return {.qkv = qkv.over(total),

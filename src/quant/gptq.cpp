@@ -15,16 +15,18 @@ namespace {
 /// sums would lose the small eigenvalues.
 constexpr int64_t kHessianChunk = 2048;
 
-/// Upper triangular R with H = R R^T; undefined when H has none.
+/// Lower triangular L with A = L L^T; undefined when A has none.
 ///
-/// GPTQ's feedback needs no more than this. With the inverse of the Hessian factored as U^T U, U = R^-1, GPTQ subtracts
+/// With rows and columns of A = L L^T and of L in reverse, A becomes H = R R^T with an upper triangular R. GPTQ's
+/// feedback needs no more than this. With the inverse of the Hessian factored as U^T U, U = R^-1, GPTQ subtracts
 /// (w_i - q_i) U_ij / U_ii from column j, where w_i carries all earlier corrections. In terms of the *original* weights
 /// w^0 that is w_j = w^0_j + sum over i < j of (w^0_i - q_i) R_ij / R_jj (the equivalence of LDLQ with GPTQ, arXiv
 /// 2307.13304, Theorem 6): the Hessian is factored once and never inverted.
-Tensor upper_factor(const Tensor& hessian) {
-  const auto [lower, info] = at::linalg_cholesky_ex(hessian.flip({0, 1}));
-  if (info.item<int64_t>() != 0 || !lower.isfinite().all().item<bool>()) return {};
-  return lower.flip({0, 1});
+Tensor lower_factor(const Tensor& matrix) {
+  const auto [lower, info] = at::linalg_cholesky_ex(matrix);
+  // What is not finite in a row makes the row's diagonal so.
+  if (info.item<int64_t>() != 0 || !lower.diagonal().isfinite().all().item<bool>()) return {};
+  return lower;
 }
 
 /// trace(M H M^T) for a symmetric H, from its upper half.
@@ -142,33 +144,32 @@ GptqResult gptq(const Tensor& weight, const Tensor& hessian, const QuantSpec& sp
     return finish();
   };
   const Tensor diagonal = h.diagonal();
-  if (!h.isfinite().all().item<bool>() || (diagonal < 0).any().item<bool>()) return fall_back();
+  // The sum is finite when all are, and needs no copy.
+  if (!std::isfinite(h.sum().item<double>()) || (diagonal < 0).any().item<bool>()) return fall_back();
 
   // Inputs that are always zero constrain nothing; a one on their diagonal rounds them on their own.
-  const Tensor dead = diagonal == 0;
-  Tensor order;
-  Tensor damped = h.clone();
-  damped.diagonal().masked_fill_(dead, 1);
-  Tensor target = source;
-  if (options.activation_order) {
-    order = at::argsort(diagonal, /*stable=*/true, /*dim=*/0, /*descending=*/true);
-    damped = damped.index_select(0, order).index_select(1, order);
-    target = target.index_select(1, order);
-  }
-  const Tensor undamped = damped.diagonal().clone();
-  const double mean_diagonal = undamped.mean().item<double>();
+  const Tensor alive = at::where(diagonal == 0, 1.0, diagonal);
+  const double mean_diagonal = alive.mean().item<double>();
+  const Tensor order = options.activation_order ? at::argsort(diagonal, /*stable=*/true, /*dim=*/0, /*descending=*/true)
+                                                : at::arange(columns);
+  Tensor target = options.activation_order ? source.index_select(1, order) : source;
   Tensor factor;
-  for (result.damping = options.damping;; result.damping = std::min(1.0, std::max(10 * result.damping, 1e-4))) {
-    damped.diagonal().copy_(undamped + result.damping * mean_diagonal);
-    factor = upper_factor(damped);
-    if (factor.defined()) break;
-    if (result.damping >= 1) return fall_back();
+  {
+    const Tensor reverse = order.flip(0);
+    const Tensor damped = h.index({reverse.unsqueeze(1), reverse});  // a copy
+    for (result.damping = options.damping;; result.damping = std::min(1.0, std::max(10 * result.damping, 1e-4))) {
+      damped.diagonal().copy_(alive.index_select(0, reverse) + result.damping * mean_diagonal);
+      factor = lower_factor(damped);
+      if (factor.defined()) break;
+      if (result.damping >= 1) return fall_back();
+    }
   }
+  factor = factor.flip({0, 1});
 
   if (cross.defined()) {
     Tensor d = cross.to(at::kCPU, at::kDouble);
     TORCH_CHECK(d.isfinite().all().item<bool>(), "gptq: cross has a value that is not finite");
-    if (order.defined()) d = d.index_select(0, order).index_select(1, order);
+    if (options.activation_order) d = d.index({order.unsqueeze(1), order});
     target = add_cross_term(target, factor, d, options.cross_strength);
   }
 
@@ -184,10 +185,9 @@ GptqResult gptq(const Tensor& weight, const Tensor& hessian, const QuantSpec& sp
   }
 
   const Tensor feedback = factor.div_(factor.diagonal().clone()).to(at::kFloat).contiguous();
-  factor = damped = Tensor();
+  factor = Tensor();
   const Tensor corrected = target.clone();
   const Tensor codes = at::empty({rows, columns}, at::kChar);
-  const Tensor column_order = order.defined() ? order : at::arange(columns);
   const int64_t block_size = block_size_for(options, spec, params_on_the_way);
   const Tensor errors = at::empty({rows, block_size});
   for (int64_t begin = 0; begin < columns; begin += block_size) {
@@ -205,7 +205,7 @@ GptqResult gptq(const Tensor& weight, const Tensor& hessian, const QuantSpec& sp
                  .feedback = feedback,
                  .qparams = qparams,
                  .spec = spec,
-                 .column_order = column_order,
+                 .column_order = order,
                  .group_size = group_size,
                  .begin = begin,
                  .end = end},
@@ -215,7 +215,7 @@ GptqResult gptq(const Tensor& weight, const Tensor& hessian, const QuantSpec& sp
     }
   }
   if (params_on_the_way) result.weight.qparams = qparams;
-  result.weight.codes = order.defined() ? codes.index_select(1, at::argsort(order)) : codes;
+  result.weight.codes = options.activation_order ? codes.index_select(1, at::argsort(order)) : codes;
   return finish();
 }
 

@@ -6,6 +6,7 @@
 
 #include "../tiny_model.h"
 #include "baseq/pipeline/merge.h"
+#include "baseq/pipeline/start_points.h"
 #include "baseq/pipeline/statistics.h"
 
 namespace baseq {
@@ -277,7 +278,7 @@ TEST_P(Learn, TransformsKeepShapesAndDoNotRaiseTheLoss) {
 }
 
 TEST_P(Learn, LearnedTransformsKeepTheUnquantizedOutput) {
-  recipe.learn_transforms.epochs = 3;
+  recipe.learn_transforms.epochs = 12;
   DecoderLayer learned = layer;
   learn_transforms(learned, task());
   // Off, and without shifts: gains stay, for o_proj divides them out.

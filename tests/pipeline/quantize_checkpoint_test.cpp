@@ -4,7 +4,9 @@
 
 #include "../tiny_model.h"
 #include "baseq/model/model.h"
-#include "baseq/pipeline/learn.h"
+#include "baseq/pipeline/merge.h"
+#include "baseq/pipeline/round_layer.h"
+#include "baseq/pipeline/start_points.h"
 #include "baseq/pipeline/statistics.h"
 
 namespace baseq {

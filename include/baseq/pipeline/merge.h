@@ -1,6 +1,7 @@
 #pragma once
 
 #include "baseq/model/decoder_layer.h"
+#include "baseq/pipeline/recipe.h"
 
 namespace baseq {
 
@@ -33,5 +34,13 @@ void rotate_norm_outputs(DecoderLayer& layer);
 
 /// Moves Mlp::down_scale into the rows of up_proj.
 void merge_down_scale(DecoderLayer& layer);
+
+/// The recipe's merged and online Hadamard transforms behind the residual stream, in this order: values, q and k, the
+/// inputs of o and down, the norms' outputs.
+void apply_hadamards(DecoderLayer& layer, const Recipe::Transforms& transforms);
+
+/// Leaves to inference what cannot be merged: gains behind a norm move into its weight, and `W shift` into the biases
+/// of the linears that read a point, which then only subtracts.
+void merge_corrections(DecoderLayer& layer);
 
 }  // namespace baseq

@@ -27,8 +27,9 @@ struct BlockMoments {
 /// Passes a stream through `layer`, whose quant points are looked past.
 /// @param weights           of the tokens, [num_samples, seq]
 /// @param with_o_covariance also the covariance at o
+/// @param last              where the pass ends; moments of what lies behind it stay undefined
 BlockMoments measure_block(const DecoderLayer& layer, const Tensor& stream, const RotaryEmbedding& rope,
-                           const Tensor& weights, bool with_o_covariance);
+                           const Tensor& weights, bool with_o_covariance, InputPoint last = InputPoint::kDown);
 
 /// `layer` with every quant point off and without shifts. Gains stay: weights may hold their inverse.
 DecoderLayer without_quant_points(DecoderLayer layer);
