@@ -5,8 +5,7 @@
 #include <fmt/format.h>
 #include <sys/resource.h>
 
-#include <filesystem>
-#include <fstream>
+#include "baseq/io/json_object.h"
 
 namespace baseq::cli {
 
@@ -29,12 +28,7 @@ at::Device apply(const CommonOptions& options) {
 
 void write_json(const CommonOptions& options, const nlohmann::json& object) {
   if (options.json.empty()) return;
-  const std::string partial = options.json + ".partial";
-  std::ofstream file(partial);
-  file << object.dump(2) << '\n';
-  file.close();
-  TORCH_CHECK(file.good(), options.json, ": cannot be written");
-  std::filesystem::rename(partial, options.json);
+  write_json_file(options.json, object);
 }
 
 int64_t peak_memory_bytes() {

@@ -3,6 +3,7 @@
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include "baseq/pipeline/quantize_checkpoint.h"
 #include "commands.h"
 
 namespace {
@@ -10,6 +11,7 @@ namespace {
 // Written down in the README.
 constexpr int kFailure = 1;
 constexpr int kUsage = 2;
+constexpr int kInterrupted = 130;  // as a shell reports a process that SIGINT ended
 
 }  // namespace
 
@@ -30,6 +32,9 @@ int main(int argc, char** argv) {
     return 0;
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : kUsage;
+  } catch (const baseq::Interrupted& interrupted) {
+    spdlog::warn("{}", interrupted.what());
+    return kInterrupted;
   } catch (const c10::Error& error) {
     spdlog::error("{}", error.what_without_backtrace());
   } catch (const std::exception& error) {

@@ -61,6 +61,10 @@ void ProgressDisplay::show(const ProgressEvent& event) {
                    spdlog::warn("{}", warning.message);
                    draw();
                  },
+                 [&](const RunResumed& resumed) {
+                   if (quiet_) return;
+                   line(fmt::format("continuing after block {}/{}", resumed.num_finished, resumed.num_blocks));
+                 },
                  [&](const BlockStarted& started) { step(started.block, started.num_blocks, "blocks"); },
                  [&](const LinearRounded& linear) {
                    if (quiet_) return;

@@ -7,6 +7,9 @@
 #include <algorithm>
 #include <fstream>
 
+#include "files.h"
+#include "strict_json.h"
+
 namespace baseq {
 using nlohmann::json;
 
@@ -105,6 +108,12 @@ json read_json_file(const std::string& path) {
   } catch (const json::exception& error) {
     TORCH_CHECK(false, path, ": not valid JSON: ", error.what());
   }
+}
+
+void write_json_file(const std::filesystem::path& path, const json& value) {
+  FileWriter file("JSON", path);
+  file.write(dump_json(value, path.string(), /*indent=*/2) + "\n");
+  file.commit();
 }
 
 }  // namespace baseq

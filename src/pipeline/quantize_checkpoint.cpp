@@ -1,12 +1,14 @@
 #include "baseq/pipeline/quantize_checkpoint.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
 
 #include <chrono>
 #include <cmath>
 #include <limits>
 
+#include "baseq/io/run_journal.h"
 #include "baseq/model/model.h"
 #include "baseq/pipeline/balance.h"
 #include "baseq/pipeline/learn.h"
@@ -59,20 +61,70 @@ class Run {
 
   void write(const std::filesystem::path& output) {
     CheckpointWriter writer(output, options_.output);
+    std::optional<RunJournal> journal;
+    if (!options_.work_directory.empty()) journal.emplace(options_.work_directory, describe(output));
     const int64_t num_blocks = model_.config().num_hidden_layers;
     start_streams(writer);
-    for (int64_t block = 0; block < num_blocks; ++block) {
+    const int64_t first = journal ? journal->num_steps() : 0;
+    for (int64_t block = 0; block < first; ++block) {
+      for (const auto& [name, tensor] : journal->step(block)) writer.add(name, tensor);
+    }
+    if (first > 0) {
+      report(RunResumed{first, num_blocks});
+      for (const auto& [name, tensor] : journal->state()) streams_by_name().at(name)->copy_(tensor);
+    }
+    for (int64_t block = first; block < num_blocks; ++block) {
       const auto start = Clock::now();
       report(BlockStarted{block, num_blocks});
-      const DecoderLayer layer = quantize_block(block);
-      for (const auto& [name, tensor] : layer_tensors(layer, layer_prefix(block), dtype_)) writer.add(name, tensor);
+      const auto tensors = layer_tensors(quantize_block(block), layer_prefix(block), dtype_);
+      for (const auto& [name, tensor] : tensors) writer.add(name, tensor);
+      if (journal) {
+        RunJournal::Tensors streams;
+        for (const auto& [name, stream] : streams_by_name()) streams[name] = *stream;
+        journal->finish_step(tensors, streams);
+      }
       report(BlockFinished{block, num_blocks, stream_error(), seconds_since(start)});
+      if (block + 1 < num_blocks && options_.should_stop && options_.should_stop()) {
+        throw Interrupted("stopped after block " + std::to_string(block + 1) + " of " + std::to_string(num_blocks));
+      }
     }
     writer.copy_side_files(checkpoint_.path());
     writer.finish(output_config());
   }
 
  private:
+  /// Empty when there is no calibration.
+  std::map<std::string, Tensor*> streams_by_name() {
+    if (!windows_.defined()) return {};
+    return {{"full_precision", &streams_.full_precision}, {"quantized", &streams_.quantized}};
+  }
+
+  RunJournal::Description describe(const std::filesystem::path& output) const {
+    namespace fs = std::filesystem;
+    nlohmann::json files = nlohmann::json::object();
+    for (const auto& entry : fs::directory_iterator(checkpoint_.path())) {
+      const std::string name = entry.path().filename().string();
+      if (name != "config.json" && !name.ends_with(".safetensors") && !name.ends_with(".index.json")) continue;
+      const auto modified = fs::last_write_time(entry.path()).time_since_epoch();
+      files[name] = {{"bytes", fs::file_size(entry.path())},
+                     {"modified", std::chrono::duration_cast<std::chrono::nanoseconds>(modified).count()}};
+    }
+    RunJournal::Description description{
+        .identity = {{"format_version", QuantizationConfig::kFormatVersion},
+                     {"model", {{"path", fs::absolute(checkpoint_.path()).string()}, {"files", files}}},
+                     {"recipe", recipe_.to_json()},
+                     {"seed", options_.seed},
+                     {"device", options_.device.str()},
+                     {"threads", at::get_num_threads()}},
+        .details = {{"output", fs::absolute(output).string()},
+                    {"shard_bytes", options_.output.shard_bytes},
+                    {"force", options_.output.force},
+                    {"activations_directory", options_.activations_directory.string()}},
+        .inputs = {}};
+    if (windows_.defined()) description.inputs["input_ids"] = windows_;
+    return description;
+  }
+
   void report(const ProgressEvent& event) const {
     if (options_.progress) options_.progress(event);
   }
@@ -187,6 +239,28 @@ class Run {
 };
 
 }  // namespace
+
+StoredRun read_stored_run(const std::filesystem::path& work_directory) {
+  const RunJournal::Description description = RunJournal::describe(work_directory);
+  const auto& [identity, details, inputs] = description;
+  try {
+    StoredRun run;
+    run.model = identity.at("model").at("path").get<std::string>();
+    run.output = details.at("output").get<std::string>();
+    run.recipe = Recipe::from_json(identity.at("recipe"), (work_directory / "run.json").string() + ": recipe");
+    if (const auto it = inputs.find("input_ids"); it != inputs.end()) run.windows = it->second;
+    run.options.device = at::Device(identity.at("device").get<std::string>());
+    run.options.seed = identity.at("seed").get<uint64_t>();
+    run.options.output.shard_bytes = details.at("shard_bytes").get<int64_t>();
+    run.options.output.force = details.at("force").get<bool>();
+    run.options.activations_directory = details.at("activations_directory").get<std::string>();
+    run.options.work_directory = work_directory;
+    run.num_threads = identity.at("threads").get<int64_t>();
+    return run;
+  } catch (const nlohmann::json::exception& error) {
+    TORCH_CHECK(false, work_directory.string(), ": run.json does not describe a quantization: ", error.what());
+  }
+}
 
 void quantize_checkpoint(const Checkpoint& checkpoint, const Recipe& recipe, const Tensor& windows,
                          const std::filesystem::path& output, const QuantizeOptions& options) {

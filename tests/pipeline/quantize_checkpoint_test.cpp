@@ -171,6 +171,38 @@ TEST_P(QuantizeVariant, Bfloat16ActivationsStayClose) {
   EXPECT_LT(test::relative_error(logits("out"), logits("in")), 0.06);
 }
 
+TEST_P(QuantizeVariant, AnInterruptedRunContinuesToTheSameBytes) {
+  const Recipe recipe = recipe_of(kEverything);
+  run(recipe, "whole");
+  QuantizeOptions options{.work_directory = directory / "work", .should_stop = [] { return true; }};
+  for (int64_t block = 0; block + 1 < shape.num_layers; ++block) {
+    EXPECT_THROW(run(recipe, "resumed", options), Interrupted);
+    EXPECT_FALSE(std::filesystem::exists(directory / "resumed"));
+  }
+  std::vector<int64_t> resumed;
+  options.progress = [&](const ProgressEvent& event) {
+    if (const auto* found = std::get_if<RunResumed>(&event)) resumed.push_back(found->num_finished);
+  };
+  run(recipe, "resumed", options);
+  EXPECT_EQ(resumed, std::vector<int64_t>{shape.num_layers - 1});
+  for (const std::string& file : test::list(directory / "whole")) {
+    EXPECT_EQ(test::read_bytes(directory / "whole" / file), test::read_bytes(directory / "resumed" / file)) << file;
+  }
+  const StoredRun stored = read_stored_run(directory / "work");
+  EXPECT_EQ(stored.recipe.to_json(), recipe.to_json());
+  EXPECT_TRUE(at::equal(stored.windows, windows));
+  EXPECT_EQ(stored.output, directory / "resumed");
+
+  Recipe changed = recipe;
+  changed.weights->num_bits = 3;
+  expect_error([&] { run(changed, "other", options); }, {"recipe/weights/num_bits (4, now 3)"});
+  windows = windows + 1;
+  expect_error([&] { run(recipe, "other", options); }, {"other inputs"});
+  windows = windows - 1;
+  std::filesystem::last_write_time(directory / "in" / "config.json", std::filesystem::file_time_type::clock::now());
+  expect_error([&] { run(recipe, "other", options); }, {"config.json/modified"});
+}
+
 TEST_P(QuantizeVariant, SameSeedSameBytes) {
   const Recipe recipe = recipe_of(kEverything);
   run(recipe, "a", {.seed = 5});

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <string>
@@ -43,5 +44,8 @@ class JsonObject {
 
 /// Reads and parses a file; throws c10::Error with the file and the position of a syntax error.
 nlohmann::json read_json_file(const std::string& path);
+
+/// Writes `value`, indented, beside `path`, syncs it and renames it; throws c10::Error naming the file.
+void write_json_file(const std::filesystem::path& path, const nlohmann::json& value);
 
 }  // namespace baseq

@@ -9,6 +9,9 @@
 namespace baseq {
 
 /// What a run tells its caller, in the order of events.
+struct RunResumed {
+  int64_t num_finished, num_blocks;  ///< the finished ones come from the work directory
+};
 struct BlockStarted {
   int64_t block, num_blocks;
 };
@@ -34,7 +37,7 @@ struct BlockFinished {
 struct Warning {
   std::string message;
 };
-using ProgressEvent = std::variant<BlockStarted, LinearRounded, StageLearned, BlockFinished, Warning>;
+using ProgressEvent = std::variant<RunResumed, BlockStarted, LinearRounded, StageLearned, BlockFinished, Warning>;
 using ProgressFn = std::function<void(const ProgressEvent&)>;
 
 }  // namespace baseq

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
+#include <stdexcept>
 
 #include "baseq/io/checkpoint.h"
 #include "baseq/pipeline/progress.h"
@@ -14,14 +16,36 @@ struct QuantizeOptions {
   /// Directory of the mapped files that hold the activation streams; empty: they stay in memory.
   std::filesystem::path activations_directory;
   CheckpointWriter::Options output;
+  /// Keeps finished blocks and the streams, see RunJournal; a run that finds its own continues it, to the same bytes.
+  /// Empty: nothing is kept.
+  std::filesystem::path work_directory;
+  /// Asked after each block that is not the last; true ends the run with Interrupted. May be empty.
+  std::function<bool()> should_stop;
   ProgressFn progress;  ///< may be empty
 };
+
+/// QuantizeOptions::should_stop ended a run.
+struct Interrupted : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+/// A run as its work directory describes it: all that continuing it takes.
+struct StoredRun {
+  std::filesystem::path model, output;
+  Recipe recipe;
+  Tensor windows;  ///< may be undefined
+  QuantizeOptions options;
+  int64_t num_threads = 1;  ///< the bytes of the result depend on it
+};
+/// Throws c10::Error when `work_directory` holds no run.
+StoredRun read_stored_run(const std::filesystem::path& work_directory);
 
 /// Quantizes a Hugging Face checkpoint into a native one, block by block: at any time one block's weights and the
 /// activation streams (two, and the block's full-precision output) are held.
 /// @param windows int64 [num_samples, seq_len], see read_calibration; may be undefined when the recipe needs none
-/// Throws c10::Error when the checkpoint is already quantized, the recipe needs windows and has none, or the output
-/// exists. The output directory appears only when it is complete.
+/// Throws c10::Error when the checkpoint is already quantized, the recipe needs windows and has none, the output
+/// exists, or the work directory holds a run with another model, recipe, windows, seed or number of threads. The output
+/// directory appears only when it is complete.
 void quantize_checkpoint(const Checkpoint& checkpoint, const Recipe& recipe, const Tensor& windows,
                          const std::filesystem::path& output, const QuantizeOptions& options = {});
 

@@ -1,0 +1,109 @@
+#include "baseq/io/run_journal.h"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include "../tiny_model.h"
+
+namespace baseq {
+namespace {
+
+namespace fs = std::filesystem;
+using test::expect_error;
+using test::TempDirectory;
+
+RunJournal::Description description(int64_t seed = 1) {
+  return {.identity = {{"recipe", {{"bits", 4}}}, {"seed", seed}},
+          .details = {{"output", "somewhere"}},
+          .inputs = {{"ids", at::arange(6)}}};
+}
+
+RunJournal::Tensors numbers(int64_t first) { return {{"x", at::arange(first, first + 5).to(at::kFloat)}}; }
+
+/// A run of three steps in `directory`.
+void make_run(const fs::path& directory) {
+  RunJournal journal(directory, description());
+  for (int64_t i = 0; i < 3; ++i) journal.finish_step(numbers(i), numbers(10 * i));
+}
+
+TEST(RunJournal, AnotherProcessFindsWhatWasFinished) {
+  const TempDirectory directory;
+  make_run(directory / "work");
+  const RunJournal journal(directory / "work", description());
+  ASSERT_EQ(journal.num_steps(), 3);
+  for (int64_t i = 0; i < 3; ++i) EXPECT_TRUE(at::equal(journal.step(i).at("x"), numbers(i).at("x")));
+  EXPECT_TRUE(at::equal(journal.state().at("x"), numbers(20).at("x")));
+  const auto described = RunJournal::describe(directory / "work");
+  EXPECT_EQ(described.identity, description().identity);
+  EXPECT_EQ(described.details, description().details);
+  EXPECT_TRUE(at::equal(described.inputs.at("ids"), at::arange(6)));
+  EXPECT_FALSE(fs::exists(directory / "work" / "state-00002.safetensors")) << "only the newest state is kept";
+}
+
+TEST(RunJournal, AnotherRunIsRefusedWithWhatDiffers) {
+  const TempDirectory directory;
+  make_run(directory / "work");
+  auto other = description(/*seed=*/2);
+  other.identity["recipe"]["bits"] = 3;
+  other.identity["new"] = true;
+  expect_error([&] { RunJournal(directory / "work", other); },
+               {"seed (1, now 2)", "recipe/bits (4, now 3)", "new (absent, now true)"});
+  other = description();
+  other.inputs["ids"] = at::arange(7);
+  expect_error([&] { RunJournal(directory / "work", other); }, {"other inputs"});
+}
+
+TEST(RunJournal, DamageIsFound) {
+  const TempDirectory directory;
+  for (const char* name : {"step-00001.safetensors", "state-00003.safetensors"}) {
+    SCOPED_TRACE(name);
+    const fs::path work = directory / name, file = work / name;
+    make_run(work);
+    const std::string whole = test::read_bytes(file);
+    std::string flipped = whole;
+    flipped.back() = static_cast<char>(flipped.back() ^ 1);
+    for (const std::string& damaged : {flipped, whole.substr(0, whole.size() - 1), whole + "x"}) {
+      test::write_bytes(file, damaged);
+      expect_error([&] { RunJournal(work, description()); }, {name, "damaged"});
+    }
+    fs::remove(file);
+    expect_error([&] { RunJournal(work, description()); }, {name});
+  }
+}
+
+TEST(RunJournal, WhatTheJournalDoesNotNameDoesNotCount) {
+  const TempDirectory directory;
+  make_run(directory / "work");
+  // A process died after it wrote a step and before it said so.
+  test::write_bytes(directory / "work" / "step-00003.safetensors", "half");
+  test::write_bytes(directory / "work" / "state-00004.safetensors.tmp", "half");
+  RunJournal journal(directory / "work", description());
+  EXPECT_EQ(journal.num_steps(), 3);
+  journal.finish_step(numbers(3), numbers(30));
+  EXPECT_TRUE(at::equal(journal.step(3).at("x"), numbers(3).at("x")));
+}
+
+TEST(RunJournal, OnlyOneProcessAndOnlyItsOwnDirectory) {
+  const TempDirectory directory;
+  {
+    const RunJournal journal(directory / "work", description());
+    expect_error([&] { RunJournal(directory / "work", description()); }, {"another process"});
+  }
+  fs::create_directory(directory / "photos");
+  test::write_bytes(directory / "photos" / "cat.jpg", "meow");
+  expect_error([&] { RunJournal(directory / "photos", description()); }, {"cat.jpg"});
+  expect_error([&] { RunJournal::describe(directory / "photos"); }, {"holds no run"});
+}
+
+TEST(RunJournal, NamesThatLeaveTheDirectoryAreRefused) {
+  const TempDirectory directory;
+  make_run(directory / "work");
+  std::string journal = test::read_bytes(directory / "work" / "journal.json");
+  const std::string name = "step-00001.safetensors";
+  journal.replace(journal.find(name), name.size(), "../secret");
+  test::write_bytes(directory / "work" / "journal.json", journal);
+  expect_error([&] { RunJournal(directory / "work", description()); }, {"../secret"});
+}
+
+}  // namespace
+}  // namespace baseq
