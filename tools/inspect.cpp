@@ -74,7 +74,9 @@ void run(const InspectArguments& arguments) {
 void add_inspect(CLI::App& app) {
   auto arguments = std::make_shared<InspectArguments>();
   CLI::App* command = app.add_subcommand("inspect", "What a checkpoint holds");
-  command->add_option("model", arguments->model, "Checkpoint directory")->required()->check(CLI::ExistingDirectory);
+  command->add_option("model", arguments->model, "Checkpoint directory, or org/name in the local Hugging Face cache")
+      ->required()
+      ->transform(checkpoint_directory());
   command->add_flag("--tensors", arguments->tensors, "List every tensor");
   add_common_options(*command, arguments->common);
   command->callback([arguments] { run(*arguments); });
