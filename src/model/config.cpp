@@ -218,15 +218,19 @@ void read_blocks(JsonObject& config, const json& value, const Family& family, Mo
   }
   using Window = Family::Window;
   if (family.window == Window::kNone) return;
-  // A null is a model without a window, unlike a missing key.
-  const int64_t fallback = value.contains("sliding_window") ? 0 : family.sliding_window;
-  int64_t window = config.contains("sliding_window") ? size_field(config, "sliding_window") : fallback;
-  if (family.window == Window::kEveryLayer) {
+  const bool every_layer = family.window == Window::kEveryLayer;
+  const bool used = !every_layer && config.boolean("use_sliding_window", false);
+  int64_t window = 0;
+  // Qwen's configs name a window that use_sliding_window turns off; SmolLM3's layer_types look past that switch.
+  if (every_layer || used || family.layers_without_rope) {
+    // A null is a model without a window, unlike a missing key.
+    const int64_t fallback = value.contains("sliding_window") ? 0 : family.sliding_window;
+    window = config.contains("sliding_window") ? size_field(config, "sliding_window") : fallback;
+  }
+  if (every_layer) {
     for (auto& block : model.blocks) block.sliding_window = window;
     return;
   }
-  const bool used = config.boolean("use_sliding_window", false);
-  if (!used && !family.layers_without_rope) window = 0;
   const std::vector<std::string> types = config.texts("layer_types");
   TORCH_CHECK(!config.contains("layer_types") || types.size() == count, config.path(), ": layer_types: expected ",
               count, " names, got ", types.size());
