@@ -101,7 +101,7 @@ void Model::check_tensors() const {
   const size_t listed = std::min(missing.size(), kMaxListedNames);
   TORCH_CHECK(missing.empty(), checkpoint_.path().string(), ": ", missing.size(),
               " tensors are missing: ", fmt::format("{}", fmt::join(missing.begin(), missing.begin() + listed, ", ")),
-              listed < missing.size() ? ", ..." : "", packed_elsewhere(checkpoint_));
+              listed < missing.size() ? ", ..." : "", quantization_ ? "" : packed_elsewhere(checkpoint_));
 }
 
 Tensor Model::read(const std::string& name) const {

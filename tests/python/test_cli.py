@@ -130,6 +130,17 @@ def test_each_architecture_is_quantized_and_evaluated(run, quantize, family, tmp
     assert json.loads((tmp_path / "eval.json").read_text())["mean_kl"] < 0.3
 
 
+@pytest.mark.parametrize("name, said", [
+    ("llama_llama3", "rope llama3 by 8"),
+    ("smollm3", "1 layers without, window of 9 in 1 layers"),
+    ("qwen3_options", "rope yarn by 2, theta 10000, window of 9 in 1 layers, norms of q and k"),
+])
+def test_inspect_says_what_attention_does(run, name, said):
+    done = run("inspect", TINY.parent / f"tiny_{name}")
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+
+
 def test_model_in_the_hugging_face_cache_is_named_by_its_repository(run, tmp_path):
     folder = tmp_path / "hub" / "models--org--tiny"
     snapshot = folder / "snapshots" / "0123abc"
