@@ -7,7 +7,22 @@
 
 #include "baseq/io/json_object.h"
 
+#include "baseq/io/hub_cache.h"
+
 namespace baseq::cli {
+
+CLI::Validator checkpoint_directory() {
+  return CLI::Validator(
+      [](std::string& model) {
+        try {
+          model = resolve_checkpoint(model).string();
+          return std::string();
+        } catch (const c10::Error& error) {
+          return std::string(error.what_without_backtrace());
+        }
+      },
+      "MODEL");
+}
 
 void add_common_options(CLI::App& command, CommonOptions& options) {
   command.add_option("--device", options.device, "Where to compute: cpu or cuda (cuda:1, ...)")->capture_default_str();

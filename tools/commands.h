@@ -20,6 +20,9 @@ struct CommonOptions {
   bool quiet = false;
 };
 
+/// Turns a checkpoint's directory, or "org/name" in the local Hugging Face cache, into the directory.
+CLI::Validator checkpoint_directory();
+
 void add_common_options(CLI::App& command, CommonOptions& options);
 /// Sets the thread count and returns the device; throws c10::Error when it does not exist.
 at::Device apply(const CommonOptions& options);

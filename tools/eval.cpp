@@ -77,13 +77,15 @@ void run(const EvalArguments& arguments) {
 void add_eval(CLI::App& app) {
   auto arguments = std::make_shared<EvalArguments>();
   CLI::App* command = app.add_subcommand("eval", "Perplexity of a checkpoint, and its distance from a reference");
-  command->add_option("model", arguments->model, "Checkpoint directory")->required()->check(CLI::ExistingDirectory);
+  command->add_option("model", arguments->model, "Checkpoint directory, or org/name in the local Hugging Face cache")
+      ->required()
+      ->transform(checkpoint_directory());
   auto* text = command->add_option("--text", arguments->text, "Text or .jsonl file")->check(CLI::ExistingFile);
   command->add_option("--tokens", arguments->tokens, ".safetensors file with input_ids")
       ->check(CLI::ExistingFile)
       ->excludes(text);
   command->add_option("--reference", arguments->reference, "Checkpoint to compare with: KL divergence, top-1 agreement")
-      ->check(CLI::ExistingDirectory);
+      ->transform(checkpoint_directory());
   command->add_option("--seq-len", arguments->seq_len, "Tokens a window")
       ->capture_default_str()
       ->check(CLI::Range(2, 1 << 24));

@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <memory>
 
 #include "baseq/model/model.h"
@@ -23,6 +24,24 @@ std::string describe(const std::optional<QuantSpec>& spec) {
   return text;
 }
 
+/// What config.json asks of attention beside the sizes.
+std::string describe_attention(const ModelConfig& config) {
+  const char* types[] = {"default", "linear", "dynamic", "llama3", "yarn", "longrope"};
+  std::string text = fmt::format("rope {}", types[static_cast<size_t>(config.rope.type)]);
+  if (config.rope.type != RopeParameters::Type::kDefault) text += fmt::format(" by {}", config.rope.factor);
+  text += fmt::format(", theta {}", config.rope.theta);
+  int64_t without_rope = 0, windows = 0, window = 0;
+  for (const auto& block : config.blocks) {
+    without_rope += !block.rope;
+    windows += block.sliding_window > 0;
+    window = std::max(window, block.sliding_window);
+  }
+  if (without_rope > 0) text += fmt::format(", {} layers without", without_rope);
+  if (windows > 0) text += fmt::format(", window of {} in {} layers", window, windows);
+  if (config.qk_norm) text += ", norms of q and k";
+  return text;
+}
+
 void run(const InspectArguments& arguments) {
   const Checkpoint checkpoint(arguments.model);
   const Model model(checkpoint);
@@ -39,6 +58,7 @@ void run(const InspectArguments& arguments) {
   fmt::print("  layers        {}, hidden {}, heads {} of {}, key/value heads {}, ffn {}, vocabulary {}\n",
              config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.head_dim,
              config.num_key_value_heads, config.intermediate_size, config.vocab_size);
+  fmt::print("  attention     {}\n", describe_attention(config));
   fmt::print("  head          {}\n  size          {} in {} tensors\n", config.tie_word_embeddings ? "tied" : "untied",
              format_bytes(checkpoint.num_bytes()), tensors.size());
   if (const auto& quantization = model.quantization()) {
@@ -74,7 +94,9 @@ void run(const InspectArguments& arguments) {
 void add_inspect(CLI::App& app) {
   auto arguments = std::make_shared<InspectArguments>();
   CLI::App* command = app.add_subcommand("inspect", "What a checkpoint holds");
-  command->add_option("model", arguments->model, "Checkpoint directory")->required()->check(CLI::ExistingDirectory);
+  command->add_option("model", arguments->model, "Checkpoint directory, or org/name in the local Hugging Face cache")
+      ->required()
+      ->transform(checkpoint_directory());
   command->add_flag("--tensors", arguments->tensors, "List every tensor");
   add_common_options(*command, arguments->common);
   command->callback([arguments] { run(*arguments); });

@@ -142,7 +142,8 @@ void run(const QuantizeArguments& arguments) {
 void add_quantize(CLI::App& app) {
   auto arguments = std::make_shared<QuantizeArguments>();
   CLI::App* command = app.add_subcommand("quantize", "Quantize a Hugging Face checkpoint");
-  command->add_option("model", arguments->model, "Checkpoint directory")->check(CLI::ExistingDirectory);
+  command->add_option("model", arguments->model, "Checkpoint directory, or org/name in the local Hugging Face cache")
+      ->transform(checkpoint_directory());
   command->add_option("--recipe", arguments->recipe, "Recipe file, see configs/")->check(CLI::ExistingFile);
   command
       ->add_option("--calibration", arguments->calibration,

@@ -73,7 +73,7 @@ class MissingNames {
     }
   }
   TORCH_CHECK(pickled.empty(), kWho, ": ", directory.string(), " has only pickled weights (", quote(pickled),
-              "); convert them to safetensors first");
+              "); load them with transformers and write safetensors with save_pretrained");
   TORCH_CHECK(false, kWho, ": ", directory.string(), " has neither ", kWeightsName, " nor ", kIndexName,
               "; incomplete download?");
 }

@@ -89,6 +89,18 @@ std::vector<std::string> JsonObject::texts(std::string_view key) {
   return value->get<std::vector<std::string>>();
 }
 
+std::vector<double> JsonObject::numbers(std::string_view key, double min, double max) {
+  const json* value = find(key);
+  if (!value) return {};
+  const auto fits = [&](const json& item) {
+    return item.is_number() && item.get<double>() >= min && item.get<double>() <= max;
+  };
+  if (!value->is_array() || !std::all_of(value->begin(), value->end(), fits)) {
+    fail(key, fmt::format("an array of numbers from {} to {}", min, max), *value);
+  }
+  return value->get<std::vector<double>>();
+}
+
 void JsonObject::ignore(std::string_view key) { asked_.emplace(key); }
 
 void JsonObject::finish() const {

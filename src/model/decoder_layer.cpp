@@ -15,6 +15,8 @@ DecoderLayer mapped(DecoderLayer layer, Fn&& fn) {
   };
   map(layer.input_layernorm.weight);
   map(layer.post_attention_layernorm.weight);
+  map(layer.self_attn.q_norm.weight);
+  map(layer.self_attn.k_norm.weight);
   map(layer.mlp.down_scale);
   layer.for_each_linear([&](const std::string&, Linear& linear) {
     map(linear.weight);
@@ -40,33 +42,33 @@ Tensor Linear::forward(const Tensor& x) const {
 
 Tensor RmsNorm::forward(const Tensor& x) const { return at::rms_norm(x, {x.size(-1)}, weight, eps); }
 
-RotaryEmbedding RotaryEmbedding::create(const ModelConfig& config, int64_t seq_len, const at::TensorOptions& options) {
-  const auto even = at::arange(0, config.head_dim, 2, at::kLong).to(at::kFloat) / config.head_dim;
-  const Tensor inv_freq = 1.0 / at::pow(at::Scalar(config.rope_theta), even);
-  const Tensor angles = at::outer(at::arange(seq_len, at::kFloat), inv_freq).repeat({1, 2});
-  return {at::cos(angles).to(options), at::sin(angles).to(options)};
-}
-
-Tensor RotaryEmbedding::forward(const Tensor& x) const {
-  const auto seq = x.size(1);
-  const auto halves = x.chunk(2, /*dim=*/-1);
-  const Tensor turned = at::cat({-halves[1], halves[0]}, /*dim=*/-1);
-  const auto table = [&](const Tensor& t) { return t.narrow(0, 0, seq).unsqueeze(1); };  // [seq, 1, head_dim]
-  return x * table(cos) + turned * table(sin);
+Tensor Attention::query(const Tensor& x) const {
+  const Tensor q = q_proj.forward(x).view({x.size(0), x.size(1), num_heads, head_dim});
+  return q_norm.weight.defined() ? q_norm.forward(q) : q;
 }
 
 Tensor Attention::heads(const Tensor& x, const RotaryEmbedding& rope) const {
   const auto batch = x.size(0), seq = x.size(1);
-  Tensor q = rope.forward(q_proj.forward(x).view({batch, seq, num_heads, head_dim}));
-  Tensor k = rope.forward(k_proj.forward(x).view({batch, seq, num_kv_heads, head_dim}));
+  Tensor q = query(x);
+  Tensor k = k_proj.forward(x).view({batch, seq, num_kv_heads, head_dim});
+  if (k_norm.weight.defined()) k = k_norm.forward(k);
   Tensor v = v_proj.forward(x);
+  if (use_rope) {
+    q = rope.forward(q);
+    k = rope.forward(k);
+  }
   q = transformed(q, query_key_hadamard);
   k = transformed(k, query_key_hadamard);
   k = k_cache.forward(k.reshape({batch, seq, num_kv_heads * head_dim})).view({batch, seq, num_kv_heads, head_dim});
   v = v_cache.forward(v).view({batch, seq, num_kv_heads, head_dim});
+  // A window as long as the sequence hides nothing, and without a mask attention is faster.
+  std::optional<Tensor> mask;
+  if (sliding_window > 0 && sliding_window < seq) {
+    mask = at::ones({seq, seq}, x.options().dtype(at::kBool)).tril_().triu_(1 - sliding_window);
+  }
   const Tensor attended =
-      at::scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), /*attn_mask=*/{},
-                                       /*dropout_p=*/0.0, /*is_causal=*/true, /*scale=*/std::nullopt,
+      at::scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask,
+                                       /*dropout_p=*/0.0, /*is_causal=*/!mask, scaling,
                                        /*enable_gqa=*/num_heads != num_kv_heads);
   return transformed(attended.transpose(1, 2).reshape({batch, seq, num_heads * head_dim}), o_hadamard);
 }
@@ -77,6 +79,22 @@ Tensor Mlp::gated(const Tensor& x) const {
   return transformed(product, down_hadamard);
 }
 
+DecoderLayer DecoderLayer::create(const ModelConfig& config, int64_t index) {
+  const ModelConfig::Block& block = config.blocks.at(static_cast<size_t>(index));
+  DecoderLayer layer;
+  layer.residual_multiplier = config.residual_multiplier;
+  layer.input_layernorm.eps = layer.post_attention_layernorm.eps = config.rms_norm_eps;
+  Attention& attention = layer.self_attn;
+  attention.num_heads = config.num_attention_heads;
+  attention.num_kv_heads = config.num_key_value_heads;
+  attention.head_dim = config.head_dim;
+  attention.use_rope = block.rope;
+  attention.sliding_window = block.sliding_window;
+  attention.scaling = config.attention_multiplier;
+  attention.q_norm.eps = attention.k_norm.eps = config.rms_norm_eps;
+  return layer;
+}
+
 DecoderLayer DecoderLayer::to(const at::TensorOptions& options) const {
   return mapped(*this, [&](const Tensor& tensor) { return tensor.to(options); });
 }
@@ -85,8 +103,12 @@ DecoderLayer DecoderLayer::detach() const {
   return mapped(*this, [](const Tensor& tensor) { return tensor.detach(); });
 }
 
+Tensor DecoderLayer::add(const Tensor& residual, const Tensor& branch) const {
+  return residual_multiplier == 1 ? residual + branch : residual + branch * residual_multiplier;
+}
+
 Tensor DecoderLayer::after_attention(const Tensor& x, const RotaryEmbedding& rope) const {
-  return x + self_attn.o_proj.forward(input_of(InputPoint::kO, x, rope));
+  return add(x, self_attn.o_proj.forward(input_of(InputPoint::kO, x, rope)));
 }
 
 Tensor DecoderLayer::mlp_input(const Tensor& middle) const {
@@ -95,7 +117,7 @@ Tensor DecoderLayer::mlp_input(const Tensor& middle) const {
 
 Tensor DecoderLayer::forward(const Tensor& x, const RotaryEmbedding& rope) const {
   const Tensor middle = after_attention(x, rope);
-  return middle + mlp.down_proj.forward(mlp.down_input.forward(mlp.gated(mlp_input(middle))));
+  return add(middle, mlp.down_proj.forward(mlp.down_input.forward(mlp.gated(mlp_input(middle)))));
 }
 
 Tensor DecoderLayer::input_of(InputPoint point, const Tensor& x, const RotaryEmbedding& rope) const {

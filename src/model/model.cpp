@@ -24,7 +24,7 @@ std::vector<LinearShape> linear_shapes(const ModelConfig& config) {
   const int64_t q = config.num_attention_heads * config.head_dim, kv = config.num_key_value_heads * config.head_dim;
   return {
       {"self_attn.q_proj", q, hidden, config.attention_bias},  {"self_attn.k_proj", kv, hidden, config.attention_bias},
-      {"self_attn.v_proj", kv, hidden, config.attention_bias}, {"self_attn.o_proj", hidden, q, config.attention_bias},
+      {"self_attn.v_proj", kv, hidden, config.attention_bias}, {"self_attn.o_proj", hidden, q, config.o_bias},
       {"mlp.gate_proj", ffn, hidden, config.mlp_bias},         {"mlp.up_proj", ffn, hidden, config.mlp_bias},
       {"mlp.down_proj", hidden, ffn, config.mlp_bias}};
 }
@@ -33,32 +33,60 @@ void expect_shape(const Tensor& tensor, at::IntArrayRef shape, const std::string
   TORCH_CHECK(tensor.sizes() == shape, name, ": shape is ", tensor.sizes(), " but config.json says ", shape);
 }
 
+std::string config_path(const Checkpoint& checkpoint) { return (checkpoint.path() / "config.json").string(); }
+
+std::optional<QuantizationConfig> read_quantization(const Checkpoint& checkpoint) {
+  const auto it = checkpoint.config().find("quantization_config");
+  if (it == checkpoint.config().end() || it->is_null()) return std::nullopt;
+  return quantization_config_from_json(*it, config_path(checkpoint) + ": quantization_config");
+}
+
+/// A hint for a checkpoint that lacks weights because another tool packed them.
+std::string packed_elsewhere(const Checkpoint& checkpoint) {
+  for (const std::string& name : checkpoint.names()) {
+    for (const char* ending : {".qweight", ".weight_packed", ".weight_scale_inv", ".SCB"}) {
+      if (name.ends_with(ending)) {
+        return fmt::format("; \"{}\" looks like the work of another quantizer: use the original checkpoint", name);
+      }
+    }
+  }
+  return "";
+}
+
 }  // namespace
 
 std::string layer_prefix(int64_t index) { return fmt::format("model.layers.{}.", index); }
 
-Model::Model(const Checkpoint& checkpoint, const Options& options) : checkpoint_(checkpoint), options_(options) {
-  const std::string path = (checkpoint.path() / "config.json").string();
-  config_ = ModelConfig::from_json(checkpoint.config(), path);
-  if (const auto it = checkpoint.config().find("quantization_config"); it != checkpoint.config().end()) {
-    quantization_ = quantization_config_from_json(*it, path + ": quantization_config");
-  }
+Model::Model(const Checkpoint& checkpoint, const Options& options)
+    : checkpoint_(checkpoint),
+      options_(options),
+      config_(ModelConfig::from_json(checkpoint.config(), config_path(checkpoint))),
+      quantization_(read_quantization(checkpoint)),
+      // A native checkpoint holds the seven linears under LlamaForCausalLM's names whatever the original had.
+      tensors_(checkpoint, config_, /*fused=*/config_.fused_projections && !quantization_) {
   check_tensors();
 }
 
 void Model::check_tensors() const {
   std::vector<std::string> missing;
   const auto require = [&](const std::string& name) {
-    if (!checkpoint_.contains(name)) missing.push_back(name);
+    if (tensors_.contains(name)) return;
+    const std::string stored = tensors_.stored_name(name);
+    if (missing.empty() || missing.back() != stored) missing.push_back(stored);  // the parts of a fused one in turn
   };
   require("model.embed_tokens.weight");
   require("model.norm.weight");
   if (!config_.tie_word_embeddings) require("lm_head.weight");
+  const auto shapes = linear_shapes(config_);
   for (int64_t i = 0; i < config_.num_hidden_layers; ++i) {
     const std::string prefix = layer_prefix(i);
     require(prefix + "input_layernorm.weight");
     require(prefix + "post_attention_layernorm.weight");
-    for (const auto& linear : linear_shapes(config_)) {
+    if (config_.qk_norm) {
+      require(prefix + "self_attn.q_norm.weight");
+      require(prefix + "self_attn.k_norm.weight");
+    }
+    for (const auto& linear : shapes) {
       const std::string name = prefix + linear.name;
       if (quantization_ && quantization_->weights) {
         require(name + ".weight_packed");
@@ -73,12 +101,12 @@ void Model::check_tensors() const {
   const size_t listed = std::min(missing.size(), kMaxListedNames);
   TORCH_CHECK(missing.empty(), checkpoint_.path().string(), ": ", missing.size(),
               " tensors are missing: ", fmt::format("{}", fmt::join(missing.begin(), missing.begin() + listed, ", ")),
-              listed < missing.size() ? ", ..." : "");
+              listed < missing.size() ? ", ..." : "", quantization_ ? "" : packed_elsewhere(checkpoint_));
 }
 
 Tensor Model::read(const std::string& name) const {
   // Views of the mapped file become memory of their own even when no conversion is due.
-  return checkpoint_.tensor(name).to(options_.device, options_.dtype, /*non_blocking=*/false, /*copy=*/true);
+  return tensors_.tensor(name).to(options_.device, options_.dtype, /*non_blocking=*/false, /*copy=*/true);
 }
 
 Tensor Model::embedding() const {
@@ -93,14 +121,16 @@ Tensor Model::embed(const Tensor& input_ids) const {
               "embed: token ids run from ", ids.min().item<int64_t>(), " to ", ids.max().item<int64_t>(),
               " but the model knows 0 to ", config_.vocab_size - 1);
   // Rows are gathered in the stored dtype: the table is never converted as a whole.
-  const Tensor table = checkpoint_.tensor("model.embed_tokens.weight");
+  const Tensor table = tensors_.tensor("model.embed_tokens.weight");
   expect_shape(table, {config_.vocab_size, config_.hidden_size}, "model.embed_tokens.weight");
-  return at::embedding(table, ids).to(options_.device, options_.dtype);
+  const Tensor rows = at::embedding(table, ids).to(options_.device, options_.dtype);
+  return config_.embedding_multiplier == 1 ? rows : rows * config_.embedding_multiplier;
 }
 
 Linear Model::read_linear(const std::string& name, bool with_bias) const {
   Linear linear;
-  if (with_bias || checkpoint_.contains(name + ".bias")) linear.bias = read(name + ".bias");
+  // Corrections put biases where the original has none; one that an original does not promise is not the model's.
+  if (with_bias || (quantization_ && tensors_.contains(name + ".bias"))) linear.bias = read(name + ".bias");
   if (!quantization_ || !quantization_->weights) {
     linear.weight = read(name + ".weight");
     return linear;
@@ -137,15 +167,17 @@ DecoderLayer Model::layer(int64_t index) const {
   TORCH_CHECK(index >= 0 && index < config_.num_hidden_layers, "layer: index ", index, " but the model has ",
               config_.num_hidden_layers, " layers");
   const std::string prefix = layer_prefix(index);
-  DecoderLayer layer;
-  layer.input_layernorm = {read(prefix + "input_layernorm.weight"), config_.rms_norm_eps};
-  layer.post_attention_layernorm = {read(prefix + "post_attention_layernorm.weight"), config_.rms_norm_eps};
-  expect_shape(layer.input_layernorm.weight, {config_.hidden_size}, prefix + "input_layernorm.weight");
-  expect_shape(layer.post_attention_layernorm.weight, {config_.hidden_size},
-               prefix + "post_attention_layernorm.weight");
-  layer.self_attn.num_heads = config_.num_attention_heads;
-  layer.self_attn.num_kv_heads = config_.num_key_value_heads;
-  layer.self_attn.head_dim = config_.head_dim;
+  DecoderLayer layer = DecoderLayer::create(config_, index);
+  const auto read_norm = [&](RmsNorm& norm, const char* name, int64_t features) {
+    norm.weight = read(prefix + name);
+    expect_shape(norm.weight, {features}, prefix + name);
+  };
+  read_norm(layer.input_layernorm, "input_layernorm.weight", config_.hidden_size);
+  read_norm(layer.post_attention_layernorm, "post_attention_layernorm.weight", config_.hidden_size);
+  if (config_.qk_norm) {
+    read_norm(layer.self_attn.q_norm, "self_attn.q_norm.weight", config_.head_dim);
+    read_norm(layer.self_attn.k_norm, "self_attn.k_norm.weight", config_.head_dim);
+  }
   const auto shapes = linear_shapes(config_);
   size_t next = 0;
   layer.for_each_linear([&](const std::string& name, Linear& linear) {
@@ -180,9 +212,10 @@ RmsNorm Model::final_norm() const {
 }
 
 Linear Model::lm_head() const {
-  if (config_.tie_word_embeddings) return {.weight = embedding(), .bias = {}, .quantized = {}};
-  Linear head{.weight = read("lm_head.weight"), .bias = {}, .quantized = {}};
+  Linear head{
+      .weight = config_.tie_word_embeddings ? embedding() : read("lm_head.weight"), .bias = {}, .quantized = {}};
   expect_shape(head.weight, {config_.vocab_size, config_.hidden_size}, "lm_head.weight");
+  if (config_.logits_scaling != 1) head.weight.div_(config_.logits_scaling);
   return head;
 }
 
@@ -206,6 +239,8 @@ std::map<std::string, Tensor> layer_tensors(const DecoderLayer& layer, const std
   };
   put("input_layernorm.weight", layer.input_layernorm.weight, at::kFloat);
   put("post_attention_layernorm.weight", layer.post_attention_layernorm.weight, at::kFloat);
+  put("self_attn.q_norm.weight", layer.self_attn.q_norm.weight, at::kFloat);
+  put("self_attn.k_norm.weight", layer.self_attn.k_norm.weight, at::kFloat);
   layer.for_each_linear([&](const std::string& name, const Linear& linear) {
     put(name + ".bias", linear.bias, at::kFloat);
     if (!linear.quantized) {

@@ -57,20 +57,40 @@ void balance_norm(RmsNorm& norm, std::initializer_list<Linear*> readers, const T
   for (Linear* linear : readers) scale_columns(*linear, scale.reciprocal());
 }
 
-void balance_query_key(DecoderLayer& layer, const Moments& key, const Moments& query) {
+/// @param rotary_dim the features of a head that RoPE turns, the first ones; the others have no partner
+void balance_query_key(DecoderLayer& layer, const Moments& key, const Moments& query, int64_t rotary_dim) {
   Attention& attention = layer.self_attn;
-  const int64_t kv = attention.num_kv_heads, half = attention.head_dim / 2;
+  const int64_t kv = attention.num_kv_heads, dim = attention.head_dim, half = rotary_dim / 2;
+  // [.., dim] -> [.., half + (dim - rotary_dim)], the energies of pairs and of features without a partner.
+  const auto paired = [&](const Tensor& energy) {
+    return at::cat(
+        {energy.narrow(-1, 0, half) + energy.narrow(-1, half, half), energy.narrow(-1, rotary_dim, dim - rotary_dim)},
+        -1);
+  };
   // Rotation keeps a pair's energy: queries are measured before it.
   const Tensor query_energy = query.variance + query.mean.square();
-  const Tensor pair_k = key.variance.view({kv, 2, half}).sum(1);
-  const Tensor pair_q = query_energy.view({kv, -1, 2, half}).sum(2).sum(1);
+  Tensor pair_k = paired(key.variance.view({kv, dim}));
+  Tensor pair_q = paired(query_energy.view({kv, -1, dim}).sum(1));
+  const bool in_norms = attention.q_norm.weight.defined();
+  if (in_norms) {
+    pair_k = pair_k.sum(0, /*keepdim=*/true);
+    pair_q = pair_q.sum(0, /*keepdim=*/true);
+  }
   const Tensor logarithm = 0.25 * (floored(pair_q).log() - floored(pair_k).log());
-  const Tensor scale = (logarithm - logarithm.mean(1, /*keepdim=*/true)).exp();  // [kv, half]
-  const Tensor keys_scale = scale.unsqueeze(1).expand({kv, 2, half}).reshape({-1});
+  const Tensor pair_scale = (logarithm - logarithm.mean(1, /*keepdim=*/true)).exp();
+  const Tensor turned = pair_scale.narrow(1, 0, half);
+  const Tensor scale = at::cat({turned, turned, pair_scale.narrow(1, half, dim - rotary_dim)}, 1);  // [kv or 1, dim]
+  if (in_norms) {
+    const auto scale_norm = [](RmsNorm& norm, const Tensor& by) {
+      norm.weight = norm.weight * by.to(norm.weight.options());
+    };
+    scale_norm(attention.k_norm, scale[0]);
+    scale_norm(attention.q_norm, scale[0].reciprocal());
+    return;
+  }
+  scale_rows(attention.k_proj, scale.reshape({-1}));
   const int64_t group = attention.num_heads / kv;
-  const Tensor queries_scale = scale.view({kv, 1, 1, half}).expand({kv, group, 2, half}).reshape({-1});
-  scale_rows(attention.k_proj, keys_scale);
-  scale_rows(attention.q_proj, queries_scale.reciprocal());
+  scale_rows(attention.q_proj, scale.unsqueeze(1).expand({kv, group, dim}).reshape({-1}).reciprocal());
 }
 
 void balance_values(DecoderLayer& layer, const Moments& input) {
@@ -121,7 +141,10 @@ void balance(DecoderLayer& layer, const Recipe::Transforms& transforms, const Bl
                  moments.qkv.variance);
     balance_norm(layer.post_attention_layernorm, {&layer.mlp.gate_proj, &layer.mlp.up_proj}, moments.gate_up.variance);
   }
-  if (transforms.scale_query_key) balance_query_key(layer, moments.key, moments.query);
+  if (transforms.scale_query_key) {
+    const int64_t rotary_dim = layer.self_attn.use_rope ? inputs.rope.cos.size(-1) : 0;
+    balance_query_key(layer, moments.key, moments.query, rotary_dim);
+  }
   if (transforms.scale_value) balance_values(layer, moments.o);
   if (transforms.scale_down) balance_down(layer.mlp, moments.down.variance);
 }

@@ -55,7 +55,7 @@ class Run {
                 "\" needs calibration windows");
     const int64_t dim = model_.config().head_dim;
     if (recipe_.kv_cache) recipe_.kv_cache->spec.group_size = dim;
-    dtype_ = recipe_.dtype.value_or(checkpoint.tensor("model.embed_tokens.weight").scalar_type());
+    dtype_ = recipe_.dtype.value_or(model_.tensors().tensor("model.embed_tokens.weight").scalar_type());
     compute_ = at::TensorOptions().dtype(at::kFloat).device(options.device);
   }
 
@@ -131,19 +131,19 @@ class Run {
 
   /// Writes what surrounds the blocks (embedding, final norm, head) and puts both streams before the first block.
   void start_streams(CheckpointWriter& writer) {
-    const Tensor table = checkpoint_.tensor("model.embed_tokens.weight").to(options_.device);
+    const Tensor table = model_.tensors().tensor("model.embed_tokens.weight").to(options_.device);
     Tensor embedding = table.to(dtype_);
     if (recipe_.transforms.residual) {
       embedding = rotate_rows(table, {}, dtype_);
       const RmsNorm norm = model_.final_norm();
       const Tensor head =
-          model_.config().tie_word_embeddings ? table : checkpoint_.tensor("lm_head.weight").to(options_.device);
+          model_.config().tie_word_embeddings ? table : model_.tensors().tensor("lm_head.weight").to(options_.device);
       writer.add("lm_head.weight", rotate_rows(head, norm.weight, dtype_).cpu());
       writer.add("model.norm.weight", at::ones_like(norm.weight, at::kFloat).cpu());
     } else {
       writer.add("model.norm.weight", model_.final_norm().weight.to(at::kFloat).cpu());
       if (!model_.config().tie_word_embeddings) {
-        writer.add("lm_head.weight", checkpoint_.tensor("lm_head.weight").to(dtype_));
+        writer.add("lm_head.weight", model_.tensors().tensor("lm_head.weight").to(dtype_));
       }
     }
     writer.add("model.embed_tokens.weight", embedding.cpu());
@@ -157,7 +157,8 @@ class Run {
       const Tensor ids = windows_.narrow(0, n, 1);
       const Tensor exact = model_.embed(ids);
       streams_.full_precision.narrow(0, n, 1).copy_(recipe_.transforms.residual ? hadamard_transform(exact) : exact);
-      streams_.quantized.narrow(0, n, 1).copy_(at::embedding(embedding, ids.to(options_.device)));
+      const Tensor written = at::embedding(embedding, ids.to(options_.device)).to(compute_);
+      streams_.quantized.narrow(0, n, 1).copy_(written * config.embedding_multiplier);
     }
     streams_.rope = RotaryEmbedding::create(config, windows_.size(1), compute_);
   }

@@ -71,7 +71,7 @@ BlockMoments measure_block(const DecoderLayer& layer, const Tensor& stream, cons
   watch(probe.self_attn.v_cache, value);
   probe.self_attn.input.observer = [&](const Tensor& x) {
     qkv.add(x.flatten(0, 1), weight);
-    query.add(probe.self_attn.q_proj.forward(x).flatten(0, 1), weight);
+    query.add(probe.self_attn.query(x).flatten(0, 1).flatten(1), weight);
   };
   for_each_batch(stream, rope.cos.options(), [&](int64_t begin, const Tensor& windows) {
     weight = weights.narrow(0, begin, windows.size(0)).reshape({-1, 1});

@@ -89,7 +89,7 @@ TEST(Checkpoint, NamesWhatTheDirectoryLacks) {
   write_bytes(dir / "training_args.bin", "");
   expect_refused(dir.path(), {"neither model.safetensors nor"});
   write_bytes(dir / "pytorch_model.bin", "");
-  expect_refused(dir.path(), {"\"pytorch_model.bin\"", "convert them to safetensors first"});
+  expect_refused(dir.path(), {"\"pytorch_model.bin\"", "save_pretrained", "safetensors"});
 }
 
 TEST(Checkpoint, NamesThePositionOfAConfigError) {

@@ -12,7 +12,8 @@ using test::expect_error;
 
 TEST(JsonObject, ReadsEachTypeAndFallsBack) {
   const json value = json::parse(
-      R"({"b": true, "i": -3, "n": 2.5, "whole": 2, "t": "x", "c": "two", "l": ["p", "q"], "o": {"k": 1}, "z": null})");
+      R"({"b": true, "i": -3, "n": 2.5, "whole": 2, "t": "x", "c": "two", "l": ["p", "q"], "v": [1, 2.5],
+          "o": {"k": 1}, "z": null})");
   JsonObject object(value, "file");
   EXPECT_TRUE(object.boolean("b", false));
   EXPECT_EQ(object.integer("i", 0, -5, 5), -3);
@@ -21,6 +22,7 @@ TEST(JsonObject, ReadsEachTypeAndFallsBack) {
   EXPECT_EQ(object.text("t", ""), "x");
   EXPECT_EQ(object.choice("c", 0, {"one", "two"}), 1u);
   EXPECT_EQ(object.texts("l"), (std::vector<std::string>{"p", "q"}));
+  EXPECT_EQ(object.numbers("v", 0, 3), (std::vector<double>{1.0, 2.5}));
   EXPECT_EQ(object.object("o").integer("k", 0, 0, 9), 1);
   object.ignore("z");
   object.finish();
@@ -30,6 +32,7 @@ TEST(JsonObject, ReadsEachTypeAndFallsBack) {
   EXPECT_EQ(object.text("absent", "y"), "y");
   EXPECT_EQ(object.choice("absent", 1, {"one", "two"}), 1u);
   EXPECT_TRUE(object.texts("absent").empty());
+  EXPECT_TRUE(object.numbers("absent", 0, 1).empty());
 }
 
 TEST(JsonObject, NullIsAbsent) {
@@ -53,6 +56,8 @@ TEST(JsonObject, AnotherTypeIsAnErrorWithItsPath) {
   expect_error([&] { object.boolean("i", false); }, {"i", "true or false"});
   expect_error([&] { object.text("i", ""); }, {"i", "string"});
   expect_error([&] { object.texts("l"); }, {"l", "strings"});
+  expect_error([&] { object.numbers("l", 2, 3); }, {"l", "numbers from 2 to 3", "[1]"});
+  expect_error([&] { object.numbers("i", 0, 3); }, {"i", "array"});
   expect_error([&] { object.choice("s", 0, {"one", "two"}); }, {"s", "one", "two", "four"});
   expect_error([&] { object.object("i"); }, {"recipe.json", "i", "object"});
   expect_error([&] { object.object("o").integer("k", 0, 0, 9); }, {"recipe.json", "o", "k", "\"v\""});

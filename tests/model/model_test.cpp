@@ -11,35 +11,101 @@ using test::expect_error;
 using test::TempDirectory;
 using test::TinyShape;
 
-class ModelGolden : public testing::TestWithParam<const char*> {};
+using Variants = std::vector<std::string>;
 
-TEST_P(ModelGolden, LogitsAreThoseOfTransformers) {
-  const auto directory = std::filesystem::path(BASEQ_TEST_DATA) / (std::string("tiny_llama_") + GetParam());
-  const Checkpoint checkpoint(directory);
-  const SafetensorsFile golden(directory / "golden.safetensors");
-  const Model model(checkpoint);
-  const Tensor logits = model.logits(golden.tensor("input_ids"));
-  const Tensor expected = golden.tensor("logits");
-  ASSERT_EQ(logits.sizes(), expected.sizes());
-  EXPECT_LT((logits - expected).abs().max().item<double>(), 1e-4) << "re-run scripts/make_goldens.py";
+const Variants kWithBlocks = {"llama_base", "llama_untied_bias", "llama_mha_headdim", "llama_sharded"};
+const Variants kScaled = {"llama_linear",       "llama_dynamic", "llama_llama3", "llama_yarn",
+                          "llama_yarn_options", "qwen3_options", "phi3_longrope"};
+
+Variants all_variants() {
+  Variants variants = kWithBlocks;
+  for (std::string& variant : test::golden_variants()) variants.push_back(std::move(variant));
+  return variants;
 }
 
-TEST_P(ModelGolden, EveryBlockIsThatOfTransformers) {
-  const auto directory = std::filesystem::path(BASEQ_TEST_DATA) / (std::string("tiny_llama_") + GetParam());
-  const Checkpoint checkpoint(directory);
-  const SafetensorsFile golden(directory / "golden.safetensors");
+double largest_difference(const Tensor& a, const Tensor& b) { return (a - b).abs().max().item<double>(); }
+
+class ModelGolden : public testing::TestWithParam<std::string> {
+ protected:
+  const std::filesystem::path directory = test::golden_directory(GetParam());
+  const Checkpoint checkpoint{directory};
+  const SafetensorsFile golden{directory / "golden.safetensors"};
+};
+class ModelGoldenShort : public ModelGolden {};
+class ModelGoldenBlocks : public ModelGolden {};
+class ModelGoldenScaled : public ModelGolden {};
+
+TEST_P(ModelGolden, LogitsAreThoseOfTransformers) {
+  const Tensor logits = Model(checkpoint).logits(golden.tensor("input_ids"));
+  const Tensor expected = golden.tensor("logits");
+  ASSERT_EQ(logits.sizes(), expected.sizes());
+  EXPECT_LT(largest_difference(logits, expected), 1e-4) << "re-run scripts/make_goldens.py";
+}
+
+TEST_P(ModelGoldenShort, LogitsAreThoseOfTransformers) {
+  const Tensor expected = golden.tensor("short_logits");
+  const Tensor ids = golden.tensor("input_ids").narrow(1, 0, expected.size(1));
+  EXPECT_LT(largest_difference(Model(checkpoint).logits(ids), expected), 1e-4);
+}
+
+TEST_P(ModelGoldenBlocks, EveryBlockIsThatOfTransformers) {
   const Model model(checkpoint);
   Tensor hidden = model.embed(golden.tensor("input_ids"));
   const RotaryEmbedding rope = model.rotary(hidden.size(1));
   for (int64_t i = 0; i < model.config().num_hidden_layers; ++i) {
     hidden = model.layer(i).forward(hidden, rope);
-    const Tensor expected = golden.tensor("layers." + std::to_string(i));
-    EXPECT_LT((hidden - expected).abs().max().item<double>(), 1e-4) << "block " << i;
+    EXPECT_LT(largest_difference(hidden, golden.tensor("layers." + std::to_string(i))), 1e-4) << "block " << i;
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Variants, ModelGolden, testing::Values("base", "untied_bias", "mha_headdim", "sharded"),
-                         [](const auto& variant) { return std::string(variant.param); });
+TEST_P(ModelGoldenScaled, RopeParametersOfTransformers5ChangeNothing) {
+  nlohmann::json config = checkpoint.config();
+  nlohmann::json rope = config["rope_scaling"];
+  rope["rope_theta"] = config["rope_theta"];
+  if (config.contains("partial_rotary_factor")) rope["partial_rotary_factor"] = config["partial_rotary_factor"];
+  for (const char* key : {"rope_scaling", "rope_theta", "partial_rotary_factor"}) config.erase(key);
+  config["rope_parameters"] = rope;
+  const TempDirectory copy;
+  std::filesystem::copy(directory / "model.safetensors", copy / "model.safetensors");
+  test::write_bytes(copy / "config.json", config.dump());
+  const Tensor ids = golden.tensor("input_ids");
+  EXPECT_TRUE(at::equal(Model(Checkpoint(copy.path())).logits(ids), Model(checkpoint).logits(ids)));
+}
+
+TEST_P(ModelGolden, SpellingAndDtypesAndBuffersOfTheCheckpointChangeNothing) {
+  std::map<std::string, Tensor> tensors;
+  // Each is widened or kept, so that no bit is lost.
+  const at::ScalarType types[] = {at::kDouble, at::kFloat, at::kBFloat16};
+  size_t next = 0;
+  for (const std::string& name : checkpoint.names()) {
+    const Tensor tensor = checkpoint.tensor(name);
+    const at::ScalarType type = types[next++ % 3];
+    tensors[name.starts_with("model.") ? name.substr(6) : name] =
+        tensor.to(type).to(at::kFloat).equal(tensor.to(at::kFloat)) ? tensor.to(type) : tensor;
+  }
+  tensors["layers.0.self_attn.rotary_emb.inv_freq"] = at::full({4}, 7.0);
+  tensors["layers.0.self_attn.o_proj.bias_of_something"] = at::full({4}, 7, at::kLong);
+  const TempDirectory copy;
+  test::write_checkpoint(copy.path(), checkpoint.config(), tensors);
+  const Tensor ids = golden.tensor("input_ids");
+  EXPECT_TRUE(at::equal(Model(Checkpoint(copy.path())).logits(ids), Model(checkpoint).logits(ids)));
+}
+
+TEST_P(ModelGoldenScaled, ScalingChangesTheLogits) {
+  nlohmann::json config = checkpoint.config();
+  config["rope_scaling"] = nullptr;
+  const TempDirectory copy;
+  std::filesystem::copy(directory / "model.safetensors", copy / "model.safetensors");
+  test::write_bytes(copy / "config.json", config.dump());
+  const Tensor logits = Model(Checkpoint(copy.path())).logits(golden.tensor("input_ids"));
+  EXPECT_GT(largest_difference(logits, golden.tensor("logits")), 0.05);
+}
+
+constexpr auto kVariantName = [](const auto& variant) { return variant.param; };
+INSTANTIATE_TEST_SUITE_P(Variants, ModelGolden, testing::ValuesIn(all_variants()), kVariantName);
+INSTANTIATE_TEST_SUITE_P(Variants, ModelGoldenShort, testing::ValuesIn(test::golden_variants()), kVariantName);
+INSTANTIATE_TEST_SUITE_P(Variants, ModelGoldenBlocks, testing::ValuesIn(kWithBlocks), kVariantName);
+INSTANTIATE_TEST_SUITE_P(Variants, ModelGoldenScaled, testing::ValuesIn(kScaled), kVariantName);
 
 TEST(Model, MissingTensorsAreAllListed) {
   const TempDirectory directory;
@@ -63,6 +129,58 @@ TEST(Model, BiasesThatTheConfigPromisesAreRequired) {
   test::write_checkpoint(directory.path(), config, test::tiny_tensors({}, 1));
   const Checkpoint checkpoint(directory.path());
   expect_error([&] { Model model(checkpoint); }, {"mlp.up_proj.bias"});
+}
+
+TEST(Model, BiasesThatTheConfigDoesNotPromiseAreNotTheModels) {
+  const TempDirectory directory;
+  auto tensors = test::tiny_tensors({}, 1);
+  test::write_checkpoint(directory / "without", test::tiny_config({}), tensors);
+  tensors["model.layers.0.self_attn.o_proj.bias"] = at::ones({32});
+  test::write_checkpoint(directory / "with", test::tiny_config({}), tensors);
+  const Tensor ids = test::random_ids({1, 5}, 40, 2);
+  EXPECT_TRUE(at::equal(Model(Checkpoint(directory / "with")).logits(ids),
+                        Model(Checkpoint(directory / "without")).logits(ids)));
+}
+
+TEST(Model, FusedProjectionsAreMissedAndMeasuredUnderTheirOwnNames) {
+  const TempDirectory directory;
+  TinyShape shape;
+  for (const TinyShape& candidate : test::family_shapes()) {
+    if (candidate.name == "phi3") shape = candidate;
+  }
+  auto tensors = test::tiny_tensors(shape, 1);
+  ASSERT_TRUE(tensors.contains("model.layers.1.mlp.gate_up_proj.weight"));
+  tensors["model.layers.1.mlp.gate_up_proj.weight"] = at::zeros({3, 32});
+  test::write_checkpoint(directory / "rows", test::tiny_config(shape), tensors);
+  const Checkpoint rows(directory / "rows");
+  const Model model(rows);
+  expect_error([&] { model.layer(1); }, {"model.layers.1.mlp.gate_up_proj.weight", "[3, 32]", "80 rows"});
+  tensors.erase("model.layers.1.mlp.gate_up_proj.weight");
+  tensors.erase("model.layers.0.self_attn.qkv_proj.weight");
+  test::write_checkpoint(directory / "missing", test::tiny_config(shape), tensors);
+  const Checkpoint missing(directory / "missing");
+  expect_error([&] { Model unread(missing); },
+               {"2 tensors are missing", "model.layers.0.self_attn.qkv_proj.weight, model.layers.1.mlp.gate_up_proj"});
+}
+
+TEST(Model, CheckpointOfAnotherQuantizerIsRefused) {
+  const TempDirectory directory;
+  nlohmann::json config = test::tiny_config({});
+  config["quantization_config"] = {{"quant_method", "gptq"}, {"bits", 4}};
+  auto tensors = test::tiny_tensors({}, 1);
+  test::write_checkpoint(directory / "named", config, tensors);
+  const Checkpoint named(directory / "named");
+  expect_error([&] { Model model(named); }, {"config.json", "gptq", "already quantized", "original"});
+  const Tensor codes = at::zeros({4, 32}, at::kInt);
+  tensors["model.layers.0.mlp.up_proj.weight"] = codes;
+  test::write_checkpoint(directory / "integers", test::tiny_config({}), tensors);
+  const Checkpoint integers(directory / "integers");
+  expect_error([&] { Model(integers).layer(0); }, {"model.layers.0.mlp.up_proj.weight", "Int", "already quantized"});
+  tensors.erase("model.layers.0.mlp.up_proj.weight");
+  tensors["model.layers.0.mlp.up_proj.qweight"] = codes;
+  test::write_checkpoint(directory / "packed", test::tiny_config({}), tensors);
+  const Checkpoint packed(directory / "packed");
+  expect_error([&] { Model model(packed); }, {"model.layers.0.mlp.up_proj.weight", "up_proj.qweight", "original"});
 }
 
 TEST(Model, TensorOfAnotherShapeIsRefusedByName) {
@@ -155,7 +273,7 @@ TEST_P(SavedLayer, ComesBackExactly) {
     const Checkpoint checkpoint(directory.path());
     const Model model(checkpoint);
     EXPECT_EQ(model.quantization(), quantization);
-    const DecoderLayer loaded = model.layer(1);
+    const DecoderLayer loaded = model.layer(0);
 
     std::map<std::string, const Linear*> originals;
     std::as_const(layer).for_each_linear(
@@ -173,7 +291,7 @@ TEST_P(SavedLayer, ComesBackExactly) {
     const RotaryEmbedding rope = test::tiny_rope(shape, 7, at::kFloat);
     EXPECT_TRUE(at::equal(loaded.forward(x, rope), layer.forward(x, rope)));
     // Saved again it is the same: nothing was rounded on the way.
-    const auto again = layer_tensors(loaded, layer_prefix(1), at::kFloat);
+    const auto again = layer_tensors(loaded, layer_prefix(0), at::kFloat);
     for (const auto& [name, tensor] : again) EXPECT_TRUE(at::equal(tensor, tensors.at(name))) << name;
     EXPECT_EQ(again.size(), layer_tensors(layer, "", at::kFloat).size());
   }

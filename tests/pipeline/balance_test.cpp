@@ -58,7 +58,10 @@ TEST_P(Balance, EveryScaleKeepsTheOutput) {
   EXPECT_FALSE(at::equal(norm.input_layernorm.weight, layer.input_layernorm.weight));
   EXPECT_FALSE(at::equal(norm.post_attention_layernorm.weight, layer.post_attention_layernorm.weight));
   EXPECT_FALSE(at::equal(value.self_attn.v_proj.weight, layer.self_attn.v_proj.weight));
-  EXPECT_FALSE(at::equal(query_key.self_attn.k_proj.weight, layer.self_attn.k_proj.weight));
+  // Behind a norm of the keys a scale of their rows would be lost.
+  const bool normed = layer.self_attn.k_norm.weight.defined();
+  EXPECT_EQ(at::equal(query_key.self_attn.k_proj.weight, layer.self_attn.k_proj.weight), normed);
+  EXPECT_TRUE(!normed || !at::equal(query_key.self_attn.k_norm.weight, layer.self_attn.k_norm.weight));
   EXPECT_FALSE(at::equal(down.mlp.up_proj.weight, layer.mlp.up_proj.weight));
 }
 

@@ -26,12 +26,13 @@ def binary() -> str:
 
 @pytest.fixture(scope="session")
 def run(binary):
-    """run(*arguments) -> the completed process; one thread, so that results do not depend on the machine."""
+    """run(*arguments, variables={...}) -> the completed process; one thread: the same results on every machine."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
-    def call(*arguments) -> subprocess.CompletedProcess:
+    def call(*arguments, variables: dict | None = None) -> subprocess.CompletedProcess:
         command = [binary, *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+        together = environment | (variables or {})
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=together)
 
     return call
 
@@ -50,15 +51,16 @@ def windows(tmp_path_factory) -> Path:
 def quantize(run, windows):
     """quantize(recipe, output, {dotted path: value}) -> the report that --json writes; asserts success."""
 
-    def call(recipe: dict | Path, output: Path, overrides: dict | None = None, model: Path = TINY, extra=()) -> dict:
+    def call(recipe: dict | Path, output: Path, overrides: dict | None = None, model: Path = TINY, extra=(),
+             calibration: Path = windows) -> dict:
         if isinstance(recipe, dict):
             path = output.with_name(output.name + "-recipe.json")
             path.write_text(json.dumps(recipe))
             recipe = path
         report = output.with_name(output.name + "-report.json")
         settings = [part for key, value in (SMALL | (overrides or {})).items() for part in ("--set", f"{key}={value}")]
-        done = run("quantize", model, "--recipe", recipe, "--calibration", windows, "--output", output, "--json", report,
-                   "--quiet", *settings, *extra)
+        done = run("quantize", model, "--recipe", recipe, "--calibration", calibration, "--output", output,
+                   "--json", report, "--quiet", *settings, *extra)
         assert done.returncode == 0, done.stderr
         return json.loads(report.read_text())
 

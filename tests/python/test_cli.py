@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "tests" / "data" / "tiny_llama_base"
@@ -111,6 +113,78 @@ def test_quantizing_twice_is_refused(run, recipe, tmp_path):
     assert done.returncode == 1
     assert "already quantized" in done.stderr
     assert not (tmp_path / "second").exists()
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3", "phi3_longrope", "smollm3", "granite"])
+def test_each_architecture_is_quantized_and_evaluated(run, quantize, family, tmp_path):
+    model = TINY.parent / f"tiny_{family}"
+    vocab_size = json.loads((model / "config.json").read_text())["vocab_size"]
+    ids = np.random.default_rng(0).integers(0, vocab_size, (4, 48), dtype=np.int32)
+    save_file({"input_ids": ids}, tmp_path / "ids.safetensors")
+    quantize(ROOT / "configs" / "baseq-plus-w4a4kv4.json", tmp_path / "out", model=model,
+             calibration=tmp_path / "ids.safetensors")
+    done = run("eval", tmp_path / "out", "--tokens", tmp_path / "ids.safetensors", "--seq-len", 48, "--reference", model,
+               "--json", tmp_path / "eval.json", "--quiet")
+    assert done.returncode == 0, done.stderr
+    # Logits of order one: 4 bits leave most of them, a model put together wrongly would not.
+    assert json.loads((tmp_path / "eval.json").read_text())["mean_kl"] < 0.3
+
+
+@pytest.mark.parametrize("name, said", [
+    ("llama_llama3", "rope llama3 by 8"),
+    ("smollm3", "1 layers without, window of 9 in 1 layers"),
+    ("qwen3_options", "rope yarn by 2, theta 10000, window of 9 in 1 layers, norms of q and k"),
+])
+def test_inspect_says_what_attention_does(run, name, said):
+    done = run("inspect", TINY.parent / f"tiny_{name}")
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+
+
+def test_model_in_the_hugging_face_cache_is_named_by_its_repository(run, tmp_path):
+    folder = tmp_path / "hub" / "models--org--tiny"
+    snapshot = folder / "snapshots" / "0123abc"
+    for directory in (folder / "blobs", folder / "refs", snapshot):
+        directory.mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0123abc")
+    for name in ("config.json", "model.safetensors"):
+        (folder / "blobs" / name).write_bytes((TINY / name).read_bytes())
+        (snapshot / name).symlink_to(Path("..", "..", "blobs", name))
+    for variables in ({"HF_HUB_CACHE": tmp_path / "hub"}, {"HF_HOME": tmp_path, "HF_HUB_CACHE": ""}):
+        done = run("inspect", "org/tiny", variables=variables)
+        assert done.returncode == 0, done.stderr
+        assert "LlamaForCausalLM" in done.stdout
+    done = run("inspect", "org/absent", variables={"HF_HUB_CACHE": tmp_path / "hub"})
+    assert done.returncode == 2
+    assert str(tmp_path / "hub") in done.stderr
+    assert "hf download org/absent" in done.stderr
+
+
+@pytest.mark.parametrize("change, named", [
+    ({"architectures": ["MambaForCausalLM"]}, ["architectures", "MambaForCausalLM", "LlamaForCausalLM"]),
+    ({"quantization_config": {"quant_method": "awq"}}, ["quant_method", "awq", "already quantized", "original"]),
+    ({"rope_scaling": {"rope_type": "longrope"}}, ["rope_scaling", "longrope", "llama3"]),
+], ids=["architecture", "quantized", "rope type"])
+def test_model_that_is_not_supported_is_refused_in_a_sentence(run, recipe, tmp_path, change, named):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(json.loads((TINY / "config.json").read_text()) | change))
+    (model / "model.safetensors").write_bytes((TINY / "model.safetensors").read_bytes())
+    done = run("quantize", model, "--recipe", recipe(RTN), "--output", tmp_path / "out")
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert all(part in done.stderr for part in named), done.stderr
+
+
+def test_pickled_weights_are_refused_with_what_to_do(run, recipe, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_bytes((TINY / "config.json").read_bytes())
+    (model / "pytorch_model.bin").write_bytes(b"")
+    done = run("quantize", model, "--recipe", recipe(RTN), "--output", tmp_path / "out")
+    assert done.returncode == 1
+    assert "pytorch_model.bin" in done.stderr
+    assert "save_pretrained" in done.stderr
 
 
 def test_model_without_its_tensors_fails(run, tmp_path):

@@ -28,7 +28,9 @@ class JsonObject {
   /// The index in `choices` of a string value.
   size_t choice(std::string_view key, size_t fallback, const std::vector<std::string>& choices);
   std::vector<std::string> texts(std::string_view key);  ///< empty when missing
-  void ignore(std::string_view key);                     ///< accepts the key whatever it holds
+  /// Numbers from min to max each; empty when missing.
+  std::vector<double> numbers(std::string_view key, double min, double max);
+  void ignore(std::string_view key);  ///< accepts the key whatever it holds
 
   /// Throws naming every key that was never asked for.
   void finish() const;

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "baseq/model/config.h"
+#include "baseq/model/rotary_embedding.h"
 #include "baseq/quant/gptq.h"
 #include "baseq/quant/quant_point.h"
 #include "baseq/tensor.h"
@@ -20,21 +21,12 @@ struct Linear {
   Tensor forward(const Tensor& x) const;
 };
 
-/// weight * x / rms(x).
+/// weight * x / rms(x) over the last dimension.
 struct RmsNorm {
-  Tensor weight;  ///< [hidden_size]
+  Tensor weight;  ///< [features]
   double eps = 1e-6;
 
   Tensor forward(const Tensor& x) const;
-};
-
-/// Rotary position embedding in the half-split layout: feature i turns with feature i + head_dim / 2.
-struct RotaryEmbedding {
-  Tensor cos, sin;  ///< [seq, head_dim]
-
-  /// Angles in float32 as transformers computes them, then cast to the dtype of `options`.
-  static RotaryEmbedding create(const ModelConfig& config, int64_t seq_len, const at::TensorOptions& options);
-  Tensor forward(const Tensor& x) const;  ///< x: [batch, seq, heads, head_dim]
 };
 
 /// Causal self-attention with grouped key/value heads.
@@ -42,7 +34,14 @@ struct Attention {
   int64_t num_heads = 0;
   int64_t num_kv_heads = 0;
   int64_t head_dim = 0;
+  bool use_rope = true;
+  int64_t sliding_window = 0;     ///< tokens that a query sees, itself included; 0: all before it
+  std::optional<double> scaling;  ///< of q k^T; absent: 1 / sqrt(head_dim)
   Linear q_proj, k_proj, v_proj, o_proj;
+  /// Of every head of q and k, before RoPE, with one weight [head_dim] for all heads; undefined weight: none. Behind
+  /// them neither a rotation nor a scale of q_proj's and k_proj's rows keeps the block: what stands between q and k
+  /// comes after (the online Hadamard) or lives in these weights (see balance). Values and o_proj are not concerned.
+  RmsNorm q_norm, k_norm;
   QuantPoint input;             ///< of q_proj, k_proj, v_proj; [hidden_size]
   QuantPoint k_cache, v_cache;  ///< [num_kv_heads * head_dim], one group per head; K after RoPE and the Hadamard
   QuantPoint o_input;           ///< of o_proj; [num_heads * head_dim]
@@ -51,6 +50,8 @@ struct Attention {
   bool o_hadamard = false;
   bool query_key_hadamard = false;
 
+  /// q before RoPE, [batch, seq, num_heads, head_dim], from the output of `input`.
+  Tensor query(const Tensor& x) const;
   /// The concatenated heads, what o_input quantizes: [batch, seq, num_heads * head_dim], from the output of `input`.
   Tensor heads(const Tensor& x, const RotaryEmbedding& rope) const;
 };
@@ -72,13 +73,17 @@ struct Mlp {
 /// The four places of a block where activations are quantized; readers of one see the same tensor.
 enum class InputPoint { kQkv, kO, kGateUp, kDown };
 
-/// One Llama decoder block. The same forward serves full precision, learning and the quantized model: what differs are
-/// the weights, the quant points and the two online Hadamard transforms.
+/// One Llama-style decoder block. The same forward serves every architecture, full precision, learning and the
+/// quantized model: what differs are the weights, the quant points, the online Hadamard transforms and a few fields.
 struct DecoderLayer {
   RmsNorm input_layernorm;
   Attention self_attn;
   RmsNorm post_attention_layernorm;
   Mlp mlp;
+  double residual_multiplier = 1.0;  ///< of what attention and MLP add to the residual stream
+
+  /// Block `index` of a model without its tensors and quant points.
+  static DecoderLayer create(const ModelConfig& config, int64_t index);
 
   /// x: [batch, seq, hidden_size].
   Tensor forward(const Tensor& x, const RotaryEmbedding& rope) const;
@@ -110,6 +115,7 @@ struct DecoderLayer {
   }
 
  private:
+  Tensor add(const Tensor& residual, const Tensor& branch) const;
   Tensor after_attention(const Tensor& x, const RotaryEmbedding& rope) const;
   Tensor mlp_input(const Tensor& middle) const;
   template <class Layer, class Fn>

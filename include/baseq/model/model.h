@@ -7,6 +7,7 @@
 #include "baseq/io/checkpoint.h"
 #include "baseq/model/config.h"
 #include "baseq/model/decoder_layer.h"
+#include "baseq/model/named_tensors.h"
 #include "baseq/model/quantization_config.h"
 
 namespace baseq {
@@ -20,8 +21,9 @@ class Model {
     at::Device device = at::kCPU;
   };
 
-  /// Throws c10::Error listing every tensor that the checkpoint lacks, or naming the config field that is not
-  /// supported. `checkpoint` must outlive the model.
+  /// Throws c10::Error listing every tensor that the checkpoint lacks, naming the config field that is not supported,
+  /// or saying which other method quantized the checkpoint. `checkpoint` must outlive the model. Tensors that the
+  /// architecture does not have, such as buffers of old versions of transformers, are not looked at.
   Model(const Checkpoint& checkpoint, const Options& options);
   explicit Model(const Checkpoint& checkpoint) : Model(checkpoint, Options{}) {}
 
@@ -30,11 +32,15 @@ class Model {
   const std::optional<QuantizationConfig>& quantization() const { return quantization_; }
   const Options& options() const { return options_; }
 
-  Tensor embedding() const;                     ///< [vocab_size, hidden_size]
-  Tensor embed(const Tensor& input_ids) const;  ///< [batch, seq] integers -> [batch, seq, hidden_size]
+  /// The tensors as the checkpoint stores them, under LlamaForCausalLM's names.
+  const NamedTensors& tensors() const { return tensors_; }
+
+  Tensor embedding() const;  ///< [vocab_size, hidden_size]
+  /// [batch, seq] integers -> [batch, seq, hidden_size], times embedding_multiplier.
+  Tensor embed(const Tensor& input_ids) const;
   DecoderLayer layer(int64_t index) const;
   RmsNorm final_norm() const;
-  Linear lm_head() const;  ///< the embedding when tied
+  Linear lm_head() const;  ///< the embedding when tied; over logits_scaling
   RotaryEmbedding rotary(int64_t seq_len) const;
   /// [batch, seq] integers -> [batch, seq, vocab_size]; one block at a time.
   Tensor logits(const Tensor& input_ids) const;
@@ -49,6 +55,7 @@ class Model {
   Options options_;
   ModelConfig config_;
   std::optional<QuantizationConfig> quantization_;
+  NamedTensors tensors_;
 };
 
 /// The tensors of a block as a native checkpoint stores them, by full name: packed codes with compressed-tensors' names

@@ -13,7 +13,8 @@ namespace baseq {
 /// same product bounds the error of a weight grid with one scale a row.
 /// - scale_norm: s in the norm's weight, 1/s in its readers;
 /// - scale_down: s in up_proj's rows, 1/s in down_proj's columns;
-/// - scale_query_key: s in k's rows, 1/s in q's, equal within a rotary pair, with which a scale commutes;
+/// - scale_query_key: s in k's rows, 1/s in q's, equal within a rotary pair, with which a scale commutes. A norm on q
+///   and k takes a scale of its input back, so there s is in the weights of the norms, the same for all heads;
 /// - scale_value: an invertible matrix T a key/value head. With C the covariance of what o_proj reads of the head and
 ///   B = W_o^T W_o, tr(T^T C T) tr(T^-1 B T^-T) is least where T T^T is the geometric mean of C^-1 and B.
 /// @param weights of the tokens, see token_weights

@@ -7,6 +7,9 @@ namespace baseq {
 
 /// Transforms folded into the weights of one block. Each keeps what the block computes, up to the basis of the residual
 /// stream that rotate_residual changes; fold in float64 for exactness. Row vectors: `x T` enters where `x` did.
+///
+/// They hold for every field of DecoderLayer: multipliers commute with them, and a sliding window, the norms of q and k
+/// and blocks without RoPE touch neither the residual stream nor the values.
 
 /// Moves the gains of both norms into the linears that read them; the norms are left with gain 1.
 void fuse_norm_gains(DecoderLayer& layer);
@@ -23,7 +26,8 @@ void transform_values(DecoderLayer& layer, const Tensor& matrices, const Tensor&
 /// transform_values with the Hadamard matrix of head_dim.
 void rotate_values(DecoderLayer& layer);
 
-/// Turns on the online Hadamard transform of q and k.
+/// Turns on the online Hadamard transform of q and k, behind their norms and RoPE. Nothing is merged: a rotation of the
+/// rows of q_proj and k_proj would have to pass RoPE and, where there are norms on q and k, their weights.
 void rotate_query_key(DecoderLayer& layer);
 
 /// Turns on the online Hadamard transform of the input of down_proj, of o_proj, or of the readers of both norms, and

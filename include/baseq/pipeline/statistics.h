@@ -21,7 +21,7 @@ struct Moments {
 struct BlockMoments {
   Moments qkv, o, gate_up, down;  ///< of the four input points
   Moments key, value;             ///< of the cache, [num_kv_heads * head_dim]
-  Moments query;                  ///< of q_proj's output, before RoPE
+  Moments query;                  ///< of q after its norm, before RoPE
 };
 
 /// Passes a stream through `layer`, whose quant points are looked past.

@@ -1,0 +1,99 @@
+#include <gtest/gtest.h>
+
+#include "../tiny_model.h"
+#include "baseq/eval/evaluate.h"
+#include "baseq/io/checkpoint.h"
+#include "baseq/pipeline/merge.h"
+#include "baseq/pipeline/quantize_checkpoint.h"
+#include "baseq/transform/hadamard.h"
+
+/// Every architecture and option of tests/data, whose logits tests/model compares with transformers, through the merges
+/// and the whole pipeline.
+namespace baseq {
+namespace {
+
+using nlohmann::json;
+using test::TempDirectory;
+
+class Architecture : public testing::TestWithParam<std::string> {
+ protected:
+  Tensor logits(const char* name) const { return Model(Checkpoint(directory / name)).logits(ids); }
+
+  const TempDirectory directory;
+  const Checkpoint original{test::golden_directory(GetParam())};
+  const SafetensorsFile golden{test::golden_directory(GetParam()) / "golden.safetensors"};
+  const Tensor ids = golden.tensor("input_ids");
+};
+
+TEST_P(Architecture, RotatedModelIsTheOriginalInFloat64) {
+  const Model model(original, {.dtype = at::kDouble});
+  Tensor hidden = hadamard_transform(model.embed(ids));
+  const RotaryEmbedding rope = model.rotary(ids.size(1));
+  for (int64_t i = 0; i < model.config().num_hidden_layers; ++i) {
+    DecoderLayer layer = model.layer(i);
+    fuse_norm_gains(layer);
+    rotate_residual(layer);
+    rotate_values(layer);
+    rotate_query_key(layer);
+    rotate_o_input(layer);
+    rotate_down_input(layer);
+    rotate_norm_outputs(layer);
+    hidden = layer.forward(hidden, rope);
+  }
+  RmsNorm norm = model.final_norm();
+  Linear head = model.lm_head();
+  head.weight = hadamard_transform(head.weight * norm.weight);
+  norm.weight = at::ones_like(norm.weight);
+  EXPECT_LT(test::relative_error(head.forward(norm.forward(hidden)), model.logits(ids)), 1e-10);
+}
+
+TEST_P(Architecture, RotatedCheckpointHasTheLogitsOfTheOriginal) {
+  Recipe recipe;
+  recipe.dtype = at::kFloat;
+  recipe.transforms.residual = recipe.transforms.value = recipe.transforms.query_key = recipe.transforms.o =
+      recipe.transforms.down = true;
+  quantize_checkpoint(original, recipe, {}, directory / "out");
+  EXPECT_LT(test::relative_error(logits("out"), Model(original, {.dtype = at::kDouble}).logits(ids)), 1e-5);
+}
+
+TEST_P(Architecture, EmptyRecipeKeepsEveryLogit) {
+  quantize_checkpoint(original, Recipe{}, {}, directory / "out");
+  EXPECT_TRUE(at::equal(logits("out"), Model(original).logits(ids)));
+}
+
+TEST_P(Architecture, QuantizedAtEightBitsReloadsAndEvaluates) {
+  const Recipe recipe = Recipe::from_json(json::parse(R"({
+      "name": "eight",
+      "weights": {"num_bits": 8},
+      "rounding": {"method": "gptq", "compensate_streams": true, "quantized_inputs": true},
+      "input_activations": {"num_bits": 8, "symmetric": false, "shift": "mean", "norm_shift": "mean"},
+      "kv_cache": {"num_bits": 8, "symmetric": false, "shift": "mean"},
+      "transforms": {"residual": "hadamard", "value": "hadamard", "query_key": "hadamard", "o": "hadamard",
+                     "down": "hadamard", "scale_norm": true, "scale_value": true, "scale_query_key": true,
+                     "scale_down": true},
+      "learn_transforms": {"epochs": 1}, "learn_activations": {"epochs": 1},
+      "objective": {"loss": "relative", "num_monitored": 1},
+      "calibration": {"num_samples": 2, "seq_len": 24}})"),
+                                          "recipe");
+  const Tensor windows = test::random_ids({2, 24}, Model(original).config().vocab_size, 3);
+  double last_error = 0;
+  const ProgressFn progress = [&](const ProgressEvent& event) {
+    if (const auto* block = std::get_if<BlockFinished>(&event)) last_error = block->relative_error;
+  };
+  quantize_checkpoint(original, recipe, windows, directory / "out", {.progress = progress});
+  // What separates the two streams is the grid alone: a multiplier or a norm forgotten in one of them would be seen.
+  EXPECT_LT(last_error, 0.01);
+  EXPECT_LT(test::relative_error(logits("out"), Model(original).logits(ids)), 0.06);
+  const Checkpoint out(directory / "out");
+  const Model quantized(out), reference(original);
+  const Evaluation evaluation = evaluate(quantized, ids, &reference);
+  EXPECT_LT(evaluation.mean_kl, 0.01);
+  EXPECT_GT(evaluation.top1_agreement, 0.8);
+  EXPECT_TRUE(std::isfinite(evaluation.perplexity));
+}
+
+INSTANTIATE_TEST_SUITE_P(Variants, Architecture, testing::ValuesIn(test::golden_variants()),
+                         [](const auto& variant) { return variant.param; });
+
+}  // namespace
+}  // namespace baseq
