@@ -15,7 +15,7 @@ torch_version=2.13.0
 venv_python=.venv/bin/python
 debian_packages=(
   build-essential libeigen3-dev libfmt-dev libspdlog-dev libcli11-dev nlohmann-json3-dev libgtest-dev libutf8proc-dev
-  zlib1g-dev pkg-config
+  libpcre2-dev zlib1g-dev pkg-config
 )
 
 fail() {

@@ -38,5 +38,6 @@ std::string format_seconds(double seconds);
 void add_quantize(CLI::App& app);
 void add_eval(CLI::App& app);
 void add_inspect(CLI::App& app);
+void add_tokenize(CLI::App& app);
 
 }  // namespace baseq::cli

@@ -23,7 +23,10 @@ Tensor read_windows(const EvalArguments& arguments, const Checkpoint& checkpoint
   if (arguments.text.empty()) {
     const SafetensorsFile file(arguments.tokens);
     TORCH_CHECK(file.contains("input_ids"), arguments.tokens, ": expected a tensor \"input_ids\"");
-    ids = file.tensor("input_ids").to(at::kLong);
+    ids = file.tensor("input_ids");
+    TORCH_CHECK(at::isIntegralType(ids.scalar_type(), /*includeBool=*/false), arguments.tokens,
+                ": expected input_ids of integers, got ", ids.scalar_type());
+    ids = ids.to(at::kLong);
   } else {
     ids = tokenize_file(arguments.text, Tokenizer(checkpoint.path() / "tokenizer.json"));
   }

@@ -27,6 +27,7 @@ int main(int argc, char** argv) {
   baseq::cli::add_quantize(app);
   baseq::cli::add_eval(app);
   baseq::cli::add_inspect(app);
+  baseq::cli::add_tokenize(app);
   try {
     app.parse(argc, argv);
     return 0;

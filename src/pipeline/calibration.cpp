@@ -34,13 +34,18 @@ std::string read_jsonl(const std::filesystem::path& file) {
   return text;
 }
 
-Tensor read_windows(const std::filesystem::path& file, const CalibrationOptions& options) {
+Tensor read_ids(const std::filesystem::path& file) {
   const SafetensorsFile tensors(file);
   const auto names = tensors.names();
   TORCH_CHECK(tensors.contains("input_ids") || names.size() == 1, file.string(), ": expected a tensor \"input_ids\"");
   const Tensor ids = tensors.tensor(tensors.contains("input_ids") ? "input_ids" : names[0]);
-  TORCH_CHECK(at::isIntegralType(ids.scalar_type(), /*includeBool=*/false) && ids.dim() == 2, file.string(),
-              ": expected integer windows [n, seq_len], got ", ids.scalar_type(), " ", ids.sizes());
+  TORCH_CHECK(at::isIntegralType(ids.scalar_type(), /*includeBool=*/false) && (ids.dim() == 2 || ids.dim() == 1),
+              file.string(), ": expected integer windows [n, seq_len] or ids [num_tokens], got ", ids.scalar_type(),
+              " ", ids.sizes());
+  return ids;
+}
+
+Tensor first_windows(const std::filesystem::path& file, const Tensor& ids, const CalibrationOptions& options) {
   TORCH_CHECK(ids.size(0) >= options.num_samples && ids.size(1) >= options.seq_len, file.string(), ": holds ",
               ids.size(0), " windows of ", ids.size(1), " tokens but the recipe asks for ", options.num_samples, " of ",
               options.seq_len);
@@ -56,8 +61,9 @@ Tensor tokenize_file(const std::filesystem::path& file, const Tokenizer& tokeniz
 
 Tensor read_calibration(const std::filesystem::path& file, const std::filesystem::path& tokenizer_json,
                         const CalibrationOptions& options) {
-  if (file.extension() == ".safetensors") return read_windows(file, options);
-  const Tensor ids = tokenize_file(file, Tokenizer(tokenizer_json));
+  const bool has_ids = file.extension() == ".safetensors";
+  const Tensor ids = has_ids ? read_ids(file).to(at::kLong) : tokenize_file(file, Tokenizer(tokenizer_json));
+  if (ids.dim() == 2) return first_windows(file, ids, options);
   const int64_t num_starts = ids.size(0) - options.seq_len + 1;
   TORCH_CHECK(num_starts > 0, file.string(), ": holds ", ids.size(0), " tokens but a window needs ", options.seq_len);
   // The remainder of a 64-bit draw, not std::uniform_int_distribution, whose results differ between libraries.

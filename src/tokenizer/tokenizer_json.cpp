@@ -4,156 +4,39 @@
 
 #include <algorithm>
 #include <fstream>
-#include <limits>
 #include <nlohmann/json.hpp>
-#include <set>
 #include <string>
-#include <string_view>
 #include <unordered_set>
 #include <utility>
+
+#include "tokenizer_json_steps.h"
 
 namespace baseq {
 namespace {
 
 using nlohmann::json;
 
-std::string short_dump(const json& value) {
-  std::string text = value.dump();
-  if (text.size() > 60) text = text.substr(0, 57) + "...";
-  return text;
-}
-
-// One JSON object and its place in the file, for messages: "model", "pre_tokenizer.pretokenizers[0]".
-class Object {
- public:
-  Object(const json& value, std::string place) : value_(value), place_(std::move(place)) {
-    TORCH_CHECK(value_.is_object(), place_.empty() ? "the file" : place_, " is ", value_.type_name(),
-                ", expected an object");
-  }
-
-  std::string place_of(const std::string& key) const { return place_.empty() ? key : place_ + "." + key; }
-  const json& at(const std::string& key) const {
-    const auto found = value_.find(key);
-    TORCH_CHECK(found != value_.end(), place_of(key), " is missing");
-    return *found;
-  }
-  /// An absent key reads as null.
-  const json& get(const std::string& key) const {
-    static const json null;
-    const auto found = value_.find(key);
-    return found == value_.end() ? null : *found;
-  }
-  Object object(const std::string& key) const { return {at(key), place_of(key)}; }
-  const json& array(const std::string& key) const {
-    const json& value = at(key);
-    TORCH_CHECK(value.is_array(), place_of(key), " is ", value.type_name(), ", expected an array");
-    return value;
-  }
-  std::string string(const std::string& key) const {
-    const json& value = at(key);
-    TORCH_CHECK(value.is_string(), place_of(key), " is ", value.type_name(), ", expected a string");
-    return value.get<std::string>();
-  }
-  bool boolean(const std::string& key) const {
-    const json& value = at(key);
-    TORCH_CHECK(value.is_boolean(), place_of(key), " is ", value.type_name(), ", expected a boolean");
-    return value.get<bool>();
-  }
-  const json& value() const { return value_; }
-  const std::string& place() const { return place_; }
-
- private:
-  const json& value_;
-  std::string place_;
-};
-
-int32_t token_id(const json& value, const std::string& place) {
-  constexpr auto kMax = std::numeric_limits<int32_t>::max();
-  TORCH_CHECK(value.is_number_unsigned() && value.get<uint64_t>() <= kMax, place, " is ", short_dump(value),
-              ", expected a token id from 0 to ", kMax);
-  return value.get<int32_t>();
-}
-
-// Collects what this library cannot do exactly, so that one message can name all of it.
-class Unsupported {
- public:
-  void add(const std::string& what) { items_.push_back(what); }
-  void unless(bool supported, const Object& object, const std::string& key) {
-    if (!supported) add(object.place_of(key) + " = " + short_dump(object.get(key)));
-  }
-  void other_keys(const Object& object, const std::set<std::string, std::less<>>& known) {
-    for (const auto& [key, value] : object.value().items()) {
-      if (!known.contains(key)) unless(false, object, key);
-    }
-  }
-  void check() const {
-    if (items_.empty()) return;
-    std::string list;
-    for (const std::string& item : items_) list += (list.empty() ? "" : ", ") + item;
-    TORCH_CHECK(false, "it needs what is not supported: ", list);
-  }
-
- private:
-  std::vector<std::string> items_;
-};
-
 bool absent_or_empty(const json& value) { return value.is_null() || value == ""; }
-bool absent_or_false(const json& value) { return value.is_null() || value == false; }
 
-// Component of the type ByteLevel; what it does as a decoder or post-processor depends on no option.
-void read_byte_level(const Object& object, Unsupported& unsupported) {
-  unsupported.other_keys(object, {"type", "add_prefix_space", "trim_offsets", "use_regex"});
-}
-
-void read_pre_tokenizer(const Object& object, TokenizerJson& result, Unsupported& unsupported) {
-  std::vector<Object> steps;
-  if (object.string("type") == "Sequence") {
-    unsupported.other_keys(object, {"type", "pretokenizers"});
-    const json& array = object.array("pretokenizers");
-    for (size_t i = 0; i < array.size(); ++i) {
-      steps.emplace_back(array[i], object.place_of("pretokenizers") + "[" + std::to_string(i) + "]");
-    }
-  } else {
-    steps.push_back(object);
-  }
-  bool byte_level = false;
-  for (const Object& step : steps) {
-    const std::string type = step.string("type");
-    if (type == "Digits" && !byte_level) {
-      unsupported.other_keys(step, {"type", "individual_digits"});
-      unsupported.unless(step.boolean("individual_digits"), step, "individual_digits");
-      result.split_digits = true;
-    } else if (type == "ByteLevel" && !byte_level) {
-      read_byte_level(step, unsupported);
-      unsupported.unless(!step.boolean("add_prefix_space"), step, "add_prefix_space");
-      const json& use_regex = step.get("use_regex");
-      unsupported.unless(use_regex.is_null() || use_regex == true, step, "use_regex");
-      byte_level = true;
-    } else {
-      unsupported.add(step.place() + " " + type + (byte_level ? " after ByteLevel" : ""));
-    }
-  }
-  if (!byte_level) unsupported.add("a pre_tokenizer without ByteLevel");
-}
-
-void read_vocab(const Object& model, TokenizerJson& result) {
-  const Object vocab = model.object("vocab");
+void read_vocab(const JsonComponent& model, TokenizerJson& result) {
+  const JsonComponent vocab = model.object("vocab");
   std::unordered_set<int32_t> ids;
   result.vocab.reserve(vocab.value().size());
   for (const auto& [token, value] : vocab.value().items()) {
-    const int32_t id = token_id(value, vocab.place_of(token));
+    const int32_t id = read_token_id(value, vocab.place_of(token));
     TORCH_CHECK(ids.insert(id).second, "model.vocab has the id ", id, " twice, the second time for '", token, "'");
     result.vocab.emplace(token, id);
   }
 }
 
-void read_merges(const Object& model, TokenizerJson& result) {
+void read_merges(const JsonComponent& model, TokenizerJson& result) {
   const json& merges = model.array("merges");
   result.merges.reserve(merges.size());
   for (size_t i = 0; i < merges.size(); ++i) {
     const json& merge = merges[i];
     if (merge.is_string()) {
       const auto& text = merge.get_ref<const std::string&>();
+      if (text.starts_with("#version")) continue;  // the first line of a merges.txt
       const size_t space = text.find(' ');
       TORCH_CHECK(space != std::string::npos && text.find(' ', space + 1) == std::string::npos, "model.merges[", i,
                   "] is '", text, "', expected two tokens with one space between them");
@@ -166,33 +49,35 @@ void read_merges(const Object& model, TokenizerJson& result) {
   }
 }
 
-void read_model(const Object& model, TokenizerJson& result, Unsupported& unsupported) {
+void read_model(const JsonComponent& model, TokenizerJson& result, Unsupported& unsupported) {
   const std::string type = model.string("type");
   if (type != "BPE") return unsupported.add("model " + type);
   unsupported.other_keys(model, {"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
                                  "fuse_unk", "byte_fallback", "ignore_merges", "vocab", "merges"});
-  for (const char* key : {"dropout", "unk_token"}) unsupported.unless(model.get(key).is_null(), model, key);
+  const json& dropout = model.get("dropout");
+  unsupported.unless(dropout.is_null() || dropout == 0, model, "dropout");
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     unsupported.unless(absent_or_empty(model.get(key)), model, key);
   }
-  for (const char* key : {"fuse_unk", "byte_fallback", "ignore_merges"}) {
-    unsupported.unless(absent_or_false(model.get(key)), model, key);
-  }
+  if (!model.get("unk_token").is_null()) result.model.unk_token = model.string("unk_token");
+  const auto flag = [&](const char* key) { return !model.get(key).is_null() && model.boolean(key); };
+  result.model.fuse_unk = flag("fuse_unk");
+  result.model.byte_fallback = flag("byte_fallback");
+  result.model.ignore_merges = flag("ignore_merges");
   read_vocab(model, result);
   read_merges(model, result);
 }
 
-void read_added_tokens(const json& tokens, TokenizerJson& result, Unsupported& unsupported) {
-  for (size_t i = 0; i < tokens.size(); ++i) {
-    const Object object(tokens[i], "added_tokens[" + std::to_string(i) + "]");
-    unsupported.other_keys(object, {"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"});
-    unsupported.unless(!object.boolean("single_word"), object, "single_word");
-    object.boolean("special");  // a special token is found in text like any other
-    result.added_tokens.push_back({.content = object.string("content"),
-                                   .id = token_id(object.at("id"), object.place_of("id")),
-                                   .lstrip = object.boolean("lstrip"),
-                                   .rstrip = object.boolean("rstrip"),
-                                   .normalized = object.boolean("normalized")});
+void read_added_tokens(const JsonComponent& root, TokenizerJson& result, Unsupported& unsupported) {
+  for (const JsonComponent& token : root.objects("added_tokens")) {
+    unsupported.other_keys(token, {"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"});
+    result.added_tokens.push_back({.content = token.string("content"),
+                                   .id = read_token_id(token.at("id"), token.place_of("id")),
+                                   .single_word = token.boolean("single_word"),
+                                   .lstrip = token.boolean("lstrip"),
+                                   .rstrip = token.boolean("rstrip"),
+                                   .normalized = token.boolean("normalized"),
+                                   .special = token.boolean("special")});
   }
 }
 
@@ -213,28 +98,21 @@ void check_added_tokens(const TokenizerJson& file) {
 }
 
 TokenizerJson read(const json& root_value) {
-  const Object root(root_value, "");
+  const JsonComponent root(root_value, "");
   TokenizerJson result;
   Unsupported unsupported;
   unsupported.other_keys(root, {"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
                                 "post_processor", "decoder", "model"});
   unsupported.unless(root.string("version") == "1.0", root, "version");
   for (const char* key : {"truncation", "padding"}) unsupported.unless(root.get(key).is_null(), root, key);
-  if (!root.get("normalizer").is_null()) unsupported.add("normalizer " + root.object("normalizer").string("type"));
-  read_pre_tokenizer(root.object("pre_tokenizer"), result, unsupported);
-  for (const std::string key : {"post_processor", "decoder"}) {
-    if (key == "post_processor" && root.get(key).is_null()) continue;
-    const Object object = root.object(key);
-    if (object.string("type") == "ByteLevel") {
-      read_byte_level(object, unsupported);
-    } else {
-      unsupported.add(key + " " + object.string("type"));
-    }
-  }
+  result.normalizer = read_normalizer(root, unsupported);
+  result.pre_tokenizer = read_pre_tokenizer(root, unsupported);
+  result.post_processor = read_post_processor(root, unsupported);
+  result.decoder = read_decoder(root, unsupported);
   read_model(root.object("model"), result, unsupported);
-  if (const json& added = root.get("added_tokens"); !added.is_null()) {
-    read_added_tokens(root.array("added_tokens"), result, unsupported);
-  }
+  result.model.byte_level =
+      !result.pre_tokenizer.empty() && std::holds_alternative<pre_tokenizers::ByteLevel>(result.pre_tokenizer.back());
+  if (!root.get("added_tokens").is_null()) read_added_tokens(root, result, unsupported);
   unsupported.check();
   check_added_tokens(result);
   return result;

@@ -42,6 +42,16 @@ TEST(ReadCalibration, SameSeedSameWindows) {
   EXPECT_FALSE(at::equal(windows(1), windows(2)));
 }
 
+TEST(ReadCalibration, IdsOfATextGiveTheWindowsOfTheText) {
+  const TempDirectory directory;
+  test::write_bytes(directory / "text.txt", long_text());
+  const Tensor all = tokenize_file(directory / "text.txt", Tokenizer(kTokenizer));
+  save_safetensors(directory / "ids.safetensors", {{"input_ids", all.to(at::kInt)}});
+  const CalibrationOptions options{.num_samples = 5, .seq_len = 17, .seed = 3};
+  EXPECT_TRUE(at::equal(read_calibration(directory / "ids.safetensors", "/nonexistent", options),
+                        read_calibration(directory / "text.txt", kTokenizer, options)));
+}
+
 TEST(ReadCalibration, TheWholeTextIsOneWindowAndNoMoreFits) {
   const TempDirectory directory;
   test::write_bytes(directory / "text.txt", "One short text.");

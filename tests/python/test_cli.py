@@ -1,11 +1,12 @@
 """The behaviour of the program that the README promises: exit codes, messages, reports."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "tests" / "data" / "tiny_llama_base"
@@ -30,7 +31,7 @@ def test_version(run):
     assert len(version.split(".")) == 3
 
 
-@pytest.mark.parametrize("command", ["quantize", "eval", "inspect"])
+@pytest.mark.parametrize("command", ["quantize", "eval", "inspect", "tokenize"])
 def test_help_is_success(run, command):
     done = run(command, "--help")
     assert done.returncode == 0
@@ -203,6 +204,64 @@ def test_eval_needs_exactly_one_text(run, windows):
     assert done.returncode != 0
     assert "--tokens" in done.stderr
     assert run("eval", TINY, "--tokens", windows, "--text", windows).returncode == 2
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """A text for the tokenizer of tests/data/tokenizer."""
+    path = tmp_path_factory.mktemp("corpus") / "text.txt"
+    path.write_text("the quantizer rounds a weight to its nearest step\n" * 40)
+    return path
+
+
+def test_tokens_of_a_corpus_are_written_once_and_evaluated_as_the_text_is(run, corpus, tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    model = tmp_path / "model"
+    shutil.copytree(TINY, model)
+    shutil.copy(ROOT / "tests" / "data" / "tokenizer" / "tokenizer.json", model)
+    config = json.loads((model / "config.json").read_text())
+    ids, windows, report = tmp_path / "ids.safetensors", tmp_path / "windows.safetensors", tmp_path / "report.json"
+    done = run("tokenize", model, "--text", corpus, "--output", ids, "--json", report)
+    assert done.returncode == 0, done.stderr
+    expected = tokenizers.Tokenizer.from_file(str(model / "tokenizer.json")).encode(corpus.read_text()).ids
+    got = load_file(ids)["input_ids"]
+    assert got.dtype == np.int32
+    assert got.tolist() == expected
+    assert json.loads(report.read_text())["num_tokens"] == len(expected)
+
+    assert run("tokenize", model / "tokenizer.json", "--text", corpus, "--output", windows, "--seq-len", 32).returncode == 0
+    got = load_file(windows)["input_ids"]
+    assert got.shape == (len(expected) // 32, 32)
+    assert got.ravel().tolist() == expected[: got.size]
+
+    # The tiny model has fewer tokens than the tokenizer.
+    save_file({"input_ids": np.array(expected, np.int32) % config["vocab_size"]}, ids)
+    done = run("eval", model, "--tokens", ids, "--seq-len", 16, "--json", report, "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(report.read_text())["num_windows"] == len(expected) // 16
+
+
+def test_tokenize_names_what_is_wrong(run, corpus, tmp_path):
+    tokenizer = ROOT / "tests" / "data" / "tokenizer" / "tokenizer.json"
+    output = tmp_path / "ids.safetensors"
+    done = run("tokenize", tokenizer, "--text", corpus, "--output", output, "--seq-len", 1_000_000)
+    assert done.returncode == 1
+    assert "1000000" in done.stderr
+    bad = tmp_path / "bad.txt"
+    bad.write_bytes(b"abc\xed\xa0\x80")
+    done = run("tokenize", tokenizer, "--text", bad, "--output", output)
+    assert done.returncode == 1
+    assert "byte 3" in done.stderr
+    assert run("tokenize", tokenizer, "--text", corpus).returncode == 2
+    assert not output.exists()
+
+
+def test_tokens_must_be_integers(run, tmp_path):
+    path = tmp_path / "ids.safetensors"
+    save_file({"input_ids": np.zeros(100, np.float32)}, path)
+    done = run("eval", TINY, "--tokens", path, "--seq-len", "8")
+    assert done.returncode == 1
+    assert "integers" in done.stderr
 
 
 def test_unknown_device_fails(run, windows):

@@ -15,9 +15,10 @@ struct CalibrationOptions {
 
 /// Token windows for calibration, int64 [num_samples, seq_len]:
 /// - `.safetensors`: the tensor `input_ids` (or the only one) holds integer windows [n, seq_len]; the first
-/// num_samples;
+/// num_samples; or they are the ids of a text [num_tokens], as `baseq tokenize` writes them;
 /// - `.jsonl`: the "text" of each line, joined by two newlines, then as text;
-/// - anything else: UTF-8 text, tokenized once, windows at random positions chosen by the seed.
+/// - anything else: UTF-8 text, tokenized once.
+/// From text come windows at random positions chosen by the seed.
 /// @param tokenizer_json needed for text; throws c10::Error when it is missing, or when the file is too short.
 Tensor read_calibration(const std::filesystem::path& file, const std::filesystem::path& tokenizer_json,
                         const CalibrationOptions& options);

@@ -1,4 +1,6 @@
-#include "pretokenize.h"
+#include "pre_tokenizer.h"
+
+#include <algorithm>
 
 namespace baseq {
 namespace {
@@ -56,6 +58,22 @@ size_t gpt2_piece_end(std::string_view text, size_t begin, const CharTable& tabl
   // \s+(?!\S) gives the last space of several back to what follows it.
   const bool gives_back = char_class == CharClass::kSpace && run.end < text.size() && run.last_begin > begin;
   return gives_back ? run.last_begin : run.end;
+}
+
+std::string apply_metaspace(const pre_tokenizers::Metaspace& step, std::string_view text, bool starts_original) {
+  using PrependScheme = pre_tokenizers::Metaspace::PrependScheme;
+  std::string result;
+  result.reserve(text.size() + text.size() / 2 + step.replacement.size());
+  const bool prepends = step.prepend_scheme == PrependScheme::kAlways ||
+                        (step.prepend_scheme == PrependScheme::kFirst && starts_original);
+  if (prepends && text[0] != ' ' && !text.starts_with(step.replacement)) result += step.replacement;
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t space = std::min(text.find(' ', begin), text.size());
+    result += text.substr(begin, space - begin);
+    if (space < text.size()) result += step.replacement;
+    begin = space + 1;
+  }
+  return result;
 }
 
 }  // namespace baseq

@@ -1,0 +1,120 @@
+#include "decoder.h"
+
+#include <charconv>
+#include <optional>
+#include <string_view>
+#include <utility>
+
+#include "unicode.h"
+
+namespace baseq {
+namespace {
+
+using Tokens = std::vector<std::string>;
+
+std::string join(const Tokens& tokens) {
+  std::string text;
+  for (const std::string& token : tokens) text += token;
+  return text;
+}
+
+// The byte that a token such as <0x0A> stands for.
+std::optional<char> fallback_byte(std::string_view token) {
+  if (token.size() != 6 || !token.starts_with("<0x") || !token.ends_with('>')) return std::nullopt;
+  std::string_view digits = token.substr(3, 2);
+  if (digits[0] == '+') digits.remove_prefix(1);  // Rust's numbers may have a sign
+  unsigned value = 0;
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value, 16);
+  if (error != std::errc() || end != digits.data() + digits.size()) return std::nullopt;
+  return static_cast<char>(value);
+}
+
+void apply(decoders::ByteLevel, Tokens& tokens) {
+  std::string bytes;
+  for (const std::string& token : tokens) bytes += token_to_bytes(token);
+  tokens = {replace_invalid_utf8(bytes)};
+}
+
+// A run of bytes becomes its text or, when it is none, as many U+FFFD.
+void apply(decoders::ByteFallback, Tokens& tokens) {
+  Tokens result;
+  std::string bytes;
+  const auto flush = [&] {
+    if (bytes.empty()) return;
+    if (find_invalid_utf8(bytes) == std::string_view::npos) {
+      result.push_back(bytes);
+    } else {
+      result.insert(result.end(), bytes.size(), "\uFFFD");
+    }
+    bytes.clear();
+  };
+  for (std::string& token : tokens) {
+    if (const auto byte = fallback_byte(token)) {
+      bytes += *byte;
+    } else {
+      flush();
+      result.push_back(std::move(token));
+    }
+  }
+  flush();
+  tokens = std::move(result);
+}
+
+void apply(decoders::Fuse, Tokens& tokens) { tokens = {join(tokens)}; }
+
+void apply(const decoders::Strip& step, Tokens& tokens) {
+  std::string content;
+  append_utf8(step.content, content);
+  for (std::string& token : tokens) {
+    std::string_view rest = token;
+    for (int64_t i = 0; i < step.start && rest.starts_with(content); ++i) rest.remove_prefix(content.size());
+    for (int64_t i = 0; i < step.stop && rest.ends_with(content); ++i) rest.remove_suffix(content.size());
+    token = std::string(rest);
+  }
+}
+
+void apply(const decoders::Replace& step, Tokens& tokens) {
+  Regex::Workspace workspace;
+  for (std::string& token : tokens) {
+    std::string result;
+    size_t done = 0;
+    step.pattern.for_each_match(token, workspace, [&](size_t begin, size_t end) {
+      result += std::string_view(token).substr(done, begin - done);
+      result += step.content;
+      done = end;
+    });
+    result += std::string_view(token).substr(done);
+    token = std::move(result);
+  }
+}
+
+void apply(const decoders::Metaspace& step, Tokens& tokens) {
+  std::string replacement;
+  append_utf8(step.replacement, replacement);
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    const char* space = i == 0 && step.prepended ? "" : " ";
+    std::string result;
+    size_t done = 0;
+    for (size_t found; (found = tokens[i].find(replacement, done)) != std::string::npos;) {
+      result += std::string_view(tokens[i]).substr(done, found - done);
+      result += space;
+      done = found + replacement.size();
+    }
+    result += std::string_view(tokens[i]).substr(done);
+    tokens[i] = std::move(result);
+  }
+}
+
+}  // namespace
+
+std::string decode(const std::vector<Decoder>& steps, std::vector<std::string> tokens) {
+  if (steps.empty()) {  // as the package does, though no model wants it
+    for (size_t i = 1; i < tokens.size(); ++i) tokens[i].insert(0, " ");
+  }
+  for (const Decoder& step : steps) {
+    std::visit([&](const auto& s) { apply(s, tokens); }, step);
+  }
+  return join(tokens);
+}
+
+}  // namespace baseq

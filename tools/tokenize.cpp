@@ -1,0 +1,66 @@
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include <chrono>
+#include <filesystem>
+#include <memory>
+
+#include "baseq/io/safetensors.h"
+#include "baseq/pipeline/calibration.h"
+#include "commands.h"
+
+namespace baseq::cli {
+namespace {
+
+struct TokenizeArguments {
+  CommonOptions common;
+  std::string model, text, output;
+  int64_t seq_len = 0;
+};
+
+void run(const TokenizeArguments& arguments) {
+  apply(arguments.common);
+  const auto start = std::chrono::steady_clock::now();
+  const std::filesystem::path model(arguments.model);
+  const Tokenizer tokenizer(std::filesystem::is_directory(model) ? model / "tokenizer.json" : model);
+  Tensor ids = tokenize_file(arguments.text, tokenizer).to(at::kInt);
+  const int64_t num_tokens = ids.numel();
+  if (arguments.seq_len > 0) {
+    const int64_t num_windows = num_tokens / arguments.seq_len;
+    TORCH_CHECK(num_windows > 0, arguments.text, ": holds ", num_tokens, " tokens but a window needs ",
+                arguments.seq_len);
+    ids = ids.narrow(0, 0, num_windows * arguments.seq_len).view({num_windows, arguments.seq_len});
+  }
+  save_safetensors(arguments.output, {{"input_ids", ids}});
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  if (ids.dim() == 2) {
+    fmt::print("{}: {} windows of {} of {} tokens\n", arguments.output, ids.size(0), ids.size(1), num_tokens);
+  } else {
+    fmt::print("{}: {} tokens\n", arguments.output, num_tokens);
+  }
+  write_json(arguments.common, {{"model", arguments.model},
+                                {"text", arguments.text},
+                                {"output", arguments.output},
+                                {"num_tokens", num_tokens},
+                                {"shape", std::vector<int64_t>(ids.sizes().begin(), ids.sizes().end())},
+                                {"seconds", seconds}});
+}
+
+}  // namespace
+
+void add_tokenize(CLI::App& app) {
+  auto arguments = std::make_shared<TokenizeArguments>();
+  CLI::App* command =
+      app.add_subcommand("tokenize", "Token ids of a text, for eval --tokens and quantize --calibration");
+  command->add_option("model", arguments->model, "Checkpoint directory, or its tokenizer.json")
+      ->required()
+      ->check(CLI::ExistingPath);
+  command->add_option("--text", arguments->text, "Text or .jsonl file")->required()->check(CLI::ExistingFile);
+  command->add_option("--output", arguments->output, ".safetensors file: int32 input_ids [num_tokens]")->required();
+  command->add_option("--seq-len", arguments->seq_len, "Cut into windows, input_ids [n, N]; the rest is left out")
+      ->check(CLI::Range(1, 1 << 24));
+  add_common_options(*command, arguments->common);
+  command->callback([arguments] { run(*arguments); });
+}
+
+}  // namespace baseq::cli
