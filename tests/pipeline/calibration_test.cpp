@@ -107,7 +107,7 @@ TEST(ReadCalibration, UnfitWindowsAreRefused) {
   expect_error([&] { read({{"input_ids", ids}}, {.num_samples = 4, .seq_len = 13}); }, {"12", "13"});
   expect_error([&] { read({{"a", ids}, {"b", ids}}, {.num_samples = 1, .seq_len = 2}); }, {"input_ids"});
   expect_error([&] { read({{"input_ids", ids.to(at::kFloat)}}, {.num_samples = 1, .seq_len = 2}); }, {"integer"});
-  expect_error([&] { read({{"input_ids", ids.flatten()}}, {.num_samples = 1, .seq_len = 2}); }, {"integer windows"});
+  expect_error([&] { read({{"input_ids", ids.unsqueeze(0)}}, {.num_samples = 1, .seq_len = 2}); }, {"integer windows"});
 }
 
 TEST(ReadCalibration, MissingFilesAreNamed) {
