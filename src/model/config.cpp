@@ -196,7 +196,11 @@ void read_rope(JsonObject& config, const json& value, const Family& family, Mode
       TORCH_CHECK(!item.is_object(), config.path(), ": ", key, ": \"", name,
                   "\" is an object, but a rotary embedding for each layer type is not supported");
     }
+    const double outside = rope.theta;
     read_scaling(config, config.object(key), family, model);
+    // transformers 4 looks past a rope_theta in rope_scaling, 5 does not.
+    TORCH_CHECK(new_key || rope.theta == outside, config.path(), ": rope_scaling: rope_theta ", rope.theta,
+                " contradicts the rope_theta ", outside, " beside it");
   }
   TORCH_CHECK(family.partial_rotary || rope.partial_rotary_factor == 1, config.path(), ": partial_rotary_factor ",
               rope.partial_rotary_factor, " is not supported for ", family.name, "; expected 1");

@@ -177,6 +177,8 @@ TEST(ModelConfig, RopeScalingThatIsIncompleteOrContradictoryIsNamed) {
                           {"low_freq_factor", 4.0},
                           {"high_freq_factor", 1.0}}),
                  {"high_freq_factor 1", "low_freq_factor 4"});
+  expect_refused(scaling({{"rope_type", "linear"}, {"factor", 2.0}, {"rope_theta", 5e5}}),
+                 {"rope_scaling", "rope_theta 500000", "10000"});
   json both = scaling({{"rope_type", "linear"}, {"factor", 2.0}});
   both["rope_parameters"] = {{"rope_type", "linear"}, {"factor", 3.0}};
   expect_refused(both, {"rope_scaling", "rope_parameters", "differ"});
