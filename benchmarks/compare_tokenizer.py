@@ -2,8 +2,9 @@
 """Compares ids and speed of build/benchmarks/tokenizer_speed with the `tokenizers` package, on one thread.
 
     python benchmarks/compare_tokenizer.py PROGRAM TOKENIZER.JSON TEXT... [--random 200000] [--seed 0]
+    python benchmarks/compare_tokenizer.py PROGRAM llama3 TEXT...
 
-Every text is encoded in one call and, as a second run, line by line. Then come random Unicode strings.
+The second form trains a tokenizer of that shape of tests/python/tokenizer_shapes.py on the first text. Every text is encoded in one call and, as a second run, line by line. Then come random Unicode strings.
 Exits with 1 when an id differs.
 """
 import os
@@ -85,6 +86,16 @@ def compare(name, args, tokenizer, records):
     return not wrong
 
 
+def train(shape, text, vocab_size, folder):
+    """Returns the tokenizer.json of a shape trained on the lines of a file."""
+    sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "tests/python"))
+    import tokenizer_shapes
+    lines = pathlib.Path(text).read_text().splitlines()
+    path = pathlib.Path(folder, f"{shape}.json")
+    tokenizer_shapes.SHAPES[shape](tokenizer_shapes.Training(lines, vocab_size)).save(str(path))
+    return str(path)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("program")
@@ -92,8 +103,12 @@ def main():
     parser.add_argument("texts", nargs="*")
     parser.add_argument("--random", type=int, default=200000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--vocab-size", type=int, default=16000, help="of a tokenizer that is trained here")
     parser.add_argument("--repetitions", type=int, default=5)
     args = parser.parse_args()
+    folder = tempfile.TemporaryDirectory()
+    if not pathlib.Path(args.tokenizer).exists():
+        args.tokenizer = train(args.tokenizer, args.texts[0], args.vocab_size, folder.name)
     tokenizer = tokenizers.Tokenizer.from_file(args.tokenizer)
     added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
     print(f"tokenizers {tokenizers.__version__}, Python's Unicode {unicodedata.unidata_version}, seed {args.seed}")

@@ -52,9 +52,9 @@ void add_tokenize(CLI::App& app) {
   auto arguments = std::make_shared<TokenizeArguments>();
   CLI::App* command =
       app.add_subcommand("tokenize", "Token ids of a text, for eval --tokens and quantize --calibration");
-  command->add_option("model", arguments->model, "Checkpoint directory, or its tokenizer.json")
+  command->add_option("model", arguments->model, "Checkpoint directory, org/name, or a tokenizer.json")
       ->required()
-      ->check(CLI::ExistingPath);
+      ->transform(CLI::ExistingFile | checkpoint_directory());
   command->add_option("--text", arguments->text, "Text or .jsonl file")->required()->check(CLI::ExistingFile);
   command->add_option("--output", arguments->output, ".safetensors file: int32 input_ids [num_tokens]")->required();
   command->add_option("--seq-len", arguments->seq_len, "Cut into windows, input_ids [n, N]; the rest is left out")

@@ -3,6 +3,7 @@
 BASEQ_TOKENIZER_TEXTS is the number of random texts for each shape, default 2000; a million in all are 72000 each.
 """
 
+import functools
 import os
 import random
 import struct
@@ -19,6 +20,11 @@ ROOT = Path(__file__).resolve().parents[2]
 NUM_TEXTS = int(os.environ.get("BASEQ_TOKENIZER_TEXTS", 2000))
 SEED = int(os.environ.get("BASEQ_TOKENIZER_SEED", 1))
 DATA = sorted((ROOT / "data").glob("*.txt"))
+
+
+@functools.cache
+def shape(name: str) -> Tokenizer:
+    return tokenizer_shapes.SHAPES[name](tokenizer_shapes.small_training(SEED))
 
 
 @pytest.fixture(scope="session")
@@ -69,13 +75,13 @@ def assert_same(tokenizer, records, texts):
 
 @pytest.mark.parametrize("name", tokenizer_shapes.SHAPES)
 def test_random_texts_give_the_same_ids_and_texts(records, name):
-    tokenizer = tokenizer_shapes.SHAPES[name](random.Random(SEED))
+    tokenizer = shape(name)
     assert_same(tokenizer, records, tokenizer_shapes.random_texts(NUM_TEXTS, random.Random(f"{SEED} {name}")))
 
 
 @pytest.mark.parametrize("name", tokenizer_shapes.SHAPES)
 def test_data_gives_the_same_ids_and_texts(records, name):
-    tokenizer = tokenizer_shapes.SHAPES[name](random.Random(SEED))
+    tokenizer = shape(name)
     size = None if NUM_TEXTS > 2000 else 100_000  # characters of each file; all of them in the long run
     assert_same(tokenizer, records, [path.read_text()[:size] for path in DATA])
 
@@ -147,7 +153,7 @@ def test_every_code_point_is_the_same_number(records):
 
 @pytest.mark.parametrize("name", ["smollm2", "qwen2", "llama2"])
 def test_invalid_utf8_is_refused_at_its_byte(records, name):
-    tokenizer = tokenizer_shapes.SHAPES[name](random.Random(SEED))
+    tokenizer = shape(name)
     rng = random.Random(SEED)
     texts, expected = [], []
     for valid in tokenizer_shapes.random_texts(300, rng):
@@ -169,7 +175,7 @@ UNITS = ["a", "aB", "中", "e\u0301\u0327", " ", "\t\t", "\t \n", "<|en", "1", "
 @pytest.mark.parametrize("name", ["smollm2", "llama3", "qwen2", "tekken", "deepseek", "llama2", "mistral", "normalized_first"])
 def test_a_megabyte_without_spaces_is_no_quadratic_work(records, name):
     """One quadratic part would take hours; the time limit of `records` is ten minutes. Halves give what the whole gives."""
-    tokenizer = tokenizer_shapes.SHAPES[name](random.Random(SEED))
+    tokenizer = shape(name)
     texts = [unit * (1_000_000 // len(unit.encode())) for unit in UNITS]
     for unit, text, (ids, _) in zip(UNITS, texts, records(tokenizer, texts), strict=True):
         assert ids[:2000] == tokenizer.encode(text[:20000]).ids[:2000], ascii(unit)

@@ -1,9 +1,11 @@
 """Tokenizers in the shapes that published models have, trained here on a little multilingual text, and random texts.
 
-Each shape is a function of a random generator; SHAPES names them. The texts are made of kinds of characters that
+Each shape is a function of what it is trained on; SHAPES names them. The texts are made of kinds of characters that
 tokenizers treat differently, so that a few thousand meet most pairs of neighbours.
 """
 
+import dataclasses
+import json
 import random
 import unicodedata
 
@@ -28,21 +30,27 @@ DEEPSEEK = (r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\
             r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 
 
-def corpus(rng):
-    return [" ".join(rng.choice(WORDS) for _ in range(rng.randrange(3, 15))) for _ in range(1500)]
+@dataclasses.dataclass
+class Training:
+    lines: list
+    vocab_size: int = 700  # without special and byte tokens
 
 
-def train(tokenizer, rng, special, vocab_size=700, alphabet=(), fallback=False):
+def small_training(seed):
+    rng = random.Random(seed)
+    return Training([" ".join(rng.choice(WORDS) for _ in range(rng.randrange(3, 15))) for _ in range(1500)])
+
+
+def train(tokenizer, training, special, alphabet=(), fallback=False):
     tokens = special + ([f"<0x{byte:02X}>" for byte in range(256)] if fallback else [])
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size + len(tokens), special_tokens=tokens, show_progress=False,
+    trainer = trainers.BpeTrainer(vocab_size=training.vocab_size + len(tokens), special_tokens=tokens, show_progress=False,
                                   initial_alphabet=list(alphabet), limit_alphabet=250, max_token_length=12)
-    tokenizer.train_from_iterator(corpus(rng), trainer)
+    tokenizer.train_from_iterator(training.lines, trainer)
     return tokenizer
 
 
 def only_special(tokenizer, special):
     """Without the byte tokens among the added ones, which training made special."""
-    import json
     file = json.loads(tokenizer.to_str())
     file["added_tokens"] = [token for token in file["added_tokens"] if token["content"] in special]
     return Tokenizer.from_str(json.dumps(file))
@@ -66,13 +74,13 @@ def add_tokens(tokenizer):
     return tokenizer
 
 
-def byte_level(rng, pre_tokenizer, normalizer=None, ignore_merges=False, template=None, alphabet=True):
+def byte_level(training, pre_tokenizer, normalizer=None, ignore_merges=False, template=None, alphabet=True):
     tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
     if normalizer is not None:
         tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
-    train(tokenizer, rng, ["<|begin|>"], alphabet=pre_tokenizers.ByteLevel.alphabet() if alphabet else ())
+    train(tokenizer, training, ["<|begin|>"], alphabet=pre_tokenizers.ByteLevel.alphabet() if alphabet else ())
     if template:
         tokenizer.post_processor = processors.Sequence([
             processors.ByteLevel(trim_offsets=False),
@@ -85,16 +93,15 @@ def split_then_bytes(pattern):
                                     pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
-def sentencepiece(rng, normalizer, pre_tokenizer, decoder, fuse_unk=True, fallback=True, template="<s> $A"):
+def sentencepiece(training, normalizer, pre_tokenizer, decoder, fuse_unk=True, fallback=True, template="<s> $A"):
     special = ["<unk>", "<s>", "</s>"]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=fuse_unk, byte_fallback=fallback))
     # Trained word by word, as SentencePiece does, whatever the published file has for a pre-tokenizer.
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    train(tokenizer, rng, special, fallback=fallback)
+    train(tokenizer, training, special, fallback=fallback)
     if normalizer is not None:
         tokenizer.normalizer = normalizer
     if pre_tokenizer is None:
-        import json
         file = json.loads(tokenizer.to_str())
         file["pre_tokenizer"] = None
         tokenizer = Tokenizer.from_str(json.dumps(file))
@@ -111,74 +118,74 @@ def metaspace_decoder():
                               decoders.Strip(" ", 1, 0)])
 
 
-def smollm2(rng):
-    return byte_level(rng, pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
+def smollm2(training):
+    return byte_level(training, pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
                                                     pre_tokenizers.ByteLevel(add_prefix_space=False)]), alphabet=False)
 
 
-def gpt2_with_prefix_space(rng):
-    return byte_level(rng, pre_tokenizers.ByteLevel(add_prefix_space=True))
+def gpt2_with_prefix_space(training):
+    return byte_level(training, pre_tokenizers.ByteLevel(add_prefix_space=True))
 
 
-def llama3(rng):
-    return byte_level(rng, split_then_bytes(LLAMA3), ignore_merges=True, template="<|begin|> $A")
+def llama3(training):
+    return byte_level(training, split_then_bytes(LLAMA3), ignore_merges=True, template="<|begin|> $A")
 
 
-def qwen2(rng):
-    return byte_level(rng, split_then_bytes(QWEN2), normalizer=normalizers.NFC())
+def qwen2(training):
+    return byte_level(training, split_then_bytes(QWEN2), normalizer=normalizers.NFC())
 
 
-def tekken(rng):
-    return byte_level(rng, split_then_bytes(TEKKEN), ignore_merges=True, template="<|begin|> $A <|begin|>")
+def tekken(training):
+    return byte_level(training, split_then_bytes(TEKKEN), ignore_merges=True, template="<|begin|> $A <|begin|>")
 
 
-def o200k(rng):
-    return byte_level(rng, split_then_bytes(O200K))
+def o200k(training):
+    return byte_level(training, split_then_bytes(O200K))
 
 
-def deepseek(rng):
+def deepseek(training):
     steps = [pre_tokenizers.Split(Regex(r"\p{N}{1,3}"), "isolated"),
              pre_tokenizers.Split(Regex("[一-龥\u3040-ゟ゠-ヿ]+"), "isolated"),
              pre_tokenizers.Split(Regex(DEEPSEEK), "isolated"),
              pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    return byte_level(rng, pre_tokenizers.Sequence(steps))
+    return byte_level(training, pre_tokenizers.Sequence(steps))
 
 
-def llama2(rng):
+def llama2(training):
     normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    return sentencepiece(rng, normalizer, None, metaspace_decoder())
+    return sentencepiece(training, normalizer, None, metaspace_decoder())
 
 
-def phi3(rng):
+def phi3(training):
     """Llama-2's with rstrip tokens, which add_tokens brings, and no special tokens around."""
     normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    return sentencepiece(rng, normalizer, None, metaspace_decoder(), fuse_unk=False, template=None)
+    return sentencepiece(training, normalizer, None, metaspace_decoder(), fuse_unk=False, template=None)
 
 
-def mistral(rng):
-    return sentencepiece(rng, None, pre_tokenizers.Metaspace(prepend_scheme="first", split=False), metaspace_decoder())
+def mistral(training):
+    return sentencepiece(training, None, pre_tokenizers.Metaspace(prepend_scheme="first", split=False), metaspace_decoder())
 
 
-def metaspace_always(rng):
-    return sentencepiece(rng, normalizers.NFKC(), pre_tokenizers.Metaspace(prepend_scheme="always"),
+def metaspace_always(training):
+    return sentencepiece(training, normalizers.NFKC(), pre_tokenizers.Metaspace(prepend_scheme="always"),
                          decoders.Metaspace(prepend_scheme="always"), fallback=False)
 
 
-def metaspace_never(rng):
-    return sentencepiece(rng, normalizers.Sequence([normalizers.NFD(), normalizers.Lowercase()]),
+def metaspace_never(training):
+    return sentencepiece(training, normalizers.Sequence([normalizers.NFD(), normalizers.Lowercase()]),
                          pre_tokenizers.Metaspace(prepend_scheme="never", split=True),
                          decoders.Metaspace(prepend_scheme="never"), fallback=False, fuse_unk=False)
 
 
-def normalized_first(rng):
+def normalized_first(training):
     """Every normalizer before a Metaspace that asks where the original text begins."""
     normalizer = normalizers.Sequence([
         normalizers.Strip(left=True, right=True), normalizers.Lowercase(), normalizers.NFKD(),
         normalizers.Replace(Regex(r"\s{2,}|[\u0300-\u0302]"), " "), normalizers.Replace("ab", "b "), normalizers.NFC()])
-    return sentencepiece(rng, normalizer, pre_tokenizers.Metaspace(prepend_scheme="first"), metaspace_decoder())
+    return sentencepiece(training, normalizer, pre_tokenizers.Metaspace(prepend_scheme="first"), metaspace_decoder())
 
 
-def splits(rng):
+def splits(training):
     """Each behaviour of Split, inverted or not, in a chain with whole numbers."""
     steps = [pre_tokenizers.Split(Regex(r"[.,;!]"), "merged_with_previous"),
              pre_tokenizers.Split(Regex(r"\p{Lu}"), "merged_with_next"),
@@ -187,7 +194,7 @@ def splits(rng):
              pre_tokenizers.Split(Regex(r"[\p{L}\p{M}]+|[^\p{L}]"), "removed", invert=True),
              pre_tokenizers.Digits(individual_digits=False),
              pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)]
-    return byte_level(rng, pre_tokenizers.Sequence(steps))
+    return byte_level(training, pre_tokenizers.Sequence(steps))
 
 
 SHAPES = {shape.__name__: shape for shape in (
