@@ -5,60 +5,35 @@
 
 #include <algorithm>
 #include <memory>
-#include <vector>
+#include <type_traits>
+
+#include "axis_transform.h"
 
 namespace baseq {
 namespace {
 
-SparseRows sparse_rows(const Tensor& matrix) {
-  SparseRows result;
-  if (!matrix.defined()) return {{0}, {}, {}};
-  const auto entries = matrix.accessor<int64_t, 2>();
-  for (int64_t row = 0; row < matrix.size(0); ++row) {
-    result.begin.push_back(static_cast<int32_t>(result.column.size()));
-    for (int64_t column = 0; column < matrix.size(1); ++column) {
-      if (entries[row][column] == 0) continue;
-      result.column.push_back(static_cast<int32_t>(column));
-      result.value.push_back(static_cast<int32_t>(entries[row][column]));
-    }
-  }
-  result.begin.push_back(static_cast<int32_t>(result.column.size()));
-  return result;
-}
-
-/// Sixteen neighbouring channels; a tile's value is kSets of them.
-constexpr int64_t kLanes = 16, kBlock = kChannelBlock, kSets = kBlock / kLanes;
+/// x `[rows.inputs, cols.inputs]` of blocks to `out` `[rows.products, cols.products]`.
 template <class T>
-using Lanes __attribute__((vector_size(kLanes * sizeof(T)), aligned(sizeof(T)), may_alias)) = T;
-
-/// out[row] = sum over a row's entries of value * in[column], vectors `stride` elements apart.
-template <class T>
-[[gnu::always_inline]] inline void apply(const SparseRows& matrix, const T* in, int64_t in_stride, T* out,
-                                         int64_t out_stride) {
-  const int64_t rows = matrix.num_rows();
-  const int32_t *begin = matrix.begin.data(), *column = matrix.column.data(), *value = matrix.value.data();
-  for (int64_t row = 0; row < rows; ++row) {
-    Lanes<T> sums[kSets] = {};
-    for (int32_t i = begin[row]; i < begin[row + 1]; ++i) {
-      const T* source = in + column[i] * in_stride;
-      const T factor = static_cast<T>(value[i]);
-      for (int64_t s = 0; s < kSets; ++s) {
-        sums[s] += *reinterpret_cast<const Lanes<T>*>(source + s * kLanes) * factor;
-      }
-    }
-    for (int64_t s = 0; s < kSets; ++s) *reinterpret_cast<Lanes<T>*>(out + row * out_stride + s * kLanes) = sums[s];
-  }
-}
-
-/// cols (rows x): `rows` runs down the columns of x `[down, across]`, `cols` along the rows of what that gives.
-template <class T>
-[[gnu::always_inline]] inline void apply_both(const SparseRows& rows, const SparseRows& cols, int64_t across,
-                                              int64_t out_across, const T* x, T* between, T* out) {
+[[gnu::always_inline]] inline void to_products(const TilePlan& plan, T* x, int64_t row_stride, int64_t column_stride,
+                                               T* between, T* out) {
+  const int64_t across = plan.cols.inputs;
   for (int64_t j = 0; j < across; ++j) {
-    apply(rows, x + j * kBlock, across * kBlock, between + j * kBlock, across * kBlock);
+    to_products<T>(plan.rows, {x + j * column_stride, row_stride}, {between + j * kBlock, across * kBlock});
   }
-  for (int64_t i = 0; i < rows.num_rows(); ++i) {
-    apply(cols, between + i * across * kBlock, kBlock, out + i * out_across * kBlock, kBlock);
+  for (int64_t i = 0; i < plan.rows.products; ++i) {
+    to_products<T>(plan.cols, {between + i * across * kBlock, kBlock}, {out + i * plan.cols.products * kBlock, kBlock});
+  }
+}
+
+/// m `[rows.products, cols.products]` of blocks to `out` `[rows.outputs, cols.outputs]`.
+template <class T>
+[[gnu::always_inline]] inline void to_outputs(const TilePlan& plan, T* m, T* between, T* out) {
+  const int64_t across = plan.cols.products;
+  for (int64_t j = 0; j < across; ++j) {
+    to_outputs<T>(plan.rows, {m + j * kBlock, across * kBlock}, {between + j * kBlock, across * kBlock});
+  }
+  for (int64_t i = 0; i < plan.rows.outputs; ++i) {
+    to_outputs<T>(plan.cols, {between + i * across * kBlock, kBlock}, {out + i * plan.cols.outputs * kBlock, kBlock});
   }
 }
 
@@ -74,8 +49,8 @@ struct Scratch {
 
 template <class T>
 Scratch<T> scratch_for(const TilePlan& plan) {
-  const int64_t down = std::max({plan.inputs_down, plan.folded_down, plan.outputs_down});
-  const int64_t across = std::max({plan.inputs_across, plan.folded_across, plan.outputs_across});
+  const int64_t down = std::max({plan.rows.inputs, plan.rows.products, plan.rows.outputs});
+  const int64_t across = std::max({plan.cols.inputs, plan.cols.products, plan.cols.outputs});
   return Scratch<T>(std::max(down * across, plan.products));
 }
 
@@ -84,8 +59,8 @@ struct TilePosition {
 };
 TilePosition position_of(const TilePlan& plan, const TileGrid& grid, int64_t tile) {
   const int64_t in_image = tile % (grid.tiles_down * grid.tiles_across);
-  return {tile / (grid.tiles_down * grid.tiles_across), in_image / grid.tiles_across * plan.outputs_down,
-          in_image % grid.tiles_across * plan.outputs_across};
+  return {tile / (grid.tiles_down * grid.tiles_across), in_image / grid.tiles_across * plan.rows.outputs,
+          in_image % grid.tiles_across * plan.cols.outputs};
 }
 
 /// The samples of a tile, zero outside the image and beyond the last channel.
@@ -93,9 +68,9 @@ template <class In, class T>
 [[gnu::always_inline]] inline void gather(const TilePlan& plan, const TileGrid& grid, const In* x, int64_t tile,
                                           int64_t channel, int64_t channels, T* out) {
   const auto [image, first_row, first_column] = position_of(plan, grid, tile);
-  for (int64_t i = 0; i < plan.inputs_down; ++i) {
+  for (int64_t i = 0; i < plan.rows.inputs; ++i) {
     const int64_t row = first_row + i - grid.top;
-    for (int64_t j = 0; j < plan.inputs_across; ++j, out += kBlock) {
+    for (int64_t j = 0; j < plan.cols.inputs; ++j, out += kBlock) {
       const int64_t column = first_column + j - grid.left;
       if (row < 0 || row >= grid.height || column < 0 || column >= grid.width) {
         std::fill_n(out, kBlock, T(0));
@@ -119,12 +94,26 @@ template <class T, class In, class Out, class Store>
   for (int64_t tile = begin; tile < end; ++tile) {
     for (int64_t channel = 0; channel < grid.channels; channel += kBlock) {
       const int64_t channels = std::min(kBlock, grid.channels - channel);
-      gather(plan, grid, x, tile, channel, channels, scratch[0]);
-      apply_both(plan.input_rows, plan.input_cols, plan.inputs_across, plan.folded_across, scratch[0], scratch[1],
-                 scratch[2]);
+      bool is_inside = false;
+      if constexpr (std::is_same_v<In, T>) {
+        const auto [image, first_row, first_column] = position_of(plan, grid, tile);
+        const int64_t row = first_row - grid.top, column = first_column - grid.left;
+        is_inside = channels == kBlock && row >= 0 && column >= 0 && row + plan.rows.inputs <= grid.height &&
+                    column + plan.cols.inputs <= grid.width;
+        if (is_inside) {
+          // Read in place; nothing writes through the pointer.
+          T* samples =
+              const_cast<T*>(x) + ((image * grid.height + row) * grid.width + column) * grid.channels + channel;
+          to_products(plan, samples, grid.width * grid.channels, grid.channels, scratch[1], scratch[2]);
+        }
+      }
+      if (!is_inside) {
+        gather(plan, grid, x, tile, channel, channels, scratch[0]);
+        to_products(plan, scratch[0], plan.cols.inputs * kBlock, kBlock, scratch[1], scratch[2]);
+      }
       T* values = scratch[2];
       if (plan.input_mix.num_rows() > 0) {
-        apply(plan.input_mix, scratch[2], kBlock, scratch[0], kBlock);
+        apply<T>(plan.input_mix, {scratch[2], kBlock}, {scratch[0], kBlock});
         values = scratch[0];
       }
       Out* target = out + (tile - first) * grid.channels + channel;
@@ -150,8 +139,8 @@ template <class T, class Product, class Out, class Load, class Finish>
   const bool mixed = plan.output_mix.num_rows() > 0;
   for (int64_t tile = begin; tile < end; ++tile) {
     const auto [image, first_row, first_column] = position_of(plan, grid, tile);
-    const int64_t rows = std::min(plan.outputs_down, grid.out_height - first_row);
-    const int64_t columns = std::min(plan.outputs_across, grid.out_width - first_column);
+    const int64_t rows = std::min(plan.rows.outputs, grid.out_height - first_row);
+    const int64_t columns = std::min(plan.cols.outputs, grid.out_width - first_column);
     for (int64_t channel = 0; channel < out_channels; channel += kBlock) {
       const int64_t channels = std::min(kBlock, out_channels - channel);
       const Product* source = products + (tile - first) * out_channels + channel;
@@ -165,14 +154,13 @@ template <class T, class Product, class Out, class Load, class Finish>
           load(p, whole, channel, values);
         }
       }
-      if (mixed) apply(plan.output_mix, scratch[1], kBlock, scratch[0], kBlock);
-      apply_both(plan.output_rows, plan.output_cols, plan.folded_across, plan.outputs_across, scratch[0], scratch[1],
-                 scratch[2]);
+      if (mixed) apply<T>(plan.output_mix, {scratch[1], kBlock}, {scratch[0], kBlock});
+      to_outputs(plan, scratch[0], scratch[1], scratch[2]);
       for (int64_t i = 0; i < rows; ++i) {
         for (int64_t j = 0; j < columns; ++j) {
           Out* target =
               out + ((image * grid.out_height + first_row + i) * grid.out_width + first_column + j) * out_channels;
-          const T* y = scratch[2] + (i * plan.outputs_across + j) * kBlock;
+          const T* y = scratch[2] + (i * plan.cols.outputs + j) * kBlock;
           if (channels == kBlock) {
             for (int64_t c = 0; c < kBlock; ++c) target[channel + c] = finish(y[c], channel + c);
           } else {
@@ -336,43 +324,6 @@ void output_of(const TilePlan& plan, const TileGrid& grid, int64_t channels, con
 }
 
 }  // namespace
-
-TilePlan::TilePlan(const ConvAlgorithm2d& algorithm)
-    : input_rows(sparse_rows(algorithm.rows.input_transform)),
-      input_cols(sparse_rows(algorithm.cols.input_transform)),
-      input_mix(sparse_rows(algorithm.input_mix)),
-      output_rows(sparse_rows(algorithm.rows.output_transform)),
-      output_cols(sparse_rows(algorithm.cols.output_transform)),
-      output_mix(sparse_rows(algorithm.output_mix)),
-      inputs_down(algorithm.rows.num_inputs()),
-      inputs_across(algorithm.cols.num_inputs()),
-      folded_down(algorithm.rows.num_products()),
-      folded_across(algorithm.cols.num_products()),
-      outputs_down(algorithm.rows.outputs),
-      outputs_across(algorithm.cols.outputs),
-      products(algorithm.num_products()),
-      divisor(algorithm.divisor) {}
-
-TileGrid tile_grid(const char* who, const Tensor& x, const ConvAlgorithm2d& algorithm, const Padding& padding) {
-  TORCH_CHECK(x.dim() == 4, who, ": x is ", x.sizes(), ", expected [batch, in_channels, height, width]");
-  TORCH_CHECK(std::min({padding.top, padding.bottom, padding.left, padding.right}) >= 0, who, ": padding is ",
-              padding.top, ", ", padding.bottom, ", ", padding.left, ", ", padding.right, ", expected none below zero");
-  TileGrid grid{.batch = x.size(0), .channels = x.size(1), .height = x.size(2), .width = x.size(3)};
-  grid.top = padding.top;
-  grid.left = padding.left;
-  grid.out_height = grid.height + padding.top + padding.bottom - algorithm.rows.taps + 1;
-  grid.out_width = grid.width + padding.left + padding.right - algorithm.cols.taps + 1;
-  TORCH_CHECK(x.numel() > 0 && grid.out_height > 0 && grid.out_width > 0, who, ": x of ", x.sizes(),
-              " with its padding is empty or smaller than the kernel of ", algorithm.rows.taps, " x ",
-              algorithm.cols.taps);
-  grid.tiles_down = (grid.out_height + algorithm.rows.outputs - 1) / algorithm.rows.outputs;
-  grid.tiles_across = (grid.out_width + algorithm.cols.outputs - 1) / algorithm.cols.outputs;
-  return grid;
-}
-
-int64_t tiles_per_block(const TilePlan& plan, int64_t bytes_per_product_and_tile, int64_t bytes) {
-  return std::max<int64_t>(12, bytes / (plan.products * bytes_per_product_and_tile));
-}
 
 void transform_input(const TilePlan& plan, const TileGrid& grid, const float* x, int64_t begin, int64_t end,
                      float* out) {

@@ -15,17 +15,30 @@ struct SparseRows {
   int64_t num_rows() const { return static_cast<int64_t>(begin.size()) - 1; }
 };
 
+/// A ConvAlgorithm in the form that the loops read. An SFC of 4 or 6 points has a circle, which shares sums between its
+/// products; `input` and `output` then have what is outside of it.
+struct AxisPlan {
+  explicit AxisPlan(const ConvAlgorithm& algorithm);
+
+  int64_t inputs, products, outputs;
+  int64_t circle = 0;           ///< points, or none
+  int64_t circle_products = 0;  ///< come first
+  int64_t window = 0;           ///< the circle's first sample
+  std::vector<int32_t> place;   ///< of each output on the circle
+  SparseRows input, output;
+};
+
 /// A ConvAlgorithm2d in the form that the loops read.
 struct TilePlan {
   explicit TilePlan(const ConvAlgorithm2d& algorithm);
 
-  SparseRows input_rows, input_cols, input_mix;  // a mix without rows is the identity
-  SparseRows output_rows, output_cols, output_mix;
-  int64_t inputs_down, inputs_across;    ///< samples of a tile
-  int64_t folded_down, folded_across;    ///< products of either axis
-  int64_t outputs_down, outputs_across;  ///< outputs of a tile
+  AxisPlan rows, cols;
+  SparseRows input_mix, output_mix;  ///< without rows: the identity
   int64_t products, divisor;
 };
+
+/// Channels are worked on in blocks of this many.
+constexpr int64_t kChannelBlock = 32;
 
 /// How tiles cover an image.
 struct TileGrid {
@@ -66,8 +79,6 @@ void transform_output(const TilePlan& plan, const TileGrid& grid, int64_t channe
                       int64_t begin, int64_t end, const int32_t* bias, int32_t* out);
 void transform_output(const TilePlan& plan, const TileGrid& grid, int64_t channels, const int64_t* products,
                       int64_t begin, int64_t end, const int32_t* bias, int32_t* out);
-/// Channels are worked on in blocks of this many.
-constexpr int64_t kChannelBlock = 32;
 /// Sums of codes; scale [products, channels rounded up to a whole number of blocks] holds the divisor already.
 void transform_output(const TilePlan& plan, const TileGrid& grid, int64_t channels, const int32_t* products,
                       const float* scale, int64_t begin, int64_t end, const float* bias, float* out);

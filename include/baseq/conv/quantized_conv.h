@@ -1,0 +1,78 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+
+#include "baseq/conv/algorithm.h"
+#include "baseq/conv/conv.h"
+#include "baseq/quant/quantize.h"
+#include "baseq/tensor.h"
+
+namespace baseq {
+
+/// The grids of a convolution in the domain of its algorithm's products, which arXiv 2407.02913 calls frequencies.
+struct ConvQuantization {
+  /// kChannel: a scale for each frequency and output channel, `[OC, T, T]` in the paper; kTensor: one.
+  QuantSpec weights{.num_bits = 8};
+  /// kChannel: a scale for each frequency, `[T, T]` in the paper; kTensor: one. Static, from calibration data.
+  QuantSpec activations{.num_bits = 8};
+  std::optional<MseSearch> search;  ///< of the scales, by search_qparams; without it they span the whole range
+};
+
+/// A convolution of stride 1 whose products are of integers. Both grids are symmetric.
+struct QuantizedConv2d {
+  ConvAlgorithm2d algorithm;
+  Padding padding;
+  QuantSpec weights, activations;
+  Tensor weight_codes;  ///< int8 `[products, out_channels, in_channels]`
+  Tensor weight_scale;  ///< float32 `[products, out_channels]`
+  Tensor input_scale;   ///< float32 `[products]`
+  Tensor bias;          ///< float32 `[out_channels]`, or undefined
+};
+
+/// The transforms of `x` `[batch, in_channels, height, width]`, float32 `[products, tiles, in_channels]`.
+Tensor transformed_input(const Tensor& x, const ConvAlgorithm2d& algorithm, const Padding& padding);
+/// The transforms of `weight` `[out_channels, in_channels, rows.taps, cols.taps]`, float32 `[products, out_channels,
+/// in_channels]`. Differentiable.
+Tensor transformed_weight(const Tensor& weight, const ConvAlgorithm2d& algorithm);
+
+/**
+ * @param weight  `[out_channels, in_channels, rows.taps, cols.taps]`
+ * @param bias    `[out_channels]` or undefined
+ * @param x       what the layer reads, `[batch, in_channels, height, width]`: gives the scales of the activations
+ * @throws c10::Error when shapes do not fit or a grid is asymmetric, dynamic or in groups
+ */
+QuantizedConv2d quantize_conv2d(const Tensor& weight, const Tensor& bias, const Tensor& x,
+                                const ConvAlgorithm2d& algorithm, const Padding& padding,
+                                const ConvQuantization& quantization = {});
+
+/**
+ * The same computation by tensor operations in floating point, differentiable in everything that needs a gradient;
+ * rounding lets it through (fake_quantize).
+ *
+ * @param weight                 of the convolution, as for quantize_conv2d
+ * @param log_weight_scale       natural logarithms `[products, out_channels]`, or `[1, 1]` for kTensor
+ * @param log_input_scale        the same `[products]` or `[1]`
+ */
+Tensor simulate_conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, const ConvAlgorithm2d& algorithm,
+                       const Padding& padding, const ConvQuantization& quantization, const Tensor& log_weight_scale,
+                       const Tensor& log_input_scale);
+
+/// Runs a QuantizedConv2d on the CPU with int8 matrix products: AVX-512 VNNI where the processor has it, products of
+/// int16 elsewhere.
+class IntegerConv2d {
+ public:
+  explicit IntegerConv2d(QuantizedConv2d layer);
+  ~IntegerConv2d();
+  IntegerConv2d(IntegerConv2d&&) noexcept;
+
+  /// float32 `[batch, out_channels, ...]`, channels-last, of float32 `x`; channels-last `x` saves a copy.
+  Tensor operator()(const Tensor& x) const;
+  const QuantizedConv2d& layer() const;
+
+ private:
+  struct Prepared;
+  std::unique_ptr<const Prepared> prepared_;
+};
+
+}  // namespace baseq
