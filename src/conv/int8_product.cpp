@@ -17,7 +17,8 @@ namespace {
 
 constexpr int64_t kLanes = 16;  // columns of a register
 constexpr int64_t kGroup = 4;   // codes of a column that one instruction takes
-constexpr int64_t kRows = 6, kSets = 4;
+// Sixteen sums stay in registers; g++ moves those of larger blocks to memory.
+constexpr int64_t kRows = 4, kSets = 4;
 
 #if defined(__x86_64__)
 /// One product of packed weights: `sets` registers of columns.
@@ -57,13 +58,11 @@ __attribute__((target("avx512f,avx512vnni"))) void multiply_block(const Block& b
     }
   }
 }
-
 using MultiplyBlock = void (*)(const Block&);
 template <int64_t kBlockRows>
 constexpr MultiplyBlock kOfRows[] = {multiply_block<kBlockRows, 1>, multiply_block<kBlockRows, 2>,
                                      multiply_block<kBlockRows, 3>, multiply_block<kBlockRows, 4>};
-constexpr const MultiplyBlock* kBlocks[kRows] = {kOfRows<1>, kOfRows<2>, kOfRows<3>,
-                                                 kOfRows<4>, kOfRows<5>, kOfRows<6>};
+constexpr const MultiplyBlock* kBlocks[kRows] = {kOfRows<1>, kOfRows<2>, kOfRows<3>, kOfRows<4>};
 
 void multiply_packed(const uint8_t* a, const int8_t* packed, const int32_t* start, int64_t rows, int64_t columns,
                      int64_t depth, int32_t* out) {
@@ -71,7 +70,7 @@ void multiply_packed(const uint8_t* a, const int8_t* packed, const int32_t* star
   for (int64_t set = 0; set < all_sets; set += kSets) {
     const int64_t sets = std::min(kSets, all_sets - set);
     for (int64_t row = 0; row < rows;) {
-      // What is left after blocks of six is shared out evenly: 8 rows are 4 and 4, not 6 and 2.
+      // The last rows are shared out evenly: 6 are 3 and 3, not 4 and 2.
       const int64_t left = rows - row;
       const int64_t take = left > kRows && left < 2 * kRows ? (left + 1) / 2 : std::min(kRows, left);
       const Block block{a + row * depth,

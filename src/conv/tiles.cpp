@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <bit>
 #include <memory>
 #include <type_traits>
 
@@ -197,14 +198,15 @@ struct Convert {
 struct Quantize {
   CodeGrid codes;
   [[gnu::always_inline]] void operator()(int64_t product, const float* values, uint8_t* target) const {
-    // Adding and taking away 1.5 * 2^23 rounds to the nearest integer, halves to even.
-    constexpr float kRounder = 12582912.0F;
-    const float factor = codes.inverse_scale[product];
+    // Adding 1.5 * 2^23 rounds to the nearest integer, halves to even, and leaves it in the lowest bits. The limits are
+    // compared after that, where they are exact.
+    constexpr float kRounder = 12582912.0F + 128;
+    const float factor = codes.inverse_scale[product], low = codes.low + kRounder, high = codes.high + kRounder;
     for (int64_t c = 0; c < kBlock; ++c) {
-      float code = values[c] * factor;
-      code = code < codes.low ? codes.low : code;
-      code = code > codes.high ? codes.high : code;
-      target[c] = static_cast<uint8_t>(static_cast<int32_t>((code + kRounder) - kRounder) + 128);
+      float code = values[c] * factor + kRounder;
+      code = code < low ? low : code;
+      code = code > high ? high : code;
+      target[c] = static_cast<uint8_t>(std::bit_cast<uint32_t>(code));
     }
   }
 };
