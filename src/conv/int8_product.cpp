@@ -50,6 +50,14 @@ __attribute__((target("avx512f,avx512vnni"))) void multiply_block(const Block& b
       for (int64_t s = 0; s < kBlockSets; ++s) sums[r][s] = _mm512_dpbusd_epi32(sums[r][s], codes, weights[s]);
     }
   }
+  if (block.stored >= kBlockSets * kLanes) {
+    for (int64_t r = 0; r < kBlockRows; ++r) {
+      for (int64_t s = 0; s < kBlockSets; ++s) {
+        _mm512_storeu_si512(block.out + r * block.columns + s * kLanes, sums[r][s]);
+      }
+    }
+    return;
+  }
   for (int64_t s = 0; s < kBlockSets; ++s) {
     const int64_t rest = block.stored - s * kLanes;
     const auto mask = static_cast<__mmask16>(rest >= kLanes ? 0xffff : (1 << rest) - 1);
@@ -58,6 +66,7 @@ __attribute__((target("avx512f,avx512vnni"))) void multiply_block(const Block& b
     }
   }
 }
+
 using MultiplyBlock = void (*)(const Block&);
 template <int64_t kBlockRows>
 constexpr MultiplyBlock kOfRows[] = {multiply_block<kBlockRows, 1>, multiply_block<kBlockRows, 2>,
