@@ -126,10 +126,14 @@ CheckpointWriter::~CheckpointWriter() {
 void CheckpointWriter::add(const std::string& name, const Tensor& tensor) {
   TORCH_CHECK(!finished_, kWho, ": ", directory_.string(), " is finished");
   TORCH_CHECK(tensor.defined(), kWho, ": tensor ", quote(name), " is undefined");
-  const bool is_new = shard_of_.emplace(name, num_shards_ + 1).second;
-  TORCH_CHECK(is_new, kWho, ": tensor ", quote(name), " was added before");
+  TORCH_CHECK(!shard_of_.contains(name), kWho, ": tensor ", quote(name), " was added before");
+  const auto num_bytes = static_cast<int64_t>(tensor.nbytes());
+  if (buffered_bytes_ + num_bytes > options_.shard_bytes) {
+    flush();
+  }
+  shard_of_.emplace(name, num_shards_ + 1);
   buffer_.emplace(name, tensor.detach());
-  buffered_bytes_ += static_cast<int64_t>(tensor.nbytes());
+  buffered_bytes_ += num_bytes;
   if (buffered_bytes_ >= options_.shard_bytes) {
     flush();
   }
@@ -146,7 +150,7 @@ void CheckpointWriter::flush() {
   buffer_.clear();
 }
 
-void CheckpointWriter::copy_side_files(const fs::path& source) {
+void CheckpointWriter::copy_side_files(const fs::path& source, const std::set<std::string>& except) {
   TORCH_CHECK(!finished_, kWho, ": ", directory_.string(), " is finished");
   std::error_code error;
   fs::directory_iterator entry(source, error);
@@ -155,7 +159,8 @@ void CheckpointWriter::copy_side_files(const fs::path& source) {
     const fs::path from = entry->path();
     const fs::file_status status = fs::status(from, error);
     const fs::path to = partial_ / from.filename();
-    if (!is_weights_or_config(from.filename().string()) && !fs::is_directory(status)) {
+    const std::string name = from.filename().string();
+    if (!is_weights_or_config(name) && !except.contains(name) && !fs::is_directory(status)) {
       TORCH_CHECK(fs::exists(status), kWho, ": ", from.string(), " is a link to nothing; incomplete download?");
       if (fs::is_regular_file(status) && !path_exists(kWho, to)) {
         copy_file(kWho, from, to);
@@ -175,7 +180,7 @@ void CheckpointWriter::write_file(const std::string& name, std::string_view cont
   file.commit();
 }
 
-void CheckpointWriter::finish(const json& config) {
+void CheckpointWriter::finish(const json& config, const std::function<void(const Checkpoint&)>& check_written) {
   TORCH_CHECK(!finished_, kWho, ": ", directory_.string(), " is finished");
   TORCH_CHECK(config.is_object(), kWho, ": the config is a JSON ", config.type_name(), ", expected an object");
   const auto write_json = [this](const char* name, const json& value) {
@@ -200,6 +205,9 @@ void CheckpointWriter::finish(const json& config) {
     write_json(kIndexName, {{"metadata", {{"total_size", total_bytes_}}}, {"weight_map", std::move(weight_map)}});
   }
   sync_directory(kWho, partial_);
+  if (check_written) {
+    check_written(Checkpoint(partial_));
+  }
   finished_ = true;  // from here on the work is worth keeping even if it cannot get its name
   try {
     check_replaceable(directory_, options_.force);

@@ -45,16 +45,16 @@ TEST(CheckpointWriter, WritesShardsThatReadBack) {
   std::map<std::string, Tensor> tensors;
   {
     CheckpointWriter writer(dir / "out", {.shard_bytes = 100});
-    for (int i = 0; i < 7; ++i) {  // 48 bytes each: three to a shard
+    for (int i = 0; i < 7; ++i) {  // 48 bytes each: two to a shard
       const std::string name = c10::str("t", i);
       tensors[name] = at::arange(12, at::kFloat) + i;
       writer.add(name, tensors[name]);
     }
     writer.finish(kConfig);
   }
-  EXPECT_EQ(list(dir / "out"),
-            (Names{"config.json", "model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors",
-                   "model-00003-of-00003.safetensors", "model.safetensors.index.json"}));
+  EXPECT_EQ(list(dir / "out"), (Names{"config.json", "model-00001-of-00004.safetensors",
+                                      "model-00002-of-00004.safetensors", "model-00003-of-00004.safetensors",
+                                      "model-00004-of-00004.safetensors", "model.safetensors.index.json"}));
   const Checkpoint checkpoint(dir / "out");
   EXPECT_EQ(checkpoint.names().size(), 7U);
   for (const auto& [name, tensor] : tensors) {
@@ -65,13 +65,13 @@ TEST(CheckpointWriter, WritesShardsThatReadBack) {
     "total_size": 336
   },
   "weight_map": {
-    "t0": "model-00001-of-00003.safetensors",
-    "t1": "model-00001-of-00003.safetensors",
-    "t2": "model-00001-of-00003.safetensors",
-    "t3": "model-00002-of-00003.safetensors",
-    "t4": "model-00002-of-00003.safetensors",
-    "t5": "model-00002-of-00003.safetensors",
-    "t6": "model-00003-of-00003.safetensors"
+    "t0": "model-00001-of-00004.safetensors",
+    "t1": "model-00001-of-00004.safetensors",
+    "t2": "model-00002-of-00004.safetensors",
+    "t3": "model-00002-of-00004.safetensors",
+    "t4": "model-00003-of-00004.safetensors",
+    "t5": "model-00003-of-00004.safetensors",
+    "t6": "model-00004-of-00004.safetensors"
   }
 }
 )");
@@ -219,6 +219,39 @@ TEST(CheckpointWriter, CopiesSideFilesByteForByte) {
   EXPECT_EQ(read_bytes(dir / "out/tokenizer_config.json"), "new");
   EXPECT_EQ(read_bytes(dir / "out/generation_config.json"), "{\"a\":1}");
   EXPECT_EQ(value_of(dir / "out"), 1);
+}
+
+TEST(CheckpointWriter, LeavesOutNamedSideFiles) {
+  const TempDirectory dir;
+  fs::create_directory(dir / "source");
+  write_bytes(dir / "source/modeling.py", "x");
+  write_bytes(dir / "source/tokenizer.json", "{}");
+  CheckpointWriter writer(dir / "out", {});
+  writer.add("a", at::ones({4}));
+  writer.copy_side_files(dir / "source", {"modeling.py"});
+  writer.finish(kConfig);
+  EXPECT_EQ(list(dir / "out"), (Names{"config.json", "model.safetensors", "tokenizer.json"}));
+}
+
+TEST(CheckpointWriter, WhatTheCheckRefusesGetsNoName) {
+  const TempDirectory dir;
+  {
+    CheckpointWriter writer(dir / "out", {.shard_bytes = 16});
+    writer.add("a", at::ones({4}));
+    writer.add("b", at::zeros({4}));
+    expect_error(
+        [&] {
+          writer.finish(kConfig, [&](const Checkpoint& written) {
+            EXPECT_EQ(written.config(), kConfig);
+            EXPECT_TRUE(at::equal(written.tensor("a"), at::ones({4})));
+            EXPECT_TRUE(at::equal(written.tensor("b"), at::zeros({4})));
+            EXPECT_FALSE(fs::exists(dir / "out"));
+            TORCH_CHECK(false, "b is wrong");
+          });
+        },
+        {"b is wrong"});
+  }
+  EXPECT_TRUE(list(dir.path()).empty());
 }
 
 TEST(CheckpointWriter, RefusesWhatWouldMakeAWrongCheckpoint) {

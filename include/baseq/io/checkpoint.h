@@ -1,9 +1,11 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -40,8 +42,9 @@ class Checkpoint {
 class CheckpointWriter {
  public:
   struct Options {
-    int64_t shard_bytes = int64_t{1} << 30;  ///< a shard is written once this much is buffered
-    bool force = false;                      ///< replace an existing checkpoint (in finish())
+    /// What is buffered, then written as one shard. Only a shard of a single tensor may hold more.
+    int64_t shard_bytes = int64_t{1} << 30;
+    bool force = false;  ///< replace an existing checkpoint (in finish())
   };
   /// `directory` may end in a slash or be a link to a directory; its parents are created.
   /// Throws when `directory` exists and `force` is false, and even with `force` when it is not a directory or has files
@@ -55,13 +58,14 @@ class CheckpointWriter {
   void add(const std::string& name, const Tensor& tensor);
   /// Copies every regular file of `source` (links are followed, subdirectories are not) that is neither weights
   /// (*.safetensors, *.bin, *.pth, *.gguf, *.index.json) nor config.json, byte for byte. A file that write_file() wrote
-  /// stays. Throws on a link to nothing.
-  void copy_side_files(const std::filesystem::path& source);
+  /// stays, and names in `except` are left out. Throws on a link to nothing.
+  void copy_side_files(const std::filesystem::path& source, const std::set<std::string>& except = {});
   /// Writes `name`, replacing what is there. Throws unless it is a plain file name that copy_side_files would copy.
   void write_file(const std::string& name, std::string_view content);
-  /// Writes the last shard, the index (when there is more than one shard) and config.json, then renames.
+  /// Writes the last shard, the index (when there is more than one shard) and config.json, hands what was written to
+  /// `check_written`, then renames. When that throws, nothing gets the final name.
   /// Throws when there are no tensors. When only the last rename fails, the message says so and `.partial` is kept.
-  void finish(const nlohmann::json& config);
+  void finish(const nlohmann::json& config, const std::function<void(const Checkpoint&)>& check_written = {});
 
  private:
   void flush();
