@@ -39,5 +39,6 @@ void add_quantize(CLI::App& app);
 void add_eval(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_tokenize(CLI::App& app);
+void add_export(CLI::App& app);
 
 }  // namespace baseq::cli

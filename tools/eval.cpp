@@ -13,7 +13,7 @@ namespace {
 
 struct EvalArguments {
   CommonOptions common;
-  std::string model, text, tokens, reference;
+  std::string model, text, tokens, reference, logits;
   int64_t seq_len = 2048, max_windows = 0;
 };
 
@@ -50,6 +50,9 @@ void run(const EvalArguments& arguments) {
     ProgressDisplay display(arguments.common.quiet);
     result = evaluate(model, windows, reference ? &*reference : nullptr,
                       [&](int64_t done, int64_t total) { display.step(done, total, "blocks"); });
+  }
+  if (!arguments.logits.empty()) {
+    save_safetensors(arguments.logits, {{"input_ids", windows}, {"logits", model.logits(windows).cpu()}});
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   nlohmann::json json{{"model", arguments.model},
@@ -89,6 +92,8 @@ void add_eval(CLI::App& app) {
       ->excludes(text);
   command->add_option("--reference", arguments->reference, "Checkpoint to compare with: KL divergence, top-1 agreement")
       ->transform(checkpoint_directory());
+  command->add_option("--logits", arguments->logits,
+                      "Write input_ids and float32 logits [windows, tokens, vocabulary] to this .safetensors file");
   command->add_option("--seq-len", arguments->seq_len, "Tokens a window")
       ->capture_default_str()
       ->check(CLI::Range(2, 1 << 24));

@@ -28,6 +28,7 @@ int main(int argc, char** argv) {
   baseq::cli::add_eval(app);
   baseq::cli::add_inspect(app);
   baseq::cli::add_tokenize(app);
+  baseq::cli::add_export(app);
   try {
     app.parse(argc, argv);
     return 0;

@@ -1,0 +1,63 @@
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "baseq/io/checkpoint.h"
+
+namespace baseq {
+
+/// What a checkpoint can be turned into; docs/export.md says what each carries and who loads it.
+enum class ExportFormat {
+  kHuggingFace,        ///< "hf": dequantized weights, every transform merged
+  kCompressedTensors,  ///< "compressed-tensors": pack-quantized, or int-quantized where activations have 8 bits too
+};
+
+/// Throws c10::Error listing the formats when `name` is none of them.
+ExportFormat export_format(const std::string& name);
+
+struct ExportOptions {
+  ExportFormat format = ExportFormat::kHuggingFace;
+  /// What the format keeps in floating point: embedding, head, norms, biases, scales and weights without a grid.
+  at::ScalarType dtype = at::kBFloat16;
+};
+
+/// One tensor of an export and how to make it.
+struct PlannedTensor {
+  std::string name;
+  at::ScalarType dtype;
+  std::vector<int64_t> shape;
+  std::function<Tensor()> make;
+
+  int64_t num_bytes() const;
+};
+
+/// Everything an export will write, before any of it is computed.
+struct ExportPlan {
+  std::vector<PlannedTensor> tensors;  ///< in the order in which making them is cheap
+  nlohmann::json config;               ///< the new config.json
+  std::vector<std::string> notes;      ///< what the user should know about it, one sentence each
+  /// Throws naming the tensor in which a written checkpoint does not hold what the source holds, the weights
+  /// dequantized from the written format.
+  std::function<void(const Checkpoint& written)> check_weights;
+
+  int64_t num_bytes() const;
+};
+
+/// The preflight: reads headers, and of the tensors only the small ones that decide.
+/// Throws c10::Error with one sentence saying what of the checkpoint the format cannot carry and which recipe would
+/// fit.
+/// @param checkpoint  a native or an unquantized checkpoint; must outlive the plan
+ExportPlan plan_export(const Checkpoint& checkpoint, const ExportOptions& options);
+
+/// Writes what `plan` says and copies the side files of `checkpoint` byte for byte. Holds one block of the source and
+/// one shard. Before the directory gets its name everything is read back, dequantized and compared with the source: a
+/// difference is an error.
+/// @param progress  called with tensors done and tensors in all; may be empty
+void write_export(const Checkpoint& checkpoint, const ExportPlan& plan, const std::filesystem::path& output,
+                  const CheckpointWriter::Options& options = {},
+                  const std::function<void(int64_t done, int64_t total)>& progress = {});
+
+}  // namespace baseq

@@ -1,0 +1,153 @@
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include "baseq/quant/pack.h"
+#include "export_source.h"
+
+namespace baseq {
+namespace {
+
+using nlohmann::json;
+
+/// The first version whose packing is a dense stream of bits for every number of bits.
+constexpr const char* kVersion = "0.18.0";
+
+/// Activations and weights of 8 bits and one scale a channel: what int8 kernels run.
+bool is_int_quantized(const QuantizationConfig& quantization) {
+  const QuantSpec& weights = *quantization.weights;
+  return quantization.input_activations && quantization.input_activations->num_bits == 8 && weights.num_bits == 8 &&
+         weights.symmetric && weights.strategy != Strategy::kGroup;
+}
+
+void preflight(const ExportSource& source, at::ScalarType dtype) {
+  const QuantizationConfig& quantization = source.quantization();
+  TORCH_CHECK(quantization.weights, source.path(),
+              ": the weights are in full precision, which format hf carries and compressed-tensors does not; quantize "
+              "them with configs/w4a16-vllm.json");
+  const QuantSpec& weights = *quantization.weights;
+  const auto& activations = quantization.input_activations;
+  Obstacles obstacles(source, "compressed-tensors");
+  obstacles.add_if(quantization.kv_cache.has_value(), "a quantized cache (kv_cache)");
+  obstacles.add_if(quantization.input_hadamard, "an online Hadamard transform of norm outputs (transforms.input)");
+  obstacles.add_if(quantization.o_hadamard, "an online Hadamard transform of o_proj's input (transforms.o)");
+  obstacles.add_if(quantization.down_hadamard, "an online Hadamard transform of down_proj's input (transforms.down)");
+  obstacles.add_if(activations && !activations->symmetric,
+                   "asymmetric activations, whose grid here has a real-valued zero point");
+  obstacles.add_if(activations && !source.clips_are_one(), "clip ratios of activations other than 1");
+  obstacles.add_if(source.has_quant_tensor(".gain"), "gains of activations");
+  obstacles.add_if(source.has_quant_tensor(".shift"), "shifts of activations");
+  obstacles.add_if(!weights.symmetric && weights.num_bits != 4 && weights.num_bits != 8,
+                   fmt::format("asymmetric weights of {} bits (4 and 8 can be)", weights.num_bits));
+  obstacles.refuse(activations && activations->num_bits == 8
+                       ? "quantize again with configs/w8a8-vllm.json"
+                       : "quantize again with configs/w4a16-vllm.json, or with --set for the keys named");
+  const bool exact = weights.scale_dtype == dtype || dtype == at::kFloat;
+  TORCH_CHECK(exact, source.path(), ": the scales are ", c10::toString(weights.scale_dtype),
+              " and would be rounded to ", c10::toString(dtype),
+              ", which changes the weights; quantize again with --set weights.scale_dtype=bfloat16, or export with "
+              "--dtype float32");
+}
+
+json weight_args(const QuantSpec& spec) {
+  const bool group = spec.strategy == Strategy::kGroup;
+  return {{"num_bits", spec.num_bits},
+          {"type", "int"},
+          {"symmetric", spec.symmetric},
+          {"strategy", group ? "group" : "channel"},
+          {"group_size", group ? json(spec.group_size) : json(nullptr)},
+          {"dynamic", false}};
+}
+
+json activation_args(const QuantSpec& spec) {
+  return {{"num_bits", spec.num_bits},
+          {"type", "int"},
+          {"symmetric", spec.symmetric},
+          {"strategy", "token"},
+          {"dynamic", true}};
+}
+
+json quantization_config(const QuantizationConfig& quantization, const char* format) {
+  const auto& activations = quantization.input_activations;
+  const json group{{"targets", {"Linear"}},
+                   {"format", format},
+                   {"weights", weight_args(*quantization.weights)},
+                   {"input_activations", activations ? activation_args(*activations) : json(nullptr)},
+                   {"output_activations", nullptr}};
+  return {{"quant_method", "compressed-tensors"}, {"version", kVersion},   {"format", format},
+          {"quantization_status", "compressed"},  {"ignore", {"lm_head"}}, {"kv_cache_scheme", nullptr},
+          {"config_groups", {{"group_0", group}}}};
+}
+
+/// One row a channel: `[1, 1]` with strategy "tensor" stands for all of them.
+Tensor by_channel(const Tensor& qparam, int64_t out_features) {
+  return qparam.size(0) == out_features ? qparam : qparam.expand({out_features, qparam.size(1)}).contiguous();
+}
+
+Tensor pack_zero_points(const Tensor& zero_point, int64_t num_bits) {
+  const Tensor codes = zero_point.t().to(at::kChar).contiguous();
+  return pack_to_int32(codes, num_bits).t().contiguous();
+}
+
+/// The weight that a loader of the format computes, float32 [out_features, in_features].
+Tensor dequantize_written(const Checkpoint& written, const SourceLinear& linear, const QuantSpec& spec,
+                          bool int_quantized) {
+  const std::string name = linear.full_name + ".weight";
+  const Tensor codes = int_quantized
+                           ? written.tensor(name)
+                           : unpack_from_int32(written.tensor(name + "_packed"), spec.num_bits, linear.in_features);
+  const Tensor scale = written.tensor(name + "_scale").to(at::kFloat);
+  Tensor values = codes.to(at::kFloat).view({linear.out_features, scale.size(1), -1});
+  if (!spec.symmetric) {
+    const Tensor packed = written.tensor(name + "_zero_point").t().contiguous();
+    values = values - unpack_from_int32(packed, spec.num_bits, linear.out_features).t().unsqueeze(-1);
+  }
+  return (values * scale.unsqueeze(-1)).view({linear.out_features, linear.in_features});
+}
+
+}  // namespace
+
+ExportPlan plan_compressed_tensors(std::shared_ptr<const ExportSource> source, at::ScalarType dtype) {
+  preflight(*source, dtype);
+  const QuantizationConfig& quantization = source->quantization();
+  const QuantSpec spec = *quantization.weights;
+  const bool int_quantized = is_int_quantized(quantization);
+
+  const auto plan_linear = [=](ExportPlan& plan, const SourceLinear& linear) {
+    const int64_t rows = linear.out_features, columns = linear.in_features;
+    const int64_t groups = spec.strategy == Strategy::kGroup ? columns / spec.group_size : 1;
+    const std::string name = linear.full_name + ".weight";
+    const auto quantized = [=]() -> const QuantizedWeight& { return *source->linear(linear).quantized; };
+    const auto words = [&](int64_t codes) { return (codes * spec.num_bits + 31) / 32; };
+    if (int_quantized) {
+      plan.tensors.push_back({name, at::kChar, {rows, columns}, [=] { return quantized().codes; }});
+    } else {
+      plan.tensors.push_back({name + "_packed", at::kInt, {rows, words(columns)}, [=] {
+                                return pack_to_int32(quantized().codes, spec.num_bits);
+                              }});
+      plan.tensors.push_back({name + "_shape", at::kLong, {2}, [=] { return at::tensor({rows, columns}, at::kLong); }});
+    }
+    plan.tensors.push_back({name + "_scale", dtype, {rows, groups}, [=] {
+                              return by_channel(quantized().qparams.scale, rows).to(dtype);
+                            }});
+    if (!spec.symmetric) {
+      plan.tensors.push_back({name + "_zero_point", at::kInt, {words(rows), groups}, [=] {
+                                return pack_zero_points(by_channel(quantized().qparams.zero_point, rows),
+                                                        spec.num_bits);
+                              }});
+    }
+  };
+  const auto check_linear = [=](const Checkpoint& written, const SourceLinear& linear) {
+    expect_written(dequantize_written(written, linear, spec, int_quantized), source->linear(linear).weight,
+                   linear.full_name + ".weight");
+  };
+  ExportPlan plan = plan_dense_parts(source, dtype, plan_linear, check_linear);
+  plan.config["quantization_config"] =
+      quantization_config(quantization, int_quantized ? "int-quantized" : "pack-quantized");
+  if (spec.num_bits == 3 || spec.num_bits > 4) {
+    plan.notes.push_back(fmt::format(
+        "Codes of {} bits are packed densely: compressed-tensors 0.18 or newer reads them.", spec.num_bits));
+  }
+  return plan;
+}
+
+}  // namespace baseq

@@ -1,0 +1,77 @@
+#include "baseq/export/export_checkpoint.h"
+
+#include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <numeric>
+
+#include "export_source.h"
+
+namespace baseq {
+namespace {
+
+/// In the order of ExportFormat.
+const std::vector<std::string> kFormats = {"hf", "compressed-tensors"};
+
+}  // namespace
+
+ExportFormat export_format(const std::string& name) {
+  const auto it = std::find(kFormats.begin(), kFormats.end(), name);
+  TORCH_CHECK(it != kFormats.end(), "export: format \"", name, "\" is not known; known are ",
+              fmt::format("{}", fmt::join(kFormats, ", ")));
+  return static_cast<ExportFormat>(it - kFormats.begin());
+}
+
+int64_t PlannedTensor::num_bytes() const {
+  const int64_t count = std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
+  return count * static_cast<int64_t>(c10::elementSize(dtype));
+}
+
+int64_t ExportPlan::num_bytes() const {
+  return std::accumulate(tensors.begin(), tensors.end(), int64_t{0},
+                         [](int64_t sum, const PlannedTensor& tensor) { return sum + tensor.num_bytes(); });
+}
+
+ExportPlan plan_export(const Checkpoint& checkpoint, const ExportOptions& options) {
+  const at::ScalarType dtype = options.dtype;
+  TORCH_CHECK(dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16, "export: dtype is ", dtype,
+              ", expected float32, float16 or bfloat16");
+  const c10::NoGradGuard no_grad;
+  auto source = std::make_shared<const ExportSource>(checkpoint);
+  switch (options.format) {
+    case ExportFormat::kHuggingFace:
+      return plan_hugging_face(std::move(source), dtype);
+    case ExportFormat::kCompressedTensors:
+      return plan_compressed_tensors(std::move(source), dtype);
+  }
+  TORCH_INTERNAL_ASSERT(false, "unknown ExportFormat");
+}
+
+void write_export(const Checkpoint& checkpoint, const ExportPlan& plan, const std::filesystem::path& output,
+                  const CheckpointWriter::Options& options,
+                  const std::function<void(int64_t done, int64_t total)>& progress) {
+  const c10::NoGradGuard no_grad;
+  CheckpointWriter writer(output, options);
+  const auto total = static_cast<int64_t>(plan.tensors.size());
+  for (int64_t i = 0; i < total; ++i) {
+    const PlannedTensor& planned = plan.tensors[static_cast<size_t>(i)];
+    const Tensor tensor = planned.make();
+    TORCH_INTERNAL_ASSERT(tensor.scalar_type() == planned.dtype && tensor.sizes() == planned.shape,
+                          "export: ", planned.name, " was planned as ", planned.dtype, " ", planned.shape, " but is ",
+                          tensor.scalar_type(), " ", tensor.sizes());
+    TORCH_CHECK(!tensor.is_floating_point() || at::isfinite(tensor).all().item<bool>(), "export: ", planned.name,
+                " has values that ", planned.dtype, " cannot hold; choose another dtype");
+    writer.add(planned.name, tensor);
+    if (progress) progress(i + 1, total);
+  }
+  writer.copy_side_files(checkpoint.path());
+  writer.finish(plan.config, [&](const Checkpoint& written) {
+    TORCH_CHECK(written.names().size() == plan.tensors.size(), "export: ", written.names().size(),
+                " tensors were written but ", plan.tensors.size(), " were planned");
+    plan.check_weights(written);
+  });
+}
+
+}  // namespace baseq

@@ -1,0 +1,81 @@
+#pragma once
+
+#include <memory>
+
+#include "baseq/export/export_checkpoint.h"
+#include "baseq/model/model.h"
+
+/// What the formats share: the checkpoint as an exporter sees it. Not installed.
+namespace baseq {
+
+/// One of the seven linears of a block.
+struct SourceLinear {
+  int64_t block;
+  std::string name;       ///< within the block, such as "self_attn.q_proj"
+  std::string full_name;  ///< with the block's prefix
+  int64_t out_features, in_features;
+  bool bias;
+};
+
+/// A native or unquantized checkpoint whose blocks are read one at a time, the last one kept.
+class ExportSource {
+ public:
+  explicit ExportSource(const Checkpoint& checkpoint);
+  const Checkpoint& checkpoint() const { return checkpoint_; }
+  const QuantizationConfig& quantization() const { return quantization_; }  ///< empty for an unquantized checkpoint
+  const std::vector<SourceLinear>& linears() const { return linears_; }     ///< block by block
+  /// The tensors that are neither of a linear nor of a quant point.
+  const std::vector<std::string>& others() const { return others_; }
+  /// Whether a tensor of that name ending (".gain", ".self_attn.v_cache_quant.shift") is in some block.
+  bool has_quant_tensor(const std::string& ending) const;
+  /// Whether every clip ratio that is stored is 1.
+  bool clips_are_one() const;
+  /// What tells the user which file is meant.
+  std::string path() const { return checkpoint_.path().string(); }
+
+  /// As read by Model: float32, dequantized.
+  const Linear& linear(const SourceLinear& which) const;
+  /// float32 [out_features, in_features] for inputs that no online Hadamard transform has passed: it is merged here.
+  Tensor merged_weight(const SourceLinear& which) const;
+
+ private:
+  const Checkpoint& checkpoint_;
+  Model model_;
+  QuantizationConfig quantization_;
+  std::vector<SourceLinear> linears_;
+  std::vector<std::string> others_, quant_tensors_;
+  mutable int64_t block_ = -1;  ///< which one `layer_` is
+  mutable std::map<std::string, Linear> layer_;
+};
+
+/// Collects what a format cannot carry; the constructor's names go into the sentence.
+class Obstacles {
+ public:
+  Obstacles(const ExportSource& source, std::string format) : source_(source), format_(std::move(format)) {}
+  void add_if(bool found, const std::string& what) {
+    if (found) found_.push_back(what);
+  }
+  /// Throws when something was found; `advice` ends the sentence.
+  void refuse(const std::string& advice) const;
+
+ private:
+  const ExportSource& source_;
+  std::string format_;
+  std::vector<std::string> found_;
+};
+
+/// Plans the tensors that are not weights of linears (embedding, norms, head, biases) in `dtype` and the config.json
+/// without quantization, and returns a plan whose check compares them. `plan_linear` adds the weights of one linear to
+/// `plan.tensors`; `check_linear` throws unless `written` holds them.
+ExportPlan plan_dense_parts(
+    std::shared_ptr<const ExportSource> source, at::ScalarType dtype,
+    const std::function<void(ExportPlan& plan, const SourceLinear& linear)>& plan_linear,
+    const std::function<void(const Checkpoint& written, const SourceLinear& linear)>& check_linear);
+
+/// Throws naming `name` unless the two are the same tensor, bit for bit.
+void expect_written(const Tensor& written, const Tensor& source, const std::string& name);
+
+ExportPlan plan_hugging_face(std::shared_ptr<const ExportSource> source, at::ScalarType dtype);
+ExportPlan plan_compressed_tensors(std::shared_ptr<const ExportSource> source, at::ScalarType dtype);
+
+}  // namespace baseq

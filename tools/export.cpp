@@ -1,0 +1,106 @@
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <chrono>
+#include <memory>
+
+#include "baseq/export/export_checkpoint.h"
+#include "commands.h"
+#include "progress_display.h"
+
+namespace baseq::cli {
+namespace {
+
+const std::map<std::string, at::ScalarType> kDtypes = {
+    {"float32", at::kFloat}, {"float16", at::kHalf}, {"bfloat16", at::kBFloat16}};
+
+struct ExportArguments {
+  CommonOptions common;
+  std::string model, format, output, dtype = "bfloat16";
+  int64_t shard_megabytes = 1024;
+  bool dry_run = false, force = false;
+};
+
+/// As safetensors spells it.
+const char* dtype_name(at::ScalarType dtype) {
+  switch (dtype) {
+    case at::kFloat:
+      return "F32";
+    case at::kHalf:
+      return "F16";
+    case at::kBFloat16:
+      return "BF16";
+    case at::kInt:
+      return "I32";
+    case at::kLong:
+      return "I64";
+    case at::kChar:
+      return "I8";
+    default:
+      return c10::toString(dtype);
+  }
+}
+
+nlohmann::json to_json(const ExportArguments& arguments, const ExportPlan& plan) {
+  nlohmann::json tensors = nlohmann::json::array();
+  for (const PlannedTensor& tensor : plan.tensors) {
+    tensors.push_back({{"name", tensor.name}, {"dtype", dtype_name(tensor.dtype)}, {"shape", tensor.shape}});
+  }
+  return {{"model", arguments.model},  {"format", arguments.format}, {"dry_run", arguments.dry_run},
+          {"bytes", plan.num_bytes()}, {"config", plan.config},      {"tensors", tensors},
+          {"notes", plan.notes}};
+}
+
+void run(const ExportArguments& arguments) {
+  const auto start = std::chrono::steady_clock::now();
+  apply(arguments.common);
+  if (arguments.output.empty() && !arguments.dry_run) throw CLI::RequiredError("--output or --dry-run");
+  const Checkpoint checkpoint(arguments.model);
+  const ExportPlan plan =
+      plan_export(checkpoint, {.format = export_format(arguments.format), .dtype = kDtypes.at(arguments.dtype)});
+  nlohmann::json report = to_json(arguments, plan);
+  if (arguments.dry_run) {
+    for (const PlannedTensor& tensor : plan.tensors) {
+      fmt::print("  {:<60} {:<5} [{}]\n", tensor.name, dtype_name(tensor.dtype), fmt::join(tensor.shape, ", "));
+    }
+  } else {
+    ProgressDisplay display(arguments.common.quiet);
+    write_export(checkpoint, plan, arguments.output,
+                 {.shard_bytes = arguments.shard_megabytes << 20, .force = arguments.force},
+                 [&](int64_t done, int64_t total) { display.step(done, total, "tensors"); });
+  }
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  fmt::print("{}\n  format       {}\n  size         {} in {} tensors\n", arguments.dry_run ? "plan" : arguments.output,
+             arguments.format, format_bytes(plan.num_bytes()), plan.tensors.size());
+  for (const std::string& note : plan.notes) fmt::print("  note         {}\n", note);
+  if (!arguments.dry_run) {
+    fmt::print("  time         {}\n  peak memory  {}\n", format_seconds(seconds), format_bytes(peak_memory_bytes()));
+  }
+  report["seconds"] = seconds;
+  report["peak_memory_bytes"] = peak_memory_bytes();
+  write_json(arguments.common, report);
+}
+
+}  // namespace
+
+void add_export(CLI::App& app) {
+  auto arguments = std::make_shared<ExportArguments>();
+  CLI::App* command = app.add_subcommand("export", "Turn a quantized checkpoint into a format that others load");
+  command->add_option("model", arguments->model, "Checkpoint directory")->required()->check(CLI::ExistingDirectory);
+  command->add_option("--format", arguments->format, "What to write, see docs/export.md")
+      ->required()
+      ->check(CLI::IsMember({"hf", "compressed-tensors"}));
+  command->add_option("--output", arguments->output, "Directory of the export");
+  command->add_option("--dtype", arguments->dtype, "Of what stays in floating point")
+      ->capture_default_str()
+      ->check(CLI::IsMember(kDtypes));
+  command->add_option("--shard-size", arguments->shard_megabytes, "Largest shard in MiB")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1 << 20));
+  command->add_flag("--dry-run", arguments->dry_run, "Check and list what would be written, write nothing");
+  command->add_flag("--force", arguments->force, "Replace an existing output directory");
+  add_common_options(*command, arguments->common);
+  command->callback([arguments] { run(*arguments); });
+}
+
+}  // namespace baseq::cli
