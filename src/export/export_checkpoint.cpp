@@ -7,6 +7,7 @@
 
 #include <numeric>
 
+#include "baseq/model/modeling_source.h"
 #include "export_source.h"
 
 namespace baseq {
@@ -66,7 +67,7 @@ void write_export(const Checkpoint& checkpoint, const ExportPlan& plan, const st
     writer.add(planned.name, tensor);
     if (progress) progress(i + 1, total);
   }
-  writer.copy_side_files(checkpoint.path());
+  writer.copy_side_files(checkpoint.path(), {kModelingFile});
   writer.finish(plan.config, [&](const Checkpoint& written) {
     TORCH_CHECK(written.names().size() == plan.tensors.size(), "export: ", written.names().size(),
                 " tensors were written but ", plan.tensors.size(), " were planned");

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <set>
 
+#include "baseq/model/modeling_source.h"
 #include "baseq/transform/hadamard.h"
 
 namespace baseq {
@@ -136,6 +137,10 @@ ExportPlan plan_dense_parts(std::shared_ptr<const ExportSource> source, at::Scal
 
   plan.config = checkpoint.config();
   plan.config.erase("quantization_config");
+  if (const auto map = plan.config.find("auto_map"); map != plan.config.end() && map->is_object()) {
+    if (map->value("AutoModelForCausalLM", "") == kModelingClass) map->erase("AutoModelForCausalLM");
+    if (map->empty()) plan.config.erase("auto_map");
+  }
   plan.config["attention_bias"] = attention_bias;
   plan.config["mlp_bias"] = mlp_bias;
   set_dtype(plan.config, dtype);

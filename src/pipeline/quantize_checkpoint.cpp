@@ -10,6 +10,7 @@
 
 #include "baseq/io/run_journal.h"
 #include "baseq/model/model.h"
+#include "baseq/model/modeling_source.h"
 #include "baseq/pipeline/balance.h"
 #include "baseq/pipeline/learn.h"
 #include "baseq/pipeline/merge.h"
@@ -88,6 +89,7 @@ class Run {
         throw Interrupted("stopped after block " + std::to_string(block + 1) + " of " + std::to_string(num_blocks));
       }
     }
+    writer.write_file(kModelingFile, modeling_source());
     writer.copy_side_files(checkpoint_.path());
     writer.finish(output_config());
   }
@@ -225,6 +227,7 @@ class Run {
     nlohmann::json quantization = to_json(recipe_.quantization_config());
     quantization["recipe"] = recipe_.to_json();
     config["quantization_config"] = quantization;
+    config["auto_map"]["AutoModelForCausalLM"] = kModelingClass;
     return config;
   }
 
