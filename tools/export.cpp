@@ -16,7 +16,7 @@ const std::map<std::string, at::ScalarType> kDtypes = {
 
 struct ExportArguments {
   CommonOptions common;
-  std::string model, format, output, dtype = "bfloat16";
+  std::string model, format, output, dtype = "bfloat16", gguf_type = "Q4_0";
   int64_t shard_megabytes = 1024;
   bool dry_run = false, force = false;
 };
@@ -41,10 +41,18 @@ const char* dtype_name(at::ScalarType dtype) {
   }
 }
 
+std::string type_of(const PlannedTensor& tensor) {
+  return tensor.block_type.empty() ? dtype_name(tensor.dtype) : tensor.block_type;
+}
+
+const std::vector<int64_t>& shape_of(const PlannedTensor& tensor) {
+  return tensor.block_type.empty() ? tensor.shape : tensor.logical_shape;
+}
+
 nlohmann::json to_json(const ExportArguments& arguments, const ExportPlan& plan) {
   nlohmann::json tensors = nlohmann::json::array();
   for (const PlannedTensor& tensor : plan.tensors) {
-    tensors.push_back({{"name", tensor.name}, {"dtype", dtype_name(tensor.dtype)}, {"shape", tensor.shape}});
+    tensors.push_back({{"name", tensor.name}, {"dtype", type_of(tensor)}, {"shape", shape_of(tensor)}});
   }
   return {{"model", arguments.model},  {"format", arguments.format}, {"dry_run", arguments.dry_run},
           {"bytes", plan.num_bytes()}, {"config", plan.config},      {"tensors", tensors},
@@ -56,12 +64,13 @@ void run(const ExportArguments& arguments) {
   apply(arguments.common);
   if (arguments.output.empty() && !arguments.dry_run) throw CLI::RequiredError("--output or --dry-run");
   const Checkpoint checkpoint(arguments.model);
-  const ExportPlan plan =
-      plan_export(checkpoint, {.format = export_format(arguments.format), .dtype = kDtypes.at(arguments.dtype)});
+  const ExportPlan plan = plan_export(checkpoint, {.format = export_format(arguments.format),
+                                                   .dtype = kDtypes.at(arguments.dtype),
+                                                   .gguf_type = arguments.gguf_type});
   nlohmann::json report = to_json(arguments, plan);
   if (arguments.dry_run) {
     for (const PlannedTensor& tensor : plan.tensors) {
-      fmt::print("  {:<60} {:<5} [{}]\n", tensor.name, dtype_name(tensor.dtype), fmt::join(tensor.shape, ", "));
+      fmt::print("  {:<60} {:<5} [{}]\n", tensor.name, type_of(tensor), fmt::join(shape_of(tensor), ", "));
     }
   } else {
     ProgressDisplay display(arguments.common.quiet);
@@ -89,8 +98,11 @@ void add_export(CLI::App& app) {
   command->add_option("model", arguments->model, "Checkpoint directory")->required()->check(CLI::ExistingDirectory);
   command->add_option("--format", arguments->format, "What to write, see docs/export.md")
       ->required()
-      ->check(CLI::IsMember({"hf", "compressed-tensors"}));
-  command->add_option("--output", arguments->output, "Directory of the export");
+      ->check(CLI::IsMember({"hf", "compressed-tensors", "gguf"}));
+  command->add_option("--output", arguments->output, "Directory of the export; with gguf the file");
+  command->add_option("--gguf-type", arguments->gguf_type, "Type of the linears in a GGUF file")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"F16", "Q8_0", "Q4_0", "Q4_1"}));
   command->add_option("--dtype", arguments->dtype, "Of what stays in floating point")
       ->capture_default_str()
       ->check(CLI::IsMember(kDtypes));

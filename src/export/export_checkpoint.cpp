@@ -14,9 +14,19 @@ namespace baseq {
 namespace {
 
 /// In the order of ExportFormat.
-const std::vector<std::string> kFormats = {"hf", "compressed-tensors"};
+const std::vector<std::string> kFormats = {"hf", "compressed-tensors", "gguf"};
 
 }  // namespace
+
+Tensor made(const PlannedTensor& planned) {
+  const Tensor tensor = planned.make();
+  TORCH_INTERNAL_ASSERT(tensor.scalar_type() == planned.dtype && tensor.sizes() == planned.shape,
+                        "export: ", planned.name, " was planned as ", planned.dtype, " ", planned.shape, " but is ",
+                        tensor.scalar_type(), " ", tensor.sizes());
+  TORCH_CHECK(!tensor.is_floating_point() || at::isfinite(tensor).all().item<bool>(), "export: ", planned.name,
+              " has values that ", planned.dtype, " cannot hold; choose another dtype");
+  return tensor;
+}
 
 ExportFormat export_format(const std::string& name) {
   const auto it = std::find(kFormats.begin(), kFormats.end(), name);
@@ -46,6 +56,8 @@ ExportPlan plan_export(const Checkpoint& checkpoint, const ExportOptions& option
       return plan_hugging_face(std::move(source), dtype);
     case ExportFormat::kCompressedTensors:
       return plan_compressed_tensors(std::move(source), dtype);
+    case ExportFormat::kGguf:
+      return plan_gguf(std::move(source), options.gguf_type);
   }
   TORCH_INTERNAL_ASSERT(false, "unknown ExportFormat");
 }
@@ -54,17 +66,12 @@ void write_export(const Checkpoint& checkpoint, const ExportPlan& plan, const st
                   const CheckpointWriter::Options& options,
                   const std::function<void(int64_t done, int64_t total)>& progress) {
   const c10::NoGradGuard no_grad;
+  if (plan.write_file) return plan.write_file(plan, output, options.force, progress);
   CheckpointWriter writer(output, options);
   const auto total = static_cast<int64_t>(plan.tensors.size());
   for (int64_t i = 0; i < total; ++i) {
     const PlannedTensor& planned = plan.tensors[static_cast<size_t>(i)];
-    const Tensor tensor = planned.make();
-    TORCH_INTERNAL_ASSERT(tensor.scalar_type() == planned.dtype && tensor.sizes() == planned.shape,
-                          "export: ", planned.name, " was planned as ", planned.dtype, " ", planned.shape, " but is ",
-                          tensor.scalar_type(), " ", tensor.sizes());
-    TORCH_CHECK(!tensor.is_floating_point() || at::isfinite(tensor).all().item<bool>(), "export: ", planned.name,
-                " has values that ", planned.dtype, " cannot hold; choose another dtype");
-    writer.add(planned.name, tensor);
+    writer.add(planned.name, made(planned));
     if (progress) progress(i + 1, total);
   }
   writer.copy_side_files(checkpoint.path(), {kModelingFile});

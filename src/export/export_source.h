@@ -23,7 +23,8 @@ class ExportSource {
   explicit ExportSource(const Checkpoint& checkpoint);
   const Checkpoint& checkpoint() const { return checkpoint_; }
   const QuantizationConfig& quantization() const { return quantization_; }  ///< empty for an unquantized checkpoint
-  const std::vector<SourceLinear>& linears() const { return linears_; }     ///< block by block
+  const ModelConfig& config() const { return model_.config(); }
+  const std::vector<SourceLinear>& linears() const { return linears_; }  ///< block by block
   /// The tensors that are neither of a linear nor of a quant point.
   const std::vector<std::string>& others() const { return others_; }
   /// Whether a tensor of that name ending (".gain", ".self_attn.v_cache_quant.shift") is in some block.
@@ -72,10 +73,14 @@ ExportPlan plan_dense_parts(
     const std::function<void(ExportPlan& plan, const SourceLinear& linear)>& plan_linear,
     const std::function<void(const Checkpoint& written, const SourceLinear& linear)>& check_linear);
 
+/// What `planned.make` gives, checked against the plan.
+Tensor made(const PlannedTensor& planned);
+
 /// Throws naming `name` unless the two are the same tensor, bit for bit.
 void expect_written(const Tensor& written, const Tensor& source, const std::string& name);
 
 ExportPlan plan_hugging_face(std::shared_ptr<const ExportSource> source, at::ScalarType dtype);
 ExportPlan plan_compressed_tensors(std::shared_ptr<const ExportSource> source, at::ScalarType dtype);
+ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::string& type);
 
 }  // namespace baseq

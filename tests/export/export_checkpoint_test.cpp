@@ -124,7 +124,7 @@ TEST_F(Export, ValuesThatTheDtypeCannotHoldAreRefused) {
 TEST_F(Export, FormatsAreKnownByName) {
   EXPECT_EQ(export_format("hf"), ExportFormat::kHuggingFace);
   EXPECT_EQ(export_format("compressed-tensors"), ExportFormat::kCompressedTensors);
-  expect_error([] { export_format("onnx"); }, {"\"onnx\"", "hf, compressed-tensors"});
+  expect_error([] { export_format("onnx"); }, {"\"onnx\"", "hf, compressed-tensors, gguf"});
 }
 
 }  // namespace

@@ -13,6 +13,7 @@ namespace baseq {
 enum class ExportFormat {
   kHuggingFace,        ///< "hf": dequantized weights, every transform merged
   kCompressedTensors,  ///< "compressed-tensors": pack-quantized, or int-quantized where activations have 8 bits too
+  kGguf,               ///< "gguf": one file for llama.cpp
 };
 
 /// Throws c10::Error listing the formats when `name` is none of them.
@@ -22,6 +23,7 @@ struct ExportOptions {
   ExportFormat format = ExportFormat::kHuggingFace;
   /// What the format keeps in floating point: embedding, head, norms, biases, scales and weights without a grid.
   at::ScalarType dtype = at::kBFloat16;
+  std::string gguf_type = "Q4_0";  ///< of the linears in a GGUF file: "F16", "Q8_0", "Q4_0" or "Q4_1"
 };
 
 /// One tensor of an export and how to make it.
@@ -30,6 +32,8 @@ struct PlannedTensor {
   at::ScalarType dtype;
   std::vector<int64_t> shape;
   std::function<Tensor()> make;
+  std::string block_type{};              ///< GGUF only: its name of the type; `make` then gives the bytes
+  std::vector<int64_t> logical_shape{};  ///< GGUF only: of the values that the bytes stand for
 
   int64_t num_bytes() const;
 };
@@ -42,6 +46,10 @@ struct ExportPlan {
   /// Throws naming the tensor in which a written checkpoint does not hold what the source holds, the weights
   /// dequantized from the written format.
   std::function<void(const Checkpoint& written)> check_weights;
+  /// GGUF only: writes, checks and names the file.
+  std::function<void(const ExportPlan& plan, const std::filesystem::path& output, bool force,
+                     const std::function<void(int64_t done, int64_t total)>& progress)>
+      write_file;
 
   int64_t num_bytes() const;
 };

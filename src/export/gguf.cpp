@@ -1,0 +1,222 @@
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include <fstream>
+#include <map>
+
+#include "export_source.h"
+#include "gguf_file.h"
+#include "gguf_tokenizer.h"
+
+namespace baseq {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int64_t kBlock = 32;
+
+const std::map<std::string, GgufType> kTypes = {
+    {"F16", GgufType::kF16}, {"Q8_0", GgufType::kQ8_0}, {"Q4_0", GgufType::kQ4_0}, {"Q4_1", GgufType::kQ4_1}};
+/// general.file_type: what most of the tensors are.
+const std::map<GgufType, uint32_t> kFileTypes = {
+    {GgufType::kF16, 1}, {GgufType::kQ4_0, 2}, {GgufType::kQ4_1, 3}, {GgufType::kQ8_0, 7}};
+const std::map<std::string, std::string> kLinearNames = {
+    {"self_attn.q_proj", "attn_q"},      {"self_attn.k_proj", "attn_k"}, {"self_attn.v_proj", "attn_v"},
+    {"self_attn.o_proj", "attn_output"}, {"mlp.gate_proj", "ffn_gate"},  {"mlp.up_proj", "ffn_up"},
+    {"mlp.down_proj", "ffn_down"}};
+
+void preflight(const ExportSource& source, GgufType type) {
+  const QuantizationConfig& quantization = source.quantization();
+  const bool blocks = type != GgufType::kF16;
+  Obstacles obstacles(source, fmt::format("gguf {}", gguf_type_name(type)));
+  obstacles.add_if(quantization.input_activations.has_value(), "quantized activations (input_activations)");
+  obstacles.add_if(quantization.kv_cache.has_value(), "a quantized cache (kv_cache)");
+  obstacles.add_if(source.has_quant_tensor(".gain") || source.has_quant_tensor(".shift"),
+                   "gains and shifts of activations");
+  obstacles.add_if(blocks && (quantization.input_hadamard || quantization.o_hadamard || quantization.down_hadamard),
+                   "online Hadamard transforms");
+  obstacles.add_if(blocks && !quantization.weights, "weights in full precision");
+  if (blocks && quantization.weights) {
+    const QuantSpec& spec = *quantization.weights;
+    const int64_t bits = type == GgufType::kQ8_0 ? 8 : 4;
+    obstacles.add_if(spec.num_bits > bits, fmt::format("weights of {} bits", spec.num_bits));
+    obstacles.add_if(!spec.symmetric && type != GgufType::kQ4_1, "asymmetric weights");
+    obstacles.add_if(spec.strategy == Strategy::kGroup && spec.group_size % kBlock != 0,
+                     fmt::format("groups of {}, which blocks of {} do not divide", spec.group_size, kBlock));
+    obstacles.add_if(spec.scale_dtype != at::kHalf, "scales in another dtype than float16");
+    bool divides = true;
+    for (const SourceLinear& linear : source.linears()) divides = divides && linear.in_features % kBlock == 0;
+    obstacles.add_if(!divides, fmt::format("input sizes that blocks of {} do not divide", kBlock));
+  }
+  obstacles.refuse("quantize again with configs/q4_0-gguf.json, or export type F16");
+}
+
+/// llama.cpp rotates neighbouring features, Hugging Face those half a head apart: rows of q and k change places.
+Tensor permute_rows(const Tensor& rows, const SourceLinear& linear, const ModelConfig& config) {
+  const bool query = linear.name == "self_attn.q_proj";
+  if ((!query && linear.name != "self_attn.k_proj") || rows.size(0) == 1) return rows;
+  const int64_t heads = query ? config.num_attention_heads : config.num_key_value_heads;
+  return rows.view({heads, 2, config.head_dim / 2, -1}).transpose(1, 2).reshape(rows.sizes());
+}
+
+GgufMetadata metadata_of(const ExportSource& source, GgufType type) {
+  const ModelConfig& config = source.config();
+  GgufMetadata metadata;
+  const auto size = [](int64_t value) { return static_cast<uint32_t>(value); };
+  metadata.add("general.architecture", "llama");
+  metadata.add("general.name", fs::absolute(source.checkpoint().path()).lexically_normal().filename().string());
+  metadata.add("general.file_type", kFileTypes.at(type));
+  metadata.add("general.quantization_version", uint32_t{2});
+  const int64_t context = source.checkpoint().config().value("max_position_embeddings", int64_t{2048});
+  metadata.add("llama.context_length", size(context));
+  metadata.add("llama.embedding_length", size(config.hidden_size));
+  metadata.add("llama.block_count", size(config.num_hidden_layers));
+  metadata.add("llama.feed_forward_length", size(config.intermediate_size));
+  metadata.add("llama.attention.head_count", size(config.num_attention_heads));
+  metadata.add("llama.attention.head_count_kv", size(config.num_key_value_heads));
+  metadata.add("llama.attention.key_length", size(config.head_dim));
+  metadata.add("llama.attention.value_length", size(config.head_dim));
+  metadata.add("llama.attention.layer_norm_rms_epsilon", static_cast<float>(config.rms_norm_eps));
+  metadata.add("llama.rope.dimension_count", size(config.head_dim));
+  metadata.add("llama.rope.freq_base", static_cast<float>(config.rope_theta));
+  metadata.add("llama.vocab_size", size(config.vocab_size));
+  add_gguf_tokenizer(metadata, source.checkpoint(), config.vocab_size);
+  return metadata;
+}
+
+/// Name in the file of a tensor that is not of a linear; "" for one that it has no place for.
+std::string other_name(const std::string& name, int64_t num_blocks) {
+  const std::map<std::string, std::string> around = {{"model.embed_tokens.weight", "token_embd.weight"},
+                                                     {"model.norm.weight", "output_norm.weight"},
+                                                     {"lm_head.weight", "output.weight"}};
+  if (const auto it = around.find(name); it != around.end()) return it->second;
+  for (int64_t block = 0; block < num_blocks; ++block) {
+    const std::string prefix = layer_prefix(block);
+    if (name == prefix + "input_layernorm.weight") return fmt::format("blk.{}.attn_norm.weight", block);
+    if (name == prefix + "post_attention_layernorm.weight") return fmt::format("blk.{}.ffn_norm.weight", block);
+  }
+  return "";
+}
+
+struct GgufPlan {
+  GgufMetadata metadata;
+  std::vector<GgufTensorInfo> tensors;
+  /// What each tensor stands for, float32 and rounded as its type rounds.
+  std::vector<std::function<Tensor()>> values;
+};
+
+void write_gguf(const ExportPlan& plan, const GgufPlan& gguf, const fs::path& output, bool force,
+                const std::function<void(int64_t, int64_t)>& progress) {
+  TORCH_CHECK(force || !fs::exists(output), output.string(), ": exists; pass --force to replace it");
+  TORCH_CHECK(!fs::is_directory(output), output.string(), ": is a directory; a GGUF export is one file");
+  fs::path partial = output;
+  partial += ".partial";
+  try {
+    std::ofstream file(partial, std::ios::binary);
+    const std::string header = gguf_header(gguf.metadata, gguf.tensors);
+    file.write(header.data(), static_cast<std::streamsize>(header.size()));
+    const auto total = static_cast<int64_t>(plan.tensors.size());
+    for (int64_t i = 0; i < total; ++i) {
+      const Tensor tensor = made(plan.tensors[static_cast<size_t>(i)]).contiguous();
+      const auto bytes = static_cast<int64_t>(tensor.nbytes());
+      file.write(static_cast<const char*>(tensor.const_data_ptr()), bytes);
+      file.write(std::string(kBlock, '\0').data(), gguf_padded(bytes) - bytes);
+      if (progress) progress(i + 1, total);
+    }
+    file.close();
+    TORCH_CHECK(file.good(), partial.string(), ": cannot be written");
+    const GgufFile written(partial);
+    TORCH_CHECK(written.tensors().size() == gguf.tensors.size(), "export: ", partial.string(), " holds ",
+                written.tensors().size(), " tensors but ", gguf.tensors.size(), " were planned");
+    for (size_t i = 0; i < gguf.tensors.size(); ++i) {
+      expect_written(written.dequantized(gguf.tensors[i].name), gguf.values[i](), gguf.tensors[i].name);
+    }
+    fs::rename(partial, output);
+  } catch (...) {
+    std::error_code ignored;
+    fs::remove(partial, ignored);
+    throw;
+  }
+}
+
+}  // namespace
+
+ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::string& type_name) {
+  const auto it = kTypes.find(type_name);
+  TORCH_CHECK(it != kTypes.end(), "export: GGUF type \"", type_name, "\" is not one of F16, Q8_0, Q4_0, Q4_1");
+  const GgufType type = it->second;
+  preflight(*source, type);
+  const ModelConfig& config = source->config();
+  const Checkpoint& checkpoint = source->checkpoint();
+  const auto gguf = std::make_shared<GgufPlan>();
+  gguf->metadata = metadata_of(*source, type);
+
+  ExportPlan plan;
+  const auto add = [&](const std::string& name, GgufType of, const std::vector<int64_t>& shape,
+                       std::function<Tensor()> make, std::function<Tensor()> values) {
+    gguf->tensors.push_back({name, of, shape});
+    gguf->values.push_back(std::move(values));
+    std::vector<int64_t> stored = shape;
+    stored.back() = stored.back() / gguf_block_size(of) * gguf_block_bytes(of);
+    const bool floating = gguf_block_size(of) == 1;
+    const at::ScalarType dtype = of == GgufType::kF32 ? at::kFloat : of == GgufType::kF16 ? at::kHalf : at::kByte;
+    plan.tensors.push_back({name, dtype, floating ? shape : stored, std::move(make), gguf_type_name(of), shape});
+  };
+  const auto add_float = [&](const std::string& name, GgufType of, const std::vector<int64_t>& shape,
+                             const std::function<Tensor()>& source_value) {
+    const at::ScalarType dtype = of == GgufType::kF32 ? at::kFloat : at::kHalf;
+    add(
+        name, of, shape, [=] { return source_value().to(dtype); },
+        [=] { return source_value().to(dtype).to(at::kFloat); });
+  };
+  for (const std::string& name : source->others()) {
+    const std::string to = other_name(name, config.num_hidden_layers);
+    if (to.empty()) {
+      plan.notes.push_back(fmt::format("{} has no place in the file and is left out.", name));
+      continue;
+    }
+    const auto shape = checkpoint.tensor(name).sizes().vec();
+    add_float(to, shape.size() == 1 ? GgufType::kF32 : GgufType::kF16, shape,
+              [source, name] { return source->checkpoint().tensor(name); });
+  }
+  for (const SourceLinear& linear : source->linears()) {
+    const std::string name = fmt::format("blk.{}.{}.", linear.block, kLinearNames.at(linear.name));
+    const std::vector<int64_t> shape = {linear.out_features, linear.in_features};
+    const auto permuted = [source, linear](const Tensor& rows) { return permute_rows(rows, linear, source->config()); };
+    if (linear.bias) {
+      add_float(name + "bias", GgufType::kF32, {linear.out_features},
+                [=] { return permuted(source->checkpoint().tensor(linear.full_name + ".bias").to(at::kFloat)); });
+    }
+    if (type == GgufType::kF16) {
+      add_float(name + "weight", type, shape, [=] { return permuted(source->merged_weight(linear)); });
+      continue;
+    }
+    const auto make = [=] {
+      const QuantizedWeight& weight = *source->linear(linear).quantized;
+      const Tensor zero_point = weight.qparams.zero_point.defined() ? permuted(weight.qparams.zero_point) : Tensor();
+      return gguf_blocks(type, permuted(weight.codes), permuted(weight.qparams.scale), zero_point);
+    };
+    const auto values = [=] {
+      if (type != GgufType::kQ4_1) return permuted(source->linear(linear).weight);
+      // The minimum of a block is rounded to float16.
+      const QuantizedWeight& weight = *source->linear(linear).quantized;
+      const Tensor scale = permuted(weight.qparams.scale).unsqueeze(-1);
+      Tensor lowest = at::full_like(scale, -8);
+      if (weight.qparams.zero_point.defined()) lowest = lowest - permuted(weight.qparams.zero_point).unsqueeze(-1);
+      const Tensor codes = permuted(weight.codes).to(at::kFloat).view({linear.out_features, scale.size(1), -1});
+      return ((codes + 8) * scale + (lowest * scale).to(at::kHalf).to(at::kFloat)).view(shape);
+    };
+    add(name + "weight", type, shape, make, values);
+  }
+  if (type != GgufType::kF16) {
+    plan.notes.push_back(
+        "Embedding and head are F16; llama.cpp also quantizes activations, to 8 bits, in its products.");
+  }
+  plan.write_file = [gguf](const ExportPlan& written, const fs::path& output, bool force,
+                           const std::function<void(int64_t, int64_t)>& progress) {
+    write_gguf(written, *gguf, output, force, progress);
+  };
+  return plan;
+}
+
+}  // namespace baseq
