@@ -95,7 +95,9 @@ void run(const ExportArguments& arguments) {
 void add_export(CLI::App& app) {
   auto arguments = std::make_shared<ExportArguments>();
   CLI::App* command = app.add_subcommand("export", "Turn a quantized checkpoint into a format that others load");
-  command->add_option("model", arguments->model, "Checkpoint directory")->required()->check(CLI::ExistingDirectory);
+  command->add_option("model", arguments->model, "Checkpoint directory, or org/name in the local Hugging Face cache")
+      ->required()
+      ->transform(checkpoint_directory());
   command->add_option("--format", arguments->format, "What to write, see docs/export.md")
       ->required()
       ->check(CLI::IsMember({"hf", "compressed-tensors", "gguf"}));

@@ -26,6 +26,10 @@ void set_dtype(nlohmann::json& config, at::ScalarType dtype) {
 
 ExportSource::ExportSource(const Checkpoint& checkpoint) : checkpoint_(checkpoint), model_(checkpoint) {
   if (model_.quantization()) quantization_ = *model_.quantization();
+  TORCH_CHECK(!config().fused_projections && checkpoint.contains("model.embed_tokens.weight"), path(), ": ",
+              config().architecture,
+              " with fused projections, or names without \"model.\" in front, cannot be exported; export reads "
+              "LlamaForCausalLM's names");
   std::set<std::string> of_linears;
   std::vector<std::string> names, points;
   DecoderLayer{}.for_each_linear([&](const std::string& name, const Linear&) { names.push_back(name); });
@@ -46,7 +50,7 @@ ExportSource::ExportSource(const Checkpoint& checkpoint) : checkpoint_(checkpoin
         shape = checkpoint.tensor(full + ".weight").sizes().vec();
       }
       TORCH_CHECK(shape.size() == 2, full, ": the weight has ", shape.size(), " dimensions, expected 2");
-      linears_.push_back({block, name, full, shape[0], shape[1], checkpoint.contains(full + ".bias")});
+      linears_.push_back({block, name, full, shape[0], shape[1], has_bias(full, name)});
     }
     for (const std::string& point : points) {
       for (const char* part : {".clip", ".gain", ".shift"}) {
@@ -58,6 +62,23 @@ ExportSource::ExportSource(const Checkpoint& checkpoint) : checkpoint_(checkpoin
   for (const std::string& name : checkpoint.names()) {
     if (!of_linears.contains(name) && !of_points.contains(name)) others_.push_back(name);
   }
+}
+
+bool ExportSource::has_bias(const std::string& full_name, const std::string& name) const {
+  const ModelConfig& model = config();
+  const bool promised = name == "self_attn.o_proj"       ? model.o_bias
+                        : name.starts_with("self_attn.") ? model.attention_bias
+                                                         : model.mlp_bias;
+  // Corrections put biases where the original has none.
+  const bool bias = promised || (model_.quantization() && checkpoint_.contains(full_name + ".bias"));
+  TORCH_CHECK(bias == promised || has_bias_flags(), path(), ": ", full_name, " has a bias, which ", model.architecture,
+              " has no place for");
+  return bias;
+}
+
+bool ExportSource::has_bias_flags() const {
+  const std::string& name = config().architecture;
+  return name != "MistralForCausalLM" && name != "Qwen2ForCausalLM";
 }
 
 bool ExportSource::has_quant_tensor(const std::string& ending) const {
@@ -126,7 +147,10 @@ ExportPlan plan_dense_parts(std::shared_ptr<const ExportSource> source, at::Scal
     if (!linear.bias) return at::zeros({linear.out_features}, dtype);
     return source->checkpoint().tensor(linear.full_name + ".bias").to(dtype);
   };
-  const auto has_bias = [=](const SourceLinear& linear) { return is_attention(linear) ? attention_bias : mlp_bias; };
+  const bool flags = source->has_bias_flags();
+  const auto has_bias = [=](const SourceLinear& linear) {
+    return flags ? (is_attention(linear) ? attention_bias : mlp_bias) : linear.bias;
+  };
   for (const SourceLinear& linear : source->linears()) {
     plan_linear(plan, linear);
     if (has_bias(linear)) {
@@ -141,8 +165,10 @@ ExportPlan plan_dense_parts(std::shared_ptr<const ExportSource> source, at::Scal
     if (map->value("AutoModelForCausalLM", "") == kModelingClass) map->erase("AutoModelForCausalLM");
     if (map->empty()) plan.config.erase("auto_map");
   }
-  plan.config["attention_bias"] = attention_bias;
-  plan.config["mlp_bias"] = mlp_bias;
+  if (flags) {
+    plan.config["attention_bias"] = attention_bias;
+    plan.config["mlp_bias"] = mlp_bias;
+  }
   set_dtype(plan.config, dtype);
   if (source->quantization().query_key_hadamard) {
     plan.notes.push_back(

@@ -27,6 +27,8 @@ class ExportSource {
   const std::vector<SourceLinear>& linears() const { return linears_; }  ///< block by block
   /// The tensors that are neither of a linear nor of a quant point.
   const std::vector<std::string>& others() const { return others_; }
+  /// Whether config.json says by `attention_bias` and `mlp_bias` which linears have a bias; else the architecture does.
+  bool has_bias_flags() const;
   /// Whether a tensor of that name ending (".gain", ".self_attn.v_cache_quant.shift") is in some block.
   bool has_quant_tensor(const std::string& ending) const;
   /// Whether every clip ratio that is stored is 1.
@@ -40,6 +42,7 @@ class ExportSource {
   Tensor merged_weight(const SourceLinear& which) const;
 
  private:
+  bool has_bias(const std::string& full_name, const std::string& name) const;
   const Checkpoint& checkpoint_;
   Model model_;
   QuantizationConfig quantization_;

@@ -27,6 +27,10 @@ const std::map<std::string, std::string> kLinearNames = {
 
 void preflight(const ExportSource& source, GgufType type) {
   const QuantizationConfig& quantization = source.quantization();
+  const ModelConfig& config = source.config();
+  TORCH_CHECK(config.architecture == "LlamaForCausalLM" && config.rope.type == RopeParameters::Type::kDefault,
+              source.path(), ": format gguf carries LlamaForCausalLM without rope scaling, this is ",
+              config.architecture, config.rope.type == RopeParameters::Type::kDefault ? "" : " with rope scaling");
   const bool blocks = type != GgufType::kF16;
   Obstacles obstacles(source, fmt::format("gguf {}", gguf_type_name(type)));
   obstacles.add_if(quantization.input_activations.has_value(), "quantized activations (input_activations)");
@@ -78,7 +82,7 @@ GgufMetadata metadata_of(const ExportSource& source, GgufType type) {
   metadata.add("llama.attention.value_length", size(config.head_dim));
   metadata.add("llama.attention.layer_norm_rms_epsilon", static_cast<float>(config.rms_norm_eps));
   metadata.add("llama.rope.dimension_count", size(config.head_dim));
-  metadata.add("llama.rope.freq_base", static_cast<float>(config.rope_theta));
+  metadata.add("llama.rope.freq_base", static_cast<float>(config.rope.theta));
   metadata.add("llama.vocab_size", size(config.vocab_size));
   add_gguf_tokenizer(metadata, source.checkpoint(), config.vocab_size);
   return metadata;

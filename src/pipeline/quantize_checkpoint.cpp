@@ -89,7 +89,7 @@ class Run {
         throw Interrupted("stopped after block " + std::to_string(block + 1) + " of " + std::to_string(num_blocks));
       }
     }
-    writer.write_file(kModelingFile, modeling_source());
+    if (has_modeling_file()) writer.write_file(kModelingFile, modeling_source());
     writer.copy_side_files(checkpoint_.path());
     writer.finish(output_config());
   }
@@ -221,13 +221,16 @@ class Run {
     return at::cat(errors).median().item<double>();
   }
 
+  /// The file is a Llama; it knows nothing of what sets the other architectures apart.
+  bool has_modeling_file() const { return model_.config().architecture == "LlamaForCausalLM"; }
+
   nlohmann::json output_config() const {
     nlohmann::json config = checkpoint_.config();
     if (recipe_.transforms.residual) config["tie_word_embeddings"] = false;
     nlohmann::json quantization = to_json(recipe_.quantization_config());
     quantization["recipe"] = recipe_.to_json();
     config["quantization_config"] = quantization;
-    config["auto_map"]["AutoModelForCausalLM"] = kModelingClass;
+    if (has_modeling_file()) config["auto_map"]["AutoModelForCausalLM"] = kModelingClass;
     return config;
   }
 

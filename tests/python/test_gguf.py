@@ -1,4 +1,4 @@
-"""`baseq export --format gguf`, read with the gguf package and with the loader of transformers."""
+"""`baseq export --format gguf`, read with the gguf package, the loader of transformers and llama.cpp."""
 
 import json
 import shutil
@@ -121,6 +121,29 @@ def test_transformers_computes_the_logits_of_the_native_checkpoint(exported, run
     with torch.no_grad():
         got = loaded.eval()(ids.long()).logits.double()
     assert float((got - expected).norm() / expected.norm()) < (1e-5 if name in ("Q8_0", "Q4_0") else 2e-3)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_llama_cpp_computes_the_logits_of_the_native_checkpoint(exported, run, tmp_path, name):
+    llama = pytest.importorskip("cyllama.llama.llama_cpp", reason="cyllama, which brings llama.cpp, is not installed; "
+                                "pip install -r tests/requirements.txt")
+    native, _, file = exported(name)
+    ids = torch.randint(VOCAB, (1, 48), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    save_file({"input_ids": ids}, tmp_path / "ids.safetensors")
+    done = run("eval", native, "--tokens", tmp_path / "ids.safetensors", "--seq-len", 48, "--logits",
+               tmp_path / "logits.safetensors", "--quiet")
+    assert done.returncode == 0, done.stderr
+    expected = load_file(tmp_path / "logits.safetensors")["logits"][0].double()
+    model = type("Model", (llama.LlamaModel,), {"n_vocab": VOCAB})(str(file), llama.LlamaModelParams(), False)
+    parameters = llama.LlamaContextParams()
+    parameters.n_ctx = 64
+    context = llama.LlamaContext(model, parameters, False)
+    batch = llama.LlamaBatch(n_tokens=48, embd=0, n_seq_max=1)
+    batch.set_batch(ids[0].tolist(), 0, True)
+    context.decode(batch)
+    got = torch.tensor([list(context.get_logits_ith(i)) for i in range(48)]).double()
+    # Products of quantized blocks round the activations to 8 bits.
+    assert float((got - expected).norm() / expected.norm()) < (2e-3 if name == "F16" else 1e-2)
 
 
 def test_metadata_is_that_of_the_model(exported):
