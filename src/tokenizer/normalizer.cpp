@@ -88,6 +88,9 @@ NormalizedText normalize(const std::vector<Normalizer>& steps, std::string_view 
   NormalizedText value{std::string(text), text.empty() ? 0 : code_point_at(text, 0).num_bytes};
   for (const Normalizer& step : steps) {
     std::visit([&](const auto& s) { apply(s, value); }, step);
+    // The end may be stripped, and what the first character falls apart into be sorted or joined with what follows it.
+    size_t& first = value.first_size = std::min(value.first_size, value.text.size());
+    while (first < value.text.size() && (static_cast<uint8_t>(value.text[first]) & 0xC0) == 0x80) ++first;
   }
   return value;
 }

@@ -54,6 +54,13 @@ TEST(Normalizer, LowercaseTakesEachCharacterByItself) {
             "\u03b1\u03c3 i\u0307\u01c6\u00df\U00010d70");
 }
 
+TEST(Normalizer, MarksInFrontAreWholeForTheNextStep) {
+  // U+0344 falls apart into two marks of two bytes, before which U+309A of three bytes is sorted.
+  const json steps = {{"type", "Sequence"}, {"normalizers", {{{"type", "NFD"}}, {{"type", "Lowercase"}}}}};
+  EXPECT_EQ(normalized(steps, "\u0344\u309aX"), "\u309a\u0308\u0301x");
+  EXPECT_EQ(normalized(steps, "\u05a7\u0c4d\u05b4X"), "\u0c4d\u05b4\u05a7x");
+}
+
 TEST(Normalizer, StripTakesWhiteSpaceFromEachEnd) {
   const auto strip = [](bool left, bool right) -> json {
     return {{"type", "Strip"}, {"strip_left", left}, {"strip_right", right}};
