@@ -5,9 +5,8 @@
 #include <fmt/format.h>
 #include <sys/resource.h>
 
-#include "baseq/io/json_object.h"
-
 #include "baseq/io/hub_cache.h"
+#include "baseq/io/json_object.h"
 
 namespace baseq::cli {
 
