@@ -155,9 +155,6 @@ void add_quantize(CLI::App& app) {
       "Keep finished blocks in this directory; the same command again, or --resume, goes on from there");
   CLI::Option* resume = command->add_option("--resume", arguments->resume, "Go on with the run of this work directory");
   resume->check(CLI::ExistingDirectory);
-  for (const char* other : {"model", "--recipe", "--calibration", "--output", "--work"}) {
-    resume->excludes(command->get_option(other));
-  }
   command->add_option("--set", arguments->overrides, "Override a recipe value: weights.num_bits=3");
   command->add_option("--shard-size", arguments->shard_megabytes, "Largest shard in MiB")
       ->capture_default_str()
@@ -169,6 +166,11 @@ void add_quantize(CLI::App& app) {
       ->check(CLI::IsMember({"ram", "disk"}));
   command->add_flag("--force", arguments->force, "Replace an existing output directory");
   add_common_options(*command, arguments->common);
+  // A run goes on as it was started.
+  for (const char* other : {"model", "--recipe", "--calibration", "--output", "--work", "--set", "--shard-size",
+                            "--activations", "--force", "--device", "--threads", "--seed"}) {
+    resume->excludes(command->get_option(other));
+  }
   command->callback([arguments] {
     if (arguments->resume.empty()) {
       if (arguments->model.empty()) throw CLI::RequiredError("model");

@@ -107,8 +107,8 @@ def test_interrupt_says_how_to_go_on(command, run, tmp_path):
 
 def test_resume_refuses_other_options(run, tmp_path):
     (tmp_path / "work").mkdir()
-    done = run("quantize", "--resume", tmp_path / "work", "--output", tmp_path / "out")
-    assert done.returncode == 2
+    for option, value in [("--output", tmp_path / "out"), ("--set", "weights.num_bits=3"), ("--seed", 1)]:
+        assert run("quantize", "--resume", tmp_path / "work", option, value).returncode == 2
     done = run("quantize", "--resume", tmp_path / "work")
     assert done.returncode == 1
     assert "holds no run" in done.stderr
