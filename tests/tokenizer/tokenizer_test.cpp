@@ -70,7 +70,8 @@ TEST(Tokenizer, MergesMayBeStringsAndAByteLevelPostProcessorAddsNothing) {
 
 TEST(Tokenizer, DecodedTextEqualsThatOfTheTokenizersPackage) {
   const Tokenizer tokenizer(golden_path("tokenizer.json"));
-  for (const json& golden : read_json(golden_path("goldens.json"))["cases"]) {
+  const json goldens = read_json(golden_path("goldens.json"));
+  for (const json& golden : goldens["cases"]) {
     EXPECT_EQ(tokenizer.decode(golden["ids"].get<Ids>()), golden["decoded"].get<std::string>());
   }
 }
