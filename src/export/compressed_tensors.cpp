@@ -83,11 +83,6 @@ Tensor by_channel(const Tensor& qparam, int64_t out_features) {
   return qparam.size(0) == out_features ? qparam : qparam.expand({out_features, qparam.size(1)}).contiguous();
 }
 
-Tensor pack_zero_points(const Tensor& zero_point, int64_t num_bits) {
-  const Tensor codes = zero_point.t().to(at::kChar).contiguous();
-  return pack_to_int32(codes, num_bits).t().contiguous();
-}
-
 /// The weight that a loader of the format computes, float32 [out_features, in_features].
 Tensor dequantize_written(const Checkpoint& written, const SourceLinear& linear, const QuantSpec& spec,
                           bool int_quantized) {
@@ -98,8 +93,8 @@ Tensor dequantize_written(const Checkpoint& written, const SourceLinear& linear,
   const Tensor scale = written.tensor(name + "_scale").to(at::kFloat);
   Tensor values = codes.to(at::kFloat).view({linear.out_features, scale.size(1), -1});
   if (!spec.symmetric) {
-    const Tensor packed = written.tensor(name + "_zero_point").t().contiguous();
-    values = values - unpack_from_int32(packed, spec.num_bits, linear.out_features).t().unsqueeze(-1);
+    const Tensor packed = written.tensor(name + "_zero_point");
+    values = values - unpack_zero_points(packed, spec.num_bits, linear.out_features).unsqueeze(-1);
   }
   return (values * scale.unsqueeze(-1)).view({linear.out_features, linear.in_features});
 }

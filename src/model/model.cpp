@@ -145,9 +145,9 @@ Linear Model::read_linear(const std::string& name, bool with_bias) const {
               " rows but weight_shape says ", rows);
   quantized.qparams.scale = checkpoint_.tensor(name + ".weight_scale").to(at::kFloat);
   if (!spec.symmetric) {
-    const Tensor packed = checkpoint_.tensor(name + ".weight_zero_point").t().contiguous();
     const int64_t scale_rows = quantized.qparams.scale.size(0);  // one when the tensor has one scale
-    quantized.qparams.zero_point = unpack_from_int32(packed, spec.num_bits, scale_rows).t().to(at::kFloat).contiguous();
+    quantized.qparams.zero_point =
+        unpack_zero_points(checkpoint_.tensor(name + ".weight_zero_point"), spec.num_bits, scale_rows);
   }
   linear.weight = quantized.dequantized().to(options_.device, options_.dtype);
   linear.quantized = std::move(quantized);
@@ -252,8 +252,7 @@ std::map<std::string, Tensor> layer_tensors(const DecoderLayer& layer, const std
     put(name + ".weight_scale", weight.qparams.scale, weight.spec.scale_dtype);
     put(name + ".weight_shape", at::tensor({weight.codes.size(0), weight.codes.size(1)}, at::kLong), at::kLong);
     if (weight.qparams.zero_point.defined()) {
-      const Tensor codes = weight.qparams.zero_point.t().to(at::kChar).contiguous();
-      put(name + ".weight_zero_point", pack_to_int32(codes, weight.spec.num_bits).t(), at::kInt);
+      put(name + ".weight_zero_point", pack_zero_points(weight.qparams.zero_point, weight.spec.num_bits), at::kInt);
     }
   });
   layer.for_each_quant_point([&](const std::string& name, const QuantPoint& point) {

@@ -89,4 +89,12 @@ Tensor unpack_from_int32(const Tensor& packed, int64_t num_bits, int64_t columns
   return codes;
 }
 
+Tensor pack_zero_points(const Tensor& zero_points, int64_t num_bits) {
+  return pack_to_int32(zero_points.t().to(at::kChar), num_bits).t().contiguous();
+}
+
+Tensor unpack_zero_points(const Tensor& packed, int64_t num_bits, int64_t rows) {
+  return unpack_from_int32(packed.t(), num_bits, rows).t().to(at::kFloat).contiguous();
+}
+
 }  // namespace baseq

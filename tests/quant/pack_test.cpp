@@ -76,5 +76,14 @@ TEST(Pack, ThrowsWhenACodeDoesNotFitOrTheShapeIsWrong) {
   EXPECT_THROW(unpack_from_int32(at::zeros({1, 2}, at::kInt), 4, 8), c10::Error);
 }
 
+TEST(Pack, ZeroPointsGoAlongTheRowsAndComeBack) {
+  const Tensor zero_points = at::randint(-4, 4, {13, 5}, at::kFloat);
+  const Tensor packed = pack_zero_points(zero_points, 3);
+  EXPECT_EQ(packed.sizes(), (at::IntArrayRef{2, 5}));
+  EXPECT_TRUE(
+      at::equal(packed.select(1, 2), pack_to_int32(zero_points.select(1, 2).to(at::kChar).view({1, 13}), 3)[0]));
+  EXPECT_TRUE(at::equal(unpack_zero_points(packed, 3, 13), zero_points));
+}
+
 }  // namespace
 }  // namespace baseq

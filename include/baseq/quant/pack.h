@@ -12,4 +12,11 @@ Tensor pack_to_int32(const Tensor& codes, int64_t num_bits);
 /// The inverse of pack_to_int32: int8 [rows, columns].
 Tensor unpack_from_int32(const Tensor& packed, int64_t num_bits, int64_t columns);
 
+/// Zero points [rows, groups] of any dtype as compressed-tensors stores them, packed along the rows: int32
+/// [ceil(rows * num_bits / 32), groups].
+Tensor pack_zero_points(const Tensor& zero_points, int64_t num_bits);
+
+/// The inverse of pack_zero_points: float32 [rows, groups].
+Tensor unpack_zero_points(const Tensor& packed, int64_t num_bits, int64_t rows);
+
 }  // namespace baseq
