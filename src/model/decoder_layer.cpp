@@ -2,7 +2,10 @@
 
 #include <ATen/ATen.h>
 
+#include <cmath>
+
 #include "baseq/transform/hadamard.h"
+#include "learned_attention.h"
 
 namespace baseq {
 namespace {
@@ -66,10 +69,15 @@ Tensor Attention::heads(const Tensor& x, const RotaryEmbedding& rope) const {
   if (sliding_window > 0 && sliding_window < seq) {
     mask = at::ones({seq, seq}, x.options().dtype(at::kBool)).tril_().triu_(1 - sliding_window);
   }
+  q = q.transpose(1, 2);
+  k = k.transpose(1, 2);
+  v = v.transpose(1, 2);
+  const at::ScalarType products = v_proj.weight.scalar_type();
+  const bool learning = v.requires_grad() && products != x.scalar_type() && !mask;
   const Tensor attended =
-      at::scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask,
-                                       /*dropout_p=*/0.0, /*is_causal=*/!mask, scaling,
-                                       /*enable_gqa=*/num_heads != num_kv_heads);
+      learning ? learned_attention(q, k, v, scaling.value_or(1 / std::sqrt(static_cast<double>(head_dim))), products)
+               : at::scaled_dot_product_attention(q, k, v, mask, /*dropout_p=*/0.0, /*is_causal=*/!mask, scaling,
+                                                  /*enable_gqa=*/num_heads != num_kv_heads);
   return transformed(attended.transpose(1, 2).reshape({batch, seq, num_heads * head_dim}), o_hadamard);
 }
 
