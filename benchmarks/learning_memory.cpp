@@ -1,7 +1,6 @@
 // Peak memory of the three stages of BASE-Q on one Llama block, beside the sum of what they cannot do without: the
 // block, gradients and optimizer state of what is learned, the internals of one batch, and the activation streams:
 // learning_memory [hidden] [ffn] [heads] [kv_heads] [windows] [tokens]
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
@@ -13,6 +12,7 @@
 
 #include "baseq/pipeline/learn.h"
 #include "baseq/pipeline/statistics.h"
+#include "random_block.h"
 
 namespace {
 
@@ -49,26 +49,6 @@ struct Shape {
   int64_t head_dim() const { return hidden / heads; }
 };
 
-baseq::DecoderLayer random_layer(const Shape& shape) {
-  const auto weight = [](int64_t out, int64_t in) {
-    return at::randn({out, in}).div_(std::sqrt(static_cast<double>(in)));
-  };
-  baseq::DecoderLayer layer;
-  layer.input_layernorm.weight = layer.post_attention_layernorm.weight = at::ones({shape.hidden});
-  baseq::Attention& attention = layer.self_attn;
-  attention.num_heads = shape.heads;
-  attention.num_kv_heads = shape.kv_heads;
-  attention.head_dim = shape.head_dim();
-  attention.q_proj.weight = weight(shape.hidden, shape.hidden);
-  attention.k_proj.weight = weight(shape.kv_heads * shape.head_dim(), shape.hidden);
-  attention.v_proj.weight = weight(shape.kv_heads * shape.head_dim(), shape.hidden);
-  attention.o_proj.weight = weight(shape.hidden, shape.hidden);
-  layer.mlp.gate_proj.weight = weight(shape.ffn, shape.hidden);
-  layer.mlp.up_proj.weight = weight(shape.ffn, shape.hidden);
-  layer.mlp.down_proj.weight = weight(shape.hidden, shape.ffn);
-  return layer;
-}
-
 /// What fn adds at its peak to what is held before it.
 template <class Fn>
 int64_t growth(Fn&& fn) {
@@ -101,7 +81,8 @@ int main(int argc, char** argv) {
       "benchmark");
   recipe.kv_cache->spec.group_size = shape.head_dim();
 
-  baseq::DecoderLayer layer = random_layer(shape);
+  baseq::DecoderLayer layer =
+      baseq::random_block({shape.hidden, shape.ffn, shape.heads, shape.kv_heads, shape.head_dim()});
   int64_t block = 0;
   layer.for_each_linear([&](const std::string&, baseq::Linear& linear) { block += linear.weight.nbytes(); });
   const baseq::ModelConfig config{.head_dim = shape.head_dim()};

@@ -1,6 +1,5 @@
 // Time of one step of BASE-Q's learned stages on a Llama block, over the same step with every quantizer replaced by the
 // identity: learning_step [threads] [hidden] [ffn] [heads] [kv_heads] [tokens]
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
 #include <malloc.h>
@@ -12,7 +11,7 @@
 #include <functional>
 #include <vector>
 
-#include "baseq/model/decoder_layer.h"
+#include "random_block.h"
 
 namespace {
 
@@ -24,25 +23,6 @@ constexpr int kRepetitions = 15;
 struct Shape {
   int64_t hidden = 576, ffn = 1536, heads = 9, kv_heads = 3, tokens = 512;
 };
-
-baseq::DecoderLayer random_layer(const Shape& shape) {
-  baseq::DecoderLayer layer;
-  layer.input_layernorm.weight = layer.post_attention_layernorm.weight = at::ones({shape.hidden});
-  baseq::Attention& attention = layer.self_attn;
-  attention.num_heads = shape.heads;
-  attention.num_kv_heads = shape.kv_heads;
-  attention.head_dim = kHeadDim;
-  attention.query_key_hadamard = layer.mlp.down_hadamard = true;
-  const auto weight = [](int64_t out, int64_t in) { return at::randn({out, in}) / std::sqrt(static_cast<double>(in)); };
-  attention.q_proj.weight = weight(shape.heads * kHeadDim, shape.hidden);
-  attention.k_proj.weight = weight(shape.kv_heads * kHeadDim, shape.hidden);
-  attention.v_proj.weight = weight(shape.kv_heads * kHeadDim, shape.hidden);
-  attention.o_proj.weight = weight(shape.hidden, shape.heads * kHeadDim);
-  layer.mlp.gate_proj.weight = weight(shape.ffn, shape.hidden);
-  layer.mlp.up_proj.weight = weight(shape.ffn, shape.hidden);
-  layer.mlp.down_proj.weight = weight(shape.hidden, shape.ffn);
-  return layer;
-}
 
 /// Gives every point learnable corrections; `quantize` false leaves gain and shift alone in place.
 void add_points(baseq::DecoderLayer& layer, const Shape& shape, bool quantize) {
@@ -90,7 +70,8 @@ int main(int argc, char** argv) {
   const Tensor x = at::randn({1, shape.tokens, shape.hidden}), target = at::randn_like(x);
   const baseq::ModelConfig config{.head_dim = kHeadDim};
   const auto rope = baseq::RotaryEmbedding::create(config, shape.tokens, at::kFloat);
-  const baseq::DecoderLayer base = random_layer(shape);
+  baseq::DecoderLayer base = baseq::random_block({shape.hidden, shape.ffn, shape.heads, shape.kv_heads, kHeadDim});
+  base.self_attn.query_key_hadamard = base.mlp.down_hadamard = true;
 
   for (const at::ScalarType products : {at::kFloat, at::kBFloat16}) {
     std::printf("products in %s, %d thread(s)\n", c10::toString(products), at::get_num_threads());

@@ -15,25 +15,15 @@ namespace {
 /// Bytes of the transforms and products of the tiles that are worked on at a time.
 constexpr int64_t kWorkspace = int64_t{1} << 24;
 
-void check_weight(const Tensor& x, const Tensor& weight, const Tensor& bias, const ConvAlgorithm2d& algorithm) {
-  TORCH_CHECK(weight.dim() == 4 && weight.size(0) > 0 && weight.size(1) == x.size(1) &&
-                  weight.size(2) == algorithm.rows.taps && weight.size(3) == algorithm.cols.taps,
-              "conv2d_sfc: weight is ", weight.sizes(), ", expected [out_channels, ", x.size(1), ", ",
-              algorithm.rows.taps, ", ", algorithm.cols.taps, "] for x of ", x.sizes(), " and this algorithm");
+void check_operands(const Tensor& x, const Tensor& weight, const Tensor& bias, const ConvAlgorithm2d& algorithm) {
+  check_filters("conv2d_sfc", weight, bias, x.size(1), algorithm);
   TORCH_CHECK(weight.scalar_type() == x.scalar_type(), "conv2d_sfc: weight is ", weight.scalar_type(), " but x is ",
               x.scalar_type(), "; both have to be float32, float64 or int8");
   TORCH_CHECK(x.device().is_cpu() && weight.device().is_cpu(), "conv2d_sfc: x is on ", x.device(), " and weight on ",
               weight.device(), ", expected the CPU");
   const at::ScalarType result = x.scalar_type() == at::kChar ? at::kInt : x.scalar_type();
-  TORCH_CHECK(!bias.defined() || (bias.dim() == 1 && bias.size(0) == weight.size(0) && bias.scalar_type() == result),
-              "conv2d_sfc: bias is ", bias.defined() ? bias.sizes() : at::IntArrayRef{}, " of ",
-              bias.defined() ? bias.scalar_type() : result, ", expected [", weight.size(0), "] of ", result);
-}
-
-/// Q w, float64 `[products, out_channels, in_channels]`, of integers exact.
-Tensor transformed_filters(const Tensor& weight, const ConvAlgorithm2d& algorithm) {
-  const Tensor taps = weight.to(at::kDouble).permute({2, 3, 0, 1}).flatten(2).flatten(0, 1);
-  return algorithm.filter_matrix().to(at::kDouble).matmul(taps).view({-1, weight.size(0), weight.size(1)});
+  TORCH_CHECK(!bias.defined() || bias.scalar_type() == result, "conv2d_sfc: bias is ", bias.scalar_type(),
+              ", expected ", result);
 }
 
 Tensor empty_result(const TileGrid& grid, int64_t channels, const Tensor& like, at::ScalarType type) {
@@ -109,7 +99,7 @@ Tensor conv2d_sfc(const Tensor& x, const Tensor& weight, const Tensor& bias, con
                   const Padding& padding) {
   const at::NoGradGuard no_grad;
   const TileGrid grid = tile_grid("conv2d_sfc", x, algorithm, padding);
-  check_weight(x, weight, bias, algorithm);
+  check_operands(x, weight, bias, algorithm);
   const Tensor last = x.contiguous(at::MemoryFormat::ChannelsLast);
   const Tensor offset = bias.defined() ? bias.contiguous() : bias;
   switch (x.scalar_type()) {

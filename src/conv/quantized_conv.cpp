@@ -24,16 +24,6 @@ void check_quantization(const char* who, const ConvQuantization& quantization) {
   }
 }
 
-void check_layer(const char* who, const Tensor& weight, const Tensor& bias, int64_t in_channels,
-                 const ConvAlgorithm2d& algorithm) {
-  TORCH_CHECK(weight.dim() == 4 && weight.size(0) > 0 && weight.size(1) == in_channels &&
-                  weight.size(2) == algorithm.rows.taps && weight.size(3) == algorithm.cols.taps,
-              who, ": weight is ", weight.sizes(), ", expected [out_channels, ", in_channels, ", ", algorithm.rows.taps,
-              ", ", algorithm.cols.taps, "] for this input and algorithm");
-  TORCH_CHECK(!bias.defined() || (bias.dim() == 1 && bias.size(0) == weight.size(0)), who, ": bias is ",
-              bias.defined() ? bias.sizes() : at::IntArrayRef{}, ", expected [", weight.size(0), "]");
-}
-
 QParams qparams_of(const Tensor& rows, const QuantSpec& spec, const std::optional<MseSearch>& search) {
   return search ? search_qparams(rows, spec, *search) : compute_qparams(rows, spec);
 }
@@ -59,13 +49,7 @@ Tensor transformed_input(const Tensor& x, const ConvAlgorithm2d& algorithm, cons
 }
 
 Tensor transformed_weight(const Tensor& weight, const ConvAlgorithm2d& algorithm) {
-  const Tensor taps = weight.to(at::kDouble).permute({2, 3, 0, 1}).flatten(2).flatten(0, 1);
-  return algorithm.filter_matrix()
-      .to(taps.options())
-      .matmul(taps)
-      .div(static_cast<double>(algorithm.divisor))
-      .view({-1, weight.size(0), weight.size(1)})
-      .to(at::kFloat);
+  return transformed_filters(weight, algorithm).div(static_cast<double>(algorithm.divisor)).to(at::kFloat);
 }
 
 QuantizedConv2d quantize_conv2d(const Tensor& weight, const Tensor& bias, const Tensor& x,
@@ -74,7 +58,7 @@ QuantizedConv2d quantize_conv2d(const Tensor& weight, const Tensor& bias, const 
   const at::NoGradGuard no_grad;
   check_quantization("quantize_conv2d", quantization);
   const Tensor tiles = transformed_input(x, algorithm, padding).flatten(1);
-  check_layer("quantize_conv2d", weight, bias, x.size(1), algorithm);
+  check_filters("quantize_conv2d", weight, bias, x.size(1), algorithm);
   const Tensor filters = transformed_weight(weight, algorithm);
   const QParams of_input = qparams_of(tiles, quantization.activations, quantization.search);
   const QParams of_weight = qparams_of(filters, quantization.weights, quantization.search);
@@ -95,7 +79,7 @@ Tensor simulate_conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias
                        const Tensor& log_input_scale) {
   check_quantization("simulate_conv2d", quantization);
   const TileGrid grid = tile_grid("simulate_conv2d", x, algorithm, padding);
-  check_layer("simulate_conv2d", weight, bias, x.size(1), algorithm);
+  check_filters("simulate_conv2d", weight, bias, x.size(1), algorithm);
   const ConvAlgorithm &rows = algorithm.rows, &cols = algorithm.cols;
   const int64_t height = grid.tiles_down * rows.outputs + rows.taps - 1;
   const int64_t width = grid.tiles_across * cols.outputs + cols.taps - 1;

@@ -86,6 +86,21 @@ TileGrid tile_grid(const char* who, const Tensor& x, const ConvAlgorithm2d& algo
   return grid;
 }
 
+void check_filters(const char* who, const Tensor& weight, const Tensor& bias, int64_t in_channels,
+                   const ConvAlgorithm2d& algorithm) {
+  TORCH_CHECK(weight.dim() == 4 && weight.size(0) > 0 && weight.size(1) == in_channels &&
+                  weight.size(2) == algorithm.rows.taps && weight.size(3) == algorithm.cols.taps,
+              who, ": weight is ", weight.sizes(), ", expected [out_channels, ", in_channels, ", ", algorithm.rows.taps,
+              ", ", algorithm.cols.taps, "] for this input and algorithm");
+  TORCH_CHECK(!bias.defined() || (bias.dim() == 1 && bias.size(0) == weight.size(0)), who, ": bias is ",
+              bias.defined() ? bias.sizes() : at::IntArrayRef{}, ", expected [", weight.size(0), "]");
+}
+
+Tensor transformed_filters(const Tensor& weight, const ConvAlgorithm2d& algorithm) {
+  const Tensor taps = weight.to(at::kDouble).permute({2, 3, 0, 1}).flatten(2).flatten(0, 1);
+  return algorithm.filter_matrix().to(taps.options()).matmul(taps).view({-1, weight.size(0), weight.size(1)});
+}
+
 int64_t tiles_per_block(const TilePlan& plan, int64_t bytes_per_product_and_tile, int64_t bytes) {
   return std::max<int64_t>(12, bytes / (plan.products * bytes_per_product_and_tile));
 }

@@ -52,6 +52,15 @@ struct TileGrid {
 /// Throws c10::Error when `x` is not `[batch, channels, height, width]` or nothing is left to compute.
 TileGrid tile_grid(const char* who, const Tensor& x, const ConvAlgorithm2d& algorithm, const Padding& padding);
 
+/// Throws c10::Error unless `weight` is `[out_channels, in_channels, rows.taps, cols.taps]` and `bias` `[out_channels]`
+/// or undefined.
+void check_filters(const char* who, const Tensor& weight, const Tensor& bias, int64_t in_channels,
+                   const ConvAlgorithm2d& algorithm);
+
+/// The filter transforms of `weight` before the division by algorithm.divisor, float64 `[products, out_channels,
+/// in_channels]`, exact for integers. Differentiable.
+Tensor transformed_filters(const Tensor& weight, const ConvAlgorithm2d& algorithm);
+
 /// The tiles [begin, end) of `x`, `[batch, height, width, channels]` in memory, to `out` `[products, end - begin,
 /// channels]`.
 void transform_input(const TilePlan& plan, const TileGrid& grid, const float* x, int64_t begin, int64_t end,

@@ -20,7 +20,7 @@ Tensor balancing_scale(const Tensor& activation_energy, const Tensor& weight_ene
   return (logarithm - logarithm.mean()).exp();
 }
 
-Tensor column_energy(std::initializer_list<const Linear*> readers) {
+Tensor column_energy(std::initializer_list<Linear*> readers) {
   Tensor energy;
   for (const Linear* linear : readers) {
     const Tensor sum = linear->weight.to(at::kDouble).square().sum(0);
@@ -38,6 +38,8 @@ void scale_columns(Linear& linear, const Tensor& scale) {
   linear.weight = linear.weight * scale.to(linear.weight.options());
 }
 
+void scale_norm(RmsNorm& norm, const Tensor& scale) { norm.weight = norm.weight * scale.to(norm.weight.options()); }
+
 /// f applied to the eigenvalues of symmetric matrices.
 template <class Fn>
 Tensor spectral(const Tensor& matrix, Fn&& fn) {
@@ -47,13 +49,8 @@ Tensor spectral(const Tensor& matrix, Fn&& fn) {
 }
 
 void balance_norm(RmsNorm& norm, std::initializer_list<Linear*> readers, const Tensor& variance) {
-  Tensor energy;
-  for (Linear* linear : readers) {
-    const Tensor sum = column_energy({linear});
-    energy = energy.defined() ? energy + sum : sum;
-  }
-  const Tensor scale = balancing_scale(variance, energy);
-  norm.weight = norm.weight * scale.to(norm.weight.options());
+  const Tensor scale = balancing_scale(variance, column_energy(readers));
+  scale_norm(norm, scale);
   for (Linear* linear : readers) scale_columns(*linear, scale.reciprocal());
 }
 
@@ -81,9 +78,6 @@ void balance_query_key(DecoderLayer& layer, const Moments& key, const Moments& q
   const Tensor turned = pair_scale.narrow(1, 0, half);
   const Tensor scale = at::cat({turned, turned, pair_scale.narrow(1, half, dim - rotary_dim)}, 1);  // [kv or 1, dim]
   if (in_norms) {
-    const auto scale_norm = [](RmsNorm& norm, const Tensor& by) {
-      norm.weight = norm.weight * by.to(norm.weight.options());
-    };
     scale_norm(attention.k_norm, scale[0]);
     scale_norm(attention.q_norm, scale[0].reciprocal());
     return;
