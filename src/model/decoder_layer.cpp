@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "../quant/product.h"
 #include "baseq/transform/hadamard.h"
 #include "learned_attention.h"
 
@@ -38,7 +39,7 @@ Tensor transformed(const Tensor& x, bool hadamard) { return hadamard ? hadamard_
 }  // namespace
 
 Tensor Linear::forward(const Tensor& x) const {
-  if (weight.scalar_type() == x.scalar_type()) return at::linear(x, weight, bias);
+  if (weight.scalar_type() == x.scalar_type()) return linear_product(x, weight, bias);
   const Tensor product = at::linear(x.to(weight.scalar_type()), weight).to(x.scalar_type());
   return bias.defined() ? product + bias : product;
 }

@@ -6,6 +6,8 @@
 #include <chrono>
 #include <cmath>
 
+#include "../quant/product.h"
+
 namespace baseq {
 namespace {
 
@@ -23,11 +25,11 @@ Statistics collect(InputPoint point, const DecoderLayer& layer, const DecoderLay
   for_each_batch(inputs.quantized, inputs.compute(), [&](int64_t begin, const Tensor& windows) {
     const Tensor x = layer.input_of(point, windows, inputs.rope).flatten(0, 1);
     const Tensor weighted = x * weights.narrow(0, begin, windows.size(0)).reshape({-1, 1});
-    accumulate(result.hessian, at::matmul(weighted.t(), x));
+    accumulate(result.hessian, matrix_product(weighted.t(), x));
     if (!recipe.compensate_streams) return;
     const Tensor full = inputs.full_precision.narrow(0, begin, windows.size(0)).to(inputs.compute());
     const Tensor drift = original.input_of(point, full, inputs.rope).flatten(0, 1) - x;
-    accumulate(result.cross, at::matmul(drift.t(), weighted));
+    accumulate(result.cross, matrix_product(drift.t(), weighted));
   });
   const double total = weights.sum(at::kDouble).item<double>();
   result.hessian.div_(total);

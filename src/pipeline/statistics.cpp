@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 
+#include "../quant/product.h"
+
 namespace baseq {
 namespace {
 
@@ -15,7 +17,7 @@ class MomentSums {
   void add(const Tensor& x, const Tensor& weights) {
     const Tensor weighted = x * weights;
     accumulate(first_, weighted.sum(0, /*keepdim=*/false, at::kDouble));
-    accumulate(second_, with_covariance_ ? at::matmul(weighted.t(), x).to(at::kDouble)
+    accumulate(second_, with_covariance_ ? matrix_product(weighted.t(), x).to(at::kDouble)
                                          : (weighted * x).sum(0, /*keepdim=*/false, at::kDouble));
   }
 

@@ -7,6 +7,7 @@
 
 #include "gptq_block.h"
 #include "grid.h"
+#include "product.h"
 
 namespace baseq {
 namespace {
@@ -37,7 +38,7 @@ double quadratic_form(const Tensor& matrix, const Tensor& hessian) {
     const int64_t end = std::min(begin + kColumns, hessian.size(0));
     Tensor block = hessian.slice(0, 0, end).slice(1, begin, end).to(at::kFloat, false, /*copy=*/true);
     block.slice(0, 0, begin).mul_(2);
-    const Tensor product = at::mm(matrix.slice(1, 0, end), block);
+    const Tensor product = matrix_product(matrix.slice(1, 0, end), block);
     total += product.mul_(matrix.slice(1, begin, end)).sum(at::kDouble).item<double>();
   }
   return total;
@@ -86,7 +87,7 @@ void Hessian::add(const Tensor& x) {
   if (sum_.device() != x.device()) sum_ = sum_.to(x.device());
   for (int64_t begin = 0; begin < rows.size(0); begin += kHessianChunk) {
     const Tensor chunk = rows.slice(0, begin, std::min(begin + kHessianChunk, rows.size(0))).to(at::kFloat);
-    sum_.add_(at::mm(chunk.t(), chunk));
+    sum_.add_(matrix_product(chunk.t(), chunk));
   }
   num_tokens_ += rows.size(0);
 }
