@@ -22,6 +22,9 @@ TEST(Product, EqualsAProductInFloat64) {
     const Tensor a = random({in, rows}).t(), b = random({out, 2 * in}).t().slice(0, 0, 2 * in, 2);
     EXPECT_TRUE(
         at::allclose(matrix_product(a, b).to(at::kDouble), at::mm(a.to(at::kDouble), b.to(at::kDouble)), 1e-5, 1e-4));
+    const Tensor padded = random({out, in + 3}).narrow(1, 0, in);
+    EXPECT_TRUE(at::allclose(linear_product(x, padded).to(at::kDouble),
+                             at::linear(x.to(at::kDouble), padded.to(at::kDouble)), 1e-5, 1e-4));
   }
 }
 
