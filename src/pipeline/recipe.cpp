@@ -10,7 +10,8 @@ namespace {
 using nlohmann::json;
 
 const std::vector<std::string> kRoundings = {"rtn", "gptq"};
-const std::vector<std::string> kLowRankMethods = {"svd", "l2qer", "qera-approx", "qera-exact"};
+const std::vector<std::string> kLowRankMethods = {"svd", "l2qer", "qera-approx", "qera-exact", "fbquant"};
+const std::vector<std::string> kFbquantStarts = {"qera", "zero", "svd"};
 const std::vector<std::string> kDtypes = {"float32", "float16", "bfloat16"};
 constexpr at::ScalarType kDtypeValues[] = {at::kFloat, at::kHalf, at::kBFloat16};
 
@@ -74,6 +75,9 @@ void visit_low_rank(Visitor& visit, L& low_rank) {
   visit.choice("method", low_rank.method, kLowRankMethods);
   visit.integer("rank", low_rank.rank, 1);
   visit.dtype("dtype", low_rank.dtype);
+  visit.choice("start", low_rank.fbquant.start, kFbquantStarts);
+  visit.integer("steps", low_rank.fbquant.steps, 0);
+  visit.number("learning_rate", low_rank.fbquant.learning_rate, 0, kMaxLearningRate);
 }
 
 template <class Visitor, class A>
@@ -178,6 +182,11 @@ Recipe Recipe::from_json(const json& value, const std::string& path) {
   read_section(object, "low_rank", [&](auto& visit) {
     visit_low_rank(visit, recipe.low_rank.emplace());
     TORCH_CHECK(recipe.weights, path, ": low_rank corrects rounded weights and there are none; add weights");
+    TORCH_CHECK(recipe.low_rank->method != Recipe::LowRank::Method::kFbquant ||
+                    (recipe.rounding == Rounding::kNearest && !recipe.gptq.mse_clip),
+                path,
+                ": low_rank: method \"fbquant\" rounds to nearest on a grid that clips nothing; set rounding.method "
+                "to \"rtn\" and rounding.mse_clip to false");
   });
   read_section(object, "input_activations", [&](auto& visit) {
     recipe.input_activations.emplace();

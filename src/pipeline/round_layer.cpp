@@ -68,9 +68,21 @@ Tensor moments_for(Recipe::LowRank::Method method, const Statistics& statistics)
     case Recipe::LowRank::Method::kQeraApprox:
       return statistics.hessian.diagonal();
     case Recipe::LowRank::Method::kQeraExact:
+    case Recipe::LowRank::Method::kFbquant:
       return statistics.hessian;
   }
   TORCH_INTERNAL_ASSERT(false, "unknown LowRank::Method");
+}
+
+/// Rounds `linear` and gives it its correction.
+void round_with_fbquant(Linear& linear, const QuantSpec& spec, const Recipe::LowRank& low_rank, const Tensor& moments) {
+  FbquantOptions options = low_rank.fbquant;
+  options.rank = low_rank.rank;
+  options.dtype = low_rank.dtype;
+  FbquantResult result = fbquant(linear.weight, moments, spec, options);
+  linear.quantized = std::move(result.weight);
+  linear.lora_A = std::move(result.lora_A);
+  linear.lora_B = std::move(result.lora_B);
 }
 
 /// Gives the rounded `linear` the correction of what its codes lack of `weight`.
@@ -93,6 +105,7 @@ void round_layer(DecoderLayer& layer, const Recipe& recipe, const BlockInputs& i
   const c10::NoGradGuard no_grad;
   TORCH_CHECK(recipe.weights, "round_layer: the recipe gives no weight grid");
   const bool gptq_rounding = recipe.rounding == Recipe::Rounding::kGptq;
+  const bool learned = recipe.low_rank && recipe.low_rank->method == Recipe::LowRank::Method::kFbquant;
   const bool moments = recipe.rounding_needs_moments();
   TORCH_CHECK(!moments || inputs.defined(),
               "round_layer: GPTQ and low-rank corrections other than \"svd\" need calibration inputs");
@@ -111,7 +124,9 @@ void round_layer(DecoderLayer& layer, const Recipe& recipe, const BlockInputs& i
       const auto start = std::chrono::steady_clock::now();
       const Tensor weight = linear.weight;
       LinearRounded event{.block = block, .name = name, .relative_error = 0, .damping = 0, .seconds = 0};
-      if (gptq_rounding) {
+      if (learned) {
+        round_with_fbquant(linear, *recipe.weights, *recipe.low_rank, statistics.hessian);
+      } else if (gptq_rounding) {
         GptqResult result = gptq(weight, statistics.hessian, *recipe.weights, recipe.gptq, statistics.cross);
         if (result.fell_back_to_rtn && progress) {
           progress(Warning{"block " + std::to_string(block) + ", " + name +
@@ -123,7 +138,7 @@ void round_layer(DecoderLayer& layer, const Recipe& recipe, const BlockInputs& i
       } else {
         linear.quantized = round_to_nearest(weight, *recipe.weights, recipe.gptq.mse_clip, recipe.gptq.search);
       }
-      if (recipe.low_rank) add_low_rank(linear, weight, *recipe.low_rank, statistics);
+      if (recipe.low_rank && !learned) add_low_rank(linear, weight, *recipe.low_rank, statistics);
       if (recipe.low_rank || !gptq_rounding) {
         event.relative_error = relative_error(weight, linear, statistics.hessian);
       }

@@ -118,7 +118,7 @@ TEST_P(QuantizeVariant, ReloadedBlocksAreTheOnesThatWereMade) {
   // The blocks of an unlearned recipe, made again by its parts.
   const Recipe recipe = recipe_of(R"({"weights": {"num_bits": 4, "symmetric": false}, "rounding": {"method": "gptq"},
       "input_activations": {"num_bits": 4, "clip": 0.9, "shift": "mean", "norm_shift": "mean"},
-      "kv_cache": {"num_bits": 4, "shift": "mean"}, "dtype": "float32",
+      "kv_cache": {"num_bits": 4, "shift": "mean"}, "dtype": "float32", "low_rank": {"rank": 3},
       "transforms": {"value": "hadamard", "query_key": "hadamard", "o": "hadamard", "down": "hadamard"}})");
   run(recipe, "out");
   const Checkpoint out(directory / "out");
@@ -158,7 +158,8 @@ TEST_P(QuantizeVariant, LowRankCorrectionsAreStoredAndBringTheModelCloser) {
   const json base = json::parse(R"({"weights": {"num_bits": 2}, "rounding": {"mse_clip": false}, "dtype": "float32"})");
   std::map<std::string, double> errors;
   for (const char* rounding : {"rtn", "gptq"}) {
-    for (const char* method : {"none", "svd", "l2qer", "qera-approx", "qera-exact"}) {
+    for (const char* method : {"none", "svd", "l2qer", "qera-approx", "qera-exact", "fbquant"}) {
+      if (method == std::string("fbquant") && rounding == std::string("gptq")) continue;
       const std::string name = std::string(rounding) + "-" + method;
       json recipe = base;
       recipe["rounding"]["method"] = rounding;

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "baseq/model/quantization_config.h"
+#include "baseq/quant/fbquant.h"
 #include "baseq/quant/gptq.h"
 
 namespace baseq {
@@ -49,10 +50,12 @@ struct Recipe {
   struct LowRank {
     /// What the rest of the weight's error is measured with: as it is (arXiv 2303.08302), the inputs' mean magnitudes
     /// (arXiv 2402.02446), their variances or their second moments (arXiv 2410.06040).
-    enum class Method { kSvd, kL2qer, kQeraApprox, kQeraExact };
+    /// kFbquant learns the correction together with the rounding, see quant/fbquant.h.
+    enum class Method { kSvd, kL2qer, kQeraApprox, kQeraExact, kFbquant };
     Method method = Method::kQeraExact;
     int64_t rank = 16;
     at::ScalarType dtype = at::kBFloat16;  ///< of the factors
+    FbquantOptions fbquant;                ///< but for rank and dtype
   };
 
   /// BASE-Q's stage 1: transforms of value and down_proj input, with straight-through weights.
