@@ -24,6 +24,19 @@ std::string describe(const std::optional<QuantSpec>& spec) {
   return text;
 }
 
+/// Bits a weight of the packed linears: codes, scales, zero points and low-rank corrections; 0 without packed ones.
+double bits_per_weight(const Checkpoint& checkpoint) {
+  double bytes = 0, weights = 0;
+  for (const std::string& name : checkpoint.names()) {
+    const Tensor tensor = checkpoint.tensor(name);
+    if (name.ends_with(".weight_shape")) weights += tensor.prod().item<double>();
+    for (const char* part : {".weight_packed", ".weight_scale", ".weight_zero_point", ".lora_A", ".lora_B"}) {
+      if (name.ends_with(part)) bytes += static_cast<double>(tensor.nbytes());
+    }
+  }
+  return weights > 0 ? 8 * bytes / weights : 0;
+}
+
 /// What config.json asks of attention beside the sizes.
 std::string describe_attention(const ModelConfig& config) {
   const char* types[] = {"default", "linear", "dynamic", "llama3", "yarn", "longrope"};
@@ -62,7 +75,10 @@ void run(const InspectArguments& arguments) {
   fmt::print("  head          {}\n  size          {} in {} tensors\n", config.tie_word_embeddings ? "tied" : "untied",
              format_bytes(checkpoint.num_bytes()), tensors.size());
   if (const auto& quantization = model.quantization()) {
-    fmt::print("  weights       {}\n  activations   {}\n  KV cache      {}\n", describe(quantization->weights),
+    std::string weights = describe(quantization->weights);
+    if (quantization->lora_rank > 0) weights += fmt::format(", corrections of rank {}", quantization->lora_rank);
+    if (quantization->weights) weights += fmt::format(": {:.3f} bits a weight in all", bits_per_weight(checkpoint));
+    fmt::print("  weights       {}\n  activations   {}\n  KV cache      {}\n", weights,
                describe(quantization->input_activations), describe(quantization->kv_cache));
     std::string online;
     if (quantization->input_hadamard) online += " norm outputs,";
@@ -86,6 +102,7 @@ void run(const InspectArguments& arguments) {
                                 {"config", checkpoint.config()},
                                 {"bytes", checkpoint.num_bytes()},
                                 {"num_values", num_values},
+                                {"bits_per_weight", bits_per_weight(checkpoint)},
                                 {"tensors", tensors}});
 }
 

@@ -38,6 +38,7 @@ void preflight(const ExportSource& source, at::ScalarType dtype) {
   obstacles.add_if(source.has_quant_tensor(".shift"), "shifts of activations");
   obstacles.add_if(!weights.symmetric && weights.num_bits != 4 && weights.num_bits != 8,
                    fmt::format("asymmetric weights of {} bits (4 and 8 can be)", weights.num_bits));
+  obstacles.add_if(quantization.lora_rank > 0, "corrections of low rank (low_rank)");
   obstacles.refuse(activations && activations->num_bits == 8
                        ? "quantize again with configs/w8a8-vllm.json"
                        : "quantize again with configs/w4a16-vllm.json, or with --set for the keys named");

@@ -38,8 +38,8 @@ ExportSource::ExportSource(const Checkpoint& checkpoint) : checkpoint_(checkpoin
     const std::string prefix = layer_prefix(block);
     for (const std::string& name : names) {
       const std::string full = prefix + name;
-      for (const char* part :
-           {".weight", ".weight_packed", ".weight_scale", ".weight_zero_point", ".weight_shape", ".bias"}) {
+      for (const char* part : {".weight", ".weight_packed", ".weight_scale", ".weight_zero_point", ".weight_shape",
+                               ".lora_A", ".lora_B", ".bias"}) {
         of_linears.insert(full + part);
       }
       std::vector<int64_t> shape;

@@ -40,6 +40,7 @@ void preflight(const ExportSource& source, GgufType type) {
   obstacles.add_if(blocks && (quantization.input_hadamard || quantization.o_hadamard || quantization.down_hadamard),
                    "online Hadamard transforms");
   obstacles.add_if(blocks && !quantization.weights, "weights in full precision");
+  obstacles.add_if(blocks && quantization.lora_rank > 0, "corrections of low rank (low_rank)");
   if (blocks && quantization.weights) {
     const QuantSpec& spec = *quantization.weights;
     const int64_t bits = type == GgufType::kQ8_0 ? 8 : 4;

@@ -44,6 +44,12 @@ Tensor Linear::forward(const Tensor& x) const {
   return bias.defined() ? product + bias : product;
 }
 
+Tensor Linear::dequantized() const {
+  Tensor sum = quantized->dequantized();
+  if (lora_A.defined()) sum.addmm_(lora_B.to(sum.options()), lora_A.to(sum.options()));
+  return sum;
+}
+
 Tensor RmsNorm::forward(const Tensor& x) const { return at::rms_norm(x, {x.size(-1)}, weight, eps); }
 
 Tensor Attention::query(const Tensor& x) const {

@@ -92,6 +92,10 @@ void Model::check_tensors() const {
         require(name + ".weight_packed");
         require(name + ".weight_scale");
         if (!quantization_->weights->symmetric) require(name + ".weight_zero_point");
+        if (quantization_->lora_rank > 0) {
+          require(name + ".lora_A");
+          require(name + ".lora_B");
+        }
       } else {
         require(name + ".weight");
       }
@@ -149,8 +153,20 @@ Linear Model::read_linear(const std::string& name, bool with_bias) const {
     quantized.qparams.zero_point =
         unpack_zero_points(checkpoint_.tensor(name + ".weight_zero_point"), spec.num_bits, scale_rows);
   }
-  linear.weight = quantized.dequantized().to(options_.device, options_.dtype);
   linear.quantized = std::move(quantized);
+  if (quantization_->lora_rank > 0) {
+    const int64_t rank = std::min({quantization_->lora_rank, rows, columns});
+    const auto factor = [&](const char* part, at::IntArrayRef sizes) {
+      const Tensor stored = checkpoint_.tensor(name + part);
+      expect_shape(stored, sizes, name + part);
+      TORCH_CHECK(stored.is_floating_point(), name, part, ": dtype is ", stored.scalar_type(),
+                  ", expected a floating type");
+      return stored;
+    };
+    linear.lora_A = factor(".lora_A", {rank, columns});
+    linear.lora_B = factor(".lora_B", {rows, rank});
+  }
+  linear.weight = linear.dequantized().to(options_.device, options_.dtype);
   return linear;
 }
 
@@ -253,6 +269,10 @@ std::map<std::string, Tensor> layer_tensors(const DecoderLayer& layer, const std
     put(name + ".weight_shape", at::tensor({weight.codes.size(0), weight.codes.size(1)}, at::kLong), at::kLong);
     if (weight.qparams.zero_point.defined()) {
       put(name + ".weight_zero_point", pack_zero_points(weight.qparams.zero_point, weight.spec.num_bits), at::kInt);
+    }
+    if (linear.lora_A.defined()) {
+      put(name + ".lora_A", linear.lora_A, linear.lora_A.scalar_type());
+      put(name + ".lora_B", linear.lora_B, linear.lora_B.scalar_type());
     }
   });
   layer.for_each_quant_point([&](const std::string& name, const QuantPoint& point) {

@@ -19,7 +19,7 @@ from transformers.models.llama.modeling_llama import (ALL_ATTENTION_FUNCTIONS, a
                                                       eager_attention_forward)
 from transformers.utils import cached_file
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 # ---- Hadamard matrices: Sylvester, Paley I and II, Williamson, and products of these
 
@@ -219,7 +219,7 @@ class QuantPoint(nn.Module):
 class Linear(nn.Module):
     """A linear with packed weights; `point` and `online` act on its input."""
 
-    def __init__(self, out_features, in_features, spec, has, point=None, online=False):
+    def __init__(self, out_features, in_features, spec, has, point=None, online=False, lora_rank=0):
         super().__init__()
         self.in_features, self.out_features, self.spec, self.online = in_features, out_features, spec, online
         if point is not None:
@@ -242,16 +242,20 @@ class Linear(nn.Module):
             self.register_buffer("weight_zero_point",
                                  torch.zeros(words(self.scale_rows), groups, dtype=torch.int32))
         self.dense = None
+        rank = min(lora_rank, out_features, in_features)
+        self.register_buffer("lora_A", torch.zeros(rank, in_features) if rank else None)
+        self.register_buffer("lora_B", torch.zeros(out_features, rank) if rank else None)
 
     def dequantized(self):
-        """float32 [out_features, in_features]."""
+        """float32 [out_features, in_features]: the codes' values and the correction of low rank."""
         codes = unpack(self.weight_packed, self.spec["num_bits"], self.in_features).float()
         scale = self.weight_scale.float()
         values = codes.reshape(self.out_features, scale.shape[1], -1)
         if not self.spec["symmetric"]:
             zero_point = unpack(self.weight_zero_point.t().contiguous(), self.spec["num_bits"], self.scale_rows)
             values = values - zero_point.t().unsqueeze(-1)
-        return (values * scale.unsqueeze(-1)).reshape(codes.shape)
+        weight = (values * scale.unsqueeze(-1)).reshape(codes.shape)
+        return weight if self.lora_A is None else weight + self.lora_B.float() @ self.lora_A.float()
 
     def forward(self, x):
         if self.online:
@@ -343,7 +347,8 @@ class Maker:
         point = None
         if name.endswith(("o_proj", "down_proj")):
             point = self.point(f"{name}.input_quant", in_features)
-        return Linear(out_features, in_features, self.quantization["weights"], self.has(name), point, online)
+        return Linear(out_features, in_features, self.quantization["weights"], self.has(name), point, online,
+                      self.quantization["lora_rank"])
 
 
 class BaseqForCausalLM(LlamaForCausalLM):

@@ -47,9 +47,13 @@ json to_json(const QuantizationConfig& config) {
                     {"query_key", config.query_key_hadamard},
                     {"o", config.o_hadamard},
                     {"down", config.down_hadamard}};
-  return {{"quant_method", QuantizationConfig::kMethod}, {"format_version", QuantizationConfig::kFormatVersion},
-          {"weights", optional_spec(config.weights)},    {"input_activations", optional_spec(config.input_activations)},
-          {"kv_cache", optional_spec(config.kv_cache)},  {"online_hadamard", online}};
+  return {{"quant_method", QuantizationConfig::kMethod},
+          {"format_version", QuantizationConfig::kFormatVersion},
+          {"weights", optional_spec(config.weights)},
+          {"lora_rank", config.lora_rank},
+          {"input_activations", optional_spec(config.input_activations)},
+          {"kv_cache", optional_spec(config.kv_cache)},
+          {"online_hadamard", online}};
 }
 
 QuantizationConfig quantization_config_from_json(const json& value, const std::string& path) {
@@ -68,6 +72,9 @@ QuantizationConfig quantization_config_from_json(const json& value, const std::s
     return quant_spec_from_json(object.object(key), {});
   };
   config.weights = read_spec("weights");
+  config.lora_rank = object.integer("lora_rank", 0, 0, INT64_MAX);
+  TORCH_CHECK(config.weights || config.lora_rank == 0, path, ": lora_rank is ", config.lora_rank,
+              " but weights are in full precision");
   config.input_activations = read_spec("input_activations");
   config.kv_cache = read_spec("kv_cache");
   JsonObject online = object.object("online_hadamard");

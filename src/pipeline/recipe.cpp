@@ -10,6 +10,8 @@ namespace {
 using nlohmann::json;
 
 const std::vector<std::string> kRoundings = {"rtn", "gptq"};
+const std::vector<std::string> kLowRankMethods = {"svd", "l2qer", "qera-approx", "qera-exact", "fbquant"};
+const std::vector<std::string> kFbquantStarts = {"qera", "zero", "svd"};
 const std::vector<std::string> kDtypes = {"float32", "float16", "bfloat16"};
 constexpr at::ScalarType kDtypeValues[] = {at::kFloat, at::kHalf, at::kBFloat16};
 
@@ -66,6 +68,16 @@ void visit_rounding(Visitor& visit, R& recipe) {
   visit.number("cross_strength", recipe.gptq.cross_strength, 0.0, 1.0);
   visit.boolean("quantized_inputs", recipe.quantized_inputs);
   visit.number("hessian_shrinkage", recipe.hessian_shrinkage, 0.0, 1.0);
+}
+
+template <class Visitor, class L>
+void visit_low_rank(Visitor& visit, L& low_rank) {
+  visit.choice("method", low_rank.method, kLowRankMethods);
+  visit.integer("rank", low_rank.rank, 1);
+  visit.dtype("dtype", low_rank.dtype);
+  visit.choice("start", low_rank.fbquant.start, kFbquantStarts);
+  visit.integer("steps", low_rank.fbquant.steps, 0);
+  visit.number("learning_rate", low_rank.fbquant.learning_rate, 0, kMaxLearningRate);
 }
 
 template <class Visitor, class A>
@@ -167,6 +179,15 @@ Recipe Recipe::from_json(const json& value, const std::string& path) {
   TORCH_CHECK(!recipe.weights || (!recipe.weights->dynamic && recipe.weights->strategy != Strategy::kToken), path,
               ": weights: expected strategy \"tensor\", \"channel\" or \"group\" and a static grid");
   read_section(object, "rounding", [&](auto& visit) { visit_rounding(visit, recipe); });
+  read_section(object, "low_rank", [&](auto& visit) {
+    visit_low_rank(visit, recipe.low_rank.emplace());
+    TORCH_CHECK(recipe.weights, path, ": low_rank corrects rounded weights and there are none; add weights");
+    TORCH_CHECK(recipe.low_rank->method != Recipe::LowRank::Method::kFbquant ||
+                    (recipe.rounding == Rounding::kNearest && !recipe.gptq.mse_clip),
+                path,
+                ": low_rank: method \"fbquant\" rounds to nearest on a grid that clips nothing; set rounding.method "
+                "to \"rtn\" and rounding.mse_clip to false");
+  });
   read_section(object, "input_activations", [&](auto& visit) {
     recipe.input_activations.emplace();
     recipe.input_activations->spec = {.symmetric = false, .strategy = Strategy::kToken, .dynamic = true};
@@ -200,6 +221,7 @@ json Recipe::to_json() const {
       {"name", name},
       {"weights", weights ? baseq::to_json(*weights) : json(nullptr)},
       {"rounding", write_section([&](auto& visit) { visit_rounding(visit, *this); })},
+      {"low_rank", nullptr},
       {"input_activations", nullptr},
       {"kv_cache", nullptr},
       {"transforms", write_section([&](auto& visit) { visit_transforms(visit, transforms); })},
@@ -208,6 +230,7 @@ json Recipe::to_json() const {
       {"objective", write_section([&](auto& visit) { visit_objective(visit, *this); })},
       {"calibration", write_section([&](auto& visit) { visit_calibration(visit, *this); })},
       {"dtype", nullptr}};
+  if (low_rank) result["low_rank"] = write_section([&](auto& visit) { visit_low_rank(visit, *low_rank); });
   if (input_activations) {
     result["input_activations"] =
         write_section([&](auto& visit) { visit_input_activations(visit, *input_activations); });
@@ -223,15 +246,19 @@ bool Recipe::has_mean_shift() const {
          (kv_cache && kv_cache->shift == Shift::kMean);
 }
 
+bool Recipe::rounding_needs_moments() const {
+  return weights && (rounding == Rounding::kGptq || (low_rank && low_rank->method != LowRank::Method::kSvd));
+}
+
 bool Recipe::needs_calibration() const {
   const bool scales =
       transforms.scale_norm || transforms.scale_value || transforms.scale_query_key || transforms.scale_down;
-  return (weights && rounding == Rounding::kGptq) || scales || has_mean_shift() || learn_transforms.epochs > 0 ||
+  return rounding_needs_moments() || scales || has_mean_shift() || learn_transforms.epochs > 0 ||
          learn_activations.epochs > 0;
 }
 
 QuantizationConfig Recipe::quantization_config() const {
-  QuantizationConfig config{.weights = weights};
+  QuantizationConfig config{.weights = weights, .lora_rank = low_rank ? low_rank->rank : 0};
   if (input_activations) config.input_activations = input_activations->spec;
   if (kv_cache) config.kv_cache = kv_cache->spec;
   config.input_hadamard = transforms.input;

@@ -7,13 +7,15 @@
 #include <cmath>
 
 #include "../quant/product.h"
+#include "baseq/quant/low_rank.h"
 
 namespace baseq {
 namespace {
 
 struct Statistics {
-  Tensor hessian;  ///< E[x^T x], float64
-  Tensor cross;    ///< E[(x_fp - x)^T x]; undefined unless the recipe compensates streams
+  Tensor hessian;         ///< E[x^T x], float64
+  Tensor cross;           ///< E[(x_fp - x)^T x]; undefined unless the recipe compensates streams
+  Tensor mean_magnitude;  ///< E|x|; undefined unless the low-rank correction asks for it
 };
 
 void accumulate(Tensor& sum, const Tensor& term) { sum = sum.defined() ? sum.add_(term) : term.to(at::kDouble); }
@@ -26,6 +28,9 @@ Statistics collect(InputPoint point, const DecoderLayer& layer, const DecoderLay
     const Tensor x = layer.input_of(point, windows, inputs.rope).flatten(0, 1);
     const Tensor weighted = x * weights.narrow(0, begin, windows.size(0)).reshape({-1, 1});
     accumulate(result.hessian, matrix_product(weighted.t(), x));
+    if (recipe.low_rank && recipe.low_rank->method == Recipe::LowRank::Method::kL2qer) {
+      accumulate(result.mean_magnitude, weighted.abs().sum(0, /*keepdim=*/false, at::kDouble));
+    }
     if (!recipe.compensate_streams) return;
     const Tensor full = inputs.full_precision.narrow(0, begin, windows.size(0)).to(inputs.compute());
     const Tensor drift = original.input_of(point, full, inputs.rope).flatten(0, 1) - x;
@@ -34,6 +39,7 @@ Statistics collect(InputPoint point, const DecoderLayer& layer, const DecoderLay
   const double total = weights.sum(at::kDouble).item<double>();
   result.hessian.div_(total);
   if (result.cross.defined()) result.cross.div_(total);
+  if (result.mean_magnitude.defined()) result.mean_magnitude.div_(total);
   if (recipe.hessian_shrinkage > 0) {
     const auto shrink = [&](const Tensor& moments) {
       return moments * (1 - recipe.hessian_shrinkage) + at::diag(moments.diagonal()) * recipe.hessian_shrinkage;
@@ -44,9 +50,48 @@ Statistics collect(InputPoint point, const DecoderLayer& layer, const DecoderLay
   return result;
 }
 
-double relative_weight_error(const Tensor& weight, const QuantizedWeight& rounded) {
-  const Tensor error = weight.to(at::kFloat) - rounded.dequantized().to(weight.device());
-  return (error.square().sum() / weight.to(at::kFloat).square().sum()).item<double>();
+/// Of the linear's output over the inputs that `hessian` describes, or of its weight when that is undefined.
+double relative_error(const Tensor& weight, const Linear& rounded, const Tensor& hessian) {
+  const Tensor source = weight.to(at::kFloat), error = source - rounded.dequantized().to(source.device());
+  if (!hessian.defined()) return (error.square().sum() / source.square().sum()).item<double>();
+  const double energy = quadratic_form(source, hessian);
+  return energy > 0 ? quadratic_form(error, hessian) / energy : 0;
+}
+
+/// What the error of a weight is measured with, see reconstruct_error.
+Tensor moments_for(Recipe::LowRank::Method method, const Statistics& statistics) {
+  switch (method) {
+    case Recipe::LowRank::Method::kSvd:
+      return {};
+    case Recipe::LowRank::Method::kL2qer:
+      return statistics.mean_magnitude.square();
+    case Recipe::LowRank::Method::kQeraApprox:
+      return statistics.hessian.diagonal();
+    case Recipe::LowRank::Method::kQeraExact:
+    case Recipe::LowRank::Method::kFbquant:
+      return statistics.hessian;
+  }
+  TORCH_INTERNAL_ASSERT(false, "unknown LowRank::Method");
+}
+
+/// Rounds `linear` and gives it its correction.
+void round_with_fbquant(Linear& linear, const QuantSpec& spec, const Recipe::LowRank& low_rank, const Tensor& moments) {
+  FbquantOptions options = low_rank.fbquant;
+  options.rank = low_rank.rank;
+  options.dtype = low_rank.dtype;
+  FbquantResult result = fbquant(linear.weight, moments, spec, options);
+  linear.quantized = std::move(result.weight);
+  linear.lora_A = std::move(result.lora_A);
+  linear.lora_B = std::move(result.lora_B);
+}
+
+/// Gives the rounded `linear` the correction of what its codes lack of `weight`.
+void add_low_rank(Linear& linear, const Tensor& weight, const Recipe::LowRank& options, const Statistics& statistics) {
+  const Tensor rounded = linear.quantized->dequantized();
+  const LowRankCorrection correction =
+      reconstruct_error(weight.to(rounded.options()) - rounded, moments_for(options.method, statistics), options.rank);
+  linear.lora_A = correction.A.to(options.dtype);
+  linear.lora_B = correction.B.to(options.dtype);
 }
 
 void set_quant_points(DecoderLayer& layer, bool enabled) {
@@ -60,7 +105,10 @@ void round_layer(DecoderLayer& layer, const Recipe& recipe, const BlockInputs& i
   const c10::NoGradGuard no_grad;
   TORCH_CHECK(recipe.weights, "round_layer: the recipe gives no weight grid");
   const bool gptq_rounding = recipe.rounding == Recipe::Rounding::kGptq;
-  TORCH_CHECK(!gptq_rounding || inputs.defined(), "round_layer: GPTQ needs calibration inputs");
+  const bool learned = recipe.low_rank && recipe.low_rank->method == Recipe::LowRank::Method::kFbquant;
+  const bool moments = recipe.rounding_needs_moments();
+  TORCH_CHECK(!moments || inputs.defined(),
+              "round_layer: GPTQ and low-rank corrections other than \"svd\" need calibration inputs");
   DecoderLayer original = layer;
   set_quant_points(original, false);
   // What the inputs pass on their way: the points are off unless the recipe wants them while rounding. Weights are
@@ -70,13 +118,16 @@ void round_layer(DecoderLayer& layer, const Recipe& recipe, const BlockInputs& i
 
   const auto round = [&](InputPoint point, std::initializer_list<const char*> readers) {
     Statistics statistics;
-    if (gptq_rounding) statistics = collect(point, seen, original, recipe, inputs, weights);
+    if (moments) statistics = collect(point, seen, original, recipe, inputs, weights);
     layer.for_each_linear([&](const std::string& name, Linear& linear) {
       if (std::find(readers.begin(), readers.end(), name) == readers.end()) return;
       const auto start = std::chrono::steady_clock::now();
+      const Tensor weight = linear.weight;
       LinearRounded event{.block = block, .name = name, .relative_error = 0, .damping = 0, .seconds = 0};
-      if (gptq_rounding) {
-        GptqResult result = gptq(linear.weight, statistics.hessian, *recipe.weights, recipe.gptq, statistics.cross);
+      if (learned) {
+        round_with_fbquant(linear, *recipe.weights, *recipe.low_rank, statistics.hessian);
+      } else if (gptq_rounding) {
+        GptqResult result = gptq(weight, statistics.hessian, *recipe.weights, recipe.gptq, statistics.cross);
         if (result.fell_back_to_rtn && progress) {
           progress(Warning{"block " + std::to_string(block) + ", " + name +
                            ": the Hessian has no Cholesky factor at any damping; rounded to nearest instead"});
@@ -85,10 +136,13 @@ void round_layer(DecoderLayer& layer, const Recipe& recipe, const BlockInputs& i
         event.damping = result.damping;
         linear.quantized = std::move(result.weight);
       } else {
-        linear.quantized = round_to_nearest(linear.weight, *recipe.weights, recipe.gptq.mse_clip, recipe.gptq.search);
-        event.relative_error = relative_weight_error(linear.weight, *linear.quantized);
+        linear.quantized = round_to_nearest(weight, *recipe.weights, recipe.gptq.mse_clip, recipe.gptq.search);
       }
-      linear.weight = linear.quantized->dequantized().to(linear.weight.options());
+      if (recipe.low_rank && !learned) add_low_rank(linear, weight, *recipe.low_rank, statistics);
+      if (recipe.low_rank || !gptq_rounding) {
+        event.relative_error = relative_error(weight, linear, statistics.hessian);
+      }
+      linear.weight = linear.dequantized().to(weight.options());
       seen.for_each_linear([&](const std::string& other, Linear& target) {
         if (other == name) target.weight = linear.weight;
       });

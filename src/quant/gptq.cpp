@@ -30,20 +30,6 @@ Tensor lower_factor(const Tensor& matrix) {
   return lower;
 }
 
-/// trace(M H M^T) for a symmetric H, from its upper half.
-double quadratic_form(const Tensor& matrix, const Tensor& hessian) {
-  constexpr int64_t kColumns = 512;
-  double total = 0;
-  for (int64_t begin = 0; begin < hessian.size(0); begin += kColumns) {
-    const int64_t end = std::min(begin + kColumns, hessian.size(0));
-    Tensor block = hessian.slice(0, 0, end).slice(1, begin, end).to(at::kFloat, false, /*copy=*/true);
-    block.slice(0, 0, begin).mul_(2);
-    const Tensor product = matrix_product(matrix.slice(1, 0, end), block);
-    total += product.mul_(matrix.slice(1, begin, end)).sum(at::kDouble).item<double>();
-  }
-  return total;
-}
-
 /// W (I + P), P = strength * triu(D U^T, 1) U in GPTAQ's notation with U^T U the inverse of the Hessian.
 ///
 /// The readers of a layer want W x_fp, so the best unrounded weights for the inputs x are W (I + E[(x_fp - x)^T x]
@@ -98,6 +84,19 @@ Tensor Hessian::mean() const {
 }
 
 Tensor QuantizedWeight::dequantized() const { return dequantize(codes, qparams, spec); }
+
+double quadratic_form(const Tensor& matrix, const Tensor& hessian) {
+  constexpr int64_t kColumns = 512;
+  double total = 0;
+  for (int64_t begin = 0; begin < hessian.size(0); begin += kColumns) {
+    const int64_t end = std::min(begin + kColumns, hessian.size(0));
+    Tensor block = hessian.slice(0, 0, end).slice(1, begin, end).to(at::kFloat, false, /*copy=*/true);
+    block.slice(0, 0, begin).mul_(2);
+    const Tensor product = matrix_product(matrix.slice(1, 0, end), block);
+    total += product.mul_(matrix.slice(1, begin, end)).sum(at::kDouble).item<double>();
+  }
+  return total;
+}
 
 QuantizedWeight round_to_nearest(const Tensor& weight, const QuantSpec& spec, bool mse_clip, const MseSearch& search) {
   TORCH_CHECK(weight.dim() == 2 && weight.is_floating_point(), "round_to_nearest: weight is ", weight.scalar_type(),

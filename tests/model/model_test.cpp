@@ -223,6 +223,7 @@ TEST(Model, DoublePrecisionAgreesWithFloat) {
 struct Grid {
   const char* name;
   QuantSpec spec;
+  int64_t lora_rank = 0;
 };
 
 class SavedLayer : public testing::TestWithParam<Grid> {};
@@ -235,7 +236,7 @@ TEST_P(SavedLayer, ComesBackExactly) {
         (shape.hidden_size % spec.group_size != 0 || shape.intermediate_size % spec.group_size != 0)) {
       continue;
     }
-    QuantizationConfig quantization{.weights = spec};
+    QuantizationConfig quantization{.weights = spec, .lora_rank = GetParam().lora_rank};
     quantization.input_activations = QuantSpec{.symmetric = false, .strategy = Strategy::kToken, .dynamic = true};
     quantization.kv_cache =
         QuantSpec{.symmetric = false, .strategy = Strategy::kGroup, .group_size = shape.head_dim, .dynamic = true};
@@ -246,7 +247,13 @@ TEST_P(SavedLayer, ComesBackExactly) {
     DecoderLayer layer = test::tiny_layer(shape, 5, at::kFloat);
     layer.for_each_linear([&](const std::string&, Linear& linear) {
       linear.quantized = round_to_nearest(linear.weight, spec);
-      linear.weight = linear.quantized->dequantized();
+      if (quantization.lora_rank > 0) {
+        const int64_t out = linear.weight.size(0), in = linear.weight.size(1);
+        const int64_t rank = std::min({quantization.lora_rank, out, in});
+        linear.lora_A = test::random_normal({rank, in}, 60, at::kBFloat16) * 0.1;
+        linear.lora_B = test::random_normal({out, rank}, 61, at::kBFloat16) * 0.1;
+      }
+      linear.weight = linear.dequantized();
     });
     layer.self_attn.query_key_hadamard = layer.mlp.down_hadamard = true;
     uint64_t seed = 70;
@@ -284,6 +291,7 @@ TEST_P(SavedLayer, ComesBackExactly) {
       ASSERT_TRUE(linear.quantized.has_value()) << name;
       EXPECT_TRUE(at::equal(linear.quantized->codes, original.quantized->codes)) << name;
       EXPECT_TRUE(at::equal(linear.quantized->qparams.scale, original.quantized->qparams.scale)) << name;
+      EXPECT_EQ(linear.lora_A.defined(), quantization.lora_rank > 0) << name;
       EXPECT_EQ(linear.bias.defined(), original.bias.defined()) << name;
       EXPECT_TRUE(!linear.bias.defined() || at::equal(linear.bias, original.bias)) << name;
     });
@@ -303,6 +311,8 @@ INSTANTIATE_TEST_SUITE_P(
         Grid{"Symmetric4Channel", {.num_bits = 4}}, Grid{"Asymmetric4Channel", {.num_bits = 4, .symmetric = false}},
         Grid{"Symmetric3Group", {.num_bits = 3, .strategy = Strategy::kGroup, .group_size = 8}},
         Grid{"Asymmetric4Group", {.num_bits = 4, .symmetric = false, .strategy = Strategy::kGroup, .group_size = 8}},
+        Grid{"Symmetric4ChannelLowRank", {.num_bits = 4}, /*lora_rank=*/3},
+        Grid{"Symmetric2GroupRankOfASide", {.num_bits = 2, .strategy = Strategy::kGroup, .group_size = 8}, 64},
         Grid{"Symmetric8Tensor", {.num_bits = 8, .strategy = Strategy::kTensor}},
         Grid{"Asymmetric5ChannelBfloat16", {.num_bits = 5, .symmetric = false, .scale_dtype = at::kBFloat16}}),
     [](const auto& grid) { return std::string(grid.param.name); });

@@ -24,6 +24,7 @@ constexpr const char* kEverything = R"({
   "weights": {"num_bits": 4},
   "rounding": {"method": "gptq", "mse_clip": true, "compensate_streams": true, "quantized_inputs": true,
                "hessian_shrinkage": 0.1},
+  "low_rank": {"rank": 3},
   "input_activations": {"num_bits": 4, "symmetric": false, "clip": 0.9, "shift": "mean", "norm_shift": "mean"},
   "kv_cache": {"num_bits": 4, "symmetric": false, "clip": 0.95, "shift": "mean"},
   "transforms": {"residual": "hadamard", "value": "hadamard", "query_key": "hadamard", "o": "hadamard",
@@ -117,7 +118,7 @@ TEST_P(QuantizeVariant, ReloadedBlocksAreTheOnesThatWereMade) {
   // The blocks of an unlearned recipe, made again by its parts.
   const Recipe recipe = recipe_of(R"({"weights": {"num_bits": 4, "symmetric": false}, "rounding": {"method": "gptq"},
       "input_activations": {"num_bits": 4, "clip": 0.9, "shift": "mean", "norm_shift": "mean"},
-      "kv_cache": {"num_bits": 4, "shift": "mean"}, "dtype": "float32",
+      "kv_cache": {"num_bits": 4, "shift": "mean"}, "dtype": "float32", "low_rank": {"rank": 3},
       "transforms": {"value": "hadamard", "query_key": "hadamard", "o": "hadamard", "down": "hadamard"}})");
   run(recipe, "out");
   const Checkpoint out(directory / "out");
@@ -151,6 +152,47 @@ TEST_P(QuantizeVariant, ReloadedBlocksAreTheOnesThatWereMade) {
   }
   const Tensor logits = quantized.lm_head().forward(quantized.final_norm().forward(stream));
   EXPECT_TRUE(at::equal(logits, quantized.logits(ids)));
+}
+
+TEST_P(QuantizeVariant, LowRankCorrectionsAreStoredAndBringTheModelCloser) {
+  const json base = json::parse(R"({"weights": {"num_bits": 2}, "rounding": {"mse_clip": false}, "dtype": "float32"})");
+  std::map<std::string, double> errors;
+  for (const char* rounding : {"rtn", "gptq"}) {
+    for (const char* method : {"none", "svd", "l2qer", "qera-approx", "qera-exact", "fbquant"}) {
+      if (method == std::string("fbquant") && rounding == std::string("gptq")) continue;
+      const std::string name = std::string(rounding) + "-" + method;
+      json recipe = base;
+      recipe["rounding"]["method"] = rounding;
+      if (name.find("none") == std::string::npos) recipe["low_rank"] = {{"method", method}, {"rank", 6}};
+      int64_t events = 0;
+      run(Recipe::from_json(recipe, name), name.c_str(), {.progress = [&](const ProgressEvent& event) {
+            if (const auto* linear = std::get_if<LinearRounded>(&event); linear && linear->block == 0) {
+              // Without calibration the error is that of the weight.
+              errors[name] += linear->name == "self_attn.q_proj" ? linear->relative_error : 0;
+              ++events;
+            }
+          }});
+      EXPECT_EQ(events, 7);
+      const Checkpoint out(directory / name);
+      const Model model(out);
+      if (name.find("none") != std::string::npos) continue;
+      EXPECT_EQ(model.quantization()->lora_rank, 6);
+      const Linear linear = model.layer(1).mlp.down_proj;
+      EXPECT_EQ(linear.lora_A.sizes(), at::IntArrayRef({6, shape.intermediate_size}));
+      EXPECT_EQ(linear.lora_B.sizes(), at::IntArrayRef({shape.hidden_size, 6}));
+      EXPECT_EQ(linear.lora_A.scalar_type(), at::kBFloat16);
+      const Tensor correction = at::mm(linear.lora_B.to(at::kFloat), linear.lora_A.to(at::kFloat));
+      EXPECT_LT(test::relative_error(linear.weight - linear.quantized->dequantized(), correction), 1e-5);
+      const std::string none = std::string(rounding) + "-none";
+      EXPECT_LT(test::relative_error(logits(name.c_str()), logits("in")),
+                test::relative_error(logits(none.c_str()), logits("in")))
+          << name;
+    }
+  }
+  EXPECT_LT(errors.at("rtn-svd"), errors.at("rtn-none"));
+  EXPECT_LT(errors.at("rtn-qera-exact"), errors.at("rtn-qera-approx"));
+  EXPECT_LT(errors.at("rtn-qera-exact"), errors.at("rtn-l2qer"));
+  EXPECT_LT(errors.at("gptq-qera-exact"), errors.at("gptq-none"));
 }
 
 TEST_P(QuantizeVariant, ActivationsOnDiskGiveTheSameBytes) {

@@ -46,6 +46,7 @@ TEST(Recipe, EveryFieldSurvivesTheRoundTrip) {
     "rounding": {"method": "gptq", "mse_clip": false, "mse_norm": 2.0, "block_size": 32, "damping": 0.05,
                  "activation_order": false, "static_groups": false, "compensate_streams": true, "cross_strength": 0.75,
                  "quantized_inputs": true, "hessian_shrinkage": 0.25},
+    "low_rank": {"method": "l2qer", "rank": 7, "dtype": "float32", "start": "svd", "steps": 9, "learning_rate": 0.7},
     "input_activations": {"num_bits": 6, "symmetric": true, "clip": 0.8, "shift": "mean", "norm_shift": "zero"},
     "kv_cache": {"num_bits": 3, "symmetric": true, "clip": 0.7, "shift": "zero"},
     "transforms": {"residual": "hadamard", "value": "hadamard", "query_key": "hadamard", "o": "hadamard",
@@ -76,6 +77,7 @@ TEST(Recipe, UnknownKeysAreNamedWithTheirPath) {
   expect_refused(R"({"wieghts": {}})", {"recipe.json", "wieghts"});
   expect_refused(R"({"weights": {"bits": 4}})", {"recipe.json", "weights", "bits"});
   expect_refused(R"({"rounding": {"methd": "rtn"}})", {"rounding", "methd"});
+  expect_refused(R"({"weights": {}, "low_rank": {"r": 1}})", {"low_rank", "r"});
   expect_refused(R"({"input_activations": {"norm": 1}})", {"input_activations", "norm"});
   expect_refused(R"({"kv_cache": {"norm_shift": "mean"}})", {"kv_cache", "norm_shift"});
   expect_refused(R"({"transforms": {"qk": "hadamard"}})", {"transforms", "qk"});
@@ -96,6 +98,13 @@ TEST(Recipe, ImpossibleValuesAreNamedWithTheirPath) {
   expect_refused(R"({"weights": 4})", {"weights", "object"});
   expect_refused(R"({"rounding": {"method": "awq"}})", {"rounding", "method", "awq"});
   expect_refused(R"({"rounding": {"damping": -1}})", {"rounding", "damping", "-1"});
+  expect_refused(R"({"weights": {}, "low_rank": {"rank": 0}})", {"low_rank", "rank", "0"});
+  expect_refused(R"({"weights": {}, "low_rank": {"method": "lora"}})", {"low_rank", "method", "lora"});
+  expect_refused(R"({"low_rank": {}})", {"low_rank", "weights"});
+  expect_refused(
+      R"({"weights": {}, "rounding": {"method": "gptq", "mse_clip": false}, "low_rank": {"method": "fbquant"}})",
+      {"fbquant", "rounding.method"});
+  expect_refused(R"({"weights": {}, "low_rank": {"method": "fbquant"}})", {"fbquant", "mse_clip"});
   expect_refused(R"({"input_activations": {"num_bits": 9}})", {"input_activations", "num_bits"});
   expect_refused(R"({"kv_cache": {"clip": 1.5}})", {"kv_cache", "clip", "1.5"});
   expect_refused(R"({"kv_cache": {"shift": "median"}})", {"kv_cache", "shift", "median"});
@@ -111,6 +120,11 @@ TEST(Recipe, KnowsWhetherItNeedsCalibration) {
   const auto needs = [](const char* text) { return Recipe::from_json(json::parse(text), "r").needs_calibration(); };
   EXPECT_FALSE(needs(R"({"weights": {}, "rounding": {"method": "rtn"}})"));
   EXPECT_TRUE(needs(R"({"weights": {}, "rounding": {"method": "gptq"}})"));
+  EXPECT_FALSE(needs(R"({"weights": {}, "low_rank": {"method": "svd"}})"));
+  for (const char* method : {"l2qer", "qera-approx", "qera-exact"}) {
+    EXPECT_TRUE(needs((std::string(R"({"weights": {}, "low_rank": {"method": ")") + method + "\"}}").c_str()))
+        << method;
+  }
   EXPECT_FALSE(needs(R"({"transforms": {"residual": "hadamard", "down": "hadamard"}})"));
   EXPECT_TRUE(needs(R"({"transforms": {"scale_down": true}})"));
   EXPECT_FALSE(needs(R"({"kv_cache": {"shift": "zero"}})"));

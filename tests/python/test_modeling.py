@@ -23,6 +23,8 @@ RECIPES = {
     "weights": {"weights": {"num_bits": 4}},
     "groups of 3 bits": {"weights": {"num_bits": 3, "symmetric": False, "strategy": "group", "group_size": 8,
                                      "scale_dtype": "float16"}},
+    "low rank": {"weights": {"num_bits": 3, "strategy": "group", "group_size": 8}, "rounding": {"method": "gptq"},
+                 "low_rank": {"rank": 40}, "transforms": hadamard("value", "down")},
     "one scale": {"weights": {"num_bits": 5, "symmetric": False, "strategy": "tensor"}},
     "transforms": {"transforms": hadamard("input", "value", "query_key", "o", "down")},
     "symmetric": {"weights": {"num_bits": 8}, "input_activations": {"num_bits": 8, "symmetric": True},

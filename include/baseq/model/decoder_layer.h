@@ -17,8 +17,14 @@ struct Linear {
   Tensor weight;                             ///< [out_features, in_features] in the compute dtype
   Tensor bias;                               ///< [out_features]; may be undefined
   std::optional<QuantizedWeight> quantized;  ///< the codes that `weight` was dequantized from
+  /// A correction of rank r beside the codes, part of `weight`: as stored, float32, float16 or bfloat16. May be
+  /// undefined, both or neither.
+  Tensor lora_A;  ///< [r, in_features]
+  Tensor lora_B;  ///< [out_features, r]
 
   Tensor forward(const Tensor& x) const;
+  /// What `weight` is made of: the dequantized codes + lora_B lora_A, float32. Only with `quantized`.
+  Tensor dequantized() const;
 };
 
 /// weight * x / rms(x) over the last dimension.
@@ -90,7 +96,8 @@ struct DecoderLayer {
   /// What the readers of `point` see when the block is given x.
   Tensor input_of(InputPoint point, const Tensor& x, const RotaryEmbedding& rope) const;
 
-  /// The same block with every tensor in another dtype or on another device; codes of quantized weights are kept.
+  /// The same block with every tensor in another dtype or on another device; codes of quantized weights and their
+  /// low-rank corrections are kept.
   DecoderLayer to(const at::TensorOptions& options) const;
   /// The same block with every tensor cut from the autograd graph.
   DecoderLayer detach() const;

@@ -12,9 +12,12 @@ namespace baseq {
 /// What a quantized checkpoint's config.json says about how to run it; absent parts are in full precision.
 struct QuantizationConfig {
   static constexpr const char* kMethod = "baseq";
-  static constexpr int64_t kFormatVersion = 2;
+  static constexpr int64_t kFormatVersion = 3;
 
   std::optional<QuantSpec> weights;
+  /// Rank of the corrections lora_A, lora_B beside every packed weight (less where a side of the weight is shorter);
+  /// 0: there are none.
+  int64_t lora_rank = 0;
   std::optional<QuantSpec> input_activations;  ///< the four input points of a block; one scale a token
   std::optional<QuantSpec> kv_cache;           ///< one scale a token and head
   /// Online Hadamard transforms.

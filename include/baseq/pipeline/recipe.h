@@ -6,6 +6,7 @@
 #include <string>
 
 #include "baseq/model/quantization_config.h"
+#include "baseq/quant/fbquant.h"
 #include "baseq/quant/gptq.h"
 
 namespace baseq {
@@ -45,6 +46,18 @@ struct Recipe {
     bool scale_down = false;
   };
 
+  /// A correction of low rank beside every rounded weight.
+  struct LowRank {
+    /// What the rest of the weight's error is measured with: as it is (arXiv 2303.08302), the inputs' mean magnitudes
+    /// (arXiv 2402.02446), their variances or their second moments (arXiv 2410.06040).
+    /// kFbquant learns the correction together with the rounding, see quant/fbquant.h.
+    enum class Method { kSvd, kL2qer, kQeraApprox, kQeraExact, kFbquant };
+    Method method = Method::kQeraExact;
+    int64_t rank = 16;
+    at::ScalarType dtype = at::kBFloat16;  ///< of the factors
+    FbquantOptions fbquant;                ///< but for rank and dtype
+  };
+
   /// BASE-Q's stage 1: transforms of value and down_proj input, with straight-through weights.
   struct TransformLearning {
     int64_t epochs = 0;
@@ -81,6 +94,7 @@ struct Recipe {
   bool quantized_inputs = false;
   /// Shrinks the Hessian towards its diagonal by this share: fewer tokens than features overfit.
   double hessian_shrinkage = 0.0;
+  std::optional<LowRank> low_rank;
   std::optional<InputActivations> input_activations;
   std::optional<Activations> kv_cache;
   Transforms transforms;
@@ -103,6 +117,8 @@ struct Recipe {
   nlohmann::json to_json() const;
 
   bool needs_calibration() const;
+  /// GPTQ and every low-rank correction but the plain SVD ask for moments of the inputs.
+  bool rounding_needs_moments() const;
   bool has_mean_shift() const;
   QuantizationConfig quantization_config() const;
 };

@@ -41,6 +41,11 @@ struct GptqResult {
   bool fell_back_to_rtn = false;  ///< the Hessian had no usable Cholesky factor at any damping
 };
 
+/// tr(M H M^T), float32 products.
+/// @param matrix  [rows, features] float32
+/// @param hessian [features, features], symmetric
+double quadratic_form(const Tensor& matrix, const Tensor& hessian);
+
 /// Round to nearest.
 QuantizedWeight round_to_nearest(const Tensor& weight, const QuantSpec& spec, bool mse_clip = false,
                                  const MseSearch& search = {});

@@ -1,0 +1,36 @@
+#pragma once
+
+#include "baseq/quant/gptq.h"
+
+namespace baseq {
+
+struct FbquantOptions {
+  /// What B A begins with: QERA-exact or the truncated SVD of the error of round to nearest, or B = 0 with a random A.
+  enum class Start { kQera, kZero, kSvd };
+  Start start = Start::kQera;
+  int64_t rank = 16;
+  int64_t steps = 200;                   ///< 0: the start
+  double learning_rate = 0.1;            ///< of the first step, in units of the root mean square of A at the start
+  at::ScalarType dtype = at::kBFloat16;  ///< of the stored factors
+  uint64_t seed = 0;                     ///< of the random A
+};
+
+struct FbquantResult {
+  QuantizedWeight weight;     ///< codes of W - B A, rounded to nearest
+  Tensor lora_A, lora_B;      ///< [r, in_features], [out_features, r], as they are stored
+  double loss_before = 0;     ///< tr(D R D^T) / tr(W R W^T), D = W - (dequantized + B A), at the start
+  double relative_error = 0;  ///< the same of what is returned, never above loss_before
+};
+
+/// FBQuant (arXiv 2501.16385): a correction B A that is taken out before rounding and added back after it,
+/// W_F = Q(W - B A) + B A, so that W - W_F is the rounding error of W - B A: at most half a step for any B A, while
+/// Q(W) + B A has no bound. A and B are learned with Adam on tr((W - W_F) R (W - W_F)^T), the grid laid anew over W - B
+/// A in every step. Q counts as a constant: a straight-through Q would cancel the gradient of + B A. The factors are
+/// rounded to `dtype` in every step, so the best state, which is returned, is the one that is stored.
+/// @param weight  [out_features, in_features], any floating type
+/// @param moments R, [in_features, in_features]: E[x^T x] of the inputs, may be singular
+/// Throws c10::Error when shapes do not fit or a value is not finite.
+FbquantResult fbquant(const Tensor& weight, const Tensor& moments, const QuantSpec& spec,
+                      const FbquantOptions& options = {});
+
+}  // namespace baseq

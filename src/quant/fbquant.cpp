@@ -1,0 +1,109 @@
+#include "baseq/quant/fbquant.h"
+
+#include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/core/grad_mode.h>
+#include <torch/optim/adam.h>
+
+#include <cmath>
+#include <limits>
+#include <numbers>
+#include <vector>
+
+#include "baseq/quant/low_rank.h"
+#include "grid.h"
+#include "product.h"
+
+namespace baseq {
+namespace {
+
+struct Factors {
+  Tensor A, B;  ///< float32
+};
+
+double root_mean_square(const Tensor& x) { return std::sqrt(x.square().mean().item<double>()); }
+
+Factors start_factors(const Tensor& weight, const Tensor& moments, const QuantSpec& spec,
+                      const FbquantOptions& options) {
+  const int64_t rows = weight.size(0), columns = weight.size(1);
+  if (options.start == FbquantOptions::Start::kZero) {
+    const int64_t rank = std::min({options.rank, rows, columns});
+    const auto generator = at::make_generator<at::CPUGeneratorImpl>(options.seed);
+    const Tensor random = at::randn({rank, columns}, generator, at::kFloat).to(weight.options());
+    return {random / std::sqrt(static_cast<double>(columns)), at::zeros({rows, rank}, weight.options())};
+  }
+  const Tensor error = weight - round_to_nearest(weight, spec).dequantized();
+  const bool plain = options.start == FbquantOptions::Start::kSvd;
+  const LowRankCorrection correction = reconstruct_error(error, plain ? Tensor() : moments, options.rank);
+  // One rate serves both factors when their rows and columns are equally long in pairs.
+  const Tensor length = correction.A.square().sum(1).pow(0.25).clamp_min(std::numeric_limits<float>::min());
+  return {(correction.A / length.unsqueeze(1)).to(at::kFloat), (correction.B * length).to(at::kFloat)};
+}
+
+/// Half a step, and what the rounding of the scale to its type cuts off the range.
+double largest_error_in_steps(const QuantSpec& spec) {
+  const double roundoff = spec.scale_dtype == at::kBFloat16 ? 0x1p-8
+                          : spec.scale_dtype == at::kHalf   ? 0x1p-11
+                                                            : 0x1p-20;
+  return 0.5 + static_cast<double>(num_steps(spec)) * roundoff;
+}
+
+}  // namespace
+
+FbquantResult fbquant(const Tensor& weight, const Tensor& moments, const QuantSpec& spec,
+                      const FbquantOptions& options) {
+  check_spec("fbquant", spec);
+  TORCH_CHECK(weight.dim() == 2 && weight.is_floating_point(), "fbquant: weight is ", weight.scalar_type(), " of size ",
+              weight.sizes(), ", expected a floating type and [out_features, in_features]");
+  const int64_t columns = weight.size(1);
+  TORCH_CHECK(moments.sizes() == at::IntArrayRef({columns, columns}), "fbquant: moments are ", moments.sizes(),
+              " but weight is ", weight.sizes());
+  TORCH_CHECK(options.rank > 0 && options.steps >= 0 && options.learning_rate >= 0, "fbquant: rank is ", options.rank,
+              ", steps ", options.steps, " and learning_rate ", options.learning_rate,
+              ", expected a positive number and two that are not negative");
+  const at::NoGradGuard no_grad;
+  const Tensor source = weight.to(at::kFloat).contiguous();
+  const Tensor h = moments.to(source.options());
+  TORCH_CHECK(source.isfinite().all().item<bool>() && h.isfinite().all().item<bool>(),
+              "fbquant: weight or moments have a value that is not finite");
+  const double energy = quadratic_form(source, h), unit = energy > 0 ? energy : 1;
+
+  Factors learned = start_factors(source, moments, spec, options);
+  const double rate = options.learning_rate * root_mean_square(learned.A);
+  torch::optim::Adam optimizer(std::vector<Tensor>{learned.A, learned.B}, torch::optim::AdamOptions(rate).eps(1e-15));
+  FbquantResult result;
+  for (int64_t step = 0; step <= options.steps; ++step) {
+    const Tensor a = learned.A.to(options.dtype), b = learned.B.to(options.dtype);
+    const Factors stored{a.to(at::kFloat), b.to(at::kFloat)};
+    const Tensor rest = at::addmm(source, stored.B, stored.A, /*beta=*/1, /*alpha=*/-1);
+    const QParams qparams = compute_qparams(rest, spec);
+    const Tensor error = rest - fake_quantize(rest, qparams, spec);
+    const Tensor gradient = matrix_product(error, h);  // of + B A, up to -2
+    const double loss = (gradient * error).sum(at::kDouble).item<double>() / unit;
+    TORCH_CHECK(std::isfinite(loss), "fbquant: the loss of step ", step, " is not finite; lower the learning rate");
+    if (step == 0) result.loss_before = loss;
+    if (step == 0 || loss < result.relative_error) {
+      result.relative_error = loss;
+      result.weight = {spec, quantize(rest, qparams, spec), qparams};
+      // In float32 these are the tensors that the optimizer goes on to change.
+      result.lora_A = a.clone();
+      result.lora_B = b.clone();
+    }
+    if (step == options.steps) break;
+    learned.A.mutable_grad() = matrix_product(stored.B.t(), gradient).mul_(-2 / unit);
+    learned.B.mutable_grad() = matrix_product(gradient, stored.A.t()).mul_(-2 / unit);
+    const double cosine = 0.5 * (1 + std::cos(std::numbers::pi * static_cast<double>(step) / options.steps));
+    optimizer.param_groups()[0].options().set_lr(rate * cosine);
+    optimizer.step();
+  }
+
+  const Tensor written =
+      at::addmm(result.weight.dequantized(), result.lora_B.to(at::kFloat), result.lora_A.to(at::kFloat));
+  const Tensor steps = group_view(source - written, spec).abs() / result.weight.qparams.scale.unsqueeze(-1);
+  TORCH_INTERNAL_ASSERT(steps.max().item<double>() <= largest_error_in_steps(spec) + 1e-3,
+                        "fbquant: the stored weight is ", steps.max().item<double>(), " steps off, the bound is ",
+                        largest_error_in_steps(spec));
+  return result;
+}
+
+}  // namespace baseq

@@ -1,0 +1,181 @@
+#include "baseq/quant/fbquant.h"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+#include <torch/optim/adam.h>
+
+#include <cmath>
+#include <limits>
+
+#include "../tiny_model.h"
+
+namespace baseq {
+namespace {
+
+using test::expect_error;
+using test::random_normal;
+
+constexpr int64_t kRows = 40, kColumns = 64;
+
+/// Second moments of inputs whose channels share a few directions and have outliers.
+Tensor second_moments(int64_t tokens, uint64_t seed) {
+  const Tensor mixing = random_normal({kColumns, kColumns}, 1) * at::logspace(0, -1.5, kColumns).unsqueeze(1);
+  Tensor x = at::mm(random_normal({tokens, kColumns}, seed), mixing);
+  x.slice(1, 0, 3).mul_(8);
+  return at::mm(x.t(), x) / tokens;
+}
+
+Tensor weight_of(uint64_t seed = 7) {
+  return random_normal({kRows, kColumns}, seed, at::kFloat) / std::sqrt(double(kColumns));
+}
+
+Tensor stored_weight(const FbquantResult& result) {
+  return result.weight.dequantized() + at::mm(result.lora_B.to(at::kFloat), result.lora_A.to(at::kFloat));
+}
+
+double loss(const Tensor& error, const Tensor& moments) {
+  const Tensor e = error.to(at::kDouble);
+  return (at::mm(e, moments) * e).sum().item<double>();
+}
+
+double relative_loss(const Tensor& got, const Tensor& weight, const Tensor& moments) {
+  return loss(weight - got, moments) / loss(weight, moments);
+}
+
+const QuantSpec kGrid{.num_bits = 3, .strategy = Strategy::kGroup, .group_size = 16};
+
+TEST(Fbquant, StraightThroughRoundingWouldCancelTheGradient) {
+  const Tensor weight = weight_of(), moments = second_moments(500, 2).to(at::kFloat);
+  const Tensor b = (0.05 * random_normal({kRows, 4}, 3, at::kFloat)).requires_grad_();
+  const Tensor a = (0.05 * random_normal({4, kColumns}, 4, at::kFloat)).requires_grad_();
+  QParams qparams = compute_qparams((weight - at::mm(b, a)).detach(), kGrid);
+  qparams.scale = qparams.scale * 1.2;  // nothing is clipped: the straight-through gradient is one everywhere
+  const auto gradient_of_b = [&](bool detached) {
+    b.mutable_grad() = Tensor();
+    const Tensor shift = at::mm(b, a);
+    const Tensor rounded = fake_quantize(weight - shift, qparams, kGrid);
+    const Tensor error = weight - ((detached ? rounded.detach() : rounded) + shift);
+    (at::mm(error, moments) * error).sum().backward();
+    return b.grad().clone();
+  };
+  const Tensor error = weight - (fake_quantize(weight - at::mm(b, a), qparams, kGrid) + at::mm(b, a)).detach();
+  const Tensor expected = -2 * at::mm(at::mm(error, moments), a.t().detach());
+  EXPECT_LT(gradient_of_b(false).abs().max().item<double>(), 1e-5 * expected.abs().max().item<double>());
+  EXPECT_LT(test::relative_error(gradient_of_b(true), expected.detach()), 1e-5);
+}
+
+TEST(Fbquant, ZeroStartIsRoundToNearest) {
+  const Tensor weight = weight_of(), moments = second_moments(500, 2);
+  const FbquantResult result =
+      fbquant(weight, moments, kGrid, {.start = FbquantOptions::Start::kZero, .rank = 4, .steps = 0});
+  const QuantizedWeight nearest = round_to_nearest(weight, kGrid);
+  EXPECT_TRUE(at::equal(result.weight.codes, nearest.codes));
+  EXPECT_TRUE(at::equal(stored_weight(result), nearest.dequantized()));
+  EXPECT_NEAR(result.loss_before, relative_loss(nearest.dequantized(), weight, moments), 1e-6 * result.loss_before);
+}
+
+TEST(Fbquant, GetsBetterAndReportsWhatIsStored) {
+  const Tensor weight = weight_of(), moments = second_moments(500, 2);
+  for (const auto start : {FbquantOptions::Start::kQera, FbquantOptions::Start::kZero, FbquantOptions::Start::kSvd}) {
+    for (const at::ScalarType dtype : {at::kBFloat16, at::kFloat}) {
+      const FbquantResult result =
+          fbquant(weight, moments, kGrid, {.start = start, .rank = 4, .steps = 60, .dtype = dtype});
+      EXPECT_EQ(result.lora_A.sizes(), at::IntArrayRef({4, kColumns}));
+      EXPECT_EQ(result.lora_B.sizes(), at::IntArrayRef({kRows, 4}));
+      EXPECT_EQ(result.lora_A.scalar_type(), dtype);
+      EXPECT_EQ(result.lora_B.scalar_type(), dtype);
+      EXPECT_LT(result.relative_error, 0.8 * result.loss_before);
+      EXPECT_NEAR(relative_loss(stored_weight(result), weight, moments), result.relative_error,
+                  1e-4 * result.relative_error);
+    }
+  }
+}
+
+TEST(Fbquant, IsNeverWorseThanItsStart) {
+  const Tensor weight = weight_of(), moments = second_moments(500, 2);
+  const FbquantResult wild = fbquant(weight, moments, kGrid, {.rank = 4, .steps = 20, .learning_rate = 10});
+  EXPECT_LE(wild.relative_error, wild.loss_before);
+  const FbquantResult same = fbquant(weight, moments, kGrid, {.rank = 4, .steps = 20, .learning_rate = 0});
+  EXPECT_EQ(same.relative_error, same.loss_before);
+}
+
+TEST(Fbquant, StaysWithinHalfAStepOfTheWeight) {
+  for (const int64_t bits : {2, 3, 4}) {
+    for (const bool symmetric : {true, false}) {
+      QuantSpec spec = kGrid;
+      spec.num_bits = bits;
+      spec.symmetric = symmetric;
+      const Tensor weight = weight_of();
+      // Nine tokens: a correction that is added after rounding may do as it likes in 55 of 64 directions.
+      const FbquantResult result = fbquant(weight, second_moments(9, 2), spec, {.rank = 8, .steps = 60});
+      const Tensor steps =
+          group_view(weight - stored_weight(result), spec).abs() / result.weight.qparams.scale.unsqueeze(-1);
+      EXPECT_LE(steps.max().item<double>(), 0.5 + 1e-4) << bits << symmetric;
+      EXPECT_GT(steps.max().item<double>(), 0.45);
+      // Scales of bfloat16 may cut the range by their rounding and no more.
+      spec.scale_dtype = at::kBFloat16;
+      EXPECT_NO_THROW(fbquant(weight, second_moments(9, 2), spec, {.rank = 8, .steps = 60}));
+    }
+  }
+}
+
+/// Q(W) + B A with the same Adam, steps and start.
+Tensor trained_behind_rounding(const Tensor& weight, const Tensor& moments, int64_t rank, int64_t steps) {
+  const Tensor rounded = round_to_nearest(weight, kGrid).dequantized();
+  Tensor a = random_normal({rank, kColumns}, 9, at::kFloat) / std::sqrt(double(kColumns));
+  Tensor b = at::zeros({kRows, rank});
+  const Tensor h = moments.to(at::kFloat);
+  const double rate = 0.3 / std::sqrt(double(kColumns));
+  torch::optim::Adam optimizer(std::vector<Tensor>{a, b}, torch::optim::AdamOptions(rate).eps(1e-15));
+  for (int64_t step = 0; step < steps; ++step) {
+    const Tensor gradient = -2 * at::mm(weight - rounded - at::mm(b, a), h);
+    a.mutable_grad() = at::mm(b.t(), gradient);
+    b.mutable_grad() = at::mm(gradient, a.t());
+    optimizer.param_groups()[0].options().set_lr(rate * 0.5 * (1 + std::cos(M_PI * double(step) / double(steps))));
+    optimizer.step();
+  }
+  return rounded + at::mm(b, a);
+}
+
+TEST(Fbquant, OverfitsFewTokensLessThanACorrectionBehindTheRounding) {
+  const Tensor few = second_moments(32, 2), others = second_moments(4000, 5);
+  double gap = 0, gap_behind = 0;
+  for (const uint64_t seed : {7, 8, 9}) {
+    const Tensor weight = weight_of(seed);
+    const Tensor learned = stored_weight(fbquant(
+        weight, few, kGrid,
+        {.start = FbquantOptions::Start::kZero, .rank = 8, .steps = 300, .learning_rate = 0.3, .dtype = at::kFloat}));
+    const Tensor behind = trained_behind_rounding(weight, few, 8, 300);
+    gap += relative_loss(learned, weight, others) - relative_loss(learned, weight, few);
+    gap_behind += relative_loss(behind, weight, others) - relative_loss(behind, weight, few);
+  }
+  EXPECT_GT(gap_behind, 0);
+  EXPECT_LT(gap, 0.8 * gap_behind);
+}
+
+TEST(Fbquant, IsRepeatable) {
+  const Tensor weight = weight_of(), moments = second_moments(500, 2);
+  const FbquantOptions options{.start = FbquantOptions::Start::kZero, .rank = 4, .steps = 5, .seed = 3};
+  const FbquantResult first = fbquant(weight, moments, kGrid, options),
+                      second = fbquant(weight, moments, kGrid, options);
+  EXPECT_TRUE(at::equal(first.lora_A, second.lora_A) && at::equal(first.lora_B, second.lora_B));
+  EXPECT_TRUE(at::equal(first.weight.codes, second.weight.codes));
+}
+
+TEST(Fbquant, AWeightOfZerosStaysZero) {
+  const FbquantResult result =
+      fbquant(at::zeros({kRows, kColumns}), second_moments(500, 2), kGrid, {.rank = 4, .steps = 3});
+  EXPECT_EQ(stored_weight(result).abs().max().item<double>(), 0);
+}
+
+TEST(Fbquant, RefusesWhatDoesNotFit) {
+  const Tensor weight = weight_of(), moments = second_moments(500, 2);
+  expect_error([&] { fbquant(weight, moments.slice(0, 1), kGrid); }, {"[63, 64]", "[40, 64]"});
+  expect_error([&] { fbquant(weight, moments, kGrid, {.rank = 0}); }, {"rank is 0"});
+  expect_error([&] { fbquant(weight, moments, kGrid, {.steps = -1}); }, {"steps -1"});
+  const Tensor wrong = at::full_like(moments, std::numeric_limits<double>::quiet_NaN());
+  expect_error([&] { fbquant(weight, wrong, kGrid); }, {"not finite"});
+}
+
+}  // namespace
+}  // namespace baseq
