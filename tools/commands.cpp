@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
+#include <malloc.h>
 #include <sys/resource.h>
 
 #include "baseq/io/hub_cache.h"
@@ -50,6 +51,8 @@ int64_t peak_memory_bytes() {
   getrusage(RUSAGE_SELF, &usage);
   return static_cast<int64_t>(usage.ru_maxrss) * 1024;
 }
+
+void release_free_memory() { malloc_trim(0); }
 
 std::string format_bytes(int64_t bytes) {
   constexpr double kUnit = 1024.0;

@@ -1,4 +1,5 @@
 #include <fmt/format.h>
+#include <spdlog/spdlog.h>
 
 #include <chrono>
 #include <memory>
@@ -15,7 +16,26 @@ struct EvalArguments {
   CommonOptions common;
   std::string model, text, tokens, reference, logits;
   int64_t seq_len = 2048, max_windows = 0;
+  uint64_t memory = 0;  ///< bytes; 0: no limit
 };
+
+/// Where the hidden states live so that --memory suffices; says what it chose, throws when neither does.
+std::filesystem::path choose_activations(const EvalArguments& arguments, const ModelConfig& config,
+                                         const Tensor& windows) {
+  if (arguments.memory == 0) return {};
+  const auto needed = [&](bool on_disk) {
+    return evaluation_memory(config, windows.size(0), windows.size(1), !arguments.reference.empty(), on_disk).bytes();
+  };
+  const auto budget = static_cast<int64_t>(arguments.memory);
+  const bool on_disk = needed(false) > budget;
+  TORCH_CHECK(!on_disk || needed(true) <= budget, "--memory ", format_bytes(budget), ": too little; at least ",
+              format_bytes(needed(true)), " are needed with hidden states on disk (a smaller --seq-len needs less)");
+  if (!arguments.common.quiet) {
+    spdlog::info("--memory {}: hidden states {}; about {} needed", format_bytes(budget),
+                 on_disk ? "on disk" : "in memory", format_bytes(needed(on_disk)));
+  }
+  return on_disk ? std::filesystem::temp_directory_path() : std::filesystem::path();
+}
 
 Tensor read_windows(const EvalArguments& arguments, const Checkpoint& checkpoint) {
   if (arguments.text.empty() && arguments.tokens.empty()) throw CLI::RequiredError("--text or --tokens");
@@ -45,11 +65,15 @@ void run(const EvalArguments& arguments) {
     reference.emplace(*reference_checkpoint, Model::Options{.device = device});
   }
   const Tensor windows = read_windows(arguments, checkpoint);
+  const std::filesystem::path activations = choose_activations(arguments, model.config(), windows);
   Evaluation result;
   {
     ProgressDisplay display(arguments.common.quiet);
     result = evaluate(model, windows, reference ? &*reference : nullptr,
-                      [&](int64_t done, int64_t total) { display.step(done, total, "blocks"); });
+                      {.activations_directory = activations, .progress = [&](int64_t done, int64_t total) {
+                         release_free_memory();
+                         display.step(done, total, "blocks");
+                       }});
   }
   if (!arguments.logits.empty()) {
     save_safetensors(arguments.logits, {{"input_ids", windows}, {"logits", model.logits(windows).cpu()}});
@@ -97,6 +121,10 @@ void add_eval(CLI::App& app) {
   command->add_option("--seq-len", arguments->seq_len, "Tokens a window")
       ->capture_default_str()
       ->check(CLI::Range(2, 1 << 24));
+  command
+      ->add_option("--memory", arguments->memory,
+                   "Budget such as 8G: hidden states go to mapped files in TMPDIR where it needs that")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false));
   command->add_option("--max-windows", arguments->max_windows, "Only the first N windows")
       ->check(CLI::Range(1, 1 << 30));
   add_common_options(*command, arguments->common);

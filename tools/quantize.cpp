@@ -6,33 +6,13 @@
 #include <csignal>
 #include <memory>
 
-#include "baseq/io/json_object.h"
-#include "baseq/pipeline/calibration.h"
 #include "baseq/pipeline/quantize_checkpoint.h"
 #include "commands.h"
+#include "preflight.h"
 #include "progress_display.h"
 
 namespace baseq::cli {
 namespace {
-
-struct QuantizeArguments {
-  CommonOptions common;
-  std::string model, recipe, calibration, output, work, resume;
-  std::string activations = "ram";
-  std::vector<std::string> overrides;
-  int64_t shard_megabytes = 1024;
-  bool force = false;
-};
-
-Recipe read_recipe(const QuantizeArguments& arguments) {
-  nlohmann::json json = read_json_file(arguments.recipe);
-  for (const std::string& text : arguments.overrides) {
-    const size_t equals = text.find('=');
-    TORCH_CHECK(equals != std::string::npos, "--set ", text, ": expected KEY=VALUE");
-    override_recipe(json, text.substr(0, equals), text.substr(equals + 1));
-  }
-  return Recipe::from_json(json, arguments.recipe);
-}
 
 /// What --json reports of the blocks, gathered from the events of the run.
 void record(const ProgressEvent& event, nlohmann::json& blocks) {
@@ -54,36 +34,20 @@ void record(const ProgressEvent& event, nlohmann::json& blocks) {
   }
 }
 
-/// The run that the command line describes.
-StoredRun new_run(const QuantizeArguments& arguments) {
-  StoredRun run{.model = arguments.model, .output = arguments.output, .recipe = read_recipe(arguments), .windows = {}};
-  QuantizeOptions& options = run.options;
-  options.device = apply(arguments.common);
-  options.seed = arguments.common.seed;
-  options.output = {.shard_bytes = arguments.shard_megabytes << 20, .force = arguments.force};
-  options.work_directory = arguments.work;
-  if (arguments.activations == "disk") {
-    options.activations_directory = std::filesystem::absolute(arguments.output).parent_path();
-    std::filesystem::create_directories(options.activations_directory);
-  }
-  TORCH_CHECK(!arguments.calibration.empty() || !run.recipe.needs_calibration(), "recipe \"", run.recipe.name,
-              "\" needs calibration data: pass --calibration FILE");
-  if (!arguments.calibration.empty()) {
-    run.windows = read_calibration(
-        arguments.calibration, run.model / "tokenizer.json",
-        {.num_samples = run.recipe.num_samples, .seq_len = run.recipe.seq_len, .seed = arguments.common.seed});
-  }
-  return run;
+/// The run of --resume, with what it was started with.
+PreparedRun stored_run(const QuantizeArguments& arguments) {
+  PreparedRun prepared{.run = read_stored_run(arguments.resume)};
+  CommonOptions common = arguments.common;
+  common.threads = static_cast<int>(prepared.run.num_threads);
+  common.device = prepared.run.options.device.str();
+  apply(common);
+  prepared.checkpoint = std::make_unique<Checkpoint>(prepared.run.model);
+  return prepared;
 }
 
-/// The run of --resume, with what it was started with.
-StoredRun stored_run(const QuantizeArguments& arguments) {
-  StoredRun run = read_stored_run(arguments.resume);
-  CommonOptions common = arguments.common;
-  common.threads = static_cast<int>(run.num_threads);
-  common.device = run.options.device.str();
-  apply(common);
-  return run;
+void say(const QuantizeArguments& arguments, const PreparedRun& prepared) {
+  for (const std::string& warning : prepared.plan.warnings) spdlog::warn("{}", warning);
+  if (!prepared.memory_choice.empty() && !arguments.common.quiet) spdlog::info("{}", prepared.memory_choice);
 }
 
 std::atomic<bool> stop_requested{false};
@@ -96,24 +60,27 @@ void request_stop(int signal) {
 
 void run(const QuantizeArguments& arguments) {
   const auto start = std::chrono::steady_clock::now();
-  if (arguments.resume.empty()) {
-    TORCH_CHECK(arguments.force || !std::filesystem::exists(arguments.output), arguments.output,
-                ": exists; pass --force to replace it");
-  }
-  auto [model, output, recipe, windows, options, num_threads] =
-      arguments.resume.empty() ? new_run(arguments) : stored_run(arguments);
-  const Checkpoint checkpoint(model);
-  if (!options.work_directory.empty()) {
+  PreparedRun prepared = arguments.resume.empty() ? prepare(arguments) : stored_run(arguments);
+  auto& [model, output, recipe, windows, options, num_threads] = prepared.run;
+  const Checkpoint& checkpoint = *prepared.checkpoint;
+  if (!options.work_directory.empty() && !arguments.dry_run) {
     std::signal(SIGINT, request_stop);
     std::signal(SIGTERM, request_stop);
     options.should_stop = [] { return stop_requested.load(); };
   }
+  say(arguments, prepared);
+  if (arguments.dry_run) {
+    print_plan(arguments, prepared, estimate_seconds(checkpoint, recipe, windows, options));
+    return;
+  }
+  if (!options.activations_directory.empty()) std::filesystem::create_directories(options.activations_directory);
   nlohmann::json blocks = nlohmann::json::array();
   {
     ProgressDisplay display(arguments.common.quiet);
     options.progress = [&](const ProgressEvent& event) {
       display.show(event);
       record(event, blocks);
+      if (std::holds_alternative<BlockFinished>(event)) release_free_memory();
     };
     try {
       quantize_checkpoint(checkpoint, recipe, windows, output, options);
@@ -161,14 +128,20 @@ void add_quantize(CLI::App& app) {
       ->check(CLI::Range(1, 1 << 20));
   command
       ->add_option("--activations", arguments->activations,
-                   "Where the activation streams live: ram, or disk (mapped files beside the output)")
-      ->capture_default_str()
+                   "Where the activation streams live: ram (default), or disk (mapped files beside the output)")
       ->check(CLI::IsMember({"ram", "disk"}));
+  command
+      ->add_option("--memory", arguments->memory,
+                   "Budget such as 8G: chooses where the activation streams live and how many tokens go at a time")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false))
+      ->excludes(command->get_option("--activations"));
   command->add_flag("--force", arguments->force, "Replace an existing output directory");
+  command->add_flag("--dry-run", arguments->dry_run,
+                    "Only say what is wrong, and what memory, disk and time the run would take");
   add_common_options(*command, arguments->common);
   // A run goes on as it was started.
   for (const char* other : {"model", "--recipe", "--calibration", "--output", "--work", "--set", "--shard-size",
-                            "--activations", "--force", "--device", "--threads", "--seed"}) {
+                            "--activations", "--memory", "--force", "--dry-run", "--device", "--threads", "--seed"}) {
     resume->excludes(command->get_option(other));
   }
   command->callback([arguments] {

@@ -3,6 +3,10 @@
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 
+#include <algorithm>
+
+#include "baseq/pipeline/activations.h"
+
 namespace baseq {
 namespace {
 
@@ -10,19 +14,24 @@ namespace {
 constexpr int64_t kTokensPerChunk = 512;
 
 /// Hidden states after the last norm, [n, seq, hidden].
-Tensor hidden_states(const Model& model, const Tensor& windows, const std::function<void()>& block_done) {
-  Tensor hidden = model.embed(windows);
+Tensor hidden_states(const Model& model, const Tensor& windows, const std::filesystem::path& directory,
+                     const std::function<void()>& block_done) {
+  const std::vector<int64_t> shape{windows.size(0), windows.size(1), model.config().hidden_size};
+  const auto compute = at::TensorOptions().dtype(model.options().dtype).device(model.options().device);
+  const ActivationStorage storage{.dtype = model.options().dtype, .directory = directory};
+  const Tensor hidden = directory.empty() ? at::empty(shape, compute) : storage.allocate(shape);
+  for (int64_t n = 0; n < windows.size(0); ++n) hidden.narrow(0, n, 1).copy_(model.embed(windows.narrow(0, n, 1)));
   const RotaryEmbedding rope = model.rotary(windows.size(1));
   for (int64_t i = 0; i < model.config().num_hidden_layers; ++i) {
     const DecoderLayer layer = model.layer(i);
     for (int64_t n = 0; n < hidden.size(0); ++n) {
       const Tensor window = hidden.narrow(0, n, 1);
-      window.copy_(layer.forward(window, rope));
+      window.copy_(layer.forward(window.to(compute), rope));
     }
     block_done();
   }
   const RmsNorm norm = model.final_norm();
-  for (int64_t n = 0; n < hidden.size(0); ++n) hidden[n].copy_(norm.forward(hidden[n]));
+  for (int64_t n = 0; n < hidden.size(0); ++n) hidden[n].copy_(norm.forward(hidden[n].to(compute)));
   return hidden;
 }
 
@@ -36,8 +45,7 @@ Tensor split_windows(const Tensor& ids, int64_t seq_len, int64_t max_windows) {
   return ids.reshape({-1}).narrow(0, 0, n * seq_len).view({n, seq_len});
 }
 
-Evaluation evaluate(const Model& model, const Tensor& windows, const Model* reference,
-                    const std::function<void(int64_t, int64_t)>& progress) {
+Evaluation evaluate(const Model& model, const Tensor& windows, const Model* reference, const EvaluateOptions& options) {
   const c10::NoGradGuard no_grad;
   TORCH_CHECK(windows.dim() == 2 && windows.size(1) >= 2, "evaluate: expected windows [n, seq_len >= 2], got ",
               windows.sizes());
@@ -47,27 +55,28 @@ Evaluation evaluate(const Model& model, const Tensor& windows, const Model* refe
   int64_t done = 0;
   const int64_t total = model.config().num_hidden_layers + (reference ? reference->config().num_hidden_layers : 0);
   const auto block_done = [&] {
-    if (progress) progress(++done, total);
+    if (options.progress) options.progress(++done, total);
   };
-  const Tensor hidden = hidden_states(model, windows, block_done);
+  const Tensor hidden = hidden_states(model, windows, options.activations_directory, block_done);
   const Linear head = model.lm_head();
   Tensor reference_hidden;
   Linear reference_head;
   if (reference) {
-    reference_hidden = hidden_states(*reference, windows, block_done);
+    reference_hidden = hidden_states(*reference, windows, options.activations_directory, block_done);
     reference_head = reference->lm_head();
   }
 
   const int64_t predictions = windows.size(1) - 1;
   double loss = 0, kl = 0, agreed = 0;
   for (int64_t n = 0; n < windows.size(0); ++n) {
-    const Tensor targets = windows[n].narrow(0, 1, predictions).to(hidden.device(), at::kLong);
+    const Tensor targets = windows[n].narrow(0, 1, predictions).to(model.options().device, at::kLong);
     for (int64_t begin = 0; begin < predictions; begin += kTokensPerChunk) {
       const int64_t count = std::min(kTokensPerChunk, predictions - begin);
-      const Tensor log_p = at::log_softmax(head.forward(hidden[n].narrow(0, begin, count)), -1);
+      const auto rows = [&](const Tensor& of) { return of[n].narrow(0, begin, count).to(model.options().device); };
+      const Tensor log_p = at::log_softmax(head.forward(rows(hidden)), -1);
       loss -= log_p.gather(1, targets.narrow(0, begin, count).unsqueeze(1)).sum(at::kDouble).item<double>();
       if (!reference) continue;
-      const Tensor log_r = at::log_softmax(reference_head.forward(reference_hidden[n].narrow(0, begin, count)), -1);
+      const Tensor log_r = at::log_softmax(reference_head.forward(rows(reference_hidden)), -1);
       agreed += (log_p.argmax(-1) == log_r.argmax(-1)).sum().item<double>();
       kl += (log_r.exp() * (log_r - log_p)).sum(-1).sum(at::kDouble).item<double>();
     }
@@ -80,6 +89,27 @@ Evaluation evaluate(const Model& model, const Tensor& windows, const Model* refe
     result.top1_agreement = agreed / static_cast<double>(result.num_tokens);
   }
   return result;
+}
+
+Footprint evaluation_memory(const ModelConfig& config, int64_t num_windows, int64_t seq_len, bool with_reference,
+                            bool activations_on_disk) {
+  constexpr int64_t kFloatBytes = 4;
+  const int64_t models = with_reference ? 2 : 1;
+  int64_t values = 0;
+  for (const LinearShape& linear : linear_shapes(config)) values += linear.out_features * linear.in_features;
+  // Float32 weights, their codes or the mapped originals, and a pass over one window; later heads and logits.
+  const int64_t block = values * (kFloatBytes + 2) + forward_bytes(config, seq_len);
+  const int64_t logits =
+      config.vocab_size * kFloatBytes * models * (config.hidden_size + 3 * std::min(kTokensPerChunk, seq_len));
+  Footprint memory;
+  memory.parts.push_back(block > logits ? Footprint::Part{"one block and a pass over a window", block}
+                                        : Footprint::Part{"heads and logits", logits});
+  if (!activations_on_disk) {
+    memory.parts.push_back(
+        {"the hidden states of all windows", num_windows * seq_len * config.hidden_size * kFloatBytes * models});
+  }
+  memory.parts.push_back({"the program", kProcessBytes});
+  return memory;
 }
 
 }  // namespace baseq

@@ -149,10 +149,22 @@ std::vector<std::string> Checkpoint::names() const {
 
 bool Checkpoint::contains(std::string_view name) const { return files_.find(name) != files_.end(); }
 
-Tensor Checkpoint::tensor(std::string_view name) const {
+const SafetensorsFile& Checkpoint::file_of(std::string_view name) const {
   const auto found = files_.find(name);
   TORCH_CHECK(found != files_.end(), kWho, ": ", path_.string(), " has no tensor ", quote(name));
-  return found->second->tensor(name);
+  return *found->second;
+}
+
+Tensor Checkpoint::tensor(std::string_view name) const { return file_of(name).tensor(name); }
+
+TensorInfo Checkpoint::info(std::string_view name) const { return file_of(name).info(name); }
+
+void Checkpoint::release_pages() const {
+  const SafetensorsFile* last = nullptr;  // neighbours by name mostly share a file; once more does no harm
+  for (const auto& [name, file] : files_) {
+    if (file.get() != last) file->release_pages();
+    last = file.get();
+  }
 }
 
 }  // namespace baseq

@@ -54,6 +54,25 @@ class FileWriter {
   int descriptor_ = -1;
 };
 
+/// A file without a name in `directory`: takes bytes, gives them back by position, vanishes with this object.
+class ScratchFile {
+ public:
+  ScratchFile(std::string_view who, const std::filesystem::path& directory);
+  ~ScratchFile();
+  ScratchFile(const ScratchFile&) = delete;
+  ScratchFile& operator=(const ScratchFile&) = delete;
+  void append(const void* data, size_t num_bytes);
+  size_t size() const { return size_; }
+  void copy_to(FileWriter& target, size_t offset, size_t num_bytes) const;
+  void clear();
+
+ private:
+  std::string who_;
+  std::filesystem::path path_;
+  int descriptor_ = -1;
+  size_t size_ = 0;
+};
+
 /// Copies the content of a regular file (links are followed) through a FileWriter.
 void copy_file(std::string_view who, const std::filesystem::path& from, const std::filesystem::path& to);
 

@@ -64,6 +64,16 @@ std::vector<std::string> differences(const json& was, const json& is) {
   return found;
 }
 
+uint32_t crc32_of_json(const json& value) {
+  const std::string text = value.dump();
+  return static_cast<uint32_t>(::crc32(0, reinterpret_cast<const Bytef*>(text.data()), static_cast<uInt>(text.size())));
+}
+
+void check_intact(bool intact, const fs::path& path) {
+  TORCH_CHECK(intact, kWho, ": ", path.string(),
+              " is damaged: its size or checksum is not the one that was written; the run cannot be continued");
+}
+
 bool belongs_to_a_run(const std::string& name) {
   return name == kRun || name == kInputs || name == kJournal || name == kLock || name.starts_with("step-") ||
          name.starts_with("state-") || name.ends_with(".tmp");
@@ -72,10 +82,15 @@ bool belongs_to_a_run(const std::string& name) {
 }  // namespace
 
 RunJournal::Description RunJournal::describe(const fs::path& directory) {
-  TORCH_CHECK(path_exists(kWho, directory / kRun), kWho, ": ", directory.string(), " holds no run (no ", kRun, ")");
-  const json run = read_json_file((directory / kRun).string());
-  TORCH_CHECK(run.is_object() && run.contains("identity") && run.contains("details"), kWho, ": ",
-              (directory / kRun).string(), " is not the description of a run");
+  const fs::path path = directory / kRun;
+  TORCH_CHECK(path_exists(kWho, path), kWho, ": ", directory.string(), " holds no run (no ", kRun, ")");
+  json run = read_json_file(path.string());
+  TORCH_CHECK(run.is_object() && run.contains("identity") && run.contains("details") && run.contains("inputs"), kWho,
+              ": ", path.string(), " is not the description of a run");
+  const json sum = run.value("crc32", json());
+  run.erase("crc32");
+  check_intact(sum == crc32_of_json(run), path);
+  check_intact(run["inputs"] == crc32_of(directory / kInputs), directory / kInputs);
   return {run["identity"], run["details"], tensors_of(directory / kInputs)};
 }
 
@@ -93,7 +108,11 @@ RunJournal::RunJournal(const fs::path& directory, const Description& description
     TORCH_CHECK(::flock(lock_, LOCK_EX | LOCK_NB) == 0, kWho, ": another process works in ", directory.string());
     if (!path_exists(kWho, directory / kRun)) {
       save_safetensors(directory / kInputs, description.inputs);
-      write_json_file(directory / kRun, {{"identity", description.identity}, {"details", description.details}});
+      json run{{"identity", description.identity},
+               {"details", description.details},
+               {"inputs", crc32_of(directory / kInputs)}};
+      run["crc32"] = crc32_of_json(run);
+      write_json_file(directory / kRun, run);
       sync_directory(kWho, directory);
       return;
     }
@@ -129,11 +148,9 @@ void RunJournal::read_journal() {
     TORCH_CHECK(is_plain_name(result.name), kWho, ": ", path, " names ", quote(result.name));
     const fs::path where = directory_ / result.name;
     const FileDescriptor opened = open_regular_file(kWho, where);
-    TORCH_CHECK(
-        static_cast<int64_t>(size_of(kWho, opened, where)) == result.num_bytes && crc32_of(where) == result.crc32, kWho,
-        ": ", where.string(),
-        " is damaged: its size or checksum is not the one that was written; the run "
-        "cannot be continued");
+    check_intact(
+        static_cast<int64_t>(size_of(kWho, opened, where)) == result.num_bytes && crc32_of(where) == result.crc32,
+        where);
     return result;
   };
   TORCH_CHECK(journal.contains("steps") && journal["steps"].is_array() && journal.contains("state"), kWho, ": ", path,

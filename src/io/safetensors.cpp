@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "files.h"
+#include "safetensors_layout.h"
 #include "strict_json.h"
 
 // The format: 8 bytes, the header's length N (little-endian); N bytes, the header, a JSON object padded with spaces;
@@ -152,6 +153,7 @@ SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : path_(path
   TORCH_CHECK(file_size >= kLengthBytes, kWho, ": ", file_name, " has ", file_size, " bytes, expected at least ",
               kLengthBytes, "; incomplete download?");
   mapping_ = map_file(file, file_size, path_);
+  mapped_bytes_ = file_size;
   const auto* bytes = static_cast<const unsigned char*>(mapping_.get());
   size_t header_size = 0;
   const json header = parse_header(bytes, file_size, file_name, &header_size);
@@ -177,7 +179,7 @@ SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : path_(path
     TORCH_CHECK(range[1] - range[0] == expected, where, "has data_offsets that hold ", range[1] - range[0],
                 " bytes but its shape and dtype take ", expected);
     const auto [entry, inserted] =
-        entries_.emplace(name, Entry{dtype, {shape.begin(), shape.end()}, range[0], range[1]});
+        entries_.emplace(name, Entry{{dtype, {shape.begin(), shape.end()}}, range[0], range[1]});
     TORCH_INTERNAL_ASSERT(inserted);
     extents.push_back({range[0], range[1], &entry->first});
   }
@@ -195,10 +197,21 @@ std::vector<std::string> SafetensorsFile::names() const {
 
 bool SafetensorsFile::contains(std::string_view name) const { return entries_.find(name) != entries_.end(); }
 
-Tensor SafetensorsFile::tensor(std::string_view name) const {
+const SafetensorsFile::Entry& SafetensorsFile::find(std::string_view name) const {
   const auto found = entries_.find(name);
   TORCH_CHECK(found != entries_.end(), kWho, ": ", path_.string(), " has no tensor ", quote(name));
-  const Entry& entry = found->second;
+  return found->second;
+}
+
+TensorInfo SafetensorsFile::info(std::string_view name) const { return find(name); }
+
+void SafetensorsFile::release_pages() const {
+  // The mapping is read-only, so its pages hold nothing that the file does not.
+  ::madvise(const_cast<void*>(mapping_.get()), mapped_bytes_, MADV_DONTNEED);
+}
+
+Tensor SafetensorsFile::tensor(std::string_view name) const {
+  const Entry& entry = find(name);
   const unsigned char* begin = data_ + entry.begin;
   const size_t num_bytes = entry.end - entry.begin;
   if (entry.dtype == at::kBool) {  // any other byte in a bool is undefined behaviour
@@ -218,54 +231,68 @@ Tensor SafetensorsFile::tensor(std::string_view name) const {
       at::TensorOptions().dtype(entry.dtype));
 }
 
-void save_safetensors(const std::filesystem::path& path, const std::map<std::string, Tensor>& tensors,
-                      const std::map<std::string, std::string>& metadata) {
-  const std::string where = std::string(kWho) + ": " + path.string();
-  struct Item {
-    const std::string* name;
-    const Tensor* tensor;
-    const char* dtype;
-  };
-  std::vector<Item> items;
-  for (const auto& [name, tensor] : tensors) {
+StoredLayout safetensors_layout(const std::map<std::string, TensorInfo>& tensors,
+                                const std::map<std::string, std::string>& metadata, const std::string& where) {
+  StoredLayout layout;
+  for (const auto& [name, info] : tensors) {
     TORCH_CHECK(name != kMetadataKey, where, ": a tensor cannot be named ", kMetadataKey);
-    TORCH_CHECK(tensor.defined(), where, ": tensor ", quote(name), " is undefined");
-    TORCH_CHECK(tensor.layout() == at::kStrided, where, ": tensor ", quote(name), " has layout ", tensor.layout(),
-                ", expected a dense one");
-    const at::ScalarType type = tensor.scalar_type();
-    const auto dtype = std::find_if(kDTypes.begin(), kDTypes.end(), [&](const DType& d) { return d.type == type; });
-    TORCH_CHECK(dtype != kDTypes.end(), where, ": tensor ", quote(name), " has dtype ", type, ", expected one of ",
-                kDTypeNames);
-    items.push_back({&name, &tensor, dtype->name});
+    layout.order.push_back(name);
   }
   // Large elements first keep every tensor aligned without holes; the map has sorted the names already.
-  std::stable_sort(items.begin(), items.end(),
-                   [](const Item& a, const Item& b) { return a.tensor->element_size() > b.tensor->element_size(); });
-
+  std::stable_sort(layout.order.begin(), layout.order.end(), [&](const std::string& a, const std::string& b) {
+    return c10::elementSize(tensors.at(a).dtype) > c10::elementSize(tensors.at(b).dtype);
+  });
   std::string header = "{";
   if (!metadata.empty()) {
     header += std::string("\"") + kMetadataKey + "\":" + dump_json(metadata, where + ": the metadata");
   }
   size_t offset = 0;
-  for (const Item& item : items) {
-    const size_t end = offset + item.tensor->nbytes();
+  for (const std::string& name : layout.order) {
+    const TensorInfo& info = tensors.at(name);
+    const auto dtype =
+        std::find_if(kDTypes.begin(), kDTypes.end(), [&](const DType& d) { return d.type == info.dtype; });
+    TORCH_CHECK(dtype != kDTypes.end(), where, ": tensor ", quote(name), " has dtype ", info.dtype,
+                ", expected one of ", kDTypeNames);
+    const size_t end = offset + stored_bytes(info);
     header += header.size() > 1 ? "," : "";
-    header += dump_json(*item.name, where + ": the tensor name " + quote(*item.name)) + ":{\"dtype\":\"" + item.dtype +
-              "\",\"shape\":" + json(item.tensor->sizes().vec()).dump() + ",\"data_offsets\":[" +
-              std::to_string(offset) + "," + std::to_string(end) + "]}";
+    header += dump_json(name, where + ": the tensor name " + quote(name)) + ":{\"dtype\":\"" + dtype->name +
+              "\",\"shape\":" + json(info.shape).dump() + ",\"data_offsets\":[" + std::to_string(offset) + "," +
+              std::to_string(end) + "]}";
     offset = end;
   }
   header += "}";
   header.resize((header.size() + 7) / 8 * 8, ' ');
   TORCH_CHECK(header.size() <= kMaxHeaderBytes, where, ": the header takes ", header.size(),
               " bytes, expected at most ", kMaxHeaderBytes);
-
-  FileWriter file(kWho, path);
   const uint64_t length = header.size();
-  file.write(&length, kLengthBytes);
-  file.write(header);
-  for (const Item& item : items) {
-    const Tensor data = item.tensor->detach().to(at::kCPU).resolve_neg().contiguous();
+  layout.header.assign(reinterpret_cast<const char*>(&length), kLengthBytes);
+  layout.header += header;
+  return layout;
+}
+
+size_t stored_bytes(const TensorInfo& info) {
+  return static_cast<size_t>(c10::multiply_integers(info.shape)) * c10::elementSize(info.dtype);
+}
+
+Tensor storable(const Tensor& tensor, const std::string& what) {
+  TORCH_CHECK(tensor.defined(), what, " is undefined");
+  TORCH_CHECK(tensor.layout() == at::kStrided, what, " has layout ", tensor.layout(), ", expected a dense one");
+  return tensor.detach().to(at::kCPU).resolve_neg().contiguous();
+}
+
+void save_safetensors(const std::filesystem::path& path, const std::map<std::string, Tensor>& tensors,
+                      const std::map<std::string, std::string>& metadata) {
+  const std::string where = std::string(kWho) + ": " + path.string();
+  std::map<std::string, TensorInfo> infos;
+  for (const auto& [name, tensor] : tensors) {
+    TORCH_CHECK(tensor.defined(), where, ": tensor ", quote(name), " is undefined");
+    infos[name] = {tensor.scalar_type(), tensor.sizes().vec()};
+  }
+  const StoredLayout layout = safetensors_layout(infos, metadata, where);
+  FileWriter file(kWho, path);
+  file.write(layout.header);
+  for (const std::string& name : layout.order) {
+    const Tensor data = storable(tensors.at(name), where + ": tensor " + quote(name));
     file.write(data.const_data_ptr(), data.nbytes());
   }
   file.commit();

@@ -110,8 +110,12 @@ DecoderLayer DecoderLayer::create(const ModelConfig& config, int64_t index) {
   return layer;
 }
 
-DecoderLayer DecoderLayer::to(const at::TensorOptions& options) const {
+DecoderLayer DecoderLayer::to(const at::TensorOptions& options) const& {
   return mapped(*this, [&](const Tensor& tensor) { return tensor.to(options); });
+}
+
+DecoderLayer DecoderLayer::to(const at::TensorOptions& options) && {
+  return mapped(std::move(*this), [&](const Tensor& tensor) { return tensor.to(options); });
 }
 
 DecoderLayer DecoderLayer::detach() const {

@@ -13,22 +13,6 @@ namespace {
 /// More missing names than this are counted, not listed.
 constexpr size_t kMaxListedNames = 20;
 
-struct LinearShape {
-  const char* name;
-  int64_t out_features, in_features;
-  bool bias;
-};
-
-std::vector<LinearShape> linear_shapes(const ModelConfig& config) {
-  const int64_t hidden = config.hidden_size, ffn = config.intermediate_size;
-  const int64_t q = config.num_attention_heads * config.head_dim, kv = config.num_key_value_heads * config.head_dim;
-  return {
-      {"self_attn.q_proj", q, hidden, config.attention_bias},  {"self_attn.k_proj", kv, hidden, config.attention_bias},
-      {"self_attn.v_proj", kv, hidden, config.attention_bias}, {"self_attn.o_proj", hidden, q, config.o_bias},
-      {"mlp.gate_proj", ffn, hidden, config.mlp_bias},         {"mlp.up_proj", ffn, hidden, config.mlp_bias},
-      {"mlp.down_proj", hidden, ffn, config.mlp_bias}};
-}
-
 void expect_shape(const Tensor& tensor, at::IntArrayRef shape, const std::string& name) {
   TORCH_CHECK(tensor.sizes() == shape, name, ": shape is ", tensor.sizes(), " but config.json says ", shape);
 }
@@ -54,6 +38,16 @@ std::string packed_elsewhere(const Checkpoint& checkpoint) {
 }
 
 }  // namespace
+
+std::vector<LinearShape> linear_shapes(const ModelConfig& config) {
+  const int64_t hidden = config.hidden_size, ffn = config.intermediate_size;
+  const int64_t q = config.num_attention_heads * config.head_dim, kv = config.num_key_value_heads * config.head_dim;
+  return {
+      {"self_attn.q_proj", q, hidden, config.attention_bias},  {"self_attn.k_proj", kv, hidden, config.attention_bias},
+      {"self_attn.v_proj", kv, hidden, config.attention_bias}, {"self_attn.o_proj", hidden, q, config.o_bias},
+      {"mlp.gate_proj", ffn, hidden, config.mlp_bias},         {"mlp.up_proj", ffn, hidden, config.mlp_bias},
+      {"mlp.down_proj", hidden, ffn, config.mlp_bias}};
+}
 
 std::string layer_prefix(int64_t index) { return fmt::format("model.layers.{}.", index); }
 
@@ -202,6 +196,7 @@ DecoderLayer Model::layer(int64_t index) const {
     expect_shape(linear.weight, {shape.out_features, shape.in_features}, prefix + name + ".weight");
     if (linear.bias.defined()) expect_shape(linear.bias, {shape.out_features}, prefix + name + ".bias");
   });
+  checkpoint_.release_pages();
   if (!quantization_) return layer;
 
   layer.self_attn.input_hadamard = quantization_->input_hadamard;

@@ -47,15 +47,23 @@ bool NamedTensors::contains(std::string_view name) const { return checkpoint_.co
 
 std::string NamedTensors::stored_name(std::string_view name) const { return locate(name).name; }
 
-Tensor NamedTensors::tensor(std::string_view name) const {
+TensorInfo NamedTensors::info(std::string_view name) const {
   const Location location = locate(name);
-  Tensor tensor = checkpoint_.tensor(location.name);
-  TORCH_CHECK(tensor.is_floating_point(), location.name, ": dtype is ", tensor.scalar_type(),
+  TensorInfo info = checkpoint_.info(location.name);
+  TORCH_CHECK(at::isFloatingType(info.dtype), location.name, ": dtype is ", info.dtype,
               " but weights are expected in floating point; is this checkpoint already quantized?");
-  if (location.total_rows == 0) return tensor;
-  TORCH_CHECK(tensor.dim() >= 1 && tensor.size(0) == location.total_rows, location.name, ": shape is ", tensor.sizes(),
-              " but config.json says ", location.total_rows, " rows");
-  return tensor.narrow(0, location.first_row, location.num_rows);
+  if (location.total_rows == 0) return info;
+  TORCH_CHECK(!info.shape.empty() && info.shape[0] == location.total_rows, location.name, ": shape is ",
+              at::IntArrayRef(info.shape), " but config.json says ", location.total_rows, " rows");
+  info.shape[0] = location.num_rows;
+  return info;
+}
+
+Tensor NamedTensors::tensor(std::string_view name) const {
+  (void)info(name);  // throws
+  const Location location = locate(name);
+  const Tensor tensor = checkpoint_.tensor(location.name);
+  return location.total_rows == 0 ? tensor : tensor.narrow(0, location.first_row, location.num_rows);
 }
 
 }  // namespace baseq

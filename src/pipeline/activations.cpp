@@ -11,9 +11,6 @@
 namespace baseq {
 namespace {
 
-/// Enough for efficient matrix products, little beside a block's weights.
-constexpr int64_t kTokensPerBatch = 2048;
-
 [[noreturn]] void fail(const std::filesystem::path& file, const char* action, int error) {
   TORCH_CHECK(false, "activations: cannot ", action, " ", file.string(), ": ", std::generic_category().message(error));
 }
@@ -40,18 +37,20 @@ Tensor ActivationStorage::allocate(at::IntArrayRef sizes) const {
 }
 
 void for_each_batch(const Tensor& stream, const at::TensorOptions& compute,
-                    const std::function<void(int64_t, const Tensor&)>& fn) {
-  const int64_t batch = std::max<int64_t>(1, kTokensPerBatch / stream.size(1));
+                    const std::function<void(int64_t, const Tensor&)>& fn, int64_t tokens_per_batch) {
+  const int64_t batch = std::max<int64_t>(1, tokens_per_batch / stream.size(1));
   for (int64_t begin = 0; begin < stream.size(0); begin += batch) {
     fn(begin, stream.narrow(0, begin, std::min(batch, stream.size(0) - begin)).to(compute));
   }
 }
 
-void advance(const DecoderLayer& layer, const Tensor& from, const Tensor& to, const RotaryEmbedding& rope) {
+void advance(const DecoderLayer& layer, const Tensor& from, const Tensor& to, const RotaryEmbedding& rope,
+             int64_t tokens_per_batch) {
   const c10::NoGradGuard no_grad;
-  for_each_batch(from, rope.cos.options(), [&](int64_t begin, const Tensor& windows) {
+  const auto forward = [&](int64_t begin, const Tensor& windows) {
     to.narrow(0, begin, windows.size(0)).copy_(layer.forward(windows, rope));
-  });
+  };
+  for_each_batch(from, rope.cos.options(), forward, tokens_per_batch);
 }
 
 }  // namespace baseq

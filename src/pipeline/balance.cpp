@@ -128,8 +128,8 @@ void balance(DecoderLayer& layer, const Recipe::Transforms& transforms, const Bl
   const c10::NoGradGuard no_grad;
   if (!transforms.scale_norm && !transforms.scale_query_key && !transforms.scale_value && !transforms.scale_down)
     return;
-  const BlockMoments moments =
-      measure_block(layer, inputs.full_precision, inputs.rope, weights, transforms.scale_value);
+  const BlockMoments moments = measure_block(layer, inputs.full_precision, inputs.rope, weights, transforms.scale_value,
+                                             InputPoint::kDown, inputs.tokens_per_batch);
   if (transforms.scale_norm) {
     balance_norm(layer.input_layernorm, {&layer.self_attn.q_proj, &layer.self_attn.k_proj, &layer.self_attn.v_proj},
                  moments.qkv.variance);

@@ -41,6 +41,10 @@ Tensor rotate_rows(const Tensor& matrix, const Tensor& column_gain, at::ScalarTy
   return result;
 }
 
+bool has_block_hadamards(const Recipe::Transforms& transforms) {
+  return transforms.input || transforms.value || transforms.query_key || transforms.o || transforms.down;
+}
+
 /// One run over the blocks of a checkpoint.
 class Run {
  public:
@@ -48,7 +52,8 @@ class Run {
       : checkpoint_(checkpoint),
         recipe_(recipe),
         options_(options),
-        model_(checkpoint, {.dtype = at::kDouble, .device = options.device}),
+        // What is rotated is rotated in float64; else weights come as what they are computed with.
+        model_(checkpoint, {.dtype = recipe.transforms.residual ? at::kDouble : at::kFloat, .device = options.device}),
         windows_(windows) {
     TORCH_CHECK(!model_.quantization(), checkpoint.path().string(),
                 ": is already quantized; quantize the original checkpoint instead");
@@ -65,7 +70,8 @@ class Run {
     std::optional<RunJournal> journal;
     if (!options_.work_directory.empty()) journal.emplace(options_.work_directory, describe(output));
     const int64_t num_blocks = model_.config().num_hidden_layers;
-    start_streams(writer);
+    const Tensor embedding = write_surroundings(writer);
+    start_streams(embedding);
     const int64_t first = journal ? journal->num_steps() : 0;
     for (int64_t block = 0; block < first; ++block) {
       for (const auto& [name, tensor] : journal->step(block)) writer.add(name, tensor);
@@ -94,6 +100,14 @@ class Run {
     writer.finish(output_config());
   }
 
+  /// Quantizes the first block and forgets it; seconds without what a run does once.
+  double time_first_block() {
+    start_streams(quantized_embedding());
+    const auto start = Clock::now();
+    (void)layer_tensors(quantize_block(0), layer_prefix(0), dtype_);
+    return seconds_since(start);
+  }
+
  private:
   /// Empty when there is no calibration.
   std::map<std::string, Tensor*> streams_by_name() {
@@ -117,7 +131,8 @@ class Run {
                      {"recipe", recipe_.to_json()},
                      {"seed", options_.seed},
                      {"device", options_.device.str()},
-                     {"threads", at::get_num_threads()}},
+                     {"threads", at::get_num_threads()},
+                     {"tokens_per_batch", options_.tokens_per_batch}},
         .details = {{"output", fs::absolute(output).string()},
                     {"shard_bytes", options_.output.shard_bytes},
                     {"force", options_.output.force},
@@ -131,12 +146,16 @@ class Run {
     if (options_.progress) options_.progress(event);
   }
 
-  /// Writes what surrounds the blocks (embedding, final norm, head) and puts both streams before the first block.
-  void start_streams(CheckpointWriter& writer) {
+  /// The table as the quantized model has it, [vocab_size, hidden_size].
+  Tensor quantized_embedding() const {
     const Tensor table = model_.tensors().tensor("model.embed_tokens.weight").to(options_.device);
-    Tensor embedding = table.to(dtype_);
+    return recipe_.transforms.residual ? rotate_rows(table, {}, dtype_) : table.to(dtype_);
+  }
+
+  /// Writes what surrounds the blocks: embedding, final norm, head. Returns the embedding.
+  Tensor write_surroundings(CheckpointWriter& writer) const {
     if (recipe_.transforms.residual) {
-      embedding = rotate_rows(table, {}, dtype_);
+      const Tensor table = model_.tensors().tensor("model.embed_tokens.weight").to(options_.device);
       const RmsNorm norm = model_.final_norm();
       const Tensor head =
           model_.config().tie_word_embeddings ? table : model_.tensors().tensor("lm_head.weight").to(options_.device);
@@ -148,9 +167,15 @@ class Run {
         writer.add("lm_head.weight", model_.tensors().tensor("lm_head.weight").to(dtype_));
       }
     }
-    writer.add("model.embed_tokens.weight", embedding.cpu());
-    if (!windows_.defined()) return;
+    const Tensor embedding = quantized_embedding();
+    writer.add("model.embed_tokens.weight", embedding);
+    checkpoint_.release_pages();
+    return embedding;
+  }
 
+  /// Puts both streams before the first block.
+  void start_streams(const Tensor& embedding) {
+    if (!windows_.defined()) return;
     const ModelConfig& config = model_.config();
     const std::vector<int64_t> shape{windows_.size(0), windows_.size(1), config.hidden_size};
     const ActivationStorage storage{.dtype = recipe_.activations_dtype, .directory = options_.activations_directory};
@@ -163,6 +188,8 @@ class Run {
       streams_.quantized.narrow(0, n, 1).copy_(written * config.embedding_multiplier);
     }
     streams_.rope = RotaryEmbedding::create(config, windows_.size(1), compute_);
+    streams_.tokens_per_batch = options_.tokens_per_batch;
+    checkpoint_.release_pages();
   }
 
   /// The block in the basis of the streams, transforms of the residual merged in float64.
@@ -180,10 +207,9 @@ class Run {
     const bool learned = recipe_.learn_transforms.epochs > 0;
     Tensor weights;
     if (windows_.defined()) {
-      const DecoderLayer original = layer.to(compute_);
-      advance(original, streams_.full_precision, target_, streams_.rope);
+      layer = std::move(layer).to(compute_);
+      advance(layer, streams_.full_precision, target_, streams_.rope, options_.tokens_per_batch);
       weights = token_weights(target_, recipe_.loss, compute_);
-      layer = original;
       balance(layer, recipe_.transforms, streams_, weights);
     }
     const LearningTask task{.recipe = recipe_,
@@ -196,16 +222,18 @@ class Run {
     if (learned) {
       learn_transforms(layer, task);
     } else {
-      layer = layer.to(at::kDouble);
-      apply_hadamards(layer, recipe_.transforms);
-      layer = layer.to(compute_);
+      if (has_block_hadamards(recipe_.transforms)) {
+        layer = std::move(layer).to(at::kDouble);
+        apply_hadamards(layer, recipe_.transforms);
+      }
+      layer = std::move(layer).to(compute_);
       start_quant_points(layer, recipe_, streams_, weights);
     }
     if (recipe_.weights) round_layer(layer, recipe_, streams_, weights, block, options_.progress);
     if (recipe_.learn_activations.epochs > 0) learn_activations(layer, task);
     merge_corrections(layer);
     if (windows_.defined()) {
-      advance(layer, streams_.quantized, streams_.quantized, streams_.rope);
+      advance(layer, streams_.quantized, streams_.quantized, streams_.rope, options_.tokens_per_batch);
       std::swap(streams_.full_precision, target_);
     }
     return layer;
@@ -262,6 +290,7 @@ StoredRun read_stored_run(const std::filesystem::path& work_directory) {
     run.options.output.force = details.at("force").get<bool>();
     run.options.activations_directory = details.at("activations_directory").get<std::string>();
     run.options.work_directory = work_directory;
+    run.options.tokens_per_batch = identity.value("tokens_per_batch", kTokensPerBatch);
     run.num_threads = identity.at("threads").get<int64_t>();
     return run;
   } catch (const nlohmann::json::exception& error) {
@@ -273,6 +302,29 @@ void quantize_checkpoint(const Checkpoint& checkpoint, const Recipe& recipe, con
                          const std::filesystem::path& output, const QuantizeOptions& options) {
   const c10::NoGradGuard no_grad;
   Run(checkpoint, recipe, windows, options).write(output);
+}
+
+double estimate_seconds(const Checkpoint& checkpoint, const Recipe& recipe, const Tensor& windows,
+                        const QuantizeOptions& options) {
+  const c10::NoGradGuard no_grad;
+  // What a window adds is measured apart from what a block takes whatever their number.
+  constexpr int64_t kFewWindows = 4;
+  QuantizeOptions quiet = options;
+  quiet.progress = {};
+  quiet.activations_directory.clear();
+  const auto block_with = [&](int64_t num_windows) {
+    const Tensor some = windows.defined() ? windows.narrow(0, 0, num_windows) : Tensor{};
+    return Run(checkpoint, recipe, some, quiet).time_first_block();
+  };
+  double block = 0;
+  const int64_t n = windows.defined() ? windows.size(0) : 0;
+  if (n <= kFewWindows) {
+    block = block_with(n);
+  } else {
+    const double few = block_with(kFewWindows), one = block_with(1);  // the first of them reads the file
+    block = one + std::max(0.0, few - one) / (kFewWindows - 1) * static_cast<double>(n - 1);
+  }
+  return block * static_cast<double>(Model(checkpoint).config().num_hidden_layers);
 }
 
 }  // namespace baseq

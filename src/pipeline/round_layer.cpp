@@ -24,7 +24,7 @@ void accumulate(Tensor& sum, const Tensor& term) { sum = sum.defined() ? sum.add
 Statistics collect(InputPoint point, const DecoderLayer& layer, const DecoderLayer& original, const Recipe& recipe,
                    const BlockInputs& inputs, const Tensor& weights) {
   Statistics result;
-  for_each_batch(inputs.quantized, inputs.compute(), [&](int64_t begin, const Tensor& windows) {
+  const auto add = [&](int64_t begin, const Tensor& windows) {
     const Tensor x = layer.input_of(point, windows, inputs.rope).flatten(0, 1);
     const Tensor weighted = x * weights.narrow(0, begin, windows.size(0)).reshape({-1, 1});
     accumulate(result.hessian, matrix_product(weighted.t(), x));
@@ -35,7 +35,8 @@ Statistics collect(InputPoint point, const DecoderLayer& layer, const DecoderLay
     const Tensor full = inputs.full_precision.narrow(0, begin, windows.size(0)).to(inputs.compute());
     const Tensor drift = original.input_of(point, full, inputs.rope).flatten(0, 1) - x;
     accumulate(result.cross, matrix_product(drift.t(), weighted));
-  });
+  };
+  for_each_batch(inputs.quantized, inputs.compute(), add, inputs.tokens_per_batch);
   const double total = weights.sum(at::kDouble).item<double>();
   result.hessian.div_(total);
   if (result.cross.defined()) result.cross.div_(total);
@@ -109,7 +110,8 @@ void round_layer(DecoderLayer& layer, const Recipe& recipe, const BlockInputs& i
   const bool moments = recipe.rounding_needs_moments();
   TORCH_CHECK(!moments || inputs.defined(),
               "round_layer: GPTQ and low-rank corrections other than \"svd\" need calibration inputs");
-  DecoderLayer original = layer;
+  DecoderLayer original;  // held, and with it the unrounded weights, only where it is asked
+  if (recipe.compensate_streams) original = layer;
   set_quant_points(original, false);
   // What the inputs pass on their way: the points are off unless the recipe wants them while rounding. Weights are
   // replaced in both as they are rounded.

@@ -58,7 +58,7 @@ Tensor token_weights(const Tensor& target, Recipe::Loss loss, const at::TensorOp
 }
 
 BlockMoments measure_block(const DecoderLayer& layer, const Tensor& stream, const RotaryEmbedding& rope,
-                           const Tensor& weights, bool with_o_covariance, InputPoint last) {
+                           const Tensor& weights, bool with_o_covariance, InputPoint last, int64_t tokens_per_batch) {
   const c10::NoGradGuard no_grad;
   DecoderLayer probe = without_quant_points(layer);
   MomentSums qkv, o(with_o_covariance), gate_up, down, key, value, query;
@@ -75,10 +75,11 @@ BlockMoments measure_block(const DecoderLayer& layer, const Tensor& stream, cons
     qkv.add(x.flatten(0, 1), weight);
     query.add(probe.self_attn.query(x).flatten(0, 1).flatten(1), weight);
   };
-  for_each_batch(stream, rope.cos.options(), [&](int64_t begin, const Tensor& windows) {
+  const auto pass = [&](int64_t begin, const Tensor& windows) {
     weight = weights.narrow(0, begin, windows.size(0)).reshape({-1, 1});
     probe.input_of(last, windows, rope);
-  });
+  };
+  for_each_batch(stream, rope.cos.options(), pass, tokens_per_batch);
   const double total = weights.sum(at::kDouble).item<double>();
   return {.qkv = qkv.over(total),
           .o = o.over(total),

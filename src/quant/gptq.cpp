@@ -23,8 +23,11 @@ constexpr int64_t kHessianChunk = 2048;
 /// (w_i - q_i) U_ij / U_ii from column j, where w_i carries all earlier corrections. In terms of the *original* weights
 /// w^0 that is w_j = w^0_j + sum over i < j of (w^0_i - q_i) R_ij / R_jj (the equivalence of LDLQ with GPTQ, arXiv
 /// 2307.13304, Theorem 6): the Hessian is factored once and never inverted.
-Tensor lower_factor(const Tensor& matrix) {
-  const auto [lower, info] = at::linalg_cholesky_ex(matrix);
+/// Overwrites `matrix`, symmetric and contiguous, with the factor.
+Tensor factor_in_place(const Tensor& matrix) {
+  Tensor lower = matrix.t();  // column-major, as LAPACK works
+  Tensor info = at::empty({}, at::kInt);
+  at::linalg_cholesky_ex_out(lower, info, lower);
   // What is not finite in a row makes the row's diagonal so.
   if (info.item<int64_t>() != 0 || !lower.diagonal().isfinite().all().item<bool>()) return {};
   return lower;
@@ -41,6 +44,19 @@ Tensor add_cross_term(const Tensor& weight, const Tensor& factor, const Tensor& 
       at::linalg_solve_triangular(factor.t(), cross, /*upper=*/false, /*left=*/false).triu_(1);  // triu(D U^T, 1)
   const Tensor correction = at::linalg_solve_triangular(factor, later, /*upper=*/true, /*left=*/false);
   return at::addmm(weight, weight, correction.to(at::kFloat), /*beta=*/1, /*alpha=*/strength);
+}
+
+/// R_ij / R_jj with R, `lower` with rows and columns in reverse, float32: what an error does to the later columns.
+/// Overwrites `lower`.
+Tensor feedback_of(const Tensor& lower) {
+  lower.div_(lower.diagonal().clone());
+  const Tensor feedback = at::empty(lower.sizes(), at::kFloat);
+  constexpr int64_t kRows = 512;  // no second matrix in float64
+  for (int64_t begin = 0; begin < lower.size(0); begin += kRows) {
+    const int64_t rows = std::min(kRows, lower.size(0) - begin);
+    feedback.narrow(0, begin, rows).copy_(lower.narrow(0, lower.size(0) - begin - rows, rows).flip({0, 1}));
+  }
+  return feedback;
 }
 
 /// Scale and zero point of every row in columns [rows, groups]; a tensor-wide grid is repeated over the rows.
@@ -153,24 +169,23 @@ GptqResult gptq(const Tensor& weight, const Tensor& hessian, const QuantSpec& sp
   const Tensor order = options.activation_order ? at::argsort(diagonal, /*stable=*/true, /*dim=*/0, /*descending=*/true)
                                                 : at::arange(columns);
   Tensor target = options.activation_order ? source.index_select(1, order) : source;
-  Tensor factor;
+  Tensor lower;  // beside h the only float64 matrix of this size, unless there is a cross term
   {
     const Tensor reverse = order.flip(0);
-    const Tensor damped = h.index({reverse.unsqueeze(1), reverse});  // a copy
     for (result.damping = options.damping;; result.damping = std::min(1.0, std::max(10 * result.damping, 1e-4))) {
+      Tensor damped = h.index({reverse.unsqueeze(1), reverse});  // a copy
       damped.diagonal().copy_(alive.index_select(0, reverse) + result.damping * mean_diagonal);
-      factor = lower_factor(damped);
-      if (factor.defined()) break;
+      lower = factor_in_place(damped);
+      if (lower.defined()) break;
       if (result.damping >= 1) return fall_back();
     }
   }
-  factor = factor.flip({0, 1});
 
   if (cross.defined()) {
     Tensor d = cross.to(at::kCPU, at::kDouble);
     TORCH_CHECK(d.isfinite().all().item<bool>(), "gptq: cross has a value that is not finite");
     if (options.activation_order) d = d.index({order.unsqueeze(1), order});
-    target = add_cross_term(target, factor, d, options.cross_strength);
+    target = add_cross_term(target, lower.flip({0, 1}), d, options.cross_strength);
   }
 
   const int64_t group_size = spec.strategy == Strategy::kGroup ? spec.group_size : columns;
@@ -184,8 +199,8 @@ GptqResult gptq(const Tensor& weight, const Tensor& hessian, const QuantSpec& sp
     qparams = {empty, spec.symmetric ? Tensor() : at::empty_like(empty)};
   }
 
-  const Tensor feedback = factor.div_(factor.diagonal().clone()).to(at::kFloat).contiguous();
-  factor = Tensor();
+  const Tensor feedback = feedback_of(lower);
+  lower = Tensor();
   const Tensor corrected = target.clone();
   const Tensor codes = at::empty({rows, columns}, at::kChar);
   const int64_t block_size = block_size_for(options, spec, params_on_the_way);

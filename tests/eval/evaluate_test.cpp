@@ -85,10 +85,10 @@ TEST(Evaluate, ReportsEveryBlockOfBothModels) {
   const TinyCheckpoint tiny({}), other({.num_layers = 3}, 50);
   const Model model(*tiny.checkpoint), reference(*other.checkpoint);
   std::vector<int64_t> done;
-  evaluate(model, test::random_ids({1, 4}, 40, 4), &reference, [&](int64_t blocks, int64_t total) {
-    done.push_back(blocks);
-    EXPECT_EQ(total, 5);
-  });
+  evaluate(model, test::random_ids({1, 4}, 40, 4), &reference, {.progress = [&](int64_t blocks, int64_t total) {
+             done.push_back(blocks);
+             EXPECT_EQ(total, 5);
+           }});
   EXPECT_EQ(done, (std::vector<int64_t>{1, 2, 3, 4, 5}));
 }
 

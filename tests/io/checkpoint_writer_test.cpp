@@ -92,6 +92,27 @@ TEST(CheckpointWriter, SameTensorsGiveTheSameBytes) {
   }
 }
 
+TEST(CheckpointWriter, WritesATensorWhenItIsAdded) {
+  const TempDirectory dir;
+  CheckpointWriter writer(dir / "out", {});
+  const Tensor tensor = at::full({4}, 5);
+  writer.add("a", tensor);
+  tensor.fill_(6);
+  writer.finish(kConfig);
+  EXPECT_EQ(value_of(dir / "out"), 5);
+}
+
+TEST(CheckpointWriter, ALinkInTheWayIsNotWrittenThrough) {
+  const TempDirectory dir;
+  write_bytes(dir / "victim", "mine");
+  CheckpointWriter writer(dir / "out", {});
+  fs::create_symlink(dir / "victim", dir / "out.partial/config.json.tmp");
+  writer.add("a", at::ones({4}));
+  writer.finish(kConfig);
+  EXPECT_EQ(read_bytes(dir / "victim"), "mine");
+  EXPECT_FALSE(fs::is_symlink(dir / "out/config.json"));
+}
+
 TEST(CheckpointWriter, DestroyedBeforeFinishLeavesNothing) {
   const TempDirectory dir;
   {

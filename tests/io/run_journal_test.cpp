@@ -55,7 +55,7 @@ TEST(RunJournal, AnotherRunIsRefusedWithWhatDiffers) {
 
 TEST(RunJournal, DamageIsFound) {
   const TempDirectory directory;
-  for (const char* name : {"step-00001.safetensors", "state-00003.safetensors"}) {
+  for (const char* name : {"step-00001.safetensors", "state-00003.safetensors", "inputs.safetensors"}) {
     SCOPED_TRACE(name);
     const fs::path work = directory / name, file = work / name;
     make_run(work);

@@ -91,6 +91,20 @@ TEST(Safetensors, TensorsAreViewsOfOneMapping) {
   EXPECT_EQ(file.tensor("a").const_data_ptr(), file.tensor("a").const_data_ptr());
 }
 
+TEST(Safetensors, TensorsOutliveTheRelease) {
+  const TempDirectory dir;
+  const Tensor expected = at::arange(100000, at::kFloat);
+  save_safetensors(dir / "x.safetensors", {{"a", expected}});
+  const SafetensorsFile file(dir / "x.safetensors");
+  const Tensor view = file.tensor("a");
+  EXPECT_TRUE(at::equal(view, expected));
+  file.release_pages();
+  EXPECT_TRUE(at::equal(view, expected));
+  EXPECT_EQ(file.info("a").dtype, at::kFloat);
+  EXPECT_EQ(file.info("a").shape, std::vector<int64_t>{100000});
+  expect_error([&] { file.info("b"); }, {"has no tensor \"b\""});
+}
+
 TEST(Safetensors, SavingOverTheFileThatTensorsAreViewsOfIsSafe) {
   const TempDirectory dir;
   save_safetensors(dir / "x.safetensors", {{"a", at::arange(5000, at::kFloat)}});

@@ -1,10 +1,12 @@
 #pragma once
 
 #include <cmath>
+#include <filesystem>
 #include <functional>
 #include <limits>
 
 #include "baseq/model/model.h"
+#include "baseq/pipeline/footprint.h"
 
 namespace baseq {
 
@@ -15,14 +17,23 @@ struct Evaluation {
   int64_t num_tokens = 0;                                            ///< predicted tokens
 };
 
+struct EvaluateOptions {
+  /// Directory of mapped files that hold the hidden states of all windows; empty: they stay in memory.
+  std::filesystem::path activations_directory;
+  std::function<void(int64_t done, int64_t total)> progress;  ///< of blocks; may be empty
+};
+
 /// Perplexity with the standard protocol: each window on its own, the loss of its last seq_len - 1 tokens, mean over
 /// windows. With a reference also KL divergence and top-1 agreement over the same predictions. One block of each
 /// model is resident at a time.
 /// @param windows   integer [n, seq_len], see split_windows
 /// @param reference may be null; must share the vocabulary
-/// @param progress  called with (blocks done, blocks in all); may be empty
 Evaluation evaluate(const Model& model, const Tensor& windows, const Model* reference,
-                    const std::function<void(int64_t, int64_t)>& progress = {});
+                    const EvaluateOptions& options = {});
+
+/// Memory that evaluate needs at its peak, as estimated.
+Footprint evaluation_memory(const ModelConfig& config, int64_t num_windows, int64_t seq_len, bool with_reference,
+                            bool activations_on_disk);
 
 /// Non-overlapping windows of a text that was tokenized once, [n, seq_len]; the tail is dropped.
 /// @param max_windows 0: all

@@ -26,23 +26,29 @@ class Checkpoint {
   const nlohmann::json& config() const { return config_; }
   std::vector<std::string> names() const;  ///< sorted by bytes
   bool contains(std::string_view name) const;
-  Tensor tensor(std::string_view name) const;  ///< read-only, see SafetensorsFile::tensor; throws when it is missing
+  Tensor tensor(std::string_view name) const;    ///< read-only, see SafetensorsFile::tensor; throws when it is missing
+  TensorInfo info(std::string_view name) const;  ///< from the file's header; throws when it is missing
+  void release_pages() const;                    ///< of all files, see SafetensorsFile::release_pages
   int64_t num_bytes() const { return num_bytes_; }  ///< size of all weight files
 
  private:
+  const SafetensorsFile& file_of(std::string_view name) const;
   std::filesystem::path path_;
   nlohmann::json config_;
   std::map<std::string, std::shared_ptr<SafetensorsFile>, std::less<>> files_;  ///< tensor name -> its file
   int64_t num_bytes_ = 0;
 };
 
-/// Writes a checkpoint directory shard by shard. Everything goes to a sibling directory `<directory>.partial`, which
-/// finish() renames: a directory that exists is complete. Destroyed before finish(), it removes what it wrote.
-/// One writer at a time for a directory: a `.partial` left by an earlier run is removed.
+class ScratchFile;
+
+/// Writes a checkpoint directory shard by shard; nothing of a tensor stays in memory. Everything goes to a sibling
+/// directory `<directory>.partial`, which finish() renames: a directory that exists is complete. Destroyed before
+/// finish(), it removes what it wrote. One writer at a time for a directory: a `.partial` left by an earlier run is
+/// removed.
 class CheckpointWriter {
  public:
   struct Options {
-    /// What is buffered, then written as one shard. Only a shard of a single tensor may hold more.
+    /// Only a shard of a single tensor may hold more.
     int64_t shard_bytes = int64_t{1} << 30;
     bool force = false;  ///< replace an existing checkpoint (in finish())
   };
@@ -53,8 +59,8 @@ class CheckpointWriter {
   ~CheckpointWriter();
   CheckpointWriter(const CheckpointWriter&) = delete;
   CheckpointWriter& operator=(const CheckpointWriter&) = delete;
-  /// Buffers the tensor itself, not a copy: do not write to it before finish(). Throws on a duplicate name and, once
-  /// the shard is written, on what save_safetensors refuses.
+  /// Writes the tensor's data at once; it gets its place in the shard when that is complete. Throws on a duplicate name
+  /// and, at the latest when the shard is written, on what save_safetensors refuses.
   void add(const std::string& name, const Tensor& tensor);
   /// Copies every regular file of `source` (links are followed, subdirectories are not) that is neither weights
   /// (*.safetensors, *.bin, *.pth, *.gguf, *.index.json) nor config.json, byte for byte. A file that write_file() wrote
@@ -71,9 +77,11 @@ class CheckpointWriter {
   void flush();
   std::filesystem::path directory_, partial_;
   Options options_;
-  std::map<std::string, Tensor> buffer_;
+  std::unique_ptr<ScratchFile> scratch_;  ///< the data of the current shard in the order in which it came
+  std::map<std::string, TensorInfo> shard_;
+  std::map<std::string, size_t> offsets_;    ///< in scratch_
   std::map<std::string, int64_t> shard_of_;  ///< tensor name -> number of its shard, from 1
-  int64_t buffered_bytes_ = 0, total_bytes_ = 0, num_shards_ = 0;
+  int64_t total_bytes_ = 0, num_shards_ = 0;
   bool finished_ = false;
 };
 

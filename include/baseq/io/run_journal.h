@@ -15,7 +15,7 @@ namespace baseq {
 /// synced and renamed, and counts only once the journal names it with its size and CRC-32: whenever a process dies,
 /// what the journal holds is whole.
 ///
-///     run.json            identity and details
+///     run.json            identity, details, and checksums of itself and the inputs
 ///     inputs.safetensors  what the run was given
 ///     step-N.safetensors  what step N made
 ///     state-N.safetensors what the first N steps leave for the next one; only the newest is kept

@@ -13,6 +13,12 @@
 
 namespace baseq {
 
+/// What a file says of a tensor without its data being read.
+struct TensorInfo {
+  at::ScalarType dtype = at::kFloat;
+  std::vector<int64_t> shape;
+};
+
 /// A memory-mapped safetensors file. Tensors are views of the mapping and keep it alive: they outlive this object, and
 /// replacing the file by rename does not change them (shortening it in place does: the process gets SIGBUS).
 /// dtypes: F64 F32 F16 BF16 I64 I32 I16 I8 U8 BOOL; a file that holds any other is refused.
@@ -23,21 +29,25 @@ class SafetensorsFile {
   explicit SafetensorsFile(const std::filesystem::path& path);
   std::vector<std::string> names() const;  ///< sorted by bytes
   bool contains(std::string_view name) const;
+  TensorInfo info(std::string_view name) const;  ///< throws when the file has no such tensor
   /// The tensor, on the CPU. It is read-only: the pages are mapped without write permission, so writing to it ends the
   /// process; clone() it first. Only a tensor that the file stores unaligned is a copy.
   /// Throws naming the file when it has no such tensor, or when a BOOL holds a byte other than 0 and 1.
   Tensor tensor(std::string_view name) const;
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
+  /// Gives back the physical memory behind all that was read so far. Tensors stay valid: reading them again brings the
+  /// pages back.
+  void release_pages() const;
 
  private:
-  struct Entry {
-    at::ScalarType dtype;
-    std::vector<int64_t> shape;
+  struct Entry : TensorInfo {
     size_t begin, end;  ///< bytes from the start of the data section
   };
   std::filesystem::path path_;
   std::shared_ptr<const void> mapping_;  ///< keeps the file mapped
+  size_t mapped_bytes_ = 0;
   const unsigned char* data_ = nullptr;
+  const Entry& find(std::string_view name) const;
   std::map<std::string, Entry, std::less<>> entries_;
   std::map<std::string, std::string> metadata_;
 };

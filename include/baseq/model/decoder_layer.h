@@ -98,7 +98,8 @@ struct DecoderLayer {
 
   /// The same block with every tensor in another dtype or on another device; codes of quantized weights and their
   /// low-rank corrections are kept.
-  DecoderLayer to(const at::TensorOptions& options) const;
+  DecoderLayer to(const at::TensorOptions& options) const&;
+  DecoderLayer to(const at::TensorOptions& options) &&;  ///< gives each tensor back as it is converted
   /// The same block with every tensor cut from the autograd graph.
   DecoderLayer detach() const;
 

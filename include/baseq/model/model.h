@@ -3,6 +3,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "baseq/io/checkpoint.h"
 #include "baseq/model/config.h"
@@ -11,6 +12,15 @@
 #include "baseq/model/quantization_config.h"
 
 namespace baseq {
+
+/// One of the seven linears of a block.
+struct LinearShape {
+  const char* name;  ///< "self_attn.q_proj"
+  int64_t out_features, in_features;
+  bool bias;
+};
+/// In the order of DecoderLayer::for_each_linear.
+std::vector<LinearShape> linear_shapes(const ModelConfig& config);
 
 /// Reads a Llama-style model from a checkpoint piece by piece, an original and a quantized one alike: whoever walks
 /// through the blocks holds one of them at a time.
@@ -38,7 +48,7 @@ class Model {
   Tensor embedding() const;  ///< [vocab_size, hidden_size]
   /// [batch, seq] integers -> [batch, seq, hidden_size], times embedding_multiplier.
   Tensor embed(const Tensor& input_ids) const;
-  DecoderLayer layer(int64_t index) const;
+  DecoderLayer layer(int64_t index) const;  ///< leaves nothing of the mapped file in memory
   RmsNorm final_norm() const;
   Linear lm_head() const;  ///< the embedding when tied; over logits_scaling
   RotaryEmbedding rotary(int64_t seq_len) const;

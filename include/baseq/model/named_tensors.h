@@ -20,6 +20,8 @@ class NamedTensors {
   /// point (packed and quantized weights are read by their own names), or has rows of another number than config.json
   /// says.
   Tensor tensor(std::string_view name) const;
+  /// Type and sizes of tensor(), without its data; throws as that does.
+  TensorInfo info(std::string_view name) const;
   /// How the checkpoint spells `name`: what a message about it says.
   std::string stored_name(std::string_view name) const;
 

@@ -18,24 +18,31 @@ struct ActivationStorage {
   Tensor allocate(at::IntArrayRef sizes) const;
 };
 
+/// Tokens a forward pass of a block takes at a time, whole windows: enough for efficient matrix products, little beside
+/// a block's weights. Fewer take less memory and round the sums over tokens otherwise.
+inline constexpr int64_t kTokensPerBatch = 2048;
+
 /// The two activation streams at the input of one block, [num_samples, seq, hidden_size]: as the full-precision prefix
 /// and as the already quantized prefix produce them. They stay on the host; the device of a block is that of `rope`.
 struct BlockInputs {
   Tensor full_precision;
   Tensor quantized;
   RotaryEmbedding rope;
+  int64_t tokens_per_batch = kTokensPerBatch;
 
   bool defined() const { return quantized.defined(); }
   /// What a block computes with, whatever the streams are stored in.
   at::TensorOptions compute() const { return rope.cos.options(); }
 };
 
-/// fn(begin, windows) over consecutive slices [<= batch, seq, hidden] of a stream, about 2048 tokens each, converted to
-/// `compute`.
+/// fn(begin, windows) over consecutive slices [<= batch, seq, hidden] of a stream, converted to `compute`; at least one
+/// window each.
 void for_each_batch(const Tensor& stream, const at::TensorOptions& compute,
-                    const std::function<void(int64_t begin, const Tensor& windows)>& fn);
+                    const std::function<void(int64_t begin, const Tensor& windows)>& fn,
+                    int64_t tokens_per_batch = kTokensPerBatch);
 
 /// Writes `from` after `layer` to `to`, a stream of the same shape, which may be `from` itself.
-void advance(const DecoderLayer& layer, const Tensor& from, const Tensor& to, const RotaryEmbedding& rope);
+void advance(const DecoderLayer& layer, const Tensor& from, const Tensor& to, const RotaryEmbedding& rope,
+             int64_t tokens_per_batch = kTokensPerBatch);
 
 }  // namespace baseq

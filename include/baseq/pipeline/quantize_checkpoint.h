@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "baseq/io/checkpoint.h"
+#include "baseq/pipeline/activations.h"
 #include "baseq/pipeline/progress.h"
 #include "baseq/pipeline/recipe.h"
 
@@ -15,6 +16,7 @@ struct QuantizeOptions {
   uint64_t seed = 0;  ///< of the order in which learning visits the windows
   /// Directory of the mapped files that hold the activation streams; empty: they stay in memory.
   std::filesystem::path activations_directory;
+  int64_t tokens_per_batch = kTokensPerBatch;  ///< of a forward pass; the bytes of the result depend on it
   CheckpointWriter::Options output;
   /// Keeps finished blocks and the streams, see RunJournal; a run that finds its own continues it, to the same bytes.
   /// Empty: nothing is kept.
@@ -48,5 +50,10 @@ StoredRun read_stored_run(const std::filesystem::path& work_directory);
 /// directory appears only when it is complete.
 void quantize_checkpoint(const Checkpoint& checkpoint, const Recipe& recipe, const Tensor& windows,
                          const std::filesystem::path& output, const QuantizeOptions& options = {});
+
+/// Seconds that quantize_checkpoint would take, from its first block: quantized with one window and with a few, without
+/// writing anything. Throws as quantize_checkpoint does.
+double estimate_seconds(const Checkpoint& checkpoint, const Recipe& recipe, const Tensor& windows,
+                        const QuantizeOptions& options = {});
 
 }  // namespace baseq

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "baseq/pipeline/activations.h"
 #include "baseq/pipeline/recipe.h"
 #include "baseq/pipeline/round_layer.h"
 #include "baseq/tensor.h"
@@ -29,7 +30,8 @@ struct BlockMoments {
 /// @param with_o_covariance also the covariance at o
 /// @param last              where the pass ends; moments of what lies behind it stay undefined
 BlockMoments measure_block(const DecoderLayer& layer, const Tensor& stream, const RotaryEmbedding& rope,
-                           const Tensor& weights, bool with_o_covariance, InputPoint last = InputPoint::kDown);
+                           const Tensor& weights, bool with_o_covariance, InputPoint last = InputPoint::kDown,
+                           int64_t tokens_per_batch = kTokensPerBatch);
 
 /// `layer` with every quant point off and without shifts. Gains stay: weights may hold their inverse.
 DecoderLayer without_quant_points(DecoderLayer layer);

@@ -1,0 +1,45 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "baseq/model/config.h"
+#include "baseq/pipeline/recipe.h"
+
+namespace baseq {
+
+/// What a run needs of memory or disk, part by part, in bytes. An estimate: it counts the large tensors.
+struct Footprint {
+  struct Part {
+    std::string what;
+    int64_t bytes = 0;
+  };
+  std::vector<Part> parts;
+
+  int64_t bytes() const;  ///< of all parts
+};
+
+/// What decides about the size of a run beside model and recipe.
+struct RunShape {
+  int64_t num_windows = 0, seq_len = 0;  ///< 0 windows: no calibration
+  int64_t tokens_per_batch = 2048;
+  bool activations_on_disk = false;
+  at::ScalarType checkpoint_dtype = at::kBFloat16;
+};
+
+/// Memory that quantize_checkpoint needs at its peak; the stage of a block that needs most is one part.
+Footprint quantization_memory(const ModelConfig& config, const Recipe& recipe, const RunShape& shape);
+
+/// Bytes of the quantized checkpoint's tensors: of one block, and of what surrounds the blocks.
+struct OutputBytes {
+  int64_t block = 0, surroundings = 0;
+};
+OutputBytes output_bytes(const ModelConfig& config, const Recipe& recipe, at::ScalarType checkpoint_dtype);
+
+/// Of the activations of a forward pass through one block over `num_tokens` tokens.
+int64_t forward_bytes(const ModelConfig& config, int64_t num_tokens);
+
+/// The program itself, LibTorch and its buffers.
+inline constexpr int64_t kProcessBytes = int64_t{256} << 20;
+
+}  // namespace baseq

@@ -1,0 +1,46 @@
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "baseq/pipeline/footprint.h"
+#include "baseq/pipeline/quantize_checkpoint.h"
+
+namespace baseq {
+
+/// What can be said of a run of quantize_checkpoint before it starts.
+struct RunPlan {
+  std::vector<std::string> problems;  ///< each a sentence; one is enough to end the run
+  std::vector<std::string> warnings;
+  Footprint memory;
+  /// What will be written, by directory.
+  std::vector<Footprint::Part> disk;
+  int64_t num_blocks = 0;
+};
+
+/// Looks for everything that would end the run sooner or later, without working: a checkpoint that is quantized
+/// already, tensors that are missing or of another shape, sizes without a Hadamard matrix, groups that do not divide,
+/// token ids that the model does not know, an output that exists or cannot be written, too little room on the disks or
+/// in memory.
+/// @param windows may be undefined even where the recipe needs some; then the recipe's own numbers count
+RunPlan plan_run(const Checkpoint& checkpoint, const Recipe& recipe, const Tensor& windows,
+                 const std::filesystem::path& output, const QuantizeOptions& options);
+
+/// What decides how much memory a run needs and is not the recipe's.
+struct MemoryChoice {
+  int64_t tokens_per_batch = kTokensPerBatch;
+  bool activations_on_disk = false;
+  int64_t bytes = 0;  ///< needed, as estimated
+};
+/// Of the possible choices the first that fits a budget.
+struct MemoryFit {
+  std::optional<MemoryChoice> choice;
+  MemoryChoice smallest;  ///< what needs least, whether it fits or not
+};
+/// Full batches and streams in memory where `budget` bytes allow it, else streams on disk, then ever smaller batches.
+MemoryFit fit_memory(const Checkpoint& checkpoint, const Recipe& recipe, int64_t num_windows, int64_t seq_len,
+                     int64_t budget);
+
+}  // namespace baseq

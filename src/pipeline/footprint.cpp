@@ -1,0 +1,128 @@
+#include "baseq/pipeline/footprint.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "baseq/model/model.h"
+
+namespace baseq {
+namespace {
+
+constexpr int64_t kFloatBytes = 4, kDoubleBytes = 8;
+
+int64_t block_values(const ModelConfig& config) {
+  int64_t values = 0;
+  for (const LinearShape& linear : linear_shapes(config)) values += linear.out_features * linear.in_features;
+  return values;
+}
+
+int64_t size_of(at::ScalarType dtype) { return static_cast<int64_t>(c10::elementSize(dtype)); }
+
+/// While a layer is rotated: all of it in float64, one linear at a time beside it.
+int64_t merging_bytes(const ModelConfig& config, const Recipe& recipe) {
+  const auto& t = recipe.transforms;
+  if (!t.residual && !t.input && !t.value && !t.o && !t.down) return block_values(config) * kFloatBytes;
+  return block_values(config) * kDoubleBytes + config.hidden_size * config.intermediate_size * kDoubleBytes;
+}
+
+/// While one linear is rounded: the block in float32, its codes, and what GPTQ holds of the largest input.
+int64_t rounding_bytes(const ModelConfig& config, const Recipe& recipe, const RunShape& shape) {
+  const bool gptq = recipe.rounding == Recipe::Rounding::kGptq;
+  const int64_t values = block_values(config);
+  int64_t block = values * (kFloatBytes + 1);
+  if (gptq && recipe.compensate_streams) block += values * kFloatBytes;
+  int64_t largest = 0;
+  for (const LinearShape& linear : linear_shapes(config)) {
+    const int64_t n = linear.in_features, weight = linear.out_features * n;
+    int64_t bytes = weight * (2 * kFloatBytes + 1);
+    if (gptq) {
+      const int64_t square = n * n, cross = recipe.compensate_streams ? square * kDoubleBytes : 0;
+      // The sum and one product in float32; then the Hessian, its factor and the feedback, or the cross term's
+      // products.
+      const int64_t collecting = square * (kDoubleBytes + kFloatBytes) + 2 * cross +
+                                 forward_bytes(config, std::max(shape.tokens_per_batch, shape.seq_len));
+      const int64_t solving =
+          square * 2 * kDoubleBytes + std::max(square * kFloatBytes, 3 * cross) + cross + weight * 2 * kFloatBytes;
+      bytes = std::max(collecting, bytes + solving);
+    }
+    largest = std::max(largest, bytes);
+  }
+  return block + largest;
+}
+
+/// While a stage is learned: weights in float32 and in the dtype of the products, and the graph of one step.
+int64_t learning_bytes(const ModelConfig& config, const Recipe& recipe, const RunShape& shape) {
+  if (recipe.learn_transforms.epochs == 0 && recipe.learn_activations.epochs == 0) return 0;
+  const int64_t values = block_values(config), tokens = recipe.batch_size * shape.seq_len;
+  int64_t bytes = values * (kFloatBytes + size_of(recipe.products));
+  // v, o, up and down are rotated, scaled and rounded anew in each step, which keeps several stages of each.
+  if (recipe.learn_transforms.epochs > 0) bytes += values / 2 * 6 * kFloatBytes;
+  // What the steps of a forward pass keep for backward, about twice what one holds at a time.
+  return bytes + 3 * forward_bytes(config, tokens);
+}
+
+int64_t grid_bytes(const QuantSpec& spec, int64_t rows, int64_t columns) {
+  const int64_t groups = spec.strategy == Strategy::kGroup && spec.group_size > 0 ? columns / spec.group_size : 1;
+  const int64_t scales = (spec.strategy == Strategy::kTensor ? 1 : rows) * groups;
+  const int64_t words = (columns * spec.num_bits + 31) / 32;
+  const int64_t zero_points = spec.symmetric ? 0 : (scales / groups * spec.num_bits + 31) / 32 * groups;
+  return rows * words * 4 + scales * size_of(spec.scale_dtype) + zero_points * 4 + 2 * 8;
+}
+
+}  // namespace
+
+int64_t Footprint::bytes() const {
+  return std::accumulate(parts.begin(), parts.end(), int64_t{0},
+                         [](int64_t sum, const Part& part) { return sum + part.bytes; });
+}
+
+int64_t forward_bytes(const ModelConfig& config, int64_t num_tokens) {
+  const int64_t attention = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim;
+  return num_tokens * kFloatBytes * (5 * config.hidden_size + 2 * attention + 4 * config.intermediate_size);
+}
+
+Footprint quantization_memory(const ModelConfig& config, const Recipe& recipe, const RunShape& shape) {
+  const int64_t tokens = shape.num_windows * shape.seq_len, values = block_values(config);
+  const int64_t stream = tokens * config.hidden_size * size_of(recipe.activations_dtype);
+  const int64_t forward =
+      tokens > 0 ? forward_bytes(config, std::min(tokens, std::max(shape.tokens_per_batch, shape.seq_len))) : 0;
+  const int64_t merging = merging_bytes(config, recipe);
+  const int64_t rounding = recipe.weights ? rounding_bytes(config, recipe, shape) : 0;
+  const int64_t learning = learning_bytes(config, recipe, shape);
+  const int64_t passing = values * (kFloatBytes + 1) + forward;
+  Footprint memory;
+  const int64_t block = std::max({merging, rounding, learning, passing});
+  const char* stage = block == rounding   ? "rounding"
+                      : block == learning ? "learning"
+                      : block == merging  ? "merging"
+                                          : "a pass";
+  memory.parts.push_back({std::string("one block, at most while ") + stage, block});
+  memory.parts.push_back({"one block of the mapped checkpoint", values * size_of(shape.checkpoint_dtype)});
+  if (recipe.transforms.residual) {
+    memory.parts.push_back({"the rotated embedding", config.vocab_size * config.hidden_size *
+                                                         size_of(recipe.dtype.value_or(shape.checkpoint_dtype))});
+  }
+  if (tokens > 0 && !shape.activations_on_disk) memory.parts.push_back({"three activation streams", 3 * stream});
+  memory.parts.push_back({"what the allocator keeps between", block / 20});
+  memory.parts.push_back({"the program", kProcessBytes});
+  return memory;
+}
+
+OutputBytes output_bytes(const ModelConfig& config, const Recipe& recipe, at::ScalarType checkpoint_dtype) {
+  const int64_t matrix = size_of(recipe.dtype.value_or(checkpoint_dtype));
+  OutputBytes bytes;
+  for (const LinearShape& linear : linear_shapes(config)) {
+    bytes.block += recipe.weights ? grid_bytes(*recipe.weights, linear.out_features, linear.in_features)
+                                  : linear.out_features * linear.in_features * matrix;
+    bytes.block += linear.bias || recipe.has_mean_shift() ? linear.out_features * kFloatBytes : 0;
+  }
+  bytes.block += 2 * config.hidden_size * kFloatBytes;
+  const bool tied = config.tie_word_embeddings && !recipe.transforms.residual;
+  bytes.surroundings =
+      (tied ? 1 : 2) * config.vocab_size * config.hidden_size * matrix + config.hidden_size * kFloatBytes;
+  return bytes;
+}
+
+}  // namespace baseq

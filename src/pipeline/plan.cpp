@@ -1,0 +1,288 @@
+#include "baseq/pipeline/plan.h"
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <fstream>
+#include <map>
+#include <system_error>
+
+#include "baseq/model/model.h"
+#include "baseq/transform/hadamard.h"
+
+namespace baseq {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr size_t kMaxNamedShapes = 10;
+
+std::string size_text(int64_t bytes) {
+  constexpr double kMebi = 1024.0 * 1024.0;
+  const double mebibytes = static_cast<double>(bytes) / kMebi;
+  return mebibytes < 1024 ? fmt::format("{:.1f} MiB", mebibytes) : fmt::format("{:.2f} GiB", mebibytes / 1024);
+}
+
+std::string text_of(const c10::Error& error) { return error.what_without_backtrace(); }
+
+void check_shapes(const Model& model, RunPlan& plan) {
+  const ModelConfig& config = model.config();
+  size_t found = 0;
+  const auto expect = [&](const std::string& name, std::vector<int64_t> shape) {
+    if (!model.tensors().contains(name)) return;  // the model's own list names what is missing
+    std::string problem;
+    try {
+      const TensorInfo info = model.tensors().info(name);
+      if (info.shape == shape) return;
+      problem = fmt::format("{}: shape is {} but config.json says {}", model.tensors().stored_name(name),
+                            c10::str(at::IntArrayRef(info.shape)), c10::str(at::IntArrayRef(shape)));
+    } catch (const c10::Error& error) {
+      problem = text_of(error);
+    }
+    if (!plan.problems.empty() && plan.problems.back() == problem) return;  // the parts of a fused tensor in turn
+    if (++found <= kMaxNamedShapes) plan.problems.push_back(problem);
+  };
+  expect("model.embed_tokens.weight", {config.vocab_size, config.hidden_size});
+  expect("model.norm.weight", {config.hidden_size});
+  if (!config.tie_word_embeddings) expect("lm_head.weight", {config.vocab_size, config.hidden_size});
+  for (int64_t block = 0; block < config.num_hidden_layers; ++block) {
+    const std::string prefix = layer_prefix(block);
+    expect(prefix + "input_layernorm.weight", {config.hidden_size});
+    expect(prefix + "post_attention_layernorm.weight", {config.hidden_size});
+    if (config.qk_norm) {
+      expect(prefix + "self_attn.q_norm.weight", {config.head_dim});
+      expect(prefix + "self_attn.k_norm.weight", {config.head_dim});
+    }
+    for (const LinearShape& linear : linear_shapes(config)) {
+      expect(prefix + linear.name + ".weight", {linear.out_features, linear.in_features});
+      if (linear.bias) expect(prefix + linear.name + ".bias", {linear.out_features});
+    }
+  }
+  if (found > kMaxNamedShapes) {
+    plan.problems.push_back(fmt::format("and {} more tensors of another shape", found - kMaxNamedShapes));
+  }
+}
+
+/// Grids and transforms against the sizes of the model.
+void check_recipe(const ModelConfig& config, const Recipe& recipe, RunPlan& plan) {
+  if (recipe.weights && recipe.weights->strategy == Strategy::kGroup) {
+    const int64_t group = recipe.weights->group_size;
+    std::map<int64_t, std::string> readers;  // input size -> who reads so many
+    for (const LinearShape& linear : linear_shapes(config)) {
+      std::string& names = readers[linear.in_features];
+      names += (names.empty() ? "" : ", ") + std::string(linear.name);
+    }
+    for (const auto& [size, names] : readers) {
+      if (size % group != 0) {
+        plan.problems.push_back(
+            fmt::format("weights.group_size: {} does not divide {}, the input size of {}", group, size, names));
+      }
+    }
+    const bool gptq = recipe.rounding == Recipe::Rounding::kGptq;
+    if (gptq && !recipe.gptq.static_groups && recipe.gptq.activation_order) {
+      plan.problems.push_back("rounding.static_groups: false needs rounding.activation_order false");
+    }
+  }
+  const auto check_hadamard = [&](bool wanted, const char* key, int64_t size) {
+    if (!wanted) return;
+    const int64_t block = hadamard_block_size(size);
+    if (block == size) return;
+    const std::string what = fmt::format("transforms.{}: size {} has no Hadamard matrix", key, size);
+    if (block == 1) {
+      plan.problems.push_back(what + " nor an even divisor; leave this transform out");
+    } else {
+      plan.warnings.push_back(fmt::format("{}; it is rotated in blocks of {}", what, block));
+    }
+  };
+  const Recipe::Transforms& transforms = recipe.transforms;
+  check_hadamard(transforms.residual, "residual", config.hidden_size);
+  check_hadamard(transforms.input, "input", config.hidden_size);
+  check_hadamard(transforms.value, "value", config.head_dim);
+  check_hadamard(transforms.query_key, "query_key", config.head_dim);
+  check_hadamard(transforms.o, "o", config.num_attention_heads * config.head_dim);
+  check_hadamard(transforms.down, "down", config.intermediate_size);
+}
+
+void check_windows(const ModelConfig& config, const Tensor& windows, const RunShape& shape, RunPlan& plan) {
+  if (windows.defined() && windows.numel() > 0) {
+    const auto low = windows.min().item<int64_t>(), high = windows.max().item<int64_t>();
+    if (low < 0 || high >= config.vocab_size) {
+      plan.problems.push_back(fmt::format("calibration: token ids run from {} to {} but the model knows 0 to {}", low,
+                                          high, config.vocab_size - 1));
+    }
+  }
+  if (shape.num_windows > 0 && shape.seq_len > config.max_position_embeddings && config.max_position_embeddings > 0) {
+    plan.warnings.push_back(fmt::format("calibration: windows of {} tokens, but the model was made for {}",
+                                        shape.seq_len, config.max_position_embeddings));
+  }
+}
+
+/// The directory itself, or the nearest one above it that is there.
+fs::path existing(fs::path path) {
+  std::error_code error;
+  path = fs::absolute(path, error);
+  while (!fs::is_directory(path, error) && path.has_relative_path()) path = path.parent_path();
+  return path;
+}
+
+void check_output(const fs::path& output, const QuantizeOptions& options, RunPlan& plan) {
+  std::error_code error;
+  if (fs::exists(output, error) && !options.output.force) {
+    plan.problems.push_back(output.string() + ": exists; pass --force to replace it");
+  }
+}
+
+int64_t bytes_in(const fs::path& directory) {
+  int64_t bytes = 0;
+  std::error_code error;
+  for (fs::directory_iterator entry(directory, error), end; !error && entry != end; entry.increment(error)) {
+    std::error_code ignored;
+    if (entry->is_regular_file(ignored)) bytes += static_cast<int64_t>(entry->file_size(ignored));
+  }
+  return bytes;
+}
+
+/// Whether each directory can be written and each disk has room for all that goes to it.
+void check_disks(RunPlan& plan) {
+  struct Disk {
+    std::string directories;
+    int64_t needed = 0, available = 0;
+  };
+  std::map<uint64_t, Disk> disks;
+  for (const Footprint::Part& part : plan.disk) {
+    const fs::path directory = existing(part.what);
+    if (::access(directory.c_str(), W_OK | X_OK) != 0) {
+      const std::string problem =
+          fmt::format("{}: cannot be written: {}", directory.string(), std::generic_category().message(errno));
+      if (std::find(plan.problems.begin(), plan.problems.end(), problem) == plan.problems.end()) {
+        plan.problems.push_back(problem);
+      }
+      continue;
+    }
+    struct stat status {};
+    struct statvfs room {};
+    if (::stat(directory.c_str(), &status) != 0 || ::statvfs(directory.c_str(), &room) != 0) continue;
+    Disk& disk = disks[status.st_dev];
+    if (disk.directories.find(directory.string()) == std::string::npos) {
+      disk.directories += (disk.directories.empty() ? "" : ", ") + directory.string();
+    }
+    disk.needed += part.bytes;
+    disk.available = static_cast<int64_t>(room.f_bavail) * static_cast<int64_t>(room.f_frsize);
+  }
+  for (const auto& [id, disk] : disks) {
+    if (disk.needed > disk.available) {
+      plan.problems.push_back(fmt::format("{}: {} will be written but {} are free", disk.directories,
+                                          size_text(disk.needed), size_text(disk.available)));
+    }
+  }
+}
+
+/// What the kernel would give without swapping; nothing where it does not say.
+std::optional<int64_t> available_memory() {
+  std::ifstream file("/proc/meminfo");
+  std::string key, unit;
+  for (int64_t kibibytes = 0; file >> key >> kibibytes; std::getline(file, unit)) {
+    if (key == "MemAvailable:") return kibibytes * 1024;
+  }
+  return std::nullopt;
+}
+
+at::ScalarType dtype_of(const Checkpoint& checkpoint) {
+  for (const char* name : {"model.embed_tokens.weight", "embed_tokens.weight"}) {
+    if (checkpoint.contains(name)) return checkpoint.info(name).dtype;
+  }
+  return at::kBFloat16;
+}
+
+ModelConfig config_of(const Checkpoint& checkpoint) {
+  return ModelConfig::from_json(checkpoint.config(), (checkpoint.path() / "config.json").string());
+}
+
+}  // namespace
+
+RunPlan plan_run(const Checkpoint& checkpoint, const Recipe& recipe, const Tensor& windows, const fs::path& output,
+                 const QuantizeOptions& options) {
+  RunPlan plan;
+  RunShape shape{.tokens_per_batch = options.tokens_per_batch,
+                 .activations_on_disk = !options.activations_directory.empty(),
+                 .checkpoint_dtype = dtype_of(checkpoint)};
+  if (windows.defined() || recipe.needs_calibration()) {
+    shape.num_windows = windows.defined() ? windows.size(0) : recipe.num_samples;
+    shape.seq_len = windows.defined() ? windows.size(1) : recipe.seq_len;
+  }
+  check_output(output, options, plan);
+  ModelConfig config;
+  try {
+    config = config_of(checkpoint);
+  } catch (const c10::Error& error) {  // nothing else can be said of this model
+    plan.problems.push_back(text_of(error));
+    return plan;
+  }
+  try {
+    const Model model(checkpoint);
+    if (model.quantization()) {
+      plan.problems.push_back(checkpoint.path().string() +
+                              ": is already quantized; quantize the original checkpoint instead");
+    } else {
+      check_shapes(model, plan);
+    }
+  } catch (const c10::Error& error) {
+    plan.problems.push_back(text_of(error));
+  }
+  check_recipe(config, recipe, plan);
+  check_windows(config, windows, shape, plan);
+
+  plan.num_blocks = config.num_hidden_layers;
+  plan.memory = quantization_memory(config, recipe, shape);
+  const OutputBytes written = output_bytes(config, recipe, shape.checkpoint_dtype);
+  const int64_t blocks = written.block * config.num_hidden_layers;
+  // A shard is laid out when all of it is there: for a moment the last one is on the disk twice.
+  const int64_t shard = std::min(options.output.shard_bytes, blocks + written.surroundings);
+  plan.disk.push_back({fs::absolute(output).parent_path().string(), blocks + written.surroundings + shard});
+  const int64_t stream = shape.num_windows * shape.seq_len * config.hidden_size *
+                         static_cast<int64_t>(c10::elementSize(recipe.activations_dtype));
+  if (!options.work_directory.empty()) {
+    const int64_t kept = blocks + 2 * 2 * stream;  // the streams of a block are written before those before it go
+    plan.disk.push_back(
+        {options.work_directory.string(), std::max<int64_t>(0, kept - bytes_in(options.work_directory))});
+  }
+  if (shape.activations_on_disk && stream > 0) {
+    plan.disk.push_back({options.activations_directory.string(), 3 * stream});
+  }
+  check_disks(plan);
+  const std::optional<int64_t> available = available_memory();
+  if (options.device.is_cpu() && available && plan.memory.bytes() > *available) {
+    plan.warnings.push_back(fmt::format("memory: about {} needed, {} available; --memory finds a way with less",
+                                        size_text(plan.memory.bytes()), size_text(*available)));
+  }
+  return plan;
+}
+
+MemoryFit fit_memory(const Checkpoint& checkpoint, const Recipe& recipe, int64_t num_windows, int64_t seq_len,
+                     int64_t budget) {
+  const ModelConfig config = config_of(checkpoint);
+  MemoryFit fit;
+  const auto consider = [&](int64_t tokens_per_batch, bool on_disk) {
+    const RunShape shape{.num_windows = num_windows,
+                         .seq_len = seq_len,
+                         .tokens_per_batch = tokens_per_batch,
+                         .activations_on_disk = on_disk,
+                         .checkpoint_dtype = dtype_of(checkpoint)};
+    fit.smallest = {tokens_per_batch, on_disk, quantization_memory(config, recipe, shape).bytes()};
+    if (!fit.choice && fit.smallest.bytes <= budget) fit.choice = fit.smallest;
+  };
+  consider(kTokensPerBatch, false);
+  if (num_windows == 0) return fit;
+  for (int64_t tokens = kTokensPerBatch; tokens >= 1; tokens /= 2) {
+    consider(tokens, true);
+    if (tokens <= seq_len) break;  // a batch is at least one window
+  }
+  return fit;
+}
+
+}  // namespace baseq

@@ -1,0 +1,118 @@
+#include "baseq/pipeline/plan.h"
+
+#include <gtest/gtest.h>
+
+#include "../tiny_model.h"
+
+namespace baseq {
+namespace {
+
+using nlohmann::json;
+using test::TempDirectory;
+using test::TinyShape;
+
+Recipe recipe_of(const json& recipe) { return Recipe::from_json(recipe, "recipe"); }
+
+const json kGptq = {{"weights", {{"num_bits", 4}}}, {"rounding", {{"method", "gptq"}}}};
+
+ModelConfig config_of(int64_t layers) {
+  TinyShape shape{.num_layers = layers};
+  return ModelConfig::from_json(test::tiny_config(shape), "config.json");
+}
+
+TEST(Plan, FindsNothingWhereARunSucceeds) {
+  for (const TinyShape& shape : test::tiny_shapes()) {
+    SCOPED_TRACE(shape.name);
+    const TempDirectory directory;
+    test::write_checkpoint(directory / "in", shape);
+    const Checkpoint checkpoint(directory / "in");
+    const Tensor windows = test::random_ids({4, 16}, shape.vocab_size, 3);
+    const RunPlan plan = plan_run(checkpoint, recipe_of(kGptq), windows, directory / "out", {});
+    EXPECT_TRUE(plan.problems.empty()) << plan.problems.front();
+    EXPECT_GT(plan.memory.bytes(), kProcessBytes);
+  }
+}
+
+TEST(Plan, OneProblemDoesNotHideTheOthers) {
+  const TempDirectory directory;
+  auto tensors = test::tiny_tensors({}, 1);
+  tensors["model.layers.1.mlp.up_proj.weight"] = at::zeros({3, 5});
+  tensors["model.layers.0.mlp.up_proj.weight"] = at::zeros({48, 32}, at::kInt);
+  test::write_checkpoint(directory / "in", test::tiny_config({}), tensors);
+  json recipe = kGptq;
+  recipe["weights"]["strategy"] = "group";
+  recipe["weights"]["group_size"] = 32;
+  recipe["rounding"]["static_groups"] = false;
+  const RunPlan plan =
+      plan_run(Checkpoint(directory / "in"), recipe_of(recipe), at::full({1, 4}, -1, at::kLong), directory / "in", {});
+  std::string all;
+  for (const std::string& problem : plan.problems) all += problem + "\n";
+  for (const char* part :
+       {"pass --force", "layers.1.mlp.up_proj.weight: shape is [3, 5]", "layers.0.mlp.up_proj.weight: dtype is Int",
+        "32 does not divide 48", "mlp.down_proj", "static_groups", "from -1 to -1"}) {
+    EXPECT_NE(all.find(part), all.npos) << part << " in\n" << all;
+  }
+  EXPECT_EQ(plan.problems.size(), 6U) << all;
+}
+
+TEST(Plan, AQuantizedCheckpointIsAProblem) {
+  const TempDirectory directory;
+  test::write_checkpoint(directory / "in", TinyShape{});
+  quantize_checkpoint(Checkpoint(directory / "in"), recipe_of({{"weights", {{"num_bits", 8}}}}), {}, directory / "out");
+  const RunPlan plan = plan_run(Checkpoint(directory / "out"), recipe_of(kGptq), {}, directory / "again", {});
+  ASSERT_EQ(plan.problems.size(), 1U);
+  EXPECT_NE(plan.problems[0].find("already quantized"), std::string::npos);
+}
+
+TEST(Footprint, MemoryDoesNotDependOnTheNumberOfBlocksButOutputDoes) {
+  const RunShape shape{.num_windows = 8, .seq_len = 16};
+  const Recipe recipe = recipe_of(kGptq);
+  EXPECT_EQ(quantization_memory(config_of(2), recipe, shape).bytes(),
+            quantization_memory(config_of(200), recipe, shape).bytes());
+  EXPECT_GT(output_bytes(config_of(2), recipe, at::kFloat).block, 0);
+}
+
+TEST(Footprint, StreamsOnDiskAndSmallerBatchesNeedLess) {
+  const Recipe recipe = recipe_of(kGptq);
+  const auto bytes = [&](int64_t tokens, bool on_disk) {
+    return quantization_memory(
+               config_of(2), recipe,
+               {.num_windows = 1024, .seq_len = 128, .tokens_per_batch = tokens, .activations_on_disk = on_disk})
+        .bytes();
+  };
+  EXPECT_EQ(bytes(2048, false) - bytes(2048, true), 3 * 1024 * 128 * 32 * 4);
+  EXPECT_LT(bytes(512, true), bytes(2048, true));
+}
+
+TEST(FitMemory, TakesTheFirstThatFits) {
+  const TempDirectory directory;
+  test::write_checkpoint(directory / "in", TinyShape{});
+  const Checkpoint checkpoint(directory / "in");
+  const Recipe recipe = recipe_of(kGptq);
+  const auto fit = [&](int64_t budget) { return fit_memory(checkpoint, recipe, 4096, 128, budget); };
+  const MemoryChoice roomy = fit(int64_t{1} << 40).choice.value();
+  EXPECT_FALSE(roomy.activations_on_disk);
+  EXPECT_EQ(roomy.tokens_per_batch, kTokensPerBatch);
+  const MemoryChoice disk = fit(roomy.bytes - 1).choice.value();
+  EXPECT_TRUE(disk.activations_on_disk);
+  EXPECT_EQ(disk.tokens_per_batch, kTokensPerBatch);
+  const MemoryChoice small = fit(disk.bytes - 1).choice.value();
+  EXPECT_LT(small.tokens_per_batch, kTokensPerBatch);
+  const MemoryFit none = fit(1);
+  EXPECT_FALSE(none.choice);
+  EXPECT_EQ(none.smallest.tokens_per_batch, 128);
+  EXPECT_LE(fit(none.smallest.bytes).choice.value().bytes, none.smallest.bytes);
+}
+
+TEST(EstimateSeconds, MeasuresAndWritesNothing) {
+  const TempDirectory directory;
+  test::write_checkpoint(directory / "in", TinyShape{});
+  const Checkpoint checkpoint(directory / "in");
+  const Tensor windows = test::random_ids({6, 16}, 40, 3);
+  EXPECT_GT(estimate_seconds(checkpoint, recipe_of(kGptq), windows), 0);
+  EXPECT_GT(estimate_seconds(checkpoint, recipe_of({{"weights", {{"num_bits", 8}}}}), {}), 0);
+  EXPECT_EQ(test::list(directory.path()), std::vector<std::string>{"in"});
+}
+
+}  // namespace
+}  // namespace baseq

@@ -1,0 +1,162 @@
+"""What quantize finds out before it starts: everything that would stop it, at once, and what it will take."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from conftest import SEQ_LEN, SMALL
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ROOT / "tests" / "data" / "tiny_llama_base"
+GPTQ = ROOT / "configs" / "gptq-w4a16.json"
+SETTINGS = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
+
+
+def copy_of_tiny(directory: Path, tensors=None, **config) -> Path:
+    shutil.copytree(TINY, directory)
+    (directory / "config.json").write_text(json.dumps(json.loads((TINY / "config.json").read_text()) | config))
+    if tensors is not None:
+        save_file(tensors, directory / "model.safetensors")
+    return directory
+
+
+def test_dry_run_says_what_a_run_takes_and_writes_nothing(run, windows, tmp_path):
+    report = tmp_path / "report.json"
+    done = run("quantize", TINY, "--recipe", GPTQ, "--calibration", windows, "--output", tmp_path / "sub" / "out",
+               "--work", tmp_path / "work", "--activations", "disk", "--dry-run", "--json", report, *SETTINGS)
+    assert done.returncode == 0, done.stderr
+    assert os.listdir(tmp_path) == ["report.json"]
+    plan = json.loads(report.read_text())
+    assert set(plan) == {"memory_bytes", "memory", "disk", "seconds", "warnings", "num_blocks", "peak_memory_bytes"}
+    assert plan["num_blocks"] == 2
+    assert plan["seconds"] > 0
+    assert plan["memory_bytes"] == sum(plan["memory"].values())
+    assert set(plan["disk"]) == {str(tmp_path / "sub"), str(tmp_path / "work")}
+    for part in ("memory", "disk", "time"):
+        assert f"  {part}  " in done.stdout
+
+
+def test_disk_estimate_is_the_size_of_what_is_written(run, quantize, windows, tmp_path):
+    for recipe in ("gptq-w4a16", "rotated", "rtn-w8a8", "baseq-plus-w4a4kv4"):
+        path = ROOT / "configs" / f"{recipe}.json"
+        done = run("quantize", TINY, "--recipe", path, "--calibration", windows, "--output", tmp_path / recipe,
+                   "--shard-size", 1, "--dry-run", "--json", tmp_path / "plan.json", *SETTINGS)
+        assert done.returncode == 0, done.stderr
+        (estimated,) = json.loads((tmp_path / "plan.json").read_text())["disk"].values()
+        written = quantize(path, tmp_path / recipe)["output_bytes"]
+        # All of it is one shard, counted twice; headers, clips and shifts are not counted.
+        assert 0.85 < estimated / 2 / written < 1.1, recipe
+
+
+def test_everything_that_is_wrong_is_said_at_once(run, tmp_path):
+    tensors = load_file(TINY / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    model = copy_of_tiny(tmp_path / "model", tensors)
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps({"weights": {"num_bits": 4, "strategy": "group", "group_size": 28},
+                                  "rounding": {"method": "gptq"}}))
+    (tmp_path / "text.txt").write_text("some text")
+    (tmp_path / "out").mkdir()
+    done = run("quantize", model, "--recipe", recipe, "--calibration", tmp_path / "text.txt", "--output", tmp_path / "out")
+    assert done.returncode == 1
+    for part in ("problems:", "tokenizer.json", "out: exists; pass --force", "model.layers.1.mlp.up_proj.weight",
+                 "weights.group_size: 28 does not divide"):
+        assert part in done.stderr
+    assert "frame #" not in done.stderr
+    assert os.listdir(tmp_path / "out") == []
+
+
+def test_shapes_and_token_ids_are_looked_at_before_the_first_block(run, tmp_path):
+    tensors = load_file(TINY / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"] = np.zeros((3, 5), np.float32)
+    tensors["model.layers.1.input_layernorm.weight"] = np.ones(7, np.float32)
+    model = copy_of_tiny(tmp_path / "model", tensors)
+    ids = tmp_path / "ids.safetensors"
+    save_file({"input_ids": np.full((4, SEQ_LEN), 1_000_000, np.int32)}, ids)
+    done = run("quantize", model, "--recipe", GPTQ, "--calibration", ids, "--output", tmp_path / "out", *SETTINGS)
+    assert done.returncode == 1
+    for part in ("3 problems", "up_proj.weight: shape is [3, 5]", "input_layernorm.weight: shape is [7]",
+                 "token ids run from 1000000 to 1000000"):
+        assert part in done.stderr
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_sizes_without_a_hadamard_matrix(run, windows, tmp_path):
+    config = json.loads((TINY / "config.json").read_text())
+    odd, ragged = 95, 90
+    for size in (odd, ragged):
+        tensors = load_file(TINY / "model.safetensors")
+        for name in tensors:
+            if "gate_proj" in name or "up_proj" in name:
+                tensors[name] = tensors[name][:size].copy()
+            if "down_proj" in name:
+                tensors[name] = tensors[name][:, :size].copy()
+        copy_of_tiny(tmp_path / str(size), tensors, intermediate_size=size)
+    assert config["intermediate_size"] == 96
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps({"weights": {"num_bits": 4}, "transforms": {"down": "hadamard"}}))
+    refused = run("quantize", tmp_path / str(odd), "--recipe", recipe, "--output", tmp_path / "out")
+    assert refused.returncode == 1
+    assert "transforms.down: size 95 has no Hadamard matrix nor an even divisor" in refused.stderr
+    done = run("quantize", tmp_path / str(ragged), "--recipe", recipe, "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "transforms.down: size 90 has no Hadamard matrix; it is rotated in blocks of 2" in done.stderr
+
+
+def test_memory_budget_chooses_and_refuses(run, windows, tmp_path):
+    def attempt(budget, **options):
+        return run("quantize", TINY, "--recipe", GPTQ, "--calibration", windows, "--memory", budget,
+                   "--output", tmp_path / budget, *SETTINGS)
+
+    roomy = attempt("8G")
+    assert roomy.returncode == 0
+    assert "activations in memory, 2048 tokens a batch" in roomy.stderr
+    refused = attempt("1M")
+    assert refused.returncode == 1
+    assert "too little; at least" in refused.stderr
+    assert not (tmp_path / "1M").exists()
+    assert run("quantize", TINY, "--recipe", GPTQ, "--output", tmp_path / "x", "--memory", "much").returncode == 2
+
+
+def test_a_budget_between_puts_the_streams_on_disk(run, tmp_path):
+    vocab_size = json.loads((TINY / "config.json").read_text())["vocab_size"]
+    ids = tmp_path / "ids.safetensors"
+    save_file({"input_ids": np.random.default_rng(0).integers(0, vocab_size, (256, 512), dtype=np.int32)}, ids)
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps({"weights": {"num_bits": 4}, "rounding": {"method": "gptq"},
+                                  "calibration": {"num_samples": 256, "seq_len": 512}}))
+
+    def quantize(output, *options):
+        done = run("quantize", TINY, "--recipe", recipe, "--calibration", ids, "--output", output,
+                   "--json", tmp_path / "report.json", *options)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    # Three streams of 256 x 512 x 64 float32 values are 96 MiB.
+    said = quantize(tmp_path / "disk", "--memory", "300M")
+    assert "activations on disk, 2048 tokens a batch" in said
+    quantize(tmp_path / "ram")
+    assert (tmp_path / "disk" / "model.safetensors").read_bytes() == (tmp_path / "ram" / "model.safetensors").read_bytes()
+    said = quantize(tmp_path / "small", "--memory", "259M")
+    assert "activations on disk, 512 tokens a batch" in said
+
+
+def test_eval_within_a_budget_gives_the_same_number(run, windows, tmp_path):
+    def evaluate(*options):
+        done = run("eval", TINY, "--tokens", windows, "--seq-len", SEQ_LEN, "--json", tmp_path / "report.json", *options)
+        return done, json.loads((tmp_path / "report.json").read_text())["perplexity"]
+
+    free, expected = evaluate()
+    assert free.returncode == 0
+    fits, got = evaluate("--memory", "8G")
+    assert "hidden states in memory" in fits.stderr
+    assert got == expected
+    refused, _ = evaluate("--memory", "1M")
+    assert refused.returncode == 1
+    assert "too little" in refused.stderr

@@ -1,0 +1,39 @@
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "baseq/pipeline/plan.h"
+#include "commands.h"
+
+namespace baseq::cli {
+
+struct QuantizeArguments {
+  CommonOptions common;
+  std::string model, recipe, calibration, output, work, resume;
+  std::string activations;  ///< "ram", "disk", or empty: ram unless --memory says otherwise
+  std::vector<std::string> overrides;
+  int64_t shard_megabytes = 1024;
+  uint64_t memory = 0;  ///< bytes; 0: no limit
+  bool force = false, dry_run = false;
+};
+
+/// A run that the command line describes, looked at from all sides before it starts.
+struct PreparedRun {
+  StoredRun run;
+  std::unique_ptr<Checkpoint> checkpoint;
+  RunPlan plan;
+  std::string memory_choice;  ///< what --memory led to, a sentence; empty without it
+};
+
+/// Throws c10::Error with everything that was found wrong, not the first only.
+PreparedRun prepare(const QuantizeArguments& arguments);
+
+/// One error for several problems: the sentence itself when there is one.
+[[noreturn]] void throw_problems(const std::vector<std::string>& problems);
+
+/// What --dry-run says: needs of memory, disk and time.
+void print_plan(const QuantizeArguments& arguments, const PreparedRun& prepared, double seconds);
+
+}  // namespace baseq::cli
