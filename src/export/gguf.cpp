@@ -28,17 +28,12 @@ const std::map<std::string, std::string> kLinearNames = {
 void preflight(const ExportSource& source, GgufType type) {
   const QuantizationConfig& quantization = source.quantization();
   const ModelConfig& config = source.config();
-  TORCH_CHECK(config.architecture == "LlamaForCausalLM" && config.rope.type == RopeParameters::Type::kDefault,
-              source.path(), ": format gguf carries LlamaForCausalLM without rope scaling, this is ",
-              config.architecture, config.rope.type == RopeParameters::Type::kDefault ? "" : " with rope scaling");
   const bool blocks = type != GgufType::kF16;
   Obstacles obstacles(source, fmt::format("gguf {}", gguf_type_name(type)));
-  obstacles.add_if(quantization.input_activations.has_value(), "quantized activations (input_activations)");
-  obstacles.add_if(quantization.kv_cache.has_value(), "a quantized cache (kv_cache)");
-  obstacles.add_if(source.has_quant_tensor(".gain") || source.has_quant_tensor(".shift"),
-                   "gains and shifts of activations");
-  obstacles.add_if(blocks && (quantization.input_hadamard || quantization.o_hadamard || quantization.down_hadamard),
-                   "online Hadamard transforms");
+  obstacles.add_if(config.architecture != "LlamaForCausalLM", config.architecture);
+  obstacles.add_if(config.rope.type != RopeParameters::Type::kDefault, "rope scaling");
+  obstacles.add_activations();
+  if (blocks) obstacles.add_online_transforms();
   obstacles.add_if(blocks && !quantization.weights, "weights in full precision");
   if (blocks && quantization.weights) {
     const QuantSpec& spec = *quantization.weights;
@@ -47,7 +42,7 @@ void preflight(const ExportSource& source, GgufType type) {
     obstacles.add_if(!spec.symmetric && type != GgufType::kQ4_1, "asymmetric weights");
     obstacles.add_if(spec.strategy == Strategy::kGroup && spec.group_size % kBlock != 0,
                      fmt::format("groups of {}, which blocks of {} do not divide", spec.group_size, kBlock));
-    obstacles.add_if(spec.scale_dtype != at::kHalf, "scales in another dtype than float16");
+    obstacles.add_scale_dtype(at::kHalf);
     bool divides = true;
     for (const SourceLinear& linear : source.linears()) divides = divides && linear.in_features % kBlock == 0;
     obstacles.add_if(!divides, fmt::format("input sizes that blocks of {} do not divide", kBlock));
