@@ -17,7 +17,7 @@ const std::map<std::string, at::ScalarType> kDtypes = {
 struct ExportArguments {
   CommonOptions common;
   std::string model, format, output, dtype, gguf_type = "Q4_0";
-  int64_t shard_megabytes = 1024;
+  int64_t shard_megabytes = 4768;
   bool dry_run = false, force = false;
 };
 

@@ -20,7 +20,7 @@ struct QuantizeArguments {
   std::string model, recipe, calibration, output, work, resume;
   std::string activations = "ram";
   std::vector<std::string> overrides;
-  int64_t shard_megabytes = 1024;
+  int64_t shard_megabytes = 4768;
   bool force = false;
 };
 

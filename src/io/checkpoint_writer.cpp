@@ -128,26 +128,24 @@ void CheckpointWriter::add(const std::string& name, const Tensor& tensor) {
   TORCH_CHECK(tensor.defined(), kWho, ": tensor ", quote(name), " is undefined");
   TORCH_CHECK(!shard_of_.contains(name), kWho, ": tensor ", quote(name), " was added before");
   const auto num_bytes = static_cast<int64_t>(tensor.nbytes());
-  if (buffered_bytes_ + num_bytes > options_.shard_bytes) {
+  if (shard_ && shard_->num_bytes() + num_bytes > options_.shard_bytes) {
     flush();
   }
+  if (!shard_) {
+    shard_ = std::make_unique<SafetensorsWriter>(partial_ / fmt::format("model-{}.safetensors", num_shards_ + 1));
+  }
+  shard_->add(name, tensor);
   shard_of_.emplace(name, num_shards_ + 1);
-  buffer_.emplace(name, tensor.detach());
-  buffered_bytes_ += num_bytes;
-  if (buffered_bytes_ >= options_.shard_bytes) {
-    flush();
-  }
 }
 
 void CheckpointWriter::flush() {
-  if (buffer_.empty()) {
+  if (!shard_) {
     return;
   }
-  save_safetensors(partial_ / fmt::format("model-{}.safetensors", num_shards_ + 1), buffer_);
+  shard_->commit();
   ++num_shards_;
-  total_bytes_ += buffered_bytes_;
-  buffered_bytes_ = 0;
-  buffer_.clear();
+  total_bytes_ += shard_->num_bytes();
+  shard_.reset();
 }
 
 void CheckpointWriter::copy_side_files(const fs::path& source, const std::set<std::string>& except) {

@@ -88,6 +88,40 @@ std::string read_file(std::string_view who, const std::filesystem::path& path, s
   return content;
 }
 
+void write_all(std::string_view who, int descriptor, const std::filesystem::path& path, const void* data,
+               size_t num_bytes) {
+  const char* next = static_cast<const char*>(data);
+  while (num_bytes > 0) {
+    const ssize_t count = ::write(descriptor, next, std::min(num_bytes, kMaxBytesPerCall));
+    if (count < 0 && errno == EINTR) {
+      continue;
+    }
+    if (count < 0) {
+      throw_system_error(who, "write", path, errno);
+    }
+    next += count;
+    num_bytes -= static_cast<size_t>(count);
+  }
+}
+
+void read_exactly(std::string_view who, int descriptor, const std::filesystem::path& path, int64_t offset, void* data,
+                  size_t num_bytes) {
+  char* next = static_cast<char*>(data);
+  while (num_bytes > 0) {
+    const ssize_t count = ::pread(descriptor, next, std::min(num_bytes, kMaxBytesPerCall), offset);
+    if (count < 0 && errno == EINTR) {
+      continue;
+    }
+    if (count < 0) {
+      throw_system_error(who, "read back", path, errno);
+    }
+    TORCH_CHECK(count > 0, who, ": ", path.string(), " became shorter while it was written");
+    next += count;
+    offset += count;
+    num_bytes -= static_cast<size_t>(count);
+  }
+}
+
 FileWriter::FileWriter(std::string_view who, const std::filesystem::path& path) : who_(who), path_(path) {
   temporary_ = path_;
   temporary_ += ".tmp";
@@ -107,18 +141,7 @@ FileWriter::~FileWriter() {
 }
 
 void FileWriter::write(const void* data, size_t num_bytes) {
-  const char* next = static_cast<const char*>(data);
-  while (num_bytes > 0) {
-    const ssize_t count = ::write(descriptor_, next, std::min(num_bytes, kMaxBytesPerCall));
-    if (count < 0 && errno == EINTR) {
-      continue;
-    }
-    if (count < 0) {
-      throw_system_error(who_, "write", temporary_, errno);
-    }
-    next += count;
-    num_bytes -= static_cast<size_t>(count);
-  }
+  write_all(who_, descriptor_, temporary_, data, num_bytes);
 }
 
 void FileWriter::commit() {

@@ -37,6 +37,13 @@ size_t size_of(std::string_view who, const FileDescriptor& file, const std::file
 /// The whole file; throws when it is longer than `max_bytes`.
 std::string read_file(std::string_view who, const std::filesystem::path& path, size_t max_bytes);
 
+/// Writes all of it to an open file; throws naming `path`.
+void write_all(std::string_view who, int descriptor, const std::filesystem::path& path, const void* data,
+               size_t num_bytes);
+/// Reads that much from `offset` of an open file; throws naming `path`, also when the file ends before.
+void read_exactly(std::string_view who, int descriptor, const std::filesystem::path& path, int64_t offset, void* data,
+                  size_t num_bytes);
+
 /// Writes `<path>.tmp`; commit() syncs it to the disk and renames it. Destroyed before commit(), it removes it.
 class FileWriter {
  public:

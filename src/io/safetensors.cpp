@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -14,6 +15,7 @@
 #include <utility>
 
 #include "files.h"
+#include "safetensors_format.h"
 #include "strict_json.h"
 
 // The format: 8 bytes, the header's length N (little-endian); N bytes, the header, a JSON object padded with spaces;
@@ -26,26 +28,9 @@ namespace {
 
 using nlohmann::json;
 
-constexpr size_t kLengthBytes = 8;
-constexpr size_t kMaxHeaderBytes = 100'000'000;  // the limit of the reference implementation
-constexpr const char* kMetadataKey = "__metadata__";
-constexpr const char* kWho = "safetensors";
-
-struct DType {
-  const char* name;
-  at::ScalarType type;
-};
-constexpr std::array<DType, 10> kDTypes = {{{"F64", at::kDouble},
-                                            {"F32", at::kFloat},
-                                            {"F16", at::kHalf},
-                                            {"BF16", at::kBFloat16},
-                                            {"I64", at::kLong},
-                                            {"I32", at::kInt},
-                                            {"I16", at::kShort},
-                                            {"I8", at::kChar},
-                                            {"U8", at::kByte},
-                                            {"BOOL", at::kBool}}};
-constexpr const char* kDTypeNames = "F64 F32 F16 BF16 I64 I32 I16 I8 U8 BOOL";
+constexpr const char* kMetadataKey = kSafetensorsMetadataKey;
+constexpr const char* kWho = kSafetensorsWho;
+constexpr size_t kMinDroppedBytes = size_t{1} << 20;
 
 // The field `key` of a tensor's entry. `where` begins every message: the file and the tensor.
 const json& field(const json& entry, const char* key, const std::string& where) {
@@ -57,8 +42,10 @@ const json& field(const json& entry, const char* key, const std::string& where) 
 at::ScalarType parse_dtype(const json& value, const std::string& where) {
   TORCH_CHECK(value.is_string(), where, "has a dtype that is not a string");
   const auto& name = value.get_ref<const std::string&>();
-  const auto found = std::find_if(kDTypes.begin(), kDTypes.end(), [&](const DType& d) { return name == d.name; });
-  TORCH_CHECK(found != kDTypes.end(), where, "has dtype ", quote(name), ", expected one of ", kDTypeNames);
+  const auto found = std::find_if(kSafetensorsDTypes.begin(), kSafetensorsDTypes.end(),
+                                  [&](const SafetensorsDType& d) { return name == d.name; });
+  TORCH_CHECK(found != kSafetensorsDTypes.end(), where, "has dtype ", quote(name), ", expected one of ",
+              kSafetensorsDTypeNames);
   return found->type;
 }
 
@@ -97,14 +84,25 @@ std::shared_ptr<const void> map_file(const FileDescriptor& file, size_t size, co
   return {static_cast<const void*>(address), [size](const void* p) { ::munmap(const_cast<void*>(p), size); }};
 }
 
+/// Lets go of the whole pages in it: they count as memory of the process until then, and come back from the file when
+/// they are looked at again. Small ranges are left alone.
+void drop_pages(const unsigned char* begin, size_t num_bytes) {
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(begin) + page - 1) / page * page;
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(begin) + num_bytes) / page * page;
+  if (last > first && last - first >= kMinDroppedBytes) {
+    ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+  }
+}
+
 json parse_header(const unsigned char* file, size_t file_size, const std::string& path, size_t* header_size) {
   uint64_t length = 0;
-  std::memcpy(&length, file, kLengthBytes);
-  TORCH_CHECK(length <= kMaxHeaderBytes, kWho, ": ", path, " declares a header of ", length,
-              " bytes, expected at most ", kMaxHeaderBytes, "; is it a safetensors file?");
-  TORCH_CHECK(length <= file_size - kLengthBytes, kWho, ": ", path, " has ", file_size,
+  std::memcpy(&length, file, kSafetensorsLengthBytes);
+  TORCH_CHECK(length <= kMaxSafetensorsHeaderBytes, kWho, ": ", path, " declares a header of ", length,
+              " bytes, expected at most ", kMaxSafetensorsHeaderBytes, "; is it a safetensors file?");
+  TORCH_CHECK(length <= file_size - kSafetensorsLengthBytes, kWho, ": ", path, " has ", file_size,
               " bytes, too few for its header of ", length, " bytes; incomplete download?");
-  const std::string_view text(reinterpret_cast<const char*>(file) + kLengthBytes, length);
+  const std::string_view text(reinterpret_cast<const char*>(file) + kSafetensorsLengthBytes, length);
   TORCH_CHECK(text.starts_with('{'), kWho, ": the header of ", path,
               " is not a JSON object (it does not begin with '{'); is it a safetensors file?");
   *header_size = length;
@@ -149,14 +147,14 @@ SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : path_(path
   const std::string file_name = path_.string();
   const FileDescriptor file = open_regular_file(kWho, path_);
   const size_t file_size = size_of(kWho, file, path_);
-  TORCH_CHECK(file_size >= kLengthBytes, kWho, ": ", file_name, " has ", file_size, " bytes, expected at least ",
-              kLengthBytes, "; incomplete download?");
+  TORCH_CHECK(file_size >= kSafetensorsLengthBytes, kWho, ": ", file_name, " has ", file_size,
+              " bytes, expected at least ", kSafetensorsLengthBytes, "; incomplete download?");
   mapping_ = map_file(file, file_size, path_);
   const auto* bytes = static_cast<const unsigned char*>(mapping_.get());
   size_t header_size = 0;
   const json header = parse_header(bytes, file_size, file_name, &header_size);
-  data_ = bytes + kLengthBytes + header_size;
-  const size_t data_size = file_size - kLengthBytes - header_size;
+  data_ = bytes + kSafetensorsLengthBytes + header_size;
+  const size_t data_size = file_size - kSafetensorsLengthBytes - header_size;
 
   std::vector<Extent> extents;
   for (const auto& [name, value] : header.items()) {
@@ -214,61 +212,9 @@ Tensor SafetensorsFile::tensor(std::string_view name) const {
     return copy;
   }
   return at::from_blob(
-      const_cast<unsigned char*>(begin), entry.shape, [keep = mapping_](void*) {},
+      const_cast<unsigned char*>(begin), entry.shape,
+      [keep = mapping_, begin, num_bytes](void*) { drop_pages(begin, num_bytes); },
       at::TensorOptions().dtype(entry.dtype));
-}
-
-void save_safetensors(const std::filesystem::path& path, const std::map<std::string, Tensor>& tensors,
-                      const std::map<std::string, std::string>& metadata) {
-  const std::string where = std::string(kWho) + ": " + path.string();
-  struct Item {
-    const std::string* name;
-    const Tensor* tensor;
-    const char* dtype;
-  };
-  std::vector<Item> items;
-  for (const auto& [name, tensor] : tensors) {
-    TORCH_CHECK(name != kMetadataKey, where, ": a tensor cannot be named ", kMetadataKey);
-    TORCH_CHECK(tensor.defined(), where, ": tensor ", quote(name), " is undefined");
-    TORCH_CHECK(tensor.layout() == at::kStrided, where, ": tensor ", quote(name), " has layout ", tensor.layout(),
-                ", expected a dense one");
-    const at::ScalarType type = tensor.scalar_type();
-    const auto dtype = std::find_if(kDTypes.begin(), kDTypes.end(), [&](const DType& d) { return d.type == type; });
-    TORCH_CHECK(dtype != kDTypes.end(), where, ": tensor ", quote(name), " has dtype ", type, ", expected one of ",
-                kDTypeNames);
-    items.push_back({&name, &tensor, dtype->name});
-  }
-  // Large elements first keep every tensor aligned without holes; the map has sorted the names already.
-  std::stable_sort(items.begin(), items.end(),
-                   [](const Item& a, const Item& b) { return a.tensor->element_size() > b.tensor->element_size(); });
-
-  std::string header = "{";
-  if (!metadata.empty()) {
-    header += std::string("\"") + kMetadataKey + "\":" + dump_json(metadata, where + ": the metadata");
-  }
-  size_t offset = 0;
-  for (const Item& item : items) {
-    const size_t end = offset + item.tensor->nbytes();
-    header += header.size() > 1 ? "," : "";
-    header += dump_json(*item.name, where + ": the tensor name " + quote(*item.name)) + ":{\"dtype\":\"" + item.dtype +
-              "\",\"shape\":" + json(item.tensor->sizes().vec()).dump() + ",\"data_offsets\":[" +
-              std::to_string(offset) + "," + std::to_string(end) + "]}";
-    offset = end;
-  }
-  header += "}";
-  header.resize((header.size() + 7) / 8 * 8, ' ');
-  TORCH_CHECK(header.size() <= kMaxHeaderBytes, where, ": the header takes ", header.size(),
-              " bytes, expected at most ", kMaxHeaderBytes);
-
-  FileWriter file(kWho, path);
-  const uint64_t length = header.size();
-  file.write(&length, kLengthBytes);
-  file.write(header);
-  for (const Item& item : items) {
-    const Tensor data = item.tensor->detach().to(at::kCPU).resolve_neg().contiguous();
-    file.write(data.const_data_ptr(), data.nbytes());
-  }
-  file.commit();
 }
 
 }  // namespace baseq

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "baseq/io/safetensors.h"
+#include "baseq/io/safetensors_writer.h"
 
 namespace baseq {
 
@@ -42,8 +43,8 @@ class Checkpoint {
 class CheckpointWriter {
  public:
   struct Options {
-    /// What is buffered, then written as one shard. Only a shard of a single tensor may hold more.
-    int64_t shard_bytes = int64_t{1} << 30;
+    /// What a shard may hold, the 5 GB of transformers. Only a shard of a single tensor may hold more.
+    int64_t shard_bytes = 5'000'000'000;
     bool force = false;  ///< replace an existing checkpoint (in finish())
   };
   /// `directory` may end in a slash or be a link to a directory; its parents are created.
@@ -53,8 +54,8 @@ class CheckpointWriter {
   ~CheckpointWriter();
   CheckpointWriter(const CheckpointWriter&) = delete;
   CheckpointWriter& operator=(const CheckpointWriter&) = delete;
-  /// Buffers the tensor itself, not a copy: do not write to it before finish(). Throws on a duplicate name and, once
-  /// the shard is written, on what save_safetensors refuses.
+  /// Writes the tensor at once: memory does not grow with the shards. Throws on a duplicate name and on what
+  /// save_safetensors refuses.
   void add(const std::string& name, const Tensor& tensor);
   /// Copies every regular file of `source` (links are followed, subdirectories are not) that is neither weights
   /// (*.safetensors, *.bin, *.pth, *.gguf, *.index.json) nor config.json, byte for byte. A file that write_file() wrote
@@ -71,9 +72,9 @@ class CheckpointWriter {
   void flush();
   std::filesystem::path directory_, partial_;
   Options options_;
-  std::map<std::string, Tensor> buffer_;
-  std::map<std::string, int64_t> shard_of_;  ///< tensor name -> number of its shard, from 1
-  int64_t buffered_bytes_ = 0, total_bytes_ = 0, num_shards_ = 0;
+  std::unique_ptr<SafetensorsWriter> shard_;  ///< the one that is being filled
+  std::map<std::string, int64_t> shard_of_;   ///< tensor name -> number of its shard, from 1
+  int64_t total_bytes_ = 0, num_shards_ = 0;
   bool finished_ = false;
 };
 
