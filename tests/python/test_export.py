@@ -200,8 +200,9 @@ def test_online_transforms_are_those_of_compressed_tensors(compressed_tensors, r
     assert "garbage" in (tmp_path / "out" / "README.md").read_text()
     ids, expected = logits_of(tmp_path / "native", (100, 2))
     got = transformed_logits(tmp_path / "out", ids)
-    if activations:  # ties of rounding, see above
-        assert (token_errors(got, expected) < 1e-4).float().mean() > 0.75
+    if activations:
+        # Ties as above: a lowest value of 7.5 steps rounds either way after a transform summed in another order.
+        assert (token_errors(got, expected) < 1e-5).float().mean() > 0.4
     else:
         assert relative_error(got, expected) < 1e-5
     with torch.no_grad():
