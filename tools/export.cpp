@@ -16,8 +16,8 @@ const std::map<std::string, at::ScalarType> kDtypes = {
 
 struct ExportArguments {
   CommonOptions common;
-  std::string model, format, output, dtype = "bfloat16", gguf_type = "Q4_0";
-  int64_t shard_megabytes = 1024;
+  std::string model, format, output, dtype, gguf_type = "Q4_0";
+  int64_t shard_megabytes = 4768;
   bool dry_run = false, force = false;
 };
 
@@ -64,15 +64,18 @@ void run(const ExportArguments& arguments) {
   apply(arguments.common);
   if (arguments.output.empty() && !arguments.dry_run) throw CLI::RequiredError("--output or --dry-run");
   const Checkpoint checkpoint(arguments.model);
-  const ExportPlan plan = plan_export(checkpoint, {.format = export_format(arguments.format),
-                                                   .dtype = kDtypes.at(arguments.dtype),
-                                                   .gguf_type = arguments.gguf_type});
+  ExportOptions options{.format = export_format(arguments.format), .gguf_type = arguments.gguf_type};
+  if (!arguments.dtype.empty()) options.dtype = kDtypes.at(arguments.dtype);
+  const ExportPlan plan = plan_export(checkpoint, options);
   nlohmann::json report = to_json(arguments, plan);
   if (arguments.dry_run) {
     for (const PlannedTensor& tensor : plan.tensors) {
       fmt::print("  {:<60} {:<5} [{}]\n", tensor.name, type_of(tensor), fmt::join(shape_of(tensor), ", "));
     }
   } else {
+    if (!arguments.common.quiet) {
+      for (const std::string& note : plan.notes) fmt::print(stderr, "{}\n", note);
+    }
     ProgressDisplay display(arguments.common.quiet);
     write_export(checkpoint, plan, arguments.output,
                  {.shard_bytes = arguments.shard_megabytes << 20, .force = arguments.force},
@@ -100,13 +103,14 @@ void add_export(CLI::App& app) {
       ->transform(checkpoint_directory());
   command->add_option("--format", arguments->format, "What to write, see docs/export.md")
       ->required()
-      ->check(CLI::IsMember({"hf", "compressed-tensors", "gguf"}));
+      ->check(CLI::IsMember({"hf", "compressed-tensors", "gptq", "awq", "gguf"}));
   command->add_option("--output", arguments->output, "Directory of the export; with gguf the file");
   command->add_option("--gguf-type", arguments->gguf_type, "Type of the linears in a GGUF file")
       ->capture_default_str()
       ->check(CLI::IsMember({"F16", "Q8_0", "Q4_0", "Q4_1"}));
-  command->add_option("--dtype", arguments->dtype, "Of what stays in floating point")
-      ->capture_default_str()
+  command
+      ->add_option("--dtype", arguments->dtype,
+                   "Of what stays in floating point; default float16 for gptq and awq, else bfloat16")
       ->check(CLI::IsMember(kDtypes));
   command->add_option("--shard-size", arguments->shard_megabytes, "Largest shard in MiB")
       ->capture_default_str()

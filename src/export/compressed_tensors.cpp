@@ -1,8 +1,11 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
+#include <numeric>
+
 #include "baseq/quant/pack.h"
 #include "export_source.h"
+#include "online_transforms.h"
 
 namespace baseq {
 namespace {
@@ -19,34 +22,41 @@ bool is_int_quantized(const QuantizationConfig& quantization) {
          weights.symmetric && weights.strategy != Strategy::kGroup;
 }
 
+/// A recipe that fits, for the user to quantize with again.
+std::string advice(const QuantizationConfig& quantization) {
+  if (!quantization.weights) return "format hf carries it, or quantize it with configs/w4a16-vllm.json";
+  const auto& activations = quantization.input_activations;
+  const char* recipe = !activations                 ? "configs/w4a16-vllm.json"
+                       : activations->num_bits == 8 ? "configs/w8a8-vllm.json"
+                                                    : "configs/w4a4-vllm.json";
+  const bool scales = quantization.weights->scale_dtype != at::kBFloat16;
+  return fmt::format("quantize again with {}, or with --set for the keys named{}", recipe,
+                     scales ? " (weights.scale_dtype=bfloat16, or export with --dtype float32)" : "");
+}
+
 void preflight(const ExportSource& source, at::ScalarType dtype) {
   const QuantizationConfig& quantization = source.quantization();
-  TORCH_CHECK(quantization.weights, source.path(),
-              ": the weights are in full precision, which format hf carries and compressed-tensors does not; quantize "
-              "them with configs/w4a16-vllm.json");
-  const QuantSpec& weights = *quantization.weights;
+  const auto& weights = quantization.weights;
   const auto& activations = quantization.input_activations;
   Obstacles obstacles(source, "compressed-tensors");
+  obstacles.add_if(!weights, "weights in full precision");
   obstacles.add_if(quantization.kv_cache.has_value(), "a quantized cache (kv_cache)");
-  obstacles.add_if(quantization.input_hadamard, "an online Hadamard transform of norm outputs (transforms.input)");
-  obstacles.add_if(quantization.o_hadamard, "an online Hadamard transform of o_proj's input (transforms.o)");
-  obstacles.add_if(quantization.down_hadamard, "an online Hadamard transform of down_proj's input (transforms.down)");
   obstacles.add_if(activations && !activations->symmetric,
                    "asymmetric activations, whose grid here has a real-valued zero point");
   obstacles.add_if(activations && !source.clips_are_one(), "clip ratios of activations other than 1");
   obstacles.add_if(source.has_quant_tensor(".gain"), "gains of activations");
   obstacles.add_if(source.has_quant_tensor(".shift"), "shifts of activations");
-  obstacles.add_if(!weights.symmetric && weights.num_bits != 4 && weights.num_bits != 8,
-                   fmt::format("asymmetric weights of {} bits (4 and 8 can be)", weights.num_bits));
+  obstacles.add_if(weights && !weights->symmetric && weights->num_bits != 4 && weights->num_bits != 8,
+                   weights ? fmt::format("asymmetric weights of {} bits (4 and 8 can be)", weights->num_bits) : "");
   obstacles.add_if(quantization.lora_rank > 0, "corrections of low rank (low_rank)");
-  obstacles.refuse(activations && activations->num_bits == 8
-                       ? "quantize again with configs/w8a8-vllm.json"
-                       : "quantize again with configs/w4a16-vllm.json, or with --set for the keys named");
-  const bool exact = weights.scale_dtype == dtype || dtype == at::kFloat;
-  TORCH_CHECK(exact, source.path(), ": the scales are ", c10::toString(weights.scale_dtype),
-              " and would be rounded to ", c10::toString(dtype),
-              ", which changes the weights; quantize again with --set weights.scale_dtype=bfloat16, or export with "
-              "--dtype float32");
+  for (const SourceLinear& linear : source.linears()) {
+    if (linear.block > 0 || !source.is_rotated_online(linear) || !source.writes_bias(linear)) continue;
+    obstacles.add_if(true, fmt::format("a bias of {}, whose input an online Hadamard transform passes (vLLM asserts "
+                                       "that there is none)",
+                                       linear.name));
+  }
+  obstacles.add_scale_dtype(dtype);
+  obstacles.refuse(advice(quantization));
 }
 
 json weight_args(const QuantSpec& spec) {
@@ -77,11 +87,6 @@ json quantization_config(const QuantizationConfig& quantization, const char* for
   return {{"quant_method", "compressed-tensors"}, {"version", kVersion},   {"format", format},
           {"quantization_status", "compressed"},  {"ignore", {"lm_head"}}, {"kv_cache_scheme", nullptr},
           {"config_groups", {{"group_0", group}}}};
-}
-
-/// One row a channel: `[1, 1]` with strategy "tensor" stands for all of them.
-Tensor by_channel(const Tensor& qparam, int64_t out_features) {
-  return qparam.size(0) == out_features ? qparam : qparam.expand({out_features, qparam.size(1)}).contiguous();
 }
 
 /// The weight that a loader of the format computes, float32 [out_features, in_features].
@@ -122,13 +127,11 @@ ExportPlan plan_compressed_tensors(std::shared_ptr<const ExportSource> source, a
                               }});
       plan.tensors.push_back({name + "_shape", at::kLong, {2}, [=] { return at::tensor({rows, columns}, at::kLong); }});
     }
-    plan.tensors.push_back({name + "_scale", dtype, {rows, groups}, [=] {
-                              return by_channel(quantized().qparams.scale, rows).to(dtype);
-                            }});
+    plan.tensors.push_back(
+        {name + "_scale", dtype, {rows, groups}, [=] { return quantized().qparams.scale.to(dtype); }});
     if (!spec.symmetric) {
       plan.tensors.push_back({name + "_zero_point", at::kInt, {words(rows), groups}, [=] {
-                                return pack_zero_points(by_channel(quantized().qparams.zero_point, rows),
-                                                        spec.num_bits);
+                                return pack_zero_points(quantized().qparams.zero_point, spec.num_bits);
                               }});
     }
   };
@@ -139,9 +142,15 @@ ExportPlan plan_compressed_tensors(std::shared_ptr<const ExportSource> source, a
   ExportPlan plan = plan_dense_parts(source, dtype, plan_linear, check_linear);
   plan.config["quantization_config"] =
       quantization_config(quantization, int_quantized ? "int-quantized" : "pack-quantized");
-  if (spec.num_bits == 3 || spec.num_bits > 4) {
+  if (!int_quantized && (spec.num_bits == 3 || (spec.num_bits > 4 && spec.num_bits < 8))) {
     plan.notes.push_back(fmt::format(
         "Codes of {} bits are packed densely: compressed-tensors 0.18 or newer reads them.", spec.num_bits));
+  }
+  add_transforms(plan, source, dtype);
+  if (plan.readme.empty()) {
+    const int64_t a_word = int_quantized ? 1 : 32 / std::gcd(int64_t{32}, spec.num_bits);
+    const int64_t group = spec.strategy == Strategy::kGroup ? spec.group_size : 1;
+    plan.notes.push_back(tensor_parallel_note(*source, spec.symmetric ? 1 : a_word, std::lcm(group, a_word)));
   }
   return plan;
 }

@@ -5,7 +5,9 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <fstream>
 #include <numeric>
+#include <sstream>
 
 #include "baseq/model/modeling_source.h"
 #include "export_source.h"
@@ -14,7 +16,17 @@ namespace baseq {
 namespace {
 
 /// In the order of ExportFormat.
-const std::vector<std::string> kFormats = {"hf", "compressed-tensors", "gguf"};
+const std::vector<std::string> kFormats = {"hf", "compressed-tensors", "gptq", "awq", "gguf"};
+
+constexpr const char* kReadme = "README.md";
+
+/// Its README.md and an empty line; "" where it has none.
+std::string source_readme(const Checkpoint& checkpoint) {
+  std::ifstream file(checkpoint.path() / kReadme, std::ios::binary);
+  std::ostringstream content;
+  if (file) content << file.rdbuf() << "\n";
+  return content.str();
+}
 
 }  // namespace
 
@@ -46,7 +58,8 @@ int64_t ExportPlan::num_bytes() const {
 }
 
 ExportPlan plan_export(const Checkpoint& checkpoint, const ExportOptions& options) {
-  const at::ScalarType dtype = options.dtype;
+  const bool half = options.format == ExportFormat::kGptq || options.format == ExportFormat::kAwq;
+  const at::ScalarType dtype = options.dtype.value_or(half ? at::kHalf : at::kBFloat16);
   TORCH_CHECK(dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16, "export: dtype is ", dtype,
               ", expected float32, float16 or bfloat16");
   const c10::NoGradGuard no_grad;
@@ -56,6 +69,10 @@ ExportPlan plan_export(const Checkpoint& checkpoint, const ExportOptions& option
       return plan_hugging_face(std::move(source), dtype);
     case ExportFormat::kCompressedTensors:
       return plan_compressed_tensors(std::move(source), dtype);
+    case ExportFormat::kGptq:
+      return plan_gptq(std::move(source), dtype);
+    case ExportFormat::kAwq:
+      return plan_awq(std::move(source), dtype);
     case ExportFormat::kGguf:
       return plan_gguf(std::move(source), options.gguf_type);
   }
@@ -74,6 +91,8 @@ void write_export(const Checkpoint& checkpoint, const ExportPlan& plan, const st
     writer.add(planned.name, made(planned));
     if (progress) progress(i + 1, total);
   }
+  for (const auto& [name, content] : plan.files) writer.write_file(name, content);
+  if (!plan.readme.empty()) writer.write_file(kReadme, source_readme(checkpoint) + plan.readme);
   writer.copy_side_files(checkpoint.path(), {kModelingFile});
   writer.finish(plan.config, [&](const Checkpoint& written) {
     TORCH_CHECK(written.names().size() == plan.tensors.size(), "export: ", written.names().size(),

@@ -4,6 +4,7 @@
 #include <fstream>
 #include <map>
 
+#include "baseq/model/rotary_embedding.h"
 #include "export_source.h"
 #include "gguf_file.h"
 #include "gguf_tokenizer.h"
@@ -25,20 +26,37 @@ const std::map<std::string, std::string> kLinearNames = {
     {"self_attn.o_proj", "attn_output"}, {"mlp.gate_proj", "ffn_gate"},  {"mlp.up_proj", "ffn_up"},
     {"mlp.down_proj", "ffn_down"}};
 
+/// How llama.cpp calls an architecture that it has.
+struct Architecture {
+  std::string name;
+  /// It rotates neighbouring features where Hugging Face rotates those half a head apart: rows of q and k change
+  /// places.
+  bool permuted;
+};
+const std::map<std::string, Architecture> kArchitectures = {{"LlamaForCausalLM", {"llama", true}},
+                                                            {"MistralForCausalLM", {"llama", true}},
+                                                            {"Qwen2ForCausalLM", {"qwen2", false}},
+                                                            {"Qwen3ForCausalLM", {"qwen3", false}}};
+
+bool carries_rope(const ModelConfig& config) {
+  using Type = RopeParameters::Type;
+  const Type type = config.rope.type;
+  if (config.rope.partial_rotary_factor != 1) return false;
+  return type == Type::kDefault || type == Type::kLinear ||
+         (type == Type::kLlama3 && kArchitectures.at(config.architecture).name == "llama");
+}
+
 void preflight(const ExportSource& source, GgufType type) {
   const QuantizationConfig& quantization = source.quantization();
   const ModelConfig& config = source.config();
-  TORCH_CHECK(config.architecture == "LlamaForCausalLM" && config.rope.type == RopeParameters::Type::kDefault,
-              source.path(), ": format gguf carries LlamaForCausalLM without rope scaling, this is ",
-              config.architecture, config.rope.type == RopeParameters::Type::kDefault ? "" : " with rope scaling");
   const bool blocks = type != GgufType::kF16;
   Obstacles obstacles(source, fmt::format("gguf {}", gguf_type_name(type)));
-  obstacles.add_if(quantization.input_activations.has_value(), "quantized activations (input_activations)");
-  obstacles.add_if(quantization.kv_cache.has_value(), "a quantized cache (kv_cache)");
-  obstacles.add_if(source.has_quant_tensor(".gain") || source.has_quant_tensor(".shift"),
-                   "gains and shifts of activations");
-  obstacles.add_if(blocks && (quantization.input_hadamard || quantization.o_hadamard || quantization.down_hadamard),
-                   "online Hadamard transforms");
+  const bool known = kArchitectures.contains(config.architecture);
+  obstacles.add_if(!known, fmt::format("{} (Llama, Mistral, Qwen2 and Qwen3 can be)", config.architecture));
+  obstacles.add_if(known && !carries_rope(config),
+                   "rope scaling of this type (linear can be, and llama3 for Llama and Mistral)");
+  obstacles.add_activations();
+  if (blocks) obstacles.add_online_transforms();
   obstacles.add_if(blocks && !quantization.weights, "weights in full precision");
   obstacles.add_if(blocks && quantization.lora_rank > 0, "corrections of low rank (low_rank)");
   if (blocks && quantization.weights) {
@@ -48,7 +66,7 @@ void preflight(const ExportSource& source, GgufType type) {
     obstacles.add_if(!spec.symmetric && type != GgufType::kQ4_1, "asymmetric weights");
     obstacles.add_if(spec.strategy == Strategy::kGroup && spec.group_size % kBlock != 0,
                      fmt::format("groups of {}, which blocks of {} do not divide", spec.group_size, kBlock));
-    obstacles.add_if(spec.scale_dtype != at::kHalf, "scales in another dtype than float16");
+    obstacles.add_scale_dtype(at::kHalf);
     bool divides = true;
     for (const SourceLinear& linear : source.linears()) divides = divides && linear.in_features % kBlock == 0;
     obstacles.add_if(!divides, fmt::format("input sizes that blocks of {} do not divide", kBlock));
@@ -56,10 +74,10 @@ void preflight(const ExportSource& source, GgufType type) {
   obstacles.refuse("quantize again with configs/q4_0-gguf.json, or export type F16");
 }
 
-/// llama.cpp rotates neighbouring features, Hugging Face those half a head apart: rows of q and k change places.
+/// Rows of q and k in llama.cpp's order.
 Tensor permute_rows(const Tensor& rows, const SourceLinear& linear, const ModelConfig& config) {
   const bool query = linear.name == "self_attn.q_proj";
-  if ((!query && linear.name != "self_attn.k_proj") || rows.size(0) == 1) return rows;
+  if (!kArchitectures.at(config.architecture).permuted || (!query && linear.name != "self_attn.k_proj")) return rows;
   const int64_t heads = query ? config.num_attention_heads : config.num_key_value_heads;
   return rows.view({heads, 2, config.head_dim / 2, -1}).transpose(1, 2).reshape(rows.sizes());
 }
@@ -68,23 +86,28 @@ GgufMetadata metadata_of(const ExportSource& source, GgufType type) {
   const ModelConfig& config = source.config();
   GgufMetadata metadata;
   const auto size = [](int64_t value) { return static_cast<uint32_t>(value); };
-  metadata.add("general.architecture", "llama");
+  const std::string& name = kArchitectures.at(config.architecture).name;
+  metadata.add("general.architecture", name);
   metadata.add("general.name", fs::absolute(source.checkpoint().path()).lexically_normal().filename().string());
   metadata.add("general.file_type", kFileTypes.at(type));
   metadata.add("general.quantization_version", uint32_t{2});
   const int64_t context = source.checkpoint().config().value("max_position_embeddings", int64_t{2048});
-  metadata.add("llama.context_length", size(context));
-  metadata.add("llama.embedding_length", size(config.hidden_size));
-  metadata.add("llama.block_count", size(config.num_hidden_layers));
-  metadata.add("llama.feed_forward_length", size(config.intermediate_size));
-  metadata.add("llama.attention.head_count", size(config.num_attention_heads));
-  metadata.add("llama.attention.head_count_kv", size(config.num_key_value_heads));
-  metadata.add("llama.attention.key_length", size(config.head_dim));
-  metadata.add("llama.attention.value_length", size(config.head_dim));
-  metadata.add("llama.attention.layer_norm_rms_epsilon", static_cast<float>(config.rms_norm_eps));
-  metadata.add("llama.rope.dimension_count", size(config.head_dim));
-  metadata.add("llama.rope.freq_base", static_cast<float>(config.rope.theta));
-  metadata.add("llama.vocab_size", size(config.vocab_size));
+  metadata.add(name + ".context_length", size(context));
+  metadata.add(name + ".embedding_length", size(config.hidden_size));
+  metadata.add(name + ".block_count", size(config.num_hidden_layers));
+  metadata.add(name + ".feed_forward_length", size(config.intermediate_size));
+  metadata.add(name + ".attention.head_count", size(config.num_attention_heads));
+  metadata.add(name + ".attention.head_count_kv", size(config.num_key_value_heads));
+  metadata.add(name + ".attention.key_length", size(config.head_dim));
+  metadata.add(name + ".attention.value_length", size(config.head_dim));
+  metadata.add(name + ".attention.layer_norm_rms_epsilon", static_cast<float>(config.rms_norm_eps));
+  metadata.add(name + ".rope.dimension_count", size(config.head_dim));
+  metadata.add(name + ".rope.freq_base", static_cast<float>(config.rope.theta));
+  metadata.add(name + ".vocab_size", size(config.vocab_size));
+  if (config.rope.type == RopeParameters::Type::kLinear) {
+    metadata.add(name + ".rope.scaling.type", "linear");
+    metadata.add(name + ".rope.scaling.factor", static_cast<float>(config.rope.factor));
+  }
   add_gguf_tokenizer(metadata, source.checkpoint(), config.vocab_size);
   return metadata;
 }
@@ -99,8 +122,19 @@ std::string other_name(const std::string& name, int64_t num_blocks) {
     const std::string prefix = layer_prefix(block);
     if (name == prefix + "input_layernorm.weight") return fmt::format("blk.{}.attn_norm.weight", block);
     if (name == prefix + "post_attention_layernorm.weight") return fmt::format("blk.{}.ffn_norm.weight", block);
+    if (name == prefix + "self_attn.q_norm.weight") return fmt::format("blk.{}.attn_q_norm.weight", block);
+    if (name == prefix + "self_attn.k_norm.weight") return fmt::format("blk.{}.attn_k_norm.weight", block);
   }
   return "";
+}
+
+/// What llama.cpp divides the frequencies by, float32 [head_dim / 2].
+Tensor rope_factors(const ExportSource& source) {
+  const ModelConfig& config = source.config();
+  const auto inverse = [&](const RopeParameters& rope) {
+    return rotary_frequencies(rope, config.head_dim, config.max_position_embeddings, 1).inverse;
+  };
+  return inverse({.theta = config.rope.theta}) / inverse(config.rope);
 }
 
 struct GgufPlan {
@@ -183,6 +217,17 @@ ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::stri
     const auto shape = checkpoint.tensor(name).sizes().vec();
     add_float(to, shape.size() == 1 ? GgufType::kF32 : GgufType::kF16, shape,
               [source, name] { return source->checkpoint().tensor(name); });
+  }
+  if (config.rope.type == RopeParameters::Type::kLlama3) {
+    add_float("rope_freqs.weight", GgufType::kF32, {config.head_dim / 2}, [source] { return rope_factors(*source); });
+  }
+  const auto window = std::max_element(config.blocks.begin(), config.blocks.end(), [](const auto& a, const auto& b) {
+    return a.sliding_window < b.sliding_window;
+  });
+  if (window->sliding_window > 0) {
+    plan.notes.push_back(fmt::format(
+        "llama.cpp attends to all tokens: its logits are the model's for up to {} tokens, the sliding window.",
+        window->sliding_window));
   }
   for (const SourceLinear& linear : source->linears()) {
     const std::string name = fmt::format("blk.{}.{}.", linear.block, kLinearNames.at(linear.name));

@@ -5,13 +5,8 @@
 namespace baseq {
 
 ExportPlan plan_hugging_face(std::shared_ptr<const ExportSource> source, at::ScalarType dtype) {
-  const QuantizationConfig& quantization = source->quantization();
   Obstacles obstacles(*source, "hf");
-  obstacles.add_if(quantization.input_activations.has_value(), "quantized activations (input_activations)");
-  obstacles.add_if(quantization.kv_cache.has_value(), "a quantized cache (kv_cache)");
-  obstacles.add_if(
-      !quantization.input_activations && (source->has_quant_tensor(".gain") || source->has_quant_tensor(".shift")),
-      "gains and shifts of activations");
+  obstacles.add_activations();
   obstacles.refuse(
       "quantize again with a recipe for weights alone, such as configs/w4a16-vllm.json, or with --set "
       "input_activations=null --set kv_cache=null");

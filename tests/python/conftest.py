@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "tests" / "data" / "tiny_llama_base"
@@ -77,5 +79,49 @@ def evaluate(run, windows, tmp_path_factory):
         done = run("eval", model, "--tokens", windows, "--seq-len", SEQ_LEN, "--json", report, "--quiet", *options)
         assert done.returncode == 0, done.stderr
         return json.loads(report.read_text())
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def round_off(run):
+    """round_off(recipe, output, model): quantizes without calibration; asserts success."""
+
+    def call(recipe: dict, output: Path, model: Path = TINY) -> None:
+        path = output.with_name(output.name + "-recipe.json")
+        path.write_text(json.dumps(recipe))
+        done = run("quantize", model, "--recipe", path, "--output", output, "--quiet")
+        assert done.returncode == 0, done.stderr
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def export(run):
+    """export(model, format, output, *options) -> the report that --json writes; asserts success."""
+
+    def call(model: Path, name: str, output: Path, *options) -> dict:
+        report = output.with_name(output.name + "-export.json")
+        done = run("export", model, "--format", name, "--output", output, "--json", report, "--quiet", *options)
+        assert done.returncode == 0, done.stderr
+        return json.loads(report.read_text())
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def logits_of(run, tmp_path_factory):
+    """logits_of(model, windows) -> input_ids and the logits that the program computes of them, float32."""
+    folder = tmp_path_factory.mktemp("logits")
+
+    def call(model: Path, windows: tuple[int, int] = (3, 33)) -> tuple[torch.Tensor, torch.Tensor]:
+        vocab_size = json.loads((model / "config.json").read_text())["vocab_size"]
+        ids = torch.randint(vocab_size, windows, generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+        save_file({"input_ids": ids.numpy()}, folder / "ids.safetensors")
+        done = run("eval", model, "--tokens", folder / "ids.safetensors", "--seq-len", windows[1], "--logits",
+                   folder / "logits.safetensors", "--quiet")
+        assert done.returncode == 0, done.stderr
+        tensors = load_file(folder / "logits.safetensors")
+        return tensors["input_ids"].long(), tensors["logits"]
 
     return call

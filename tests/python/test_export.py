@@ -21,50 +21,6 @@ WEIGHT_ONLY = {"weights": {"num_bits": 4, "strategy": "group", "group_size": 16,
 EVERYWHERE = {name: "hadamard" for name in ("residual", "value", "query_key", "o", "down")}
 
 
-@pytest.fixture(scope="session")
-def round_off(run):
-    """round_off(recipe, output, model): quantizes without calibration; asserts success."""
-
-    def call(recipe: dict, output: Path, model: Path = TINY) -> None:
-        path = output.with_name(output.name + "-recipe.json")
-        path.write_text(json.dumps(recipe))
-        done = run("quantize", model, "--recipe", path, "--output", output, "--quiet")
-        assert done.returncode == 0, done.stderr
-
-    return call
-
-
-@pytest.fixture(scope="session")
-def export(run):
-    """export(model, format, output, *options) -> the report that --json writes; asserts success."""
-
-    def call(model: Path, name: str, output: Path, *options) -> dict:
-        report = output.with_name(output.name + "-export.json")
-        done = run("export", model, "--format", name, "--output", output, "--json", report, "--quiet", *options)
-        assert done.returncode == 0, done.stderr
-        return json.loads(report.read_text())
-
-    return call
-
-
-@pytest.fixture(scope="session")
-def logits_of(run, tmp_path_factory):
-    """logits_of(model, windows) -> input_ids and the logits that the program computes of them, float32."""
-    folder = tmp_path_factory.mktemp("logits")
-
-    def call(model: Path, windows: tuple[int, int] = (3, 33)) -> tuple[torch.Tensor, torch.Tensor]:
-        vocab_size = json.loads((model / "config.json").read_text())["vocab_size"]
-        ids = torch.randint(vocab_size, windows, generator=torch.Generator().manual_seed(0), dtype=torch.int32)
-        save_file({"input_ids": ids}, folder / "ids.safetensors")
-        done = run("eval", model, "--tokens", folder / "ids.safetensors", "--seq-len", windows[1], "--logits",
-                   folder / "logits.safetensors", "--quiet")
-        assert done.returncode == 0, done.stderr
-        tensors = load_file(folder / "logits.safetensors")
-        return tensors["input_ids"].long(), tensors["logits"]
-
-    return call
-
-
 def loaded_logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
@@ -196,7 +152,7 @@ def test_quantized_activations_are_those_of_the_native_checkpoint(compressed_ten
     assert (token_errors(logits_of(tmp_path / "weights-alone", (100, 2))[1], expected) > 1e-3).all()
 
 
-@pytest.mark.parametrize("name", ["w4a16-vllm", "w8a8-vllm"])
+@pytest.mark.parametrize("name", ["w4a16-vllm", "w8a8-vllm"])  # of w4a4-vllm: the test above
 def test_recipes_of_the_profiles_are_exported_in_bfloat16(compressed_tensors, quantize, export, logits_of, tmp_path,
                                                           name):
     overrides = {"weights.group_size": 32} if name == "w4a16-vllm" else {}
@@ -207,6 +163,53 @@ def test_recipes_of_the_profiles_are_exported_in_bfloat16(compressed_tensors, qu
     assert relative_error(loaded_logits(tmp_path / "out", ids), expected) < 2e-2
 
 
+def transformed_logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
+    """transformers ignores transform_config: the compressed-tensors package attaches the online transforms. The weights
+    are transformed already, so those of location weight_input stay out."""
+    from compressed_tensors.transform import TransformConfig, apply_transform_config
+
+    config, tensors = read(folder)
+    transforms = config["quantization_config"]["transform_config"]
+    for group in transforms["config_groups"].values():
+        group["apply"] = [apply for apply in group["apply"] if apply["location"] == "input"]
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    apply_transform_config(model, TransformConfig.model_validate(transforms))
+    matrices = {name: tensor for name, tensor in tensors.items() if name.endswith("_input.weight")}
+    unexpected = model.load_state_dict(matrices, strict=False).unexpected_keys
+    assert not unexpected
+    with torch.no_grad():
+        return model.eval()(ids).logits
+
+
+@pytest.mark.parametrize("activations", [None, {"num_bits": 4, "symmetric": True}], ids=["w4a16", "w4a4"])
+@pytest.mark.parametrize("places, types", [
+    (("down",), {"down": "random-hadamard"}),  # 96 inputs
+    (("o", "down"), {"o": "hadamard", "down": "random-hadamard"}),  # 64 and 96
+    (("input",), {"input": "hadamard"}),
+], ids=str)
+def test_online_transforms_are_those_of_compressed_tensors(compressed_tensors, round_off, export, logits_of, tmp_path,
+                                                           places, types, activations):
+    recipe = WEIGHT_ONLY | {"transforms": {place: "hadamard" for place in places}, "dtype": "float32",
+                            "input_activations": activations}
+    round_off(recipe, tmp_path / "native")
+    report = export(tmp_path / "native", "compressed-tensors", tmp_path / "out", "--dtype", "float32")
+    groups = report["config"]["quantization_config"]["transform_config"]["config_groups"]
+    assert {name: group["type"] for name, group in groups.items()} == types
+    assert report["config"]["quantization_config"]["format"] == "pack-quantized", "the default for W4A4 is int8"
+    assert any("transformers ignores" in note for note in report["notes"])
+    assert "garbage" in (tmp_path / "out" / "README.md").read_text()
+    ids, expected = logits_of(tmp_path / "native", (100, 2))
+    got = transformed_logits(tmp_path / "out", ids)
+    if activations:
+        # Ties as above: a lowest value of 7.5 steps rounds either way after a transform summed in another order.
+        assert (token_errors(got, expected) < 1e-5).float().mean() > 0.4
+    else:
+        assert relative_error(got, expected) < 1e-5
+    with torch.no_grad():
+        ignored = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)(ids).logits
+    assert (token_errors(ignored, expected) > 0.1).all(), "who ignores them computes garbage"
+
+
 # ---- the preflight and the files
 
 
@@ -214,10 +217,14 @@ def test_recipes_of_the_profiles_are_exported_in_bfloat16(compressed_tensors, qu
     ("hf", {"input_activations": {"num_bits": 8, "symmetric": True}}, ["activations", "w4a16-vllm"]),
     ("hf", {"kv_cache": {"num_bits": 4}}, ["cache", "kv_cache=null"]),
     ("compressed-tensors", {"kv_cache": {"num_bits": 4}}, ["cache", "w4a16-vllm"]),
-    ("compressed-tensors", {"transforms": {"down": "hadamard"}}, ["transforms.down", "w4a16-vllm"]),
-    ("compressed-tensors", {"transforms": {"input": "hadamard", "o": "hadamard"}},
-     ["transforms.input", "transforms.o"]),
+    ("gptq", {"transforms": {"down": "hadamard"}}, ["transforms.down", "w4-gptq"]),
+    ("gptq", {"transforms": {"input": "hadamard", "o": "hadamard"}}, ["transforms.input", "transforms.o"]),
+    ("gptq", {"weights": {"num_bits": 6}}, ["weights of 6 bits", "float32 scales", "w4-gptq"]),
+    ("gptq", {"input_activations": {"num_bits": 8}, "kv_cache": {"num_bits": 4}}, ["activations", "cache"]),
+    ("awq", {"weights": {"num_bits": 8}}, ["weights of 8 bits", "w4-awq", "gptq"]),
+    ("awq", {"weights": None}, ["full precision", "hf"]),
     ("compressed-tensors", {"input_activations": {"num_bits": 8}}, ["asymmetric activations", "w8a8-vllm"]),
+    ("compressed-tensors", {"input_activations": {"num_bits": 4}}, ["asymmetric activations", "w4a4-vllm"]),
     ("compressed-tensors", {"input_activations": {"num_bits": 8, "symmetric": True, "clip": 0.9}}, ["clip ratios"]),
     ("compressed-tensors", {"input_activations": {"num_bits": 8, "symmetric": True, "shift": "mean"}}, ["shifts"]),
     ("compressed-tensors", {"weights": {"num_bits": 3, "symmetric": False}}, ["asymmetric weights of 3 bits"]),

@@ -123,17 +123,16 @@ def test_transformers_computes_the_logits_of_the_native_checkpoint(exported, run
     assert float((got - expected).norm() / expected.norm()) < (1e-5 if name in ("Q8_0", "Q4_0") else 2e-3)
 
 
-@pytest.mark.parametrize("name", WEIGHTS)
-def test_llama_cpp_computes_the_logits_of_the_native_checkpoint(exported, run, tmp_path, name):
+def llama_cpp_error(run, native: Path, file: Path, folder: Path) -> float:
+    """Relative error of llama.cpp's logits of the file against the program's of the native checkpoint."""
     llama = pytest.importorskip("cyllama.llama.llama_cpp", reason="cyllama, which brings llama.cpp, is not installed; "
                                 "pip install -r tests/requirements.txt")
-    native, _, file = exported(name)
     ids = torch.randint(VOCAB, (1, 48), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
-    save_file({"input_ids": ids}, tmp_path / "ids.safetensors")
-    done = run("eval", native, "--tokens", tmp_path / "ids.safetensors", "--seq-len", 48, "--logits",
-               tmp_path / "logits.safetensors", "--quiet")
+    save_file({"input_ids": ids}, folder / "ids.safetensors")
+    done = run("eval", native, "--tokens", folder / "ids.safetensors", "--seq-len", 48, "--logits",
+               folder / "logits.safetensors", "--quiet")
     assert done.returncode == 0, done.stderr
-    expected = load_file(tmp_path / "logits.safetensors")["logits"][0].double()
+    expected = load_file(folder / "logits.safetensors")["logits"][0].double()
     model = type("Model", (llama.LlamaModel,), {"n_vocab": VOCAB})(str(file), llama.LlamaModelParams(), False)
     parameters = llama.LlamaContextParams()
     parameters.n_ctx = 64
@@ -142,8 +141,53 @@ def test_llama_cpp_computes_the_logits_of_the_native_checkpoint(exported, run, t
     batch.set_batch(ids[0].tolist(), 0, True)
     context.decode(batch)
     got = torch.tensor([list(context.get_logits_ith(i)) for i in range(48)]).double()
+    return float((got - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_llama_cpp_computes_the_logits_of_the_native_checkpoint(exported, run, tmp_path, name):
+    native, _, file = exported(name)
     # Products of quantized blocks round the activations to 8 bits.
-    assert float((got - expected).norm() / expected.norm()) < (2e-3 if name == "F16" else 1e-2)
+    assert llama_cpp_error(run, native, file, tmp_path) < (2e-3 if name == "F16" else 1e-2)
+
+
+FAMILIES = {
+    "mistral": (transformers.MistralConfig, {"sliding_window": 64}),
+    "qwen2": (transformers.Qwen2Config, {}),
+    "qwen3": (transformers.Qwen3Config, {}),
+    "llama3": (transformers.LlamaConfig, {"rope_scaling": {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32}}),
+    "linear": (transformers.LlamaConfig, {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
+}
+
+
+@pytest.mark.parametrize("name", ["F16", "Q4_0"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_llama_cpp_computes_the_logits_of_other_families(run, tmp_path, family, name):
+    make, fields = FAMILIES[family]
+    torch.manual_seed(0)
+    config = make(hidden_size=64, intermediate_size=96, num_attention_heads=HEADS, num_key_value_heads=KV_HEADS,
+                  head_dim=HEAD_DIM, num_hidden_layers=2, vocab_size=VOCAB, max_position_embeddings=256,
+                  rope_theta=5000.0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=False, **fields)
+    network = transformers.AutoModelForCausalLM.from_config(config)
+    for parameter_name, parameter in network.named_parameters():
+        if parameter_name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.3)
+    network.half().float().save_pretrained(tmp_path / "model")
+    shutil.copy(ROOT / "tests" / "data" / "tokenizer" / "tokenizer.json", tmp_path / "model")
+    recipe = {"weights": WEIGHTS[name], "rounding": {"method": "rtn"}, "dtype": "float16"}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    for command in (("quantize", tmp_path / "model", "--recipe", tmp_path / "recipe.json", "--output",
+                     tmp_path / "native"),
+                    ("export", tmp_path / "native", "--format", "gguf", "--gguf-type", name, "--output",
+                     tmp_path / "model.gguf")):
+        done = run(*command, "--quiet")
+        assert done.returncode == 0, done.stderr
+    error = llama_cpp_error(run, tmp_path / "native", tmp_path / "model.gguf", tmp_path)
+    assert error < (2e-3 if name == "F16" else 1e-2)
+    if family == "mistral":
+        assert "sliding window" in done.stdout
 
 
 def test_metadata_is_that_of_the_model(exported):

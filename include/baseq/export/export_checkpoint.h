@@ -2,6 +2,8 @@
 
 #include <filesystem>
 #include <functional>
+#include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,6 +15,8 @@ namespace baseq {
 enum class ExportFormat {
   kHuggingFace,        ///< "hf": dequantized weights, every transform merged
   kCompressedTensors,  ///< "compressed-tensors": pack-quantized, or int-quantized where activations have 8 bits too
+  kGptq,               ///< "gptq": version 1 of symmetric weights, version 2 of asymmetric ones
+  kAwq,                ///< "awq": 4 bits, version "gemm"
   kGguf,               ///< "gguf": one file for llama.cpp
 };
 
@@ -22,7 +26,8 @@ ExportFormat export_format(const std::string& name);
 struct ExportOptions {
   ExportFormat format = ExportFormat::kHuggingFace;
   /// What the format keeps in floating point: embedding, head, norms, biases, scales and weights without a grid.
-  at::ScalarType dtype = at::kBFloat16;
+  /// Absent: float16 for gptq and awq, whose scales have it, bfloat16 for the others.
+  std::optional<at::ScalarType> dtype = {};
   std::string gguf_type = "Q4_0";  ///< of the linears in a GGUF file: "F16", "Q8_0", "Q4_0" or "Q4_1"
 };
 
@@ -40,9 +45,11 @@ struct PlannedTensor {
 
 /// Everything an export will write, before any of it is computed.
 struct ExportPlan {
-  std::vector<PlannedTensor> tensors;  ///< in the order in which making them is cheap
-  nlohmann::json config;               ///< the new config.json
-  std::vector<std::string> notes;      ///< what the user should know about it, one sentence each
+  std::vector<PlannedTensor> tensors;        ///< in the order in which making them is cheap
+  nlohmann::json config;                     ///< the new config.json
+  std::vector<std::string> notes;            ///< what the user should know about it
+  std::map<std::string, std::string> files;  ///< written beside the weights, by name
+  std::string readme;                        ///< what README.md gets, behind what the source's says; empty: nothing
   /// Throws naming the tensor in which a written checkpoint does not hold what the source holds, the weights
   /// dequantized from the written format.
   std::function<void(const Checkpoint& written)> check_weights;
@@ -55,13 +62,12 @@ struct ExportPlan {
 };
 
 /// The preflight: reads headers, and of the tensors only the small ones that decide.
-/// Throws c10::Error with one sentence saying what of the checkpoint the format cannot carry and which recipe would
-/// fit.
+/// Throws c10::Error with one sentence saying everything in the checkpoint that the format cannot carry and which
+/// recipe would fit.
 /// @param checkpoint  a native or an unquantized checkpoint; must outlive the plan
 ExportPlan plan_export(const Checkpoint& checkpoint, const ExportOptions& options);
 
-/// Writes what `plan` says and copies the side files of `checkpoint` byte for byte. Holds one block of the source and
-/// one shard. Before the directory gets its name everything is read back, dequantized and compared with the source: a
+/// Writes what `plan` says and copies the side files of `checkpoint` byte for byte. Holds one block of the source. Before the directory gets its name everything is read back, dequantized and compared with the source: a
 /// difference is an error.
 /// @param progress  called with tensors done and tensors in all; may be empty
 void write_export(const Checkpoint& checkpoint, const ExportPlan& plan, const std::filesystem::path& output,

@@ -1,0 +1,57 @@
+"""An export that is killed leaves nothing that looks complete, and the next one cleans up."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_export import TINY, WEIGHT_ONLY, digests
+
+KILLS = 8
+
+
+@pytest.fixture(scope="module")
+def native(round_off, tmp_path_factory) -> Path:
+    """With an embedding that takes a while to write."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    source = folder / "source"
+    shutil.copytree(TINY, source)
+    embedding = {"model.embed_tokens.weight": torch.randn(200000, 64, generator=torch.Generator().manual_seed(0))}
+    save_file(load_file(source / "model.safetensors") | embedding, source / "model.safetensors")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"vocab_size": 200000}))
+    weights = WEIGHT_ONLY["weights"] | {"scale_dtype": "float16"}
+    round_off(WEIGHT_ONLY | {"weights": weights}, folder / "native", model=source)
+    return folder / "native"
+
+
+@pytest.mark.parametrize("name", ["hf", "gptq"])
+def test_a_killed_export_leaves_no_directory_that_looks_complete(binary, native, export, tmp_path, name):
+    start = time.monotonic()
+    export(native, name, tmp_path / "whole", "--shard-size", "8")
+    seconds = time.monotonic() - start
+    whole = digests(tmp_path / "whole")
+    out, generator, killed = tmp_path / "out", random.Random(0), 0
+    for _ in range(KILLS):
+        command = [binary, "export", str(native), "--format", name, "--output", str(out), "--shard-size", "8", "--quiet",
+                   "--force"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                   env=os.environ | {"OMP_NUM_THREADS": "1"})
+        time.sleep(generator.uniform(0.2, 0.95) * seconds)
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+        if out.exists():  # it was faster
+            assert digests(out) == whole
+            shutil.rmtree(out)
+        assert {path.name for path in tmp_path.iterdir() if path.is_dir()} <= {"whole", "out.partial"}
+    assert killed > 0
+    export(native, name, out, "--shard-size", "8")
+    assert digests(out) == whole
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"whole", "out"}
