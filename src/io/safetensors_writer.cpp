@@ -53,7 +53,7 @@ void SafetensorsWriter::add(const std::string& name, const Tensor& tensor) {
   const Tensor data = tensor.detach().to(at::kCPU).resolve_neg().contiguous();
   const auto num_bytes = static_cast<int64_t>(data.nbytes());
   write_all(kWho, descriptor_, path_, data.const_data_ptr(), data.nbytes());
-  entries_.emplace(name, Entry{dtype->name, data.element_size(), data.sizes().vec(), num_bytes_, num_bytes});
+  entries_.emplace(name, Entry{dtype->name, c10::elementSize(type), data.sizes().vec(), num_bytes_, num_bytes});
   num_bytes_ += num_bytes;
 }
 
