@@ -1,6 +1,7 @@
 #include "baseq/quant/decode.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
 #include <array>
@@ -201,20 +202,20 @@ TEST(DecodeLinear, WrongShapesAreNamed) {
   EXPECT_NE(refusal(good, at::randn({64})).find("x is Float [64]"), std::string::npos);
   EXPECT_NE(refusal(good, at::randn({2, 128})).find("one token"), std::string::npos);
   EXPECT_NE(refusal(good, at::zeros({128}, at::kInt)).find("x is Int"), std::string::npos);
-  EXPECT_NE(refusal(good, {}).find("there is no x"), std::string::npos);
+  EXPECT_NE(refusal(good, Tensor()).find("there is no x"), std::string::npos);
   expect([](PackedLinear& l) { l.spec.num_bits = 9; }, "num_bits is 9");
   expect([](PackedLinear& l) { l.spec.num_bits = 3; }, "weight_packed is Int [16, 16] on cpu, expected Int [16, 12]");
   expect([](PackedLinear& l) { l.spec.group_size = 20; }, "group_size is 20");
   expect([](PackedLinear& l) { l.spec.group_size = 48; }, "group_size is 48");
   expect([](PackedLinear& l) { l.spec.strategy = Strategy::kToken; }, "one of activations");
   expect([](PackedLinear& l) { l.in_features = 0; }, "in_features is 0");
-  expect([](PackedLinear& l) { l.weight_packed = {}; }, "weight_packed is not a matrix");
-  expect([](PackedLinear& l) { l.weight_scale = {}; }, "no weight_scale");
+  expect([](PackedLinear& l) { l.weight_packed = Tensor(); }, "weight_packed is not a matrix");
+  expect([](PackedLinear& l) { l.weight_scale = Tensor(); }, "no weight_scale");
   expect([](PackedLinear& l) { l.weight_scale = l.weight_scale.slice(0, 1); }, "weight_scale is Float [15, 4]");
   expect([](PackedLinear& l) { l.weight_scale = l.weight_scale.to(at::kDouble); }, "weight_scale is Double");
   expect([](PackedLinear& l) { l.spec.symmetric = false; }, "no weight_zero_point");
   expect([](PackedLinear& l) { l.weight_zero_point = at::zeros({2, 4}, at::kInt); }, "symmetric grid has zero points");
-  expect([](PackedLinear& l) { l.lora_B = {}; }, "only one of lora_A and lora_B");
+  expect([](PackedLinear& l) { l.lora_B = Tensor(); }, "only one of lora_A and lora_B");
   expect([](PackedLinear& l) { l.lora_A = l.lora_A.to(at::kFloat); }, "lora_A is Float");
   expect([](PackedLinear& l) { l.lora_A = l.lora_A.slice(1, 1); }, "lora_A is BFloat16 [4, 127]");
   expect([](PackedLinear& l) { l.lora_B = l.lora_B.slice(1, 1); }, "lora_B is BFloat16 [16, 3]");
