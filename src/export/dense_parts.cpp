@@ -73,6 +73,7 @@ ExportPlan plan_dense_parts(std::shared_ptr<const ExportSource> source, at::Scal
       check_linear(written, linear);
       const std::string name = linear.full_name + ".bias";
       if (source->writes_bias(linear)) expect_written(written.tensor(name), bias(linear), name);
+      written.release_pages();
     }
   };
   return plan;

@@ -162,6 +162,7 @@ const Linear& ExportSource::linear(const SourceLinear& which) const {
       layer_[linear.name] = parts.size() == 1 ? std::move(parts[0]) : stacked(parts);
     }
     block_ = which.block;
+    checkpoint_.release_pages();
   }
   return layer_.at(which.name);
 }

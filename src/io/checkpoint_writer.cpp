@@ -8,6 +8,7 @@
 #include "baseq/io/checkpoint.h"
 #include "checkpoint_files.h"
 #include "files.h"
+#include "safetensors_layout.h"
 #include "strict_json.h"
 
 namespace baseq {
@@ -114,6 +115,12 @@ CheckpointWriter::CheckpointWriter(const fs::path& directory, const Options& opt
   check(error, "remove", partial_);
   fs::create_directories(partial_, error);
   check(error, "create", partial_);
+  try {
+    scratch_ = std::make_unique<ScratchFile>(kWho, partial_);
+  } catch (...) {
+    fs::remove_all(partial_, error);
+    throw;
+  }
 }
 
 CheckpointWriter::~CheckpointWriter() {
@@ -127,25 +134,37 @@ void CheckpointWriter::add(const std::string& name, const Tensor& tensor) {
   TORCH_CHECK(!finished_, kWho, ": ", directory_.string(), " is finished");
   TORCH_CHECK(tensor.defined(), kWho, ": tensor ", quote(name), " is undefined");
   TORCH_CHECK(!shard_of_.contains(name), kWho, ": tensor ", quote(name), " was added before");
-  const auto num_bytes = static_cast<int64_t>(tensor.nbytes());
-  if (shard_ && shard_->num_bytes() + num_bytes > options_.shard_bytes) {
+  const Tensor data = storable(tensor, std::string(kWho) + ": tensor " + quote(name));
+  const auto shard_bytes = static_cast<size_t>(options_.shard_bytes);
+  if (scratch_->size() + data.nbytes() > shard_bytes) {
     flush();
   }
-  if (!shard_) {
-    shard_ = std::make_unique<SafetensorsWriter>(partial_ / fmt::format("model-{}.safetensors", num_shards_ + 1));
-  }
-  shard_->add(name, tensor);
+  offsets_.emplace(name, scratch_->size());
+  scratch_->append(data.const_data_ptr(), data.nbytes());
   shard_of_.emplace(name, num_shards_ + 1);
+  shard_.emplace(name, TensorInfo{data.scalar_type(), data.sizes().vec()});
+  if (scratch_->size() >= shard_bytes) {
+    flush();
+  }
 }
 
 void CheckpointWriter::flush() {
-  if (!shard_) {
+  if (shard_.empty()) {
     return;
   }
-  shard_->commit();
+  const fs::path path = partial_ / fmt::format("model-{}.safetensors", num_shards_ + 1);
+  const StoredLayout layout = safetensors_layout(shard_, {{"format", "pt"}}, std::string(kWho) + ": " + path.string());
+  FileWriter file(kWho, path);
+  file.write(layout.header);
+  for (const std::string& name : layout.order) {
+    scratch_->copy_to(file, offsets_.at(name), stored_bytes(shard_.at(name)));
+  }
+  file.commit();
   ++num_shards_;
-  total_bytes_ += shard_->num_bytes();
-  shard_.reset();
+  total_bytes_ += static_cast<int64_t>(scratch_->size());
+  scratch_->clear();
+  shard_.clear();
+  offsets_.clear();
 }
 
 void CheckpointWriter::copy_side_files(const fs::path& source, const std::set<std::string>& except) {

@@ -88,40 +88,6 @@ std::string read_file(std::string_view who, const std::filesystem::path& path, s
   return content;
 }
 
-void write_all(std::string_view who, int descriptor, const std::filesystem::path& path, const void* data,
-               size_t num_bytes) {
-  const char* next = static_cast<const char*>(data);
-  while (num_bytes > 0) {
-    const ssize_t count = ::write(descriptor, next, std::min(num_bytes, kMaxBytesPerCall));
-    if (count < 0 && errno == EINTR) {
-      continue;
-    }
-    if (count < 0) {
-      throw_system_error(who, "write", path, errno);
-    }
-    next += count;
-    num_bytes -= static_cast<size_t>(count);
-  }
-}
-
-void read_exactly(std::string_view who, int descriptor, const std::filesystem::path& path, int64_t offset, void* data,
-                  size_t num_bytes) {
-  char* next = static_cast<char*>(data);
-  while (num_bytes > 0) {
-    const ssize_t count = ::pread(descriptor, next, std::min(num_bytes, kMaxBytesPerCall), offset);
-    if (count < 0 && errno == EINTR) {
-      continue;
-    }
-    if (count < 0) {
-      throw_system_error(who, "read back", path, errno);
-    }
-    TORCH_CHECK(count > 0, who, ": ", path.string(), " became shorter while it was written");
-    next += count;
-    offset += count;
-    num_bytes -= static_cast<size_t>(count);
-  }
-}
-
 FileWriter::FileWriter(std::string_view who, const std::filesystem::path& path) : who_(who), path_(path) {
   temporary_ = path_;
   temporary_ += ".tmp";
@@ -142,8 +108,28 @@ FileWriter::~FileWriter() {
   }
 }
 
+namespace {
+
+void write_bytes(std::string_view who, int descriptor, const std::filesystem::path& path, const void* data,
+                 size_t num_bytes) {
+  const char* next = static_cast<const char*>(data);
+  while (num_bytes > 0) {
+    const ssize_t count = ::write(descriptor, next, std::min(num_bytes, kMaxBytesPerCall));
+    if (count < 0 && errno == EINTR) {
+      continue;
+    }
+    if (count < 0) {
+      throw_system_error(who, "write", path, errno);
+    }
+    next += count;
+    num_bytes -= static_cast<size_t>(count);
+  }
+}
+
+}  // namespace
+
 void FileWriter::write(const void* data, size_t num_bytes) {
-  write_all(who_, descriptor_, temporary_, data, num_bytes);
+  write_bytes(who_, descriptor_, temporary_, data, num_bytes);
 }
 
 void FileWriter::commit() {
@@ -161,6 +147,46 @@ void FileWriter::commit() {
     throw_system_error(who_, "rename the finished file to", path_, errno);
   }
   temporary_.clear();
+}
+
+ScratchFile::ScratchFile(std::string_view who, const std::filesystem::path& directory)
+    : who_(who), path_(directory / ".scratch") {
+  descriptor_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+  if (descriptor_ < 0) {
+    throw_system_error(who_, "create", path_, errno);
+  }
+  ::unlink(path_.c_str());
+}
+
+ScratchFile::~ScratchFile() { ::close(descriptor_); }
+
+void ScratchFile::append(const void* data, size_t num_bytes) {
+  write_bytes(who_, descriptor_, path_, data, num_bytes);
+  size_ += num_bytes;
+}
+
+void ScratchFile::copy_to(FileWriter& target, size_t offset, size_t num_bytes) const {
+  std::string buffer(std::min(num_bytes, size_t{1} << 20), '\0');
+  while (num_bytes > 0) {
+    const ssize_t count =
+        ::pread(descriptor_, buffer.data(), std::min(num_bytes, buffer.size()), static_cast<off_t>(offset));
+    if (count < 0 && errno == EINTR) {
+      continue;
+    }
+    if (count <= 0) {
+      throw_system_error(who_, "read", path_, count < 0 ? errno : EIO);
+    }
+    target.write(buffer.data(), static_cast<size_t>(count));
+    offset += static_cast<size_t>(count);
+    num_bytes -= static_cast<size_t>(count);
+  }
+}
+
+void ScratchFile::clear() {
+  if (::ftruncate(descriptor_, 0) != 0 || ::lseek(descriptor_, 0, SEEK_SET) != 0) {
+    throw_system_error(who_, "empty", path_, errno);
+  }
+  size_ = 0;
 }
 
 void copy_file(std::string_view who, const std::filesystem::path& from, const std::filesystem::path& to) {

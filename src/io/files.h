@@ -37,13 +37,6 @@ size_t size_of(std::string_view who, const FileDescriptor& file, const std::file
 /// The whole file; throws when it is longer than `max_bytes`.
 std::string read_file(std::string_view who, const std::filesystem::path& path, size_t max_bytes);
 
-/// Writes all of it to an open file; throws naming `path`.
-void write_all(std::string_view who, int descriptor, const std::filesystem::path& path, const void* data,
-               size_t num_bytes);
-/// Reads that much from `offset` of an open file; throws naming `path`, also when the file ends before.
-void read_exactly(std::string_view who, int descriptor, const std::filesystem::path& path, int64_t offset, void* data,
-                  size_t num_bytes);
-
 /// Writes `<path>.tmp`; commit() syncs it to the disk and renames it. Destroyed before commit(), it removes it.
 class FileWriter {
  public:
@@ -59,6 +52,25 @@ class FileWriter {
   std::string who_;
   std::filesystem::path path_, temporary_;
   int descriptor_ = -1;
+};
+
+/// A file without a name in `directory`: takes bytes, gives them back by position, vanishes with this object.
+class ScratchFile {
+ public:
+  ScratchFile(std::string_view who, const std::filesystem::path& directory);
+  ~ScratchFile();
+  ScratchFile(const ScratchFile&) = delete;
+  ScratchFile& operator=(const ScratchFile&) = delete;
+  void append(const void* data, size_t num_bytes);
+  size_t size() const { return size_; }
+  void copy_to(FileWriter& target, size_t offset, size_t num_bytes) const;
+  void clear();
+
+ private:
+  std::string who_;
+  std::filesystem::path path_;
+  int descriptor_ = -1;
+  size_t size_ = 0;
 };
 
 /// Copies the content of a regular file (links are followed) through a FileWriter.

@@ -2,7 +2,6 @@
 
 #include <ATen/ATen.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -15,7 +14,7 @@
 #include <utility>
 
 #include "files.h"
-#include "safetensors_format.h"
+#include "safetensors_layout.h"
 #include "strict_json.h"
 
 // The format: 8 bytes, the header's length N (little-endian); N bytes, the header, a JSON object padded with spaces;
@@ -28,9 +27,26 @@ namespace {
 
 using nlohmann::json;
 
-constexpr const char* kMetadataKey = kSafetensorsMetadataKey;
-constexpr const char* kWho = kSafetensorsWho;
-constexpr size_t kMinDroppedBytes = size_t{1} << 20;
+constexpr size_t kLengthBytes = 8;
+constexpr size_t kMaxHeaderBytes = 100'000'000;  // the limit of the reference implementation
+constexpr const char* kMetadataKey = "__metadata__";
+constexpr const char* kWho = "safetensors";
+
+struct DType {
+  const char* name;
+  at::ScalarType type;
+};
+constexpr std::array<DType, 10> kDTypes = {{{"F64", at::kDouble},
+                                            {"F32", at::kFloat},
+                                            {"F16", at::kHalf},
+                                            {"BF16", at::kBFloat16},
+                                            {"I64", at::kLong},
+                                            {"I32", at::kInt},
+                                            {"I16", at::kShort},
+                                            {"I8", at::kChar},
+                                            {"U8", at::kByte},
+                                            {"BOOL", at::kBool}}};
+constexpr const char* kDTypeNames = "F64 F32 F16 BF16 I64 I32 I16 I8 U8 BOOL";
 
 // The field `key` of a tensor's entry. `where` begins every message: the file and the tensor.
 const json& field(const json& entry, const char* key, const std::string& where) {
@@ -42,10 +58,8 @@ const json& field(const json& entry, const char* key, const std::string& where) 
 at::ScalarType parse_dtype(const json& value, const std::string& where) {
   TORCH_CHECK(value.is_string(), where, "has a dtype that is not a string");
   const auto& name = value.get_ref<const std::string&>();
-  const auto found = std::find_if(kSafetensorsDTypes.begin(), kSafetensorsDTypes.end(),
-                                  [&](const SafetensorsDType& d) { return name == d.name; });
-  TORCH_CHECK(found != kSafetensorsDTypes.end(), where, "has dtype ", quote(name), ", expected one of ",
-              kSafetensorsDTypeNames);
+  const auto found = std::find_if(kDTypes.begin(), kDTypes.end(), [&](const DType& d) { return name == d.name; });
+  TORCH_CHECK(found != kDTypes.end(), where, "has dtype ", quote(name), ", expected one of ", kDTypeNames);
   return found->type;
 }
 
@@ -84,25 +98,14 @@ std::shared_ptr<const void> map_file(const FileDescriptor& file, size_t size, co
   return {static_cast<const void*>(address), [size](const void* p) { ::munmap(const_cast<void*>(p), size); }};
 }
 
-/// Lets go of the whole pages in it: they count as memory of the process until then, and come back from the file when
-/// they are looked at again. Small ranges are left alone.
-void drop_pages(const unsigned char* begin, size_t num_bytes) {
-  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const uintptr_t first = (reinterpret_cast<uintptr_t>(begin) + page - 1) / page * page;
-  const uintptr_t last = (reinterpret_cast<uintptr_t>(begin) + num_bytes) / page * page;
-  if (last > first && last - first >= kMinDroppedBytes) {
-    ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
-  }
-}
-
 json parse_header(const unsigned char* file, size_t file_size, const std::string& path, size_t* header_size) {
   uint64_t length = 0;
-  std::memcpy(&length, file, kSafetensorsLengthBytes);
-  TORCH_CHECK(length <= kMaxSafetensorsHeaderBytes, kWho, ": ", path, " declares a header of ", length,
-              " bytes, expected at most ", kMaxSafetensorsHeaderBytes, "; is it a safetensors file?");
-  TORCH_CHECK(length <= file_size - kSafetensorsLengthBytes, kWho, ": ", path, " has ", file_size,
+  std::memcpy(&length, file, kLengthBytes);
+  TORCH_CHECK(length <= kMaxHeaderBytes, kWho, ": ", path, " declares a header of ", length,
+              " bytes, expected at most ", kMaxHeaderBytes, "; is it a safetensors file?");
+  TORCH_CHECK(length <= file_size - kLengthBytes, kWho, ": ", path, " has ", file_size,
               " bytes, too few for its header of ", length, " bytes; incomplete download?");
-  const std::string_view text(reinterpret_cast<const char*>(file) + kSafetensorsLengthBytes, length);
+  const std::string_view text(reinterpret_cast<const char*>(file) + kLengthBytes, length);
   TORCH_CHECK(text.starts_with('{'), kWho, ": the header of ", path,
               " is not a JSON object (it does not begin with '{'); is it a safetensors file?");
   *header_size = length;
@@ -147,15 +150,15 @@ SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : path_(path
   const std::string file_name = path_.string();
   const FileDescriptor file = open_regular_file(kWho, path_);
   const size_t file_size = size_of(kWho, file, path_);
-  TORCH_CHECK(file_size >= kSafetensorsLengthBytes, kWho, ": ", file_name, " has ", file_size,
-              " bytes, expected at least ", kSafetensorsLengthBytes, "; incomplete download?");
+  TORCH_CHECK(file_size >= kLengthBytes, kWho, ": ", file_name, " has ", file_size, " bytes, expected at least ",
+              kLengthBytes, "; incomplete download?");
   mapping_ = map_file(file, file_size, path_);
   mapped_bytes_ = file_size;
   const auto* bytes = static_cast<const unsigned char*>(mapping_.get());
   size_t header_size = 0;
   const json header = parse_header(bytes, file_size, file_name, &header_size);
-  data_ = bytes + kSafetensorsLengthBytes + header_size;
-  const size_t data_size = file_size - kSafetensorsLengthBytes - header_size;
+  data_ = bytes + kLengthBytes + header_size;
+  const size_t data_size = file_size - kLengthBytes - header_size;
 
   std::vector<Extent> extents;
   for (const auto& [name, value] : header.items()) {
@@ -224,9 +227,75 @@ Tensor SafetensorsFile::tensor(std::string_view name) const {
     return copy;
   }
   return at::from_blob(
-      const_cast<unsigned char*>(begin), entry.shape,
-      [keep = mapping_, begin, num_bytes](void*) { drop_pages(begin, num_bytes); },
+      const_cast<unsigned char*>(begin), entry.shape, [keep = mapping_](void*) {},
       at::TensorOptions().dtype(entry.dtype));
+}
+
+StoredLayout safetensors_layout(const std::map<std::string, TensorInfo>& tensors,
+                                const std::map<std::string, std::string>& metadata, const std::string& where) {
+  StoredLayout layout;
+  for (const auto& [name, info] : tensors) {
+    TORCH_CHECK(name != kMetadataKey, where, ": a tensor cannot be named ", kMetadataKey);
+    layout.order.push_back(name);
+  }
+  // Large elements first keep every tensor aligned without holes; the map has sorted the names already.
+  std::stable_sort(layout.order.begin(), layout.order.end(), [&](const std::string& a, const std::string& b) {
+    return c10::elementSize(tensors.at(a).dtype) > c10::elementSize(tensors.at(b).dtype);
+  });
+  std::string header = "{";
+  if (!metadata.empty()) {
+    header += std::string("\"") + kMetadataKey + "\":" + dump_json(metadata, where + ": the metadata");
+  }
+  size_t offset = 0;
+  for (const std::string& name : layout.order) {
+    const TensorInfo& info = tensors.at(name);
+    const auto dtype =
+        std::find_if(kDTypes.begin(), kDTypes.end(), [&](const DType& d) { return d.type == info.dtype; });
+    TORCH_CHECK(dtype != kDTypes.end(), where, ": tensor ", quote(name), " has dtype ", info.dtype,
+                ", expected one of ", kDTypeNames);
+    const size_t end = offset + stored_bytes(info);
+    header += header.size() > 1 ? "," : "";
+    header += dump_json(name, where + ": the tensor name " + quote(name)) + ":{\"dtype\":\"" + dtype->name +
+              "\",\"shape\":" + json(info.shape).dump() + ",\"data_offsets\":[" + std::to_string(offset) + "," +
+              std::to_string(end) + "]}";
+    offset = end;
+  }
+  header += "}";
+  header.resize((header.size() + 7) / 8 * 8, ' ');
+  TORCH_CHECK(header.size() <= kMaxHeaderBytes, where, ": the header takes ", header.size(),
+              " bytes, expected at most ", kMaxHeaderBytes);
+  const uint64_t length = header.size();
+  layout.header.assign(reinterpret_cast<const char*>(&length), kLengthBytes);
+  layout.header += header;
+  return layout;
+}
+
+size_t stored_bytes(const TensorInfo& info) {
+  return static_cast<size_t>(c10::multiply_integers(info.shape)) * c10::elementSize(info.dtype);
+}
+
+Tensor storable(const Tensor& tensor, const std::string& what) {
+  TORCH_CHECK(tensor.defined(), what, " is undefined");
+  TORCH_CHECK(tensor.layout() == at::kStrided, what, " has layout ", tensor.layout(), ", expected a dense one");
+  return tensor.detach().to(at::kCPU).resolve_neg().contiguous();
+}
+
+void save_safetensors(const std::filesystem::path& path, const std::map<std::string, Tensor>& tensors,
+                      const std::map<std::string, std::string>& metadata) {
+  const std::string where = std::string(kWho) + ": " + path.string();
+  std::map<std::string, TensorInfo> infos;
+  for (const auto& [name, tensor] : tensors) {
+    TORCH_CHECK(tensor.defined(), where, ": tensor ", quote(name), " is undefined");
+    infos[name] = {tensor.scalar_type(), tensor.sizes().vec()};
+  }
+  const StoredLayout layout = safetensors_layout(infos, metadata, where);
+  FileWriter file(kWho, path);
+  file.write(layout.header);
+  for (const std::string& name : layout.order) {
+    const Tensor data = storable(tensors.at(name), where + ": tensor " + quote(name));
+    file.write(data.const_data_ptr(), data.nbytes());
+  }
+  file.commit();
 }
 
 }  // namespace baseq

@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "baseq/io/safetensors.h"
-#include "baseq/io/safetensors_writer.h"
 
 namespace baseq {
 
@@ -40,6 +39,8 @@ class Checkpoint {
   int64_t num_bytes_ = 0;
 };
 
+class ScratchFile;
+
 /// Writes a checkpoint directory shard by shard; nothing of a tensor stays in memory. Everything goes to a sibling
 /// directory `<directory>.partial`, which finish() renames: a directory that exists is complete. Destroyed before
 /// finish(), it removes what it wrote. One writer at a time for a directory: a `.partial` left by an earlier run is
@@ -47,7 +48,7 @@ class Checkpoint {
 class CheckpointWriter {
  public:
   struct Options {
-    /// What a shard may hold, the 5 GB of transformers. Only a shard of a single tensor may hold more.
+    /// The 5 GB of transformers. Only a shard of a single tensor may hold more.
     int64_t shard_bytes = 5'000'000'000;
     bool force = false;  ///< replace an existing checkpoint (in finish())
   };
@@ -58,8 +59,8 @@ class CheckpointWriter {
   ~CheckpointWriter();
   CheckpointWriter(const CheckpointWriter&) = delete;
   CheckpointWriter& operator=(const CheckpointWriter&) = delete;
-  /// Writes the tensor at once: memory does not grow with the shards. Throws on a duplicate name and on what
-  /// save_safetensors refuses.
+  /// Writes the tensor's data at once; it gets its place in the shard when that is complete. Throws on a duplicate name
+  /// and, at the latest when the shard is written, on what save_safetensors refuses.
   void add(const std::string& name, const Tensor& tensor);
   /// Copies every regular file of `source` (links are followed, subdirectories are not) that is neither weights
   /// (*.safetensors, *.bin, *.pth, *.gguf, *.index.json) nor config.json, byte for byte. A file that write_file() wrote
@@ -76,8 +77,10 @@ class CheckpointWriter {
   void flush();
   std::filesystem::path directory_, partial_;
   Options options_;
-  std::unique_ptr<SafetensorsWriter> shard_;  ///< the one that is being filled
-  std::map<std::string, int64_t> shard_of_;   ///< tensor name -> number of its shard, from 1
+  std::unique_ptr<ScratchFile> scratch_;  ///< the data of the current shard in the order in which it came
+  std::map<std::string, TensorInfo> shard_;
+  std::map<std::string, size_t> offsets_;    ///< in scratch_
+  std::map<std::string, int64_t> shard_of_;  ///< tensor name -> number of its shard, from 1
   int64_t total_bytes_ = 0, num_shards_ = 0;
   bool finished_ = false;
 };

@@ -1,0 +1,28 @@
+#pragma once
+
+#include <cstddef>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "baseq/io/safetensors.h"
+
+/// How safetensors files are laid out, for those who write them piece by piece. Not installed.
+namespace baseq {
+
+struct StoredLayout {
+  std::string header;              ///< with its length in front
+  std::vector<std::string> order;  ///< names in the order of their data: falling element size, then name
+};
+
+/// Throws on what save_safetensors refuses; messages begin with `where`.
+StoredLayout safetensors_layout(const std::map<std::string, TensorInfo>& tensors,
+                                const std::map<std::string, std::string>& metadata, const std::string& where);
+
+/// Bytes of the data of a tensor.
+size_t stored_bytes(const TensorInfo& info);
+
+/// The tensor as its data is written: on the CPU, contiguous. Throws, beginning with `what`, when it is not dense.
+Tensor storable(const Tensor& tensor, const std::string& what);
+
+}  // namespace baseq
