@@ -27,7 +27,15 @@ int64_t merging_bytes(const ModelConfig& config, const Recipe& recipe) {
   return block_values(config) * kDoubleBytes + config.hidden_size * config.intermediate_size * kDoubleBytes;
 }
 
-/// While one linear is rounded: the block in float32, its codes, and what GPTQ holds of the largest input.
+/// Values of lora_A and lora_B together, 0 without a low-rank correction.
+int64_t low_rank_values(const Recipe& recipe, const LinearShape& linear) {
+  if (!recipe.low_rank) return 0;
+  const int64_t rank = std::min({recipe.low_rank->rank, linear.out_features, linear.in_features});
+  return rank * (linear.out_features + linear.in_features);
+}
+
+/// While one linear is rounded: the block in float32, its codes, and what GPTQ or the low-rank correction holds of the
+/// largest input.
 int64_t rounding_bytes(const ModelConfig& config, const Recipe& recipe, const RunShape& shape) {
   const bool gptq = recipe.rounding == Recipe::Rounding::kGptq;
   const int64_t values = block_values(config);
@@ -37,7 +45,7 @@ int64_t rounding_bytes(const ModelConfig& config, const Recipe& recipe, const Ru
   for (const LinearShape& linear : linear_shapes(config)) {
     const int64_t n = linear.in_features, weight = linear.out_features * n;
     int64_t bytes = weight * (2 * kFloatBytes + 1);
-    if (gptq) {
+    if (recipe.rounding_needs_moments()) {
       const int64_t square = n * n, cross = recipe.compensate_streams ? square * kDoubleBytes : 0;
       // The sum and one product in float32; then the Hessian, its factor and the feedback, or the cross term's
       // products.
@@ -45,7 +53,9 @@ int64_t rounding_bytes(const ModelConfig& config, const Recipe& recipe, const Ru
                                  forward_bytes(config, std::max(shape.tokens_per_batch, shape.seq_len));
       const int64_t solving =
           square * 2 * kDoubleBytes + std::max(square * kFloatBytes, 3 * cross) + cross + weight * 2 * kFloatBytes;
-      bytes = std::max(collecting, bytes + solving);
+      // The moments, the error and its product with them.
+      const int64_t correcting = recipe.low_rank ? square * kDoubleBytes + weight * 2 * kDoubleBytes : 0;
+      bytes = std::max({collecting, gptq ? bytes + solving : 0, bytes + correcting});
     }
     largest = std::max(largest, bytes);
   }
@@ -116,6 +126,7 @@ OutputBytes output_bytes(const ModelConfig& config, const Recipe& recipe, at::Sc
   for (const LinearShape& linear : linear_shapes(config)) {
     bytes.block += recipe.weights ? grid_bytes(*recipe.weights, linear.out_features, linear.in_features)
                                   : linear.out_features * linear.in_features * matrix;
+    if (recipe.low_rank) bytes.block += low_rank_values(recipe, linear) * size_of(recipe.low_rank->dtype);
     bytes.block += linear.bias || recipe.has_mean_shift() ? linear.out_features * kFloatBytes : 0;
   }
   bytes.block += 2 * config.hidden_size * kFloatBytes;

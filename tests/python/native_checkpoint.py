@@ -39,4 +39,7 @@ def codes_of(tensors: dict[str, torch.Tensor], name: str, spec: dict) -> tuple[n
 def dequantize(tensors: dict[str, torch.Tensor], name: str, spec: dict) -> np.ndarray:
     codes, scale, zero_point = codes_of(tensors, name, spec)
     grouped = codes.reshape(codes.shape[0] if scale.shape[0] > 1 else 1, scale.shape[1], -1)
-    return ((grouped - zero_point[..., None]) * scale[..., None]).reshape(codes.shape).astype(np.float32)
+    weight = ((grouped - zero_point[..., None]) * scale[..., None]).reshape(codes.shape).astype(np.float32)
+    if f"{name}.lora_A" in tensors:
+        weight += (tensors[f"{name}.lora_B"].float() @ tensors[f"{name}.lora_A"].float()).numpy()
+    return weight

@@ -43,8 +43,11 @@ def test_dry_run_says_what_a_run_takes_and_writes_nothing(run, windows, tmp_path
 
 
 def test_disk_estimate_is_the_size_of_what_is_written(run, quantize, windows, tmp_path):
-    for recipe in ("gptq-w4a16", "rotated", "rtn-w8a8", "baseq-plus-w4a4kv4"):
+    for recipe in ("gptq-w4a16", "rotated", "rtn-w8a8", "baseq-plus-w4a4kv4", "low-rank"):
         path = ROOT / "configs" / f"{recipe}.json"
+        if recipe == "low-rank":
+            path = tmp_path / "low-rank.json"
+            path.write_text(json.dumps({"name": recipe, "weights": {"num_bits": 4}, "low_rank": {"rank": 24}}))
         done = run("quantize", TINY, "--recipe", path, "--calibration", windows, "--output", tmp_path / recipe,
                    "--shard-size", 1, "--dry-run", "--json", tmp_path / "plan.json", *SETTINGS)
         assert done.returncode == 0, done.stderr
