@@ -29,15 +29,15 @@ int64_t merging_bytes(const ModelConfig& config, const Recipe& recipe) {
 
 /// While one linear is rounded: the block in float32, its codes, and what GPTQ holds of the largest input.
 int64_t rounding_bytes(const ModelConfig& config, const Recipe& recipe, const RunShape& shape) {
-  const bool gptq = recipe.rounding == Recipe::Rounding::kGptq;
+  const bool moments = recipe.rounding_needs_moments();
   const int64_t values = block_values(config);
   int64_t block = values * (kFloatBytes + 1);
-  if (gptq && recipe.compensate_streams) block += values * kFloatBytes;
+  if (moments && recipe.compensate_streams) block += values * kFloatBytes;
   int64_t largest = 0;
   for (const LinearShape& linear : linear_shapes(config)) {
     const int64_t n = linear.in_features, weight = linear.out_features * n;
     int64_t bytes = weight * (2 * kFloatBytes + 1);
-    if (gptq) {
+    if (moments) {
       const int64_t square = n * n, cross = recipe.compensate_streams ? square * kDoubleBytes : 0;
       // The sum and one product in float32; then the Hessian, its factor and the feedback, or the cross term's
       // products.
@@ -47,6 +47,8 @@ int64_t rounding_bytes(const ModelConfig& config, const Recipe& recipe, const Ru
           square * 2 * kDoubleBytes + std::max(square * kFloatBytes, 3 * cross) + cross + weight * 2 * kFloatBytes;
       bytes = std::max(collecting, bytes + solving);
     }
+    // The error in float64, its factors, and the moments' eigenvectors and roots.
+    if (recipe.low_rank) bytes += 3 * weight * kDoubleBytes + (moments ? 3 * n * n * kDoubleBytes : 0);
     largest = std::max(largest, bytes);
   }
   return block + largest;
@@ -116,6 +118,10 @@ OutputBytes output_bytes(const ModelConfig& config, const Recipe& recipe, at::Sc
   for (const LinearShape& linear : linear_shapes(config)) {
     bytes.block += recipe.weights ? grid_bytes(*recipe.weights, linear.out_features, linear.in_features)
                                   : linear.out_features * linear.in_features * matrix;
+    if (recipe.low_rank) {
+      bytes.block +=
+          recipe.low_rank->rank * (linear.out_features + linear.in_features) * size_of(recipe.low_rank->dtype);
+    }
     bytes.block += linear.bias || recipe.has_mean_shift() ? linear.out_features * kFloatBytes : 0;
   }
   bytes.block += 2 * config.hidden_size * kFloatBytes;
