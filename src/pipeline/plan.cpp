@@ -247,7 +247,8 @@ RunPlan plan_run(const Checkpoint& checkpoint, const Recipe& recipe, const Tenso
   const int64_t stream = shape.num_windows * shape.seq_len * config.hidden_size *
                          static_cast<int64_t>(c10::elementSize(recipe.activations_dtype));
   if (!options.work_directory.empty()) {
-    const int64_t kept = blocks + 2 * 2 * stream;  // the streams of a block are written before those before it go
+    // The streams of a block are laid out, then written, before those of the block before go.
+    const int64_t kept = blocks + 3 * 2 * stream;
     plan.disk.push_back(
         {options.work_directory.string(), std::max<int64_t>(0, kept - bytes_in(options.work_directory))});
   }
