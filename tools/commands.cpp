@@ -4,7 +4,6 @@
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
 #include <malloc.h>
-#include <sys/resource.h>
 
 #include "baseq/io/hub_cache.h"
 #include "baseq/io/json_object.h"
@@ -44,12 +43,6 @@ at::Device apply(const CommonOptions& options) {
 void write_json(const CommonOptions& options, const nlohmann::json& object) {
   if (options.json.empty()) return;
   write_json_file(options.json, object);
-}
-
-int64_t peak_memory_bytes() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return static_cast<int64_t>(usage.ru_maxrss) * 1024;
 }
 
 void release_free_memory() { malloc_trim(0); }

@@ -29,8 +29,6 @@ at::Device apply(const CommonOptions& options);
 /// Writes `object` to the file of --json, if there is one; beside it first, then renamed.
 void write_json(const CommonOptions& options, const nlohmann::json& object);
 
-/// Highest resident memory of this process so far, in bytes.
-int64_t peak_memory_bytes();
 /// Gives memory that is free back to the system. Between blocks: pieces that the next block does not happen to fit
 /// would otherwise add up, some 15 MB a block of a model of 3 M parameters a block.
 void release_free_memory();
@@ -43,5 +41,8 @@ void add_eval(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_tokenize(CLI::App& app);
 void add_export(CLI::App& app);
+void add_report(CLI::App& app);
+void add_compare(CLI::App& app);
+void add_sweep(CLI::App& app);
 
 }  // namespace baseq::cli

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <memory>
 
-#include "baseq/model/model.h"
+#include "baseq/eval/checkpoint_summary.h"
 #include "commands.h"
 
 namespace baseq::cli {
@@ -14,28 +14,6 @@ struct InspectArguments {
   std::string model;
   bool tensors = false;
 };
-
-std::string describe(const std::optional<QuantSpec>& spec) {
-  if (!spec) return "full precision";
-  const char* strategies[] = {"tensor", "channel", "group", "token"};
-  std::string text = fmt::format("{} bits, {}, per {}", spec->num_bits, spec->symmetric ? "symmetric" : "asymmetric",
-                                 strategies[static_cast<size_t>(spec->strategy)]);
-  if (spec->strategy == Strategy::kGroup) text += fmt::format(" of {}", spec->group_size);
-  return text;
-}
-
-/// Bits a weight of the packed linears: codes, scales, zero points and low-rank corrections; 0 without packed ones.
-double bits_per_weight(const Checkpoint& checkpoint) {
-  double bytes = 0, weights = 0;
-  for (const std::string& name : checkpoint.names()) {
-    const Tensor tensor = checkpoint.tensor(name);
-    if (name.ends_with(".weight_shape")) weights += tensor.prod().item<double>();
-    for (const char* part : {".weight_packed", ".weight_scale", ".weight_zero_point", ".lora_A", ".lora_B"}) {
-      if (name.ends_with(part)) bytes += static_cast<double>(tensor.nbytes());
-    }
-  }
-  return weights > 0 ? 8 * bytes / weights : 0;
-}
 
 /// What config.json asks of attention beside the sizes.
 std::string describe_attention(const ModelConfig& config) {

@@ -29,6 +29,9 @@ int main(int argc, char** argv) {
   baseq::cli::add_inspect(app);
   baseq::cli::add_tokenize(app);
   baseq::cli::add_export(app);
+  baseq::cli::add_report(app);
+  baseq::cli::add_compare(app);
+  baseq::cli::add_sweep(app);
   try {
     app.parse(argc, argv);
     return 0;

@@ -11,7 +11,7 @@ namespace baseq::cli {
 
 struct QuantizeArguments {
   CommonOptions common;
-  std::string model, recipe, calibration, output, work, resume;
+  std::string model, recipe, calibration, output, work, resume, log;
   std::string activations;  ///< "ram", "disk", or empty: ram unless --memory says otherwise
   std::vector<std::string> overrides;
   int64_t shard_megabytes = 4768;

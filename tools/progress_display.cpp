@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <cmath>
@@ -18,6 +19,11 @@ template <class... Fns>
 struct Overloaded : Fns... {
   using Fns::operator()...;
 };
+
+size_t terminal_columns() {
+  winsize size{};
+  return ::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
+}
 
 }  // namespace
 
@@ -39,10 +45,14 @@ void ProgressDisplay::line(const std::string& text) {
 void ProgressDisplay::draw() {
   if (quiet_ || !terminal_ || total_ == 0) return;
   const double elapsed = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
-  const std::string left = done_ > 0 ? format_seconds(elapsed / done_ * (total_ - done_)) + " left" : "";
   const int64_t filled = kBarWidth * done_ / total_;
-  fmt::print(stderr, "\r\033[K[{}{}] {}/{} {}  {}", std::string(filled, '#'), std::string(kBarWidth - filled, '.'),
-             done_, total_, what_, left);
+  std::string text = fmt::format("[{}{}] {}/{} {}", std::string(filled, '#'), std::string(kBarWidth - filled, '.'),
+                                 done_, total_, what_);
+  if (done_ > first_) text += fmt::format("  {} left", format_seconds(elapsed / (done_ - first_) * (total_ - done_)));
+  text += "  " + format_bytes(peak_memory_bytes());
+  if (!detail_.empty()) text += "  " + detail_;
+  // A line that wraps could not be taken back.
+  fmt::print(stderr, "\r\033[K{}", text.substr(0, terminal_columns() - 1));
   std::fflush(stderr);
   drawn_ = true;
 }
@@ -63,10 +73,23 @@ void ProgressDisplay::show(const ProgressEvent& event) {
                  },
                  [&](const RunResumed& resumed) {
                    if (quiet_) return;
+                   first_ = resumed.num_finished;
                    line(fmt::format("continuing after block {}/{}", resumed.num_finished, resumed.num_blocks));
                  },
-                 [&](const BlockStarted& started) { step(started.block, started.num_blocks, "blocks"); },
+                 [&](const RunStarted&) {},
+                 [&](const BlockStarted& started) {
+                   detail_.clear();
+                   step(started.block, started.num_blocks, "blocks");
+                 },
+                 [&](const EpochLearned& epoch) {
+                   detail_ =
+                       fmt::format("{} {}/{}, loss {:.3e}", epoch.stage, epoch.epoch, epoch.num_epochs, epoch.loss);
+                   draw();
+                 },
+                 [&](const PointMeasured&) {},
+                 [&](const RunFinished&) {},
                  [&](const LinearRounded& linear) {
+                   detail_ = linear.name;
                    if (quiet_) return;
                    line(fmt::format("  {:<18} error {:.3e}  damping {:<6.3g} {:.2f} s", linear.name,
                                     linear.relative_error, linear.damping, linear.seconds));

@@ -7,7 +7,8 @@
 
 namespace baseq::cli {
 
-/// Progress on stderr: a bar with the time left when stderr is a terminal, and lines above it or alone otherwise.
+/// Progress on stderr: a bar with what is being done, the time left and the memory when stderr is a terminal, and lines
+/// above it or alone otherwise.
 class ProgressDisplay {
  public:
   explicit ProgressDisplay(bool quiet);
@@ -26,8 +27,8 @@ class ProgressDisplay {
 
   bool quiet_, terminal_;
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-  int64_t done_ = 0, total_ = 0;
-  std::string what_;
+  int64_t first_ = 0, done_ = 0, total_ = 0;  ///< first_: steps that an earlier run had done
+  std::string what_, detail_;
   bool drawn_ = false;
 };
 

@@ -7,31 +7,39 @@
 #include <memory>
 
 #include "baseq/pipeline/quantize_checkpoint.h"
+#include "baseq/pipeline/run_log.h"
 #include "commands.h"
+#include "event_log.h"
 #include "preflight.h"
 #include "progress_display.h"
 
 namespace baseq::cli {
 namespace {
 
-/// What --json reports of the blocks, gathered from the events of the run.
-void record(const ProgressEvent& event, nlohmann::json& blocks) {
-  if (const auto* linear = std::get_if<LinearRounded>(&event)) {
-    blocks.back()["linears"].push_back({{"name", linear->name},
-                                        {"relative_error", linear->relative_error},
-                                        {"damping", linear->damping},
-                                        {"seconds", linear->seconds}});
-  } else if (const auto* stage = std::get_if<StageLearned>(&event)) {
-    blocks.back()["stages"].push_back({{"name", stage->stage},
-                                       {"loss_before", stage->loss_before},
-                                       {"loss_after", stage->loss_after},
-                                       {"seconds", stage->seconds}});
-  } else if (const auto* block = std::get_if<BlockFinished>(&event)) {
-    blocks.back()["relative_error"] = block->relative_error;
-    blocks.back()["seconds"] = block->seconds;
-  } else if (std::holds_alternative<BlockStarted>(event)) {
-    blocks.push_back({{"linears", nlohmann::json::array()}, {"stages", nlohmann::json::array()}});
+/// What --json reports of the blocks, those that an earlier process finished included.
+nlohmann::json describe_blocks(const RunRecord& record) {
+  nlohmann::json blocks = nlohmann::json::array();
+  for (const auto& [index, block] : record.blocks) {
+    nlohmann::json linears = nlohmann::json::array(), stages = nlohmann::json::array();
+    for (const LinearRounded& linear : block.linears) {
+      linears.push_back({{"name", linear.name},
+                         {"relative_error", linear.relative_error},
+                         {"damping", linear.damping},
+                         {"seconds", linear.seconds}});
+    }
+    for (const StageLearned& stage : block.stages) {
+      stages.push_back({{"name", stage.stage},
+                        {"loss_before", stage.loss_before},
+                        {"loss_after", stage.loss_after},
+                        {"seconds", stage.seconds}});
+    }
+    blocks.push_back({{"linears", linears}, {"stages", stages}});
+    if (block.finished) {
+      blocks.back()["relative_error"] = block.finished->relative_error;
+      blocks.back()["seconds"] = block.finished->seconds;
+    }
   }
+  return blocks;
 }
 
 /// The run of --resume, with what it was started with.
@@ -74,12 +82,12 @@ void run(const QuantizeArguments& arguments) {
     return;
   }
   if (!options.activations_directory.empty()) std::filesystem::create_directories(options.activations_directory);
-  nlohmann::json blocks = nlohmann::json::array();
+  EventLog log(arguments.log);
   {
     ProgressDisplay display(arguments.common.quiet);
     options.progress = [&](const ProgressEvent& event) {
       display.show(event);
-      record(event, blocks);
+      log.write(event);
       if (std::holds_alternative<BlockFinished>(event)) release_free_memory();
     };
     try {
@@ -101,7 +109,7 @@ void run(const QuantizeArguments& arguments) {
                                 {"seconds", seconds},
                                 {"peak_memory_bytes", peak_memory_bytes()},
                                 {"output_bytes", bytes},
-                                {"blocks", blocks}});
+                                {"blocks", describe_blocks(read_run_log(output / kRunLogFile))}});
 }
 
 }  // namespace
@@ -138,6 +146,8 @@ void add_quantize(CLI::App& app) {
   command->add_flag("--force", arguments->force, "Replace an existing output directory");
   command->add_flag("--dry-run", arguments->dry_run,
                     "Only say what is wrong, and what memory, disk and time the run would take");
+  command->add_option("--log-json", arguments->log,
+                      "Append every event of the run to this file, one JSON object a line");
   add_common_options(*command, arguments->common);
   // A run goes on as it was started.
   for (const char* other : {"model", "--recipe", "--calibration", "--output", "--work", "--set", "--shard-size",

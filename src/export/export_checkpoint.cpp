@@ -10,6 +10,7 @@
 #include <sstream>
 
 #include "baseq/model/modeling_source.h"
+#include "baseq/pipeline/run_log.h"
 #include "export_source.h"
 
 namespace baseq {
@@ -93,7 +94,7 @@ void write_export(const Checkpoint& checkpoint, const ExportPlan& plan, const st
   }
   for (const auto& [name, content] : plan.files) writer.write_file(name, content);
   if (!plan.readme.empty()) writer.write_file(kReadme, source_readme(checkpoint) + plan.readme);
-  writer.copy_side_files(checkpoint.path(), {kModelingFile});
+  writer.copy_side_files(checkpoint.path(), {kModelingFile, kRunLogFile});
   writer.finish(plan.config, [&](const Checkpoint& written) {
     TORCH_CHECK(written.names().size() == plan.tensors.size(), "export: ", written.names().size(),
                 " tensors were written but ", plan.tensors.size(), " were planned");

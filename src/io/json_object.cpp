@@ -113,13 +113,10 @@ void JsonObject::finish() const {
 }
 
 json read_json_file(const std::string& path) {
-  std::ifstream file(path);
+  std::ifstream file(path, std::ios::binary);
   TORCH_CHECK(file.good(), path, ": cannot be opened");
-  try {
-    return json::parse(file);
-  } catch (const json::exception& error) {
-    TORCH_CHECK(false, path, ": not valid JSON: ", error.what());
-  }
+  const std::string text{std::istreambuf_iterator<char>(file), {}};
+  return parse_json(text, path, DuplicateKeys::kLastWins);
 }
 
 void write_json_file(const std::filesystem::path& path, const json& value) {

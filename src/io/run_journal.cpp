@@ -155,7 +155,10 @@ void RunJournal::read_journal() {
   };
   TORCH_CHECK(journal.contains("steps") && journal["steps"].is_array() && journal.contains("state"), kWho, ": ", path,
               " is not a journal");
-  for (const json& step : journal["steps"]) steps_.push_back(read(step));
+  for (const json& step : journal["steps"]) {
+    steps_.push_back(read(step));
+    notes_.push_back(step.value("notes", json()));
+  }
   state_ = read(journal["state"]);
 }
 
@@ -164,7 +167,10 @@ void RunJournal::write_journal() const {
     return json{{"name", file.name}, {"num_bytes", file.num_bytes}, {"crc32", file.crc32}};
   };
   json steps = json::array();
-  for (const File& file : steps_) steps.push_back(entry(file));
+  for (size_t i = 0; i < steps_.size(); ++i) {
+    steps.push_back(entry(steps_[i]));
+    if (!notes_[i].is_null()) steps.back()["notes"] = notes_[i];
+  }
   write_json_file(directory_ / kJournal, {{"steps", std::move(steps)}, {"state", entry(state_)}});
   sync_directory(kWho, directory_);
 }
@@ -182,9 +188,10 @@ RunJournal::Tensors RunJournal::step(int64_t index) const { return load(steps_.a
 
 RunJournal::Tensors RunJournal::state() const { return steps_.empty() ? Tensors{} : load(state_); }
 
-void RunJournal::finish_step(const Tensors& result, const Tensors& state) {
+void RunJournal::finish_step(const Tensors& result, const Tensors& state, const json& notes) {
   const std::string previous = state_.name;
   steps_.push_back(save(fmt::format("step-{:05}.safetensors", num_steps()), result));
+  notes_.push_back(notes);
   state_ = save(fmt::format("state-{:05}.safetensors", num_steps()), state);
   write_journal();
   std::error_code ignored;

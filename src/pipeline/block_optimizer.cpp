@@ -84,6 +84,7 @@ OptimizeResult optimize_block(const std::function<Tensor(const Tensor&)>& loss, 
     }
     if (result.stopped_at_nonfinite) break;
     const double current = measure();
+    if (options.on_epoch) options.on_epoch(epoch, current);
     // Written so that NaN is not better.
     if (current < result.loss_after) {
       result.loss_after = current;

@@ -116,11 +116,16 @@ void learn(const LearningTask& task, const std::string& stage, int64_t epochs, d
     }
     return sum / static_cast<double>(num_monitored);
   };
-  const OptimizeResult result = optimize_block(loss, monitor, num_samples, groups,
-                                               {.epochs = epochs,
-                                                .batch_size = task.recipe.batch_size,
-                                                .final_learning_rate = final_lr,
-                                                .seed = task.seed + static_cast<uint64_t>(task.block)});
+  OptimizeOptions options{.epochs = epochs,
+                          .batch_size = task.recipe.batch_size,
+                          .final_learning_rate = final_lr,
+                          .seed = task.seed + static_cast<uint64_t>(task.block)};
+  if (task.progress) {
+    options.on_epoch = [&](int64_t epoch, double loss_now) {
+      task.progress(EpochLearned{task.block, stage, epoch, epochs, loss_now});
+    };
+  }
+  const OptimizeResult result = optimize_block(loss, monitor, num_samples, groups, options);
   if (!task.progress) return;
   const std::string where = "block " + std::to_string(task.block) + ", " + stage;
   if (result.stopped_at_nonfinite) {

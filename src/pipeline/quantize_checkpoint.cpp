@@ -4,17 +4,21 @@
 #include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "baseq/io/run_journal.h"
 #include "baseq/model/model.h"
 #include "baseq/model/modeling_source.h"
+#include "baseq/pipeline/activation_ranges.h"
 #include "baseq/pipeline/balance.h"
 #include "baseq/pipeline/learn.h"
 #include "baseq/pipeline/merge.h"
 #include "baseq/pipeline/round_layer.h"
+#include "baseq/pipeline/run_log.h"
 #include "baseq/pipeline/start_points.h"
 #include "baseq/pipeline/statistics.h"
 #include "baseq/transform/hadamard.h"
@@ -26,6 +30,8 @@ using Clock = std::chrono::steady_clock;
 
 /// Rows of the embedding that are rotated in float64 at a time.
 constexpr int64_t kRowsPerChunk = 4096;
+/// Calibration tokens that the ranges in the log are of.
+constexpr int64_t kMeasuredTokens = 2048;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
@@ -73,31 +79,43 @@ class Run {
     const Tensor embedding = write_surroundings(writer);
     start_streams(embedding);
     const int64_t first = journal ? journal->num_steps() : 0;
+    const auto run_start = Clock::now();
+    const RunStarted started = start_event();
+    log_ = log_line(to_json(started));
+    if (options_.progress) options_.progress(started);
     for (int64_t block = 0; block < first; ++block) {
       for (const auto& [name, tensor] : journal->step(block)) writer.add(name, tensor);
+      for (const nlohmann::json& event : journal->notes(block)) log_ += log_line(event);
     }
     if (first > 0) {
-      report(RunResumed{first, num_blocks});
+      if (options_.progress) options_.progress(RunResumed{first, num_blocks});
       for (const auto& [name, tensor] : journal->state()) streams_by_name().at(name)->copy_(tensor);
     }
     for (int64_t block = first; block < num_blocks; ++block) {
       const auto start = Clock::now();
-      report(BlockStarted{block, num_blocks});
+      report_(BlockStarted{block, num_blocks});
       const auto tensors = layer_tensors(quantize_block(block), layer_prefix(block), dtype_);
       for (const auto& [name, tensor] : tensors) writer.add(name, tensor);
+      // Into the journal with the rest of the block, but told only when the block is durable.
+      const BlockFinished finished{block, num_blocks, stream_error(), seconds_since(start), peak_memory_bytes()};
+      nlohmann::json notes = std::exchange(block_events_, nlohmann::json::array());
+      notes.push_back(to_json(finished));
       if (journal) {
         RunJournal::Tensors streams;
         for (const auto& [name, stream] : streams_by_name()) streams[name] = *stream;
-        journal->finish_step(tensors, streams);
+        journal->finish_step(tensors, streams, notes);
       }
-      report(BlockFinished{block, num_blocks, stream_error(), seconds_since(start)});
+      for (const nlohmann::json& event : notes) log_ += log_line(event);
+      if (options_.progress) options_.progress(finished);
       if (block + 1 < num_blocks && options_.should_stop && options_.should_stop()) {
         throw Interrupted("stopped after block " + std::to_string(block + 1) + " of " + std::to_string(num_blocks));
       }
     }
     if (has_modeling_file()) writer.write_file(kModelingFile, modeling_source());
+    writer.write_file(kRunLogFile, log_);
     writer.copy_side_files(checkpoint_.path());
     writer.finish(output_config());
+    if (options_.progress) options_.progress(RunFinished{seconds_since(run_start)});
   }
 
   /// Quantizes the first block and forgets it; seconds without what a run does once.
@@ -142,8 +160,15 @@ class Run {
     return description;
   }
 
-  void report(const ProgressEvent& event) const {
-    if (options_.progress) options_.progress(event);
+  RunStarted start_event() const {
+    const std::filesystem::path& path = checkpoint_.path();
+    return {.model = (path.has_filename() ? path : path.parent_path()).filename().string(),
+            .num_blocks = model_.config().num_hidden_layers,
+            .num_samples = windows_.defined() ? windows_.size(0) : 0,
+            .seq_len = windows_.defined() ? windows_.size(1) : 0,
+            .seed = options_.seed,
+            .device = options_.device.str(),
+            .num_threads = at::get_num_threads()};
   }
 
   /// The table as the quantized model has it, [vocab_size, hidden_size].
@@ -202,7 +227,25 @@ class Run {
     return layer;
   }
 
+  /// The first windows of a stream.
+  Tensor measured(const Tensor& stream) const {
+    const int64_t count =
+        std::clamp<int64_t>(std::min(kMeasuredTokens, options_.tokens_per_batch) / stream.size(1), 1, stream.size(0));
+    return stream.narrow(0, 0, count).to(compute_);
+  }
+
+  /// Of the block as the checkpoint has it, which is read for this alone: held beside the one in float64, it would add
+  /// to the peak.
+  std::map<std::string, ActivationRange> original_ranges(int64_t block) const {
+    const Tensor windows = measured(streams_.full_precision);
+    return activation_ranges(model_.layer(block).to(compute_),
+                             recipe_.transforms.residual ? hadamard_transform(windows, /*transpose=*/true) : windows,
+                             streams_.rope);
+  }
+
   DecoderLayer quantize_block(int64_t block) {
+    std::map<std::string, ActivationRange> before;
+    if (windows_.defined()) before = original_ranges(block);
     DecoderLayer layer = read_block(block);
     const bool learned = recipe_.learn_transforms.epochs > 0;
     Tensor weights;
@@ -218,7 +261,7 @@ class Run {
                             .token_weights = weights,
                             .seed = options_.seed,
                             .block = block,
-                            .progress = options_.progress};
+                            .progress = report_};
     if (learned) {
       learn_transforms(layer, task);
     } else {
@@ -229,10 +272,14 @@ class Run {
       layer = std::move(layer).to(compute_);
       start_quant_points(layer, recipe_, streams_, weights);
     }
-    if (recipe_.weights) round_layer(layer, recipe_, streams_, weights, block, options_.progress);
+    if (recipe_.weights) round_layer(layer, recipe_, streams_, weights, block, report_);
     if (recipe_.learn_activations.epochs > 0) learn_activations(layer, task);
     merge_corrections(layer);
     if (windows_.defined()) {
+      for (const PointMeasured& point :
+           measure_points(block, before, layer, measured(streams_.quantized), streams_.rope)) {
+        report_(point);
+      }
       advance(layer, streams_.quantized, streams_.quantized, streams_.rope, options_.tokens_per_batch);
       std::swap(streams_.full_precision, target_);
     }
@@ -271,6 +318,13 @@ class Run {
   Tensor target_;  ///< the full-precision stream after the block
   at::ScalarType dtype_;
   at::TensorOptions compute_;
+  std::string log_;  ///< kRunLogFile so far
+  nlohmann::json block_events_ = nlohmann::json::array();
+  /// Every event between the first and the last of a block.
+  ProgressFn report_ = [this](const ProgressEvent& event) {
+    block_events_.push_back(to_json(event));
+    if (options_.progress) options_.progress(event);
+  };
 };
 
 }  // namespace

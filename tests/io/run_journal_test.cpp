@@ -71,6 +71,20 @@ TEST(RunJournal, DamageIsFound) {
   }
 }
 
+TEST(RunJournal, NotesAreKeptWithTheirStep) {
+  const TempDirectory directory;
+  {
+    RunJournal journal(directory / "work", description());
+    journal.finish_step(numbers(0), numbers(1), {{"loss", 0.5}});
+    journal.finish_step(numbers(1), numbers(2));
+  }
+  RunJournal journal(directory / "work", description());
+  journal.finish_step(numbers(2), numbers(3), {1, 2});
+  EXPECT_EQ(journal.notes(0), nlohmann::json({{"loss", 0.5}}));
+  EXPECT_TRUE(journal.notes(1).is_null());
+  EXPECT_EQ(journal.notes(2), nlohmann::json({1, 2}));
+}
+
 TEST(RunJournal, WhatTheJournalDoesNotNameDoesNotCount) {
   const TempDirectory directory;
   make_run(directory / "work");

@@ -2,10 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include <sstream>
+
 #include "../tiny_model.h"
 #include "baseq/model/model.h"
 #include "baseq/pipeline/merge.h"
 #include "baseq/pipeline/round_layer.h"
+#include "baseq/pipeline/run_log.h"
 #include "baseq/pipeline/start_points.h"
 #include "baseq/pipeline/statistics.h"
 
@@ -64,6 +67,18 @@ class QuantizeCheckpoint : public testing::Test {
   Tensor windows = test::random_ids({4, 16}, shape.vocab_size, 3);
   Tensor ids = test::random_ids({2, 11}, shape.vocab_size, 4);
 };
+
+/// The lines of the log of a checkpoint without what differs between two equal runs.
+std::vector<json> log_without_times(const std::filesystem::path& checkpoint) {
+  std::istringstream lines(test::read_bytes(checkpoint / kRunLogFile));
+  std::vector<json> events;
+  for (std::string line; std::getline(lines, line);) {
+    events.push_back(json::parse(line));
+    events.back().erase("seconds");
+    events.back().erase("peak_memory_bytes");
+  }
+  return events;
+}
 
 class QuantizeVariant : public QuantizeCheckpoint, public testing::WithParamInterface<TinyShape> {
  protected:
@@ -200,9 +215,45 @@ TEST_P(QuantizeVariant, ActivationsOnDiskGiveTheSameBytes) {
   run(recipe, "ram");
   run(recipe, "disk", {.activations_directory = directory.path()});
   for (const std::string& file : test::list(directory / "ram")) {
+    if (file == kRunLogFile) continue;  // times
     EXPECT_EQ(test::read_bytes(directory / "ram" / file), test::read_bytes(directory / "disk" / file)) << file;
   }
   for (const std::string& file : test::list(directory.path())) EXPECT_EQ(file.find("activations"), std::string::npos);
+}
+
+TEST_P(QuantizeVariant, TheLogHoldsWhatHappenedInEveryBlock) {
+  std::vector<json> told;
+  run(recipe_of(kEverything), "out", {.progress = [&](const ProgressEvent& event) { told.push_back(to_json(event)); }});
+  const RunRecord record = read_run_log(directory / "out" / kRunLogFile);
+  ASSERT_TRUE(record.started);
+  EXPECT_EQ(record.started->model, "in");
+  EXPECT_EQ(record.started->num_samples, 4);
+  EXPECT_EQ(record.started->seq_len, 16);
+  ASSERT_EQ(static_cast<int64_t>(record.blocks.size()), shape.num_layers);
+  for (const auto& [index, block] : record.blocks) {
+    EXPECT_EQ(block.linears.size(), 7U);
+    EXPECT_EQ(block.stages.size(), 2U);
+    EXPECT_FALSE(block.epochs.empty());
+    ASSERT_TRUE(block.finished);
+    EXPECT_GT(block.finished->peak_memory_bytes, 0);
+    ASSERT_EQ(block.points.size(), 6U);
+    for (const PointMeasured& point : block.points) {
+      SCOPED_TRACE(point.name);
+      EXPECT_TRUE(point.enabled);
+      EXPECT_FALSE(point.clip.empty());
+      for (const ActivationRange& range : {point.before, point.after}) {
+        EXPECT_LT(range.min, 0);
+        EXPECT_GT(range.max, 0);
+        EXPECT_GE(range.peak, 1);
+      }
+    }
+  }
+  // The file holds what the caller was told, but for the end of the run.
+  ASSERT_EQ(told.back().at("event"), "run_finished");
+  told.pop_back();
+  std::vector<json> written = log_without_times(directory / "out");
+  for (json& event : told) event.erase("seconds"), event.erase("peak_memory_bytes");
+  EXPECT_EQ(written, told);
 }
 
 TEST_P(QuantizeVariant, Bfloat16ActivationsStayClose) {
@@ -228,8 +279,11 @@ TEST_P(QuantizeVariant, AnInterruptedRunContinuesToTheSameBytes) {
   run(recipe, "resumed", options);
   EXPECT_EQ(resumed, std::vector<int64_t>{shape.num_layers - 1});
   for (const std::string& file : test::list(directory / "whole")) {
+    if (file == kRunLogFile) continue;
     EXPECT_EQ(test::read_bytes(directory / "whole" / file), test::read_bytes(directory / "resumed" / file)) << file;
   }
+  EXPECT_EQ(log_without_times(directory / "resumed"), log_without_times(directory / "whole"));
+
   const StoredRun stored = read_stored_run(directory / "work");
   EXPECT_EQ(stored.recipe.to_json(), recipe.to_json());
   EXPECT_TRUE(at::equal(stored.windows, windows));
@@ -252,6 +306,7 @@ TEST_P(QuantizeVariant, SameSeedSameBytes) {
   run(recipe, "c", {.seed = 6});
   ASSERT_EQ(test::list(directory / "a"), test::list(directory / "b"));
   for (const std::string& file : test::list(directory / "a")) {
+    if (file == kRunLogFile) continue;
     EXPECT_EQ(test::read_bytes(directory / "a" / file), test::read_bytes(directory / "b" / file)) << file;
   }
   EXPECT_NE(test::read_bytes(directory / "a" / "model.safetensors"),

@@ -107,6 +107,8 @@ def test_disk_that_becomes_full_ends_the_run_and_keeps_its_work(run, binary, com
             assert done.returncode == 0, done.stderr
             assert "continuing after block 1/2" in done.stderr
         for path in (tmp_path / "whole").iterdir():
+            if path.name == "quantization_log.jsonl":  # times
+                continue
             assert (output / path.name).read_bytes() == path.read_bytes(), path.name
 
 

@@ -43,8 +43,11 @@ class RunJournal {
   int64_t num_steps() const { return static_cast<int64_t>(steps_.size()); }
   Tensors step(int64_t index) const;  ///< mapped, read-only; see SafetensorsFile::tensor
   Tensors state() const;              ///< of the last finished step; empty before the first
+  /// What finish_step was told of a step; null for nothing.
+  const nlohmann::json& notes(int64_t index) const { return notes_.at(static_cast<size_t>(index)); }
   /// Makes the next step durable.
-  void finish_step(const Tensors& result, const Tensors& state);
+  /// @param notes kept in the journal itself; small, and no part of the run's identity
+  void finish_step(const Tensors& result, const Tensors& state, const nlohmann::json& notes = {});
 
  private:
   struct File {
@@ -60,6 +63,7 @@ class RunJournal {
   std::filesystem::path directory_;
   int lock_ = -1;
   std::vector<File> steps_;
+  std::vector<nlohmann::json> notes_;  ///< of the steps
   File state_;
 };
 

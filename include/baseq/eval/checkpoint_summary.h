@@ -1,0 +1,33 @@
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "baseq/model/model.h"
+
+namespace baseq {
+
+/// "4 bits, symmetric, per group of 64", or "full precision".
+std::string describe(const std::optional<QuantSpec>& spec);
+
+/// What stands in a row about a checkpoint before it is evaluated.
+struct CheckpointSummary {
+  std::string name;     ///< of its directory
+  std::string recipe;   ///< its name; empty: not quantized, or unnamed
+  std::string weights;  ///< describe() of the grids
+  std::string input_activations, kv_cache;
+  int64_t num_bytes = 0;  ///< of all weight files
+  double bits_per_weight = 0;
+};
+
+/// Stored bits a weight of the decoder blocks' matrices: codes, scales, zero points, padding and low-rank corrections,
+/// not biases.
+double bits_per_weight(const Checkpoint& checkpoint);
+
+/// Reads headers, and the shapes of packed matrices.
+CheckpointSummary summarize(const Checkpoint& checkpoint, const Model& model);
+
+/// The last name of a directory's path, with or without a slash at its end.
+std::string directory_name(const std::filesystem::path& directory);
+
+}  // namespace baseq

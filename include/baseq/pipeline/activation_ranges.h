@@ -1,0 +1,22 @@
+#pragma once
+
+#include <map>
+#include <string>
+
+#include "baseq/model/decoder_layer.h"
+#include "baseq/pipeline/progress.h"
+
+namespace baseq {
+
+/// Ranges of what the six quant points of `layer` would be given, by the name of the point. The points are looked past,
+/// except for their gains and shifts.
+/// @param windows [n, seq, hidden_size], at the input of the block
+std::map<std::string, ActivationRange> activation_ranges(const DecoderLayer& layer, const Tensor& windows,
+                                                         const RotaryEmbedding& rope);
+
+/// The points of a finished block beside the same places of the original one.
+std::vector<PointMeasured> measure_points(int64_t block, const std::map<std::string, ActivationRange>& before,
+                                          const DecoderLayer& layer, const Tensor& windows,
+                                          const RotaryEmbedding& rope);
+
+}  // namespace baseq

@@ -1,0 +1,69 @@
+#include "baseq/eval/checkpoint_summary.h"
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+namespace baseq {
+namespace {
+
+constexpr std::string_view kPacked = ".weight_packed", kPlain = ".weight";
+
+double bits_of(const Checkpoint& checkpoint, const std::string& name) {
+  return checkpoint.contains(name) ? 8.0 * static_cast<double>(checkpoint.tensor(name).nbytes()) : 0;
+}
+
+}  // namespace
+
+double bits_per_weight(const Checkpoint& checkpoint) {
+  double bits = 0, weights = 0;
+  for (const std::string& name : checkpoint.names()) {
+    if (!name.starts_with("model.layers.")) continue;
+    if (name.ends_with(kPacked)) {
+      const std::string linear = name.substr(0, name.size() - kPacked.size());
+      for (const char* part : {".weight_packed", ".weight_scale", ".weight_zero_point", ".lora_A", ".lora_B"}) {
+        bits += bits_of(checkpoint, linear + part);
+      }
+      weights += checkpoint.tensor(linear + ".weight_shape").to(at::kDouble).prod().item<double>();
+    } else if (name.ends_with(kPlain) && checkpoint.tensor(name).dim() == 2) {
+      bits += bits_of(checkpoint, name);
+      weights += static_cast<double>(checkpoint.tensor(name).numel());
+    }
+  }
+  return weights > 0 ? bits / weights : 0;
+}
+
+std::string describe(const std::optional<QuantSpec>& spec) {
+  if (!spec) return "full precision";
+  const char* strategies[] = {"tensor", "channel", "group", "token"};
+  std::string text = fmt::format("{} bits, {}, per {}", spec->num_bits, spec->symmetric ? "symmetric" : "asymmetric",
+                                 strategies[static_cast<size_t>(spec->strategy)]);
+  if (spec->strategy == Strategy::kGroup) text += fmt::format(" of {}", spec->group_size);
+  return text;
+}
+
+std::string directory_name(const std::filesystem::path& directory) {
+  const std::filesystem::path path = std::filesystem::absolute(directory).lexically_normal();
+  return (path.has_filename() ? path : path.parent_path()).filename().string();
+}
+
+CheckpointSummary summarize(const Checkpoint& checkpoint, const Model& model) {
+  CheckpointSummary summary{.name = directory_name(checkpoint.path()), .num_bytes = checkpoint.num_bytes()};
+  const auto& quantization = model.quantization();
+  summary.weights = describe(quantization ? quantization->weights : std::nullopt);
+  if (quantization && quantization->lora_rank > 0) {
+    summary.weights += fmt::format(", corrections of rank {}", quantization->lora_rank);
+  }
+  summary.input_activations = describe(quantization ? quantization->input_activations : std::nullopt);
+  summary.kv_cache = describe(quantization ? quantization->kv_cache : std::nullopt);
+  if (quantization) {
+    const nlohmann::json& stored = checkpoint.config().at("quantization_config");
+    const auto recipe = stored.find("recipe");
+    if (recipe != stored.end() && recipe->is_object() && recipe->contains("name") && (*recipe)["name"].is_string()) {
+      summary.recipe = (*recipe)["name"].get<std::string>();
+    }
+  }
+  summary.bits_per_weight = bits_per_weight(checkpoint);
+  return summary;
+}
+
+}  // namespace baseq

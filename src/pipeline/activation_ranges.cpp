@@ -1,0 +1,65 @@
+#include "baseq/pipeline/activation_ranges.h"
+
+#include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+
+#include <cmath>
+
+namespace baseq {
+namespace {
+
+/// Of rows of `row_size` values.
+ActivationRange range_of(const Tensor& values, int64_t row_size) {
+  const Tensor rows = values.reshape({-1, row_size}).to(at::kFloat);
+  const Tensor rms = rows.square().mean(-1).sqrt();
+  const Tensor peak = rows.abs().amax(-1) / rms.clamp_min(1e-30);
+  return {.min = rows.min().item<double>(),
+          .max = rows.max().item<double>(),
+          .rms = std::sqrt(rows.square().mean(at::IntArrayRef{}, /*keepdim=*/false, at::kDouble).item<double>()),
+          .peak = peak.mean(at::kDouble).item<double>()};
+}
+
+}  // namespace
+
+std::map<std::string, ActivationRange> activation_ranges(const DecoderLayer& layer, const Tensor& windows,
+                                                         const RotaryEmbedding& rope) {
+  const c10::NoGradGuard no_grad;
+  DecoderLayer probe = layer;
+  const Attention& attention = probe.self_attn;
+  std::map<std::string, ActivationRange> ranges;
+  probe.for_each_quant_point([&](const std::string& name, QuantPoint& point) {
+    const bool cache = &point == &attention.k_cache || &point == &attention.v_cache;
+    // A point that is off and gives its shift back shows x, one that does not shows x - shift.
+    const Tensor hidden = point.add_shift_back ? point.shift : Tensor();
+    point.enabled = false;
+    point.observer = [&ranges, name, hidden, row_size = cache ? attention.head_dim : 0](const Tensor& x) {
+      ranges[name] = range_of(hidden.defined() ? x - hidden : x, row_size > 0 ? row_size : x.size(-1));
+    };
+  });
+  probe.input_of(InputPoint::kDown, windows, rope);
+  return ranges;
+}
+
+std::vector<PointMeasured> measure_points(int64_t block, const std::map<std::string, ActivationRange>& before,
+                                          const DecoderLayer& layer, const Tensor& windows,
+                                          const RotaryEmbedding& rope) {
+  std::vector<PointMeasured> points;
+  const auto after = activation_ranges(layer, windows, rope);
+  layer.for_each_quant_point([&](const std::string& name, const QuantPoint& point) {
+    PointMeasured measured{
+        .block = block, .name = name, .before = before.at(name), .after = after.at(name), .enabled = point.enabled};
+    if (point.enabled && point.clip.defined()) {
+      const Tensor clip = point.clip.to(at::kCPU, at::kDouble).contiguous().flatten();
+      measured.clip.assign(clip.const_data_ptr<double>(), clip.const_data_ptr<double>() + clip.numel());
+    }
+    if (point.gain.defined()) {
+      measured.min_gain = point.gain.min().item<double>();
+      measured.max_gain = point.gain.max().item<double>();
+    }
+    if (point.shift.defined()) measured.max_shift = point.shift.abs().max().item<double>();
+    points.push_back(std::move(measured));
+  });
+  return points;
+}
+
+}  // namespace baseq

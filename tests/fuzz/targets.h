@@ -1,0 +1,91 @@
+#pragma once
+
+#include <ATen/ATen.h>
+#include <c10/util/Exception.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "baseq/io/json_object.h"
+#include "baseq/io/safetensors.h"
+#include "baseq/model/config.h"
+#include "baseq/model/quantization_config.h"
+#include "baseq/pipeline/calibration.h"
+#include "baseq/pipeline/recipe.h"
+#include "baseq/pipeline/run_log.h"
+#include "baseq/tokenizer/tokenizer.h"
+
+/// What is done with a file nobody vouches for, one function a format: it is read or refused with a c10::Error;
+/// anything else is a finding. libFuzzer (fuzz_main.cpp) and the tests (fuzz_test.cpp) call the same functions.
+namespace baseq::fuzz {
+
+/// `bytes` in a file that is there until the next call.
+inline std::filesystem::path file_of(std::string_view bytes, const char* ending) {
+  static const std::filesystem::path stem =
+      std::filesystem::temp_directory_path() / ("baseq_fuzz_" + std::to_string(::getpid()));
+  const std::filesystem::path path = stem.string() + ending;
+  // A new file: a mapping of the last one stays whole.
+  std::filesystem::remove(path);
+  std::ofstream(path, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  return path;
+}
+
+inline void safetensors(std::string_view bytes) {
+  const SafetensorsFile file(file_of(bytes, ".safetensors"));
+  for (const std::string& name : file.names()) file.tensor(name).clone();
+}
+
+inline void tokenizer(std::string_view bytes) {
+  const Tokenizer tokenizer(file_of(bytes, ".json"));
+  std::vector<int32_t> ids = tokenizer.encode("The quick \u00e9 brown\n\n fox's 12345 \U0001f600 <s>");
+  tokenizer.decode(ids);
+}
+
+inline void config(std::string_view bytes) {
+  const std::string path = file_of(bytes, ".json").string();
+  const nlohmann::json json = read_json_file(path);
+  ModelConfig::from_json(json, path);
+  if (json.contains("quantization_config")) quantization_config_from_json(json["quantization_config"], path);
+}
+
+inline void recipe(std::string_view bytes) {
+  const std::string path = file_of(bytes, ".json").string();
+  const Recipe recipe = Recipe::from_json(read_json_file(path), path);
+  // What was accepted can be written, and is read as what it was.
+  const nlohmann::json resolved = recipe.to_json();
+  TORCH_INTERNAL_ASSERT(Recipe::from_json(resolved, path).to_json() == resolved);
+  recipe.quantization_config();
+}
+
+inline void calibration(std::string_view bytes) {
+  static const Tokenizer tokenizer(std::filesystem::path(BASEQ_TEST_DATA) / "tokenizer" / "tokenizer.json");
+  tokenize_file(file_of(bytes, ".jsonl"), tokenizer);
+}
+
+inline void run_log(std::string_view bytes) {
+  const RunRecord record = read_run_log(file_of(bytes, ".log"));
+  record.seconds();
+  record.peak_memory_bytes();
+}
+
+struct Target {
+  const char* name;  ///< of its folder in seeds/
+  void (*run)(std::string_view);
+};
+inline constexpr Target kTargets[] = {{"safetensors", safetensors}, {"tokenizer", tokenizer},     {"config", config},
+                                      {"recipe", recipe},           {"calibration", calibration}, {"run_log", run_log}};
+
+/// Runs the target; a refusal is fine. An assertion that failed is one of ours and no refusal.
+inline void run(const Target& target, std::string_view bytes) {
+  try {
+    target.run(bytes);
+  } catch (const c10::Error& error) {
+    if (std::string_view(error.what_without_backtrace()).find("INTERNAL ASSERT") != std::string_view::npos) throw;
+  }
+}
+
+}  // namespace baseq::fuzz

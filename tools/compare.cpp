@@ -1,0 +1,79 @@
+#include <fmt/format.h>
+
+#include <memory>
+
+#include "baseq/eval/checkpoint_summary.h"
+#include "commands.h"
+#include "evaluation.h"
+#include "text_table.h"
+
+namespace baseq::cli {
+namespace {
+
+struct CompareArguments {
+  CommonOptions common;
+  WindowOptions windows;
+  std::vector<std::string> models;
+  std::string reference;
+};
+
+void run(const CompareArguments& arguments) {
+  const at::Device device = apply(arguments.common);
+  const bool evaluated = !arguments.windows.text.empty() || !arguments.windows.tokens.empty();
+  if (!arguments.reference.empty() && !evaluated) throw CLI::RequiredError("--text or --tokens (with --reference)");
+  std::optional<OpenModel> reference;
+  if (!arguments.reference.empty()) reference.emplace(arguments.reference, device);
+  nlohmann::json models = nlohmann::json::array();
+  std::vector<std::vector<std::string>> rows{
+      {"model", "recipe", "weights", "activations", "KV cache", "bits a weight", "size"}};
+  if (evaluated) rows[0].insert(rows[0].end(), {"perplexity", "mean KL", "top-1"});
+  for (const std::string& path : arguments.models) {
+    const OpenModel model(path, device);
+    const CheckpointSummary summary = summarize(model.checkpoint, model.model);
+    nlohmann::json entry{{"model", path},
+                         {"name", summary.name},
+                         {"recipe", summary.recipe.empty() ? nlohmann::json() : nlohmann::json(summary.recipe)},
+                         {"weights", summary.weights},
+                         {"input_activations", summary.input_activations},
+                         {"kv_cache", summary.kv_cache},
+                         {"bits_per_weight", summary.bits_per_weight},
+                         {"model_bytes", summary.num_bytes}};
+    std::vector<std::string> row{summary.name,
+                                 summary.recipe.empty() ? "-" : summary.recipe,
+                                 summary.weights,
+                                 summary.input_activations,
+                                 summary.kv_cache,
+                                 fmt::format("{:.3f}", summary.bits_per_weight),
+                                 format_bytes(summary.num_bytes)};
+    if (evaluated) {
+      entry.update(evaluate_model(path, model, read_windows(arguments.windows, model.checkpoint),
+                                  {.reference = reference ? &*reference : nullptr,
+                                   .activations_directory = {},
+                                   .quiet = arguments.common.quiet}));
+      row.insert(row.end(), {show_number(entry["perplexity"], 4), show_number(entry["mean_kl"], 5),
+                             show_number(entry["top1_agreement"], 2, 100, " %")});
+    }
+    models.push_back(std::move(entry));
+    rows.push_back(std::move(row));
+  }
+  constexpr size_t kTextColumns = 5;
+  fmt::print("{}", markdown_table(rows, kTextColumns));
+  write_json(arguments.common, {{"models", models}});
+}
+
+}  // namespace
+
+void add_compare(CLI::App& app) {
+  auto arguments = std::make_shared<CompareArguments>();
+  CLI::App* command = app.add_subcommand("compare", "One table of several checkpoints, quantized or not");
+  command->add_option("models", arguments->models, "Checkpoint directories, or org/name in the local cache")
+      ->required()
+      ->transform(checkpoint_directory());
+  command->add_option("--reference", arguments->reference, "Checkpoint for KL divergence and top-1 agreement")
+      ->transform(checkpoint_directory());
+  add_window_options(*command, arguments->windows);
+  add_common_options(*command, arguments->common);
+  command->callback([arguments] { run(*arguments); });
+}
+
+}  // namespace baseq::cli

@@ -1,0 +1,62 @@
+#include "evaluation.h"
+
+#include "baseq/pipeline/calibration.h"
+#include "progress_display.h"
+
+namespace baseq::cli {
+
+void add_window_options(CLI::App& command, WindowOptions& options) {
+  auto* text = command.add_option("--text", options.text, "Text or .jsonl file")->check(CLI::ExistingFile);
+  command.add_option("--tokens", options.tokens, ".safetensors file with input_ids")
+      ->check(CLI::ExistingFile)
+      ->excludes(text);
+  command.add_option("--seq-len", options.seq_len, "Tokens a window")
+      ->capture_default_str()
+      ->check(CLI::Range(2, 1 << 24));
+  command.add_option("--max-windows", options.max_windows, "Only the first N windows")->check(CLI::Range(1, 1 << 30));
+}
+
+Tensor read_windows(const WindowOptions& options, const Checkpoint& checkpoint) {
+  Tensor ids;
+  if (options.text.empty()) {
+    const SafetensorsFile file(options.tokens);
+    TORCH_CHECK(file.contains("input_ids"), options.tokens, ": expected a tensor \"input_ids\"");
+    ids = file.tensor("input_ids");
+    TORCH_CHECK(at::isIntegralType(ids.scalar_type(), /*includeBool=*/false), options.tokens,
+                ": expected input_ids of integers, got ", ids.scalar_type());
+    ids = ids.to(at::kLong);
+  } else {
+    ids = tokenize_file(options.text, Tokenizer(checkpoint.path() / "tokenizer.json"));
+  }
+  return split_windows(ids, options.seq_len, options.max_windows);
+}
+
+nlohmann::json evaluate_model(const std::string& name, const OpenModel& model, const Tensor& windows,
+                              const EvaluationContext& context) {
+  const OpenModel* reference = context.reference;
+  Evaluation result;
+  {
+    ProgressDisplay display(context.quiet);
+    result =
+        evaluate(model.model, windows, reference ? &reference->model : nullptr,
+                 {.activations_directory = context.activations_directory, .progress = [&](int64_t done, int64_t total) {
+                    release_free_memory();
+                    display.step(done, total, "blocks");
+                  }});
+  }
+  nlohmann::json json{{"model", name},
+                      {"perplexity", result.perplexity},
+                      {"num_tokens", result.num_tokens},
+                      {"num_windows", windows.size(0)},
+                      {"seq_len", windows.size(1)},
+                      {"mean_kl", nullptr},
+                      {"top1_agreement", nullptr},
+                      {"model_bytes", model.checkpoint.num_bytes()}};
+  if (reference) {
+    json["mean_kl"] = result.mean_kl;
+    json["top1_agreement"] = result.top1_agreement;
+  }
+  return json;
+}
+
+}  // namespace baseq::cli

@@ -1,0 +1,43 @@
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "baseq/eval/evaluate.h"
+#include "commands.h"
+
+namespace baseq::cli {
+
+/// Which tokens a model is evaluated on.
+struct WindowOptions {
+  std::string text, tokens;
+  int64_t seq_len = 2048, max_windows = 0;
+};
+
+/// --text, --tokens, --seq-len and --max-windows.
+void add_window_options(CLI::App& command, WindowOptions& options);
+
+/// The windows [n, seq_len]; text is tokenized as `checkpoint` does.
+Tensor read_windows(const WindowOptions& options, const Checkpoint& checkpoint);
+
+/// A checkpoint that is open for as long as its model.
+struct OpenModel {
+  Checkpoint checkpoint;
+  Model model;
+
+  OpenModel(const std::string& directory, at::Device device)
+      : checkpoint(directory), model(checkpoint, {.device = device}) {}
+  OpenModel(const OpenModel&) = delete;
+};
+
+struct EvaluationContext {
+  const OpenModel* reference = nullptr;         ///< may be null
+  std::filesystem::path activations_directory;  ///< see EvaluateOptions
+  bool quiet = false;
+};
+
+/// evaluate() with a progress bar; what `eval --json` writes but for seconds and memory.
+nlohmann::json evaluate_model(const std::string& name, const OpenModel& model, const Tensor& windows,
+                              const EvaluationContext& context);
+
+}  // namespace baseq::cli

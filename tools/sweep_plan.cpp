@@ -1,0 +1,85 @@
+#include "sweep_plan.h"
+
+#include <c10/util/Exception.h>
+
+#include <set>
+
+#include "baseq/eval/checkpoint_summary.h"
+#include "baseq/io/json_object.h"
+
+namespace baseq::cli {
+namespace {
+
+struct Variant {
+  std::string recipe, name;
+  std::map<std::string, nlohmann::json> overrides;
+};
+
+Variant read_variant(const nlohmann::json& value, const std::string& path) {
+  Variant variant;
+  if (value.is_string()) {
+    variant.recipe = value.get<std::string>();
+  } else {
+    JsonObject object(value, path);
+    variant.recipe = object.text("recipe", "");
+    variant.name = object.text("name", "");
+    if (object.contains("set")) {
+      object.object("set");
+      variant.overrides = value.at("set").get<std::map<std::string, nlohmann::json>>();
+    }
+    object.ignore("set");
+    object.finish();
+  }
+  TORCH_CHECK(!variant.recipe.empty(), path, ": recipe: missing; a recipe file is required");
+  if (variant.name.empty()) variant.name = std::filesystem::path(variant.recipe).stem().string();
+  return variant;
+}
+
+bool is_file_name(const std::string& name) {
+  return !name.empty() && !name.starts_with('.') && name.find('/') == std::string::npos;
+}
+
+}  // namespace
+
+SweepPlan read_sweep_plan(const std::string& file) {
+  const nlohmann::json json = read_json_file(file);
+  JsonObject object(json, file);
+  SweepPlan plan{.output = object.text("output", ""), .calibration = object.text("calibration", "")};
+  plan.text = object.text("text", "");
+  plan.tokens = object.text("tokens", "");
+  plan.seq_len = object.integer("seq_len", plan.seq_len, 2, 1 << 24);
+  plan.max_windows = object.integer("max_windows", 0, 0, 1 << 30);
+  plan.reference = object.boolean("reference", plan.reference);
+  const bool originals = object.boolean("originals", false);
+  const std::vector<std::string> models = object.texts("models");
+  object.ignore("recipes");
+  object.finish();
+  TORCH_CHECK(!plan.output.empty(), file, ": output: missing; a directory is required");
+  TORCH_CHECK(!models.empty(), file, ": models: missing; an array of checkpoints is required");
+  TORCH_CHECK(plan.text.empty() || plan.tokens.empty(), file, ": text and tokens exclude each other");
+  TORCH_CHECK(json.contains("recipes") && json["recipes"].is_array(), file,
+              ": recipes: expected an array of files, or of objects with \"recipe\", \"set\" and \"name\"");
+  std::vector<Variant> variants;
+  for (size_t i = 0; i < json["recipes"].size(); ++i) {
+    variants.push_back(read_variant(json["recipes"][i], file + ": recipes: " + std::to_string(i)));
+  }
+  std::set<std::string> names;
+  const auto add = [&](SweepJob job) {
+    TORCH_CHECK(is_file_name(job.name), file, ": \"", job.name, "\" cannot be the name of a directory");
+    TORCH_CHECK(names.insert(job.name).second, file, ": two jobs are called \"", job.name,
+                "\"; give one of the recipes a \"name\"");
+    plan.jobs.push_back(std::move(job));
+  };
+  for (const std::string& model : models) {
+    if (originals) add({.name = directory_name(model), .model = model, .recipe = "", .overrides = {}});
+    for (const Variant& variant : variants) {
+      add({.name = directory_name(model) + "-" + variant.name,
+           .model = model,
+           .recipe = variant.recipe,
+           .overrides = variant.overrides});
+    }
+  }
+  return plan;
+}
+
+}  // namespace baseq::cli

@@ -1,0 +1,32 @@
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+namespace baseq::cli {
+
+/// One checkpoint to make and to evaluate.
+struct SweepJob {
+  std::string name;
+  std::string model;                                ///< directory, or org/name in the local Hugging Face cache
+  std::string recipe;                               ///< file; empty: the original model, which is only evaluated
+  std::map<std::string, nlohmann::json> overrides;  ///< by the path in the recipe
+};
+
+/// A file of `baseq sweep`. Paths in it are relative to the current directory, as on the command line.
+struct SweepPlan {
+  std::filesystem::path output;  ///< directory of all results
+  std::string calibration;       ///< may be empty
+  std::string text, tokens;      ///< what is evaluated; both empty: nothing
+  int64_t seq_len = 2048, max_windows = 0;
+  bool reference = true;  ///< KL divergence and agreement with the original model
+  std::vector<SweepJob> jobs;
+};
+
+/// Every model with every recipe. Throws c10::Error naming the key that is wrong, or two jobs of one name.
+SweepPlan read_sweep_plan(const std::string& file);
+
+}  // namespace baseq::cli
