@@ -115,8 +115,8 @@ TEST_P(EitherSide, TheWholeRankLeavesNothing) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, EitherSide, testing::Values(Sides{24, 40}, Sides{40, 24}, Sides{32, 32}),
-                         [](const auto& info) {
-                           return std::to_string(info.param.rows) + "x" + std::to_string(info.param.columns);
+                         [](const auto& setting) {
+                           return std::to_string(setting.param.rows) + "x" + std::to_string(setting.param.columns);
                          });
 
 TEST(ReconstructError, NoErrorHasNoCorrection) {
