@@ -13,7 +13,7 @@
 namespace baseq::cli {
 namespace {
 
-constexpr int64_t kBarWidth = 30;
+constexpr int64_t kBarWidth = 8;  // leaves room for the rest in 80 columns
 
 template <class... Fns>
 struct Overloaded : Fns... {
