@@ -69,8 +69,8 @@ json gguf_tokenizer_json(const GgufFile& file) {
               "; name a tokenizer.json with --tokenizer");
   const json& tokens = required_array(file, "tokenizer.ggml.tokens");
   const json& types = required_array(file, "tokenizer.ggml.token_type");
-  TORCH_CHECK(!tokens.empty() && tokens.size() == types.size() && tokens.size() <= (size_t{1} << 30), file.name(), ": ", tokens.size(),
-              " tokens but ", types.size(), " token types");
+  TORCH_CHECK(!tokens.empty() && tokens.size() == types.size() && tokens.size() <= (size_t{1} << 30), file.name(), ": ",
+              tokens.size(), " tokens but ", types.size(), " token types");
   json vocab = json::object(), added = json::array();
   for (size_t id = 0; id < tokens.size(); ++id) {
     const std::string token = text_of(file, "tokenizer.ggml.tokens", tokens[id]);

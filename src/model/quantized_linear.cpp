@@ -140,12 +140,21 @@ Linear read_quantized_weight(const Checkpoint& checkpoint, const std::string& na
   const QuantSpec& spec = *format.weights;
   QuantizedWeight quantized{.spec = spec};
   quantized.codes = read_codes(checkpoint, name, format);
-  const int64_t out_features = quantized.codes.size(0);
-  quantized.qparams.scale =
-      by_group(checkpoint.tensor(name + ".weight_scale"), spec, out_features, name + ".weight_scale");
-  const Tensor& scale = quantized.qparams.scale;
+  const int64_t rows = quantized.codes.size(0), columns = quantized.codes.size(1);
+  const bool grouped = spec.strategy == Strategy::kGroup;
+  TORCH_CHECK(!grouped || columns % spec.group_size == 0, name, ": groups of ", spec.group_size, " do not divide ",
+              columns, " columns");
+  const std::vector<int64_t> expected = {spec.strategy == Strategy::kTensor ? 1 : rows,
+                                         grouped ? columns / spec.group_size : 1};
+  const auto checked = [&](const Tensor& qparam, const char* part) {
+    TORCH_CHECK(qparam.sizes() == expected, name, part, ": size is ", qparam.sizes(), ", expected ", expected);
+    return qparam;
+  };
+  QParams& qparams = quantized.qparams;
+  qparams.scale =
+      checked(by_group(checkpoint.tensor(name + ".weight_scale"), spec, rows, name + ".weight_scale"), ".weight_scale");
   if (!spec.symmetric) {
-    quantized.qparams.zero_point = read_zero_points(checkpoint, name, format, scale, out_features);
+    qparams.zero_point = checked(read_zero_points(checkpoint, name, format, qparams.scale, rows), ".weight_zero_point");
   }
   Linear linear;
   if (!format.group_index) {
@@ -154,17 +163,11 @@ Linear read_quantized_weight(const Checkpoint& checkpoint, const std::string& na
     return linear;
   }
   const Tensor index = group_index(checkpoint, name);
-  TORCH_CHECK(index.size(0) == quantized.codes.size(1) && index.min().item<int64_t>() >= 0 &&
-                  index.max().item<int64_t>() < scale.size(1),
-              name, ".weight_g_idx: expected ", quantized.codes.size(1), " groups from 0 to ", scale.size(1) - 1);
-  const auto by_column = [&](const Tensor& qparam) {
-    TORCH_CHECK(qparam.size(0) == out_features && qparam.size(1) == scale.size(1), name,
-                ": scale or zero point of size ", qparam.sizes(), " but the weight has ", out_features, " rows");
-    return qparam.index_select(1, index);
-  };
+  TORCH_CHECK(index.size(0) == columns && index.min().item<int64_t>() >= 0 && index.max().item<int64_t>() < expected[1],
+              name, ".weight_g_idx: expected ", columns, " groups from 0 to ", expected[1] - 1);
   linear.weight = quantized.codes.to(at::kFloat);
-  if (!spec.symmetric) linear.weight -= by_column(quantized.qparams.zero_point);
-  linear.weight *= by_column(scale);
+  if (!spec.symmetric) linear.weight -= qparams.zero_point.index_select(1, index);
+  linear.weight *= qparams.scale.index_select(1, index);
   return linear;
 }
 

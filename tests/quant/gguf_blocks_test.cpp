@@ -3,8 +3,8 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include "baseq/quant/gptq.h"
 #include "../tiny_model.h"
+#include "baseq/quant/gptq.h"
 
 namespace baseq {
 namespace {

@@ -13,9 +13,9 @@ namespace baseq {
 /// Throws c10::Error naming what is missing or not supported.
 Checkpoint open_checkpoint(const std::filesystem::path& path);
 
-/// The tokenizer of such a checkpoint: tokenizer.json of a directory, or what the metadata of a GGUF file say where they
-/// hold byte-level BPE with a pre-tokenizer of GPT-2, SmolLM, Llama 3 or Qwen 2.
-/// Throws c10::Error naming what is missing or not supported.
+/// The tokenizer of such a checkpoint: tokenizer.json of a directory, or what the metadata of a GGUF file say where
+/// they hold byte-level BPE with a pre-tokenizer of GPT-2, SmolLM, Llama 3 or Qwen 2. Throws c10::Error naming what is
+/// missing or not supported.
 Tokenizer open_tokenizer(const std::filesystem::path& path);
 
 }  // namespace baseq
