@@ -44,9 +44,9 @@ def write(model: Path, folder: Path, groups: dict, ignore: list[str], dtype: tor
     for name in [name.removesuffix(".weight") for name in tensors if "_proj.weight" in name]:
         if any(match_name(name, target) for target in ignore):
             continue
-        named = [scheme for scheme in config.config_groups.values()
-                 if any(match_name(name, target) for target in scheme.targets)]
-        scheme = (named or [scheme for scheme in config.config_groups.values() if "Linear" in scheme.targets])[0]
+        schemes = {target: scheme for scheme in config.config_groups.values() for target in scheme.targets}
+        exact_first = sorted(schemes, key=lambda target: (target == "Linear", "re:" in target))
+        scheme = next(schemes[target] for target in exact_first if target == "Linear" or match_name(name, target))
         parts = {"weight": tensors.pop(f"{name}.weight").float()}
         parts |= observed(parts["weight"], scheme.weights, dtype)
         compressed = by_format[scheme.format].compress(parts, scheme)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_export import export, loaded_logits, logits_of, relative_error  # noqa: F401
-from test_gguf import HEAD_DIM, HEADS, KV_HEADS, NAMES, VOCAB, exported, model, permuted  # noqa: F401
+from test_gguf import HEADS, KV_HEADS, NAMES, ROOT, VOCAB, exported, model, permuted  # noqa: F401
 
 TYPES = {"F32": gguf.GGMLQuantizationType.F32, "F16": gguf.GGMLQuantizationType.F16,
          "BF16": gguf.GGMLQuantizationType.BF16, "Q8_0": gguf.GGMLQuantizationType.Q8_0,
@@ -149,3 +149,16 @@ def test_files_that_are_cut_off_are_refused(exported, run, windows, tmp_path):
         done = run("eval", tmp_path / "cut.gguf", "--tokens", windows, "--seq-len", 16)
         assert done.returncode == 1 and "cut.gguf" in done.stderr, (size, done.stderr)
         assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_metadata_hold_the_tokenizer(exported, run, tmp_path):
+    native, _, file = exported("Q8_0")
+    text = tmp_path / "text.txt"
+    text.write_text((ROOT / "data" / "wikitext2-test.txt").read_text(encoding="utf-8")[:20000] + "<|im_end|> 2024 ünï")
+    reports = []
+    for arguments in ([native], [file], [file, "--tokenizer", native / "tokenizer.json"]):
+        done = run("eval", *arguments, "--text", text, "--seq-len", 64, "--json", tmp_path / "report.json", "--quiet")
+        assert done.returncode == 0, done.stderr
+        reports.append(json.loads((tmp_path / "report.json").read_text()))
+    assert len({report["num_tokens"] for report in reports}) == 1
+    assert all(report["perplexity"] == pytest.approx(reports[0]["perplexity"], rel=1e-5) for report in reports)
