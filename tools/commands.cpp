@@ -10,18 +10,27 @@
 
 namespace baseq::cli {
 
-CLI::Validator checkpoint_directory() {
+namespace {
+
+CLI::Validator checkpoint_validator(bool file) {
   return CLI::Validator(
-      [](std::string& model) {
+      [file](std::string& model) {
+        std::error_code error;
+        if (file && std::filesystem::is_regular_file(model, error)) return std::string();
         try {
           model = resolve_checkpoint(model).string();
           return std::string();
-        } catch (const c10::Error& error) {
-          return std::string(error.what_without_backtrace());
+        } catch (const c10::Error& failure) {
+          return std::string(failure.what_without_backtrace());
         }
       },
       "MODEL");
 }
+
+}  // namespace
+
+CLI::Validator checkpoint_directory() { return checkpoint_validator(/*file=*/false); }
+CLI::Validator checkpoint_path() { return checkpoint_validator(/*file=*/true); }
 
 void add_common_options(CLI::App& command, CommonOptions& options) {
   command.add_option("--device", options.device, "Where to compute: cpu or cuda (cuda:1, ...)")->capture_default_str();

@@ -22,6 +22,8 @@ struct CommonOptions {
 
 /// Turns a checkpoint's directory, or "org/name" in the local Hugging Face cache, into the directory.
 CLI::Validator checkpoint_directory();
+/// The same, and leaves the name of a file (GGUF) as it is.
+CLI::Validator checkpoint_path();
 
 void add_common_options(CLI::App& command, CommonOptions& options);
 /// Sets the thread count and returns the device; throws c10::Error when it does not exist.

@@ -68,9 +68,9 @@ void add_compare(CLI::App& app) {
   CLI::App* command = app.add_subcommand("compare", "One table of several checkpoints, quantized or not");
   command->add_option("models", arguments->models, "Checkpoint directories, or org/name in the local cache")
       ->required()
-      ->transform(checkpoint_directory());
+      ->transform(checkpoint_path());
   command->add_option("--reference", arguments->reference, "Checkpoint for KL divergence and top-1 agreement")
-      ->transform(checkpoint_directory());
+      ->transform(checkpoint_path());
   add_window_options(*command, arguments->windows);
   add_common_options(*command, arguments->common);
   command->callback([arguments] { run(*arguments); });

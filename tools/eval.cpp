@@ -73,11 +73,13 @@ void run(const EvalArguments& arguments) {
 void add_eval(CLI::App& app) {
   auto arguments = std::make_shared<EvalArguments>();
   CLI::App* command = app.add_subcommand("eval", "Perplexity of a checkpoint, and its distance from a reference");
-  command->add_option("model", arguments->model, "Checkpoint directory, or org/name in the local Hugging Face cache")
+  command
+      ->add_option("model", arguments->model,
+                   "Checkpoint directory, GGUF file, or org/name in the local Hugging Face cache")
       ->required()
-      ->transform(checkpoint_directory());
+      ->transform(checkpoint_path());
   command->add_option("--reference", arguments->reference, "Checkpoint to compare with: KL divergence, top-1 agreement")
-      ->transform(checkpoint_directory());
+      ->transform(checkpoint_path());
   command->add_option("--logits", arguments->logits,
                       "Write input_ids and float32 logits [windows, tokens, vocabulary] to this .safetensors file");
   add_window_options(*command, arguments->windows);

@@ -10,6 +10,8 @@ void add_window_options(CLI::App& command, WindowOptions& options) {
   command.add_option("--tokens", options.tokens, ".safetensors file with input_ids")
       ->check(CLI::ExistingFile)
       ->excludes(text);
+  command.add_option("--tokenizer", options.tokenizer, "tokenizer.json for --text (default: the one of the model)")
+      ->check(CLI::ExistingFile);
   command.add_option("--seq-len", options.seq_len, "Tokens a window")
       ->capture_default_str()
       ->check(CLI::Range(2, 1 << 24));
@@ -26,7 +28,8 @@ Tensor read_windows(const WindowOptions& options, const Checkpoint& checkpoint) 
                 ": expected input_ids of integers, got ", ids.scalar_type());
     ids = ids.to(at::kLong);
   } else {
-    ids = tokenize_file(options.text, Tokenizer(checkpoint.path() / "tokenizer.json"));
+    ids = tokenize_file(options.text,
+                        options.tokenizer.empty() ? open_tokenizer(checkpoint.path()) : Tokenizer(options.tokenizer));
   }
   return split_windows(ids, options.seq_len, options.max_windows);
 }

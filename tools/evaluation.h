@@ -4,20 +4,21 @@
 #include <string>
 
 #include "baseq/eval/evaluate.h"
+#include "baseq/model/open_checkpoint.h"
 #include "commands.h"
 
 namespace baseq::cli {
 
 /// Which tokens a model is evaluated on.
 struct WindowOptions {
-  std::string text, tokens;
+  std::string text, tokens, tokenizer;
   int64_t seq_len = 2048, max_windows = 0;
 };
 
-/// --text, --tokens, --seq-len and --max-windows.
+/// --text, --tokens, --tokenizer, --seq-len and --max-windows.
 void add_window_options(CLI::App& command, WindowOptions& options);
 
-/// The windows [n, seq_len]; text is tokenized as `checkpoint` does.
+/// The windows [n, seq_len]; text is tokenized as `checkpoint` does, or by the tokenizer named.
 Tensor read_windows(const WindowOptions& options, const Checkpoint& checkpoint);
 
 /// A checkpoint that is open for as long as its model.
@@ -25,8 +26,8 @@ struct OpenModel {
   Checkpoint checkpoint;
   Model model;
 
-  OpenModel(const std::string& directory, at::Device device)
-      : checkpoint(directory), model(checkpoint, {.device = device}) {}
+  OpenModel(const std::string& path, at::Device device)
+      : checkpoint(open_checkpoint(path)), model(checkpoint, {.device = device}) {}
   OpenModel(const OpenModel&) = delete;
 };
 

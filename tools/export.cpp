@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "baseq/export/export_checkpoint.h"
+#include "baseq/model/open_checkpoint.h"
 #include "commands.h"
 #include "progress_display.h"
 
@@ -63,7 +64,7 @@ void run(const ExportArguments& arguments) {
   const auto start = std::chrono::steady_clock::now();
   apply(arguments.common);
   if (arguments.output.empty() && !arguments.dry_run) throw CLI::RequiredError("--output or --dry-run");
-  const Checkpoint checkpoint(arguments.model);
+  const Checkpoint checkpoint = open_checkpoint(arguments.model);
   ExportOptions options{.format = export_format(arguments.format), .gguf_type = arguments.gguf_type};
   if (!arguments.dtype.empty()) options.dtype = kDtypes.at(arguments.dtype);
   const ExportPlan plan = plan_export(checkpoint, options);
@@ -98,9 +99,11 @@ void run(const ExportArguments& arguments) {
 void add_export(CLI::App& app) {
   auto arguments = std::make_shared<ExportArguments>();
   CLI::App* command = app.add_subcommand("export", "Turn a quantized checkpoint into a format that others load");
-  command->add_option("model", arguments->model, "Checkpoint directory, or org/name in the local Hugging Face cache")
+  command
+      ->add_option("model", arguments->model,
+                   "Checkpoint directory, GGUF file, or org/name in the local Hugging Face cache")
       ->required()
-      ->transform(checkpoint_directory());
+      ->transform(checkpoint_path());
   command->add_option("--format", arguments->format, "What to write, see docs/export.md")
       ->required()
       ->check(CLI::IsMember({"hf", "compressed-tensors", "gptq", "awq", "gguf"}));

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "baseq/eval/checkpoint_summary.h"
+#include "baseq/model/open_checkpoint.h"
 #include "commands.h"
 
 namespace baseq::cli {
@@ -34,7 +35,7 @@ std::string describe_attention(const ModelConfig& config) {
 }
 
 void run(const InspectArguments& arguments) {
-  const Checkpoint checkpoint(arguments.model);
+  const Checkpoint checkpoint = open_checkpoint(arguments.model);
   const Model model(checkpoint);
   const ModelConfig& config = model.config();
   nlohmann::json tensors = nlohmann::json::array();
@@ -53,6 +54,9 @@ void run(const InspectArguments& arguments) {
   fmt::print("  head          {}\n  size          {} in {} tensors\n", config.tie_word_embeddings ? "tied" : "untied",
              format_bytes(checkpoint.num_bytes()), tensors.size());
   if (const auto& quantization = model.quantization()) {
+    const auto& quantizer = checkpoint.config()["quantization_config"];
+    fmt::print("  quantized by  {}{}\n", quantizer.value("read_from", quantizer.value("quant_method", "")),
+               quantization->uniform ? "" : "; not all linears alike, the first is");
     std::string weights = describe(quantization->weights);
     if (quantization->lora_rank > 0) weights += fmt::format(", corrections of rank {}", quantization->lora_rank);
     if (quantization->weights) weights += fmt::format(": {:.3f} bits a weight in all", bits_per_weight(checkpoint));
@@ -65,8 +69,7 @@ void run(const InspectArguments& arguments) {
     if (quantization->down_hadamard) online += " down_proj input,";
     if (!online.empty()) online.pop_back();
     fmt::print("  online        {}\n", online.empty() ? "nothing" : "Hadamard of" + online);
-    const auto& stored = checkpoint.config()["quantization_config"];
-    if (stored.contains("recipe")) fmt::print("  recipe        {}\n", stored["recipe"].value("name", ""));
+    if (quantizer.contains("recipe")) fmt::print("  recipe        {}\n", quantizer["recipe"].value("name", ""));
   } else {
     fmt::print("  quantization  none\n");
   }
@@ -89,9 +92,11 @@ void run(const InspectArguments& arguments) {
 void add_inspect(CLI::App& app) {
   auto arguments = std::make_shared<InspectArguments>();
   CLI::App* command = app.add_subcommand("inspect", "What a checkpoint holds");
-  command->add_option("model", arguments->model, "Checkpoint directory, or org/name in the local Hugging Face cache")
+  command
+      ->add_option("model", arguments->model,
+                   "Checkpoint directory, GGUF file, or org/name in the local Hugging Face cache")
       ->required()
-      ->transform(checkpoint_directory());
+      ->transform(checkpoint_path());
   command->add_flag("--tensors", arguments->tensors, "List every tensor");
   add_common_options(*command, arguments->common);
   command->callback([arguments] { run(*arguments); });

@@ -12,6 +12,18 @@ double bits_of(const Checkpoint& checkpoint, const std::string& name) {
   return checkpoint.contains(name) ? 8.0 * static_cast<double>(checkpoint.tensor(name).nbytes()) : 0;
 }
 
+/// Of a code of a linear with one byte each: 8, or fewer where open_checkpoint unpacked another format.
+double code_bits(const Checkpoint& checkpoint, const std::string& linear) {
+  const nlohmann::json& config = checkpoint.config().at("quantization_config");
+  if (!config.contains("read_from")) return 8;
+  for (const auto& [name, group] : config.at("config_groups").items()) {
+    for (const nlohmann::json& target : group.at("targets")) {
+      if (target == linear) return group.at("weights").at("num_bits").get<double>();
+    }
+  }
+  return 8;
+}
+
 }  // namespace
 
 double bits_per_weight(const Checkpoint& checkpoint) {
@@ -24,6 +36,13 @@ double bits_per_weight(const Checkpoint& checkpoint) {
         bits += bits_of(checkpoint, linear + part);
       }
       weights += checkpoint.tensor(linear + ".weight_shape").to(at::kDouble).prod().item<double>();
+    } else if (name.ends_with(kPlain) && checkpoint.contains(name + "_scale")) {
+      const double num_bits = code_bits(checkpoint, name.substr(0, name.size() - kPlain.size()));
+      bits += num_bits * static_cast<double>(checkpoint.tensor(name).numel()) + bits_of(checkpoint, name + "_scale");
+      if (checkpoint.contains(name + "_zero_point")) {
+        bits += num_bits * static_cast<double>(checkpoint.tensor(name + "_zero_point").numel());
+      }
+      weights += static_cast<double>(checkpoint.tensor(name).numel());
     } else if (name.ends_with(kPlain) && checkpoint.tensor(name).dim() == 2) {
       bits += bits_of(checkpoint, name);
       weights += static_cast<double>(checkpoint.tensor(name).numel());

@@ -43,6 +43,8 @@ void preflight(const ExportSource& source, at::ScalarType dtype) {
   obstacles.add_if(quantization.kv_cache.has_value(), "a quantized cache (kv_cache)");
   obstacles.add_if(activations && !activations->symmetric,
                    "asymmetric activations, whose grid here has a real-valued zero point");
+  obstacles.add_if(activations && activations->strategy != Strategy::kToken,
+                   "activations with another scale than one a token");
   obstacles.add_if(activations && !source.clips_are_one(), "clip ratios of activations other than 1");
   obstacles.add_if(source.has_quant_tensor(".gain"), "gains of activations");
   obstacles.add_if(source.has_quant_tensor(".shift"), "shifts of activations");

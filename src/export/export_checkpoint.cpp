@@ -65,6 +65,11 @@ ExportPlan plan_export(const Checkpoint& checkpoint, const ExportOptions& option
               ", expected float32, float16 or bfloat16");
   const c10::NoGradGuard no_grad;
   auto source = std::make_shared<const ExportSource>(checkpoint);
+  const bool dequantized = options.format == ExportFormat::kHuggingFace ||
+                           (options.format == ExportFormat::kGguf && options.gguf_type == "F16");
+  TORCH_CHECK(dequantized || source->quantization().uniform, source->path(),
+              ": the linears are quantized in different ways, or with groups of scattered columns; formats hf and gguf "
+              "F16 carry the dequantized weights");
   switch (options.format) {
     case ExportFormat::kHuggingFace:
       return plan_hugging_face(std::move(source), dtype);
@@ -94,7 +99,9 @@ void write_export(const Checkpoint& checkpoint, const ExportPlan& plan, const st
   }
   for (const auto& [name, content] : plan.files) writer.write_file(name, content);
   if (!plan.readme.empty()) writer.write_file(kReadme, source_readme(checkpoint) + plan.readme);
-  writer.copy_side_files(checkpoint.path(), {kModelingFile, kRunLogFile});
+  // What lies beside a file of a model need not belong to it.
+  if (checkpoint.directory() == checkpoint.path())
+    writer.copy_side_files(checkpoint.path(), {kModelingFile, kRunLogFile});
   writer.finish(plan.config, [&](const Checkpoint& written) {
     TORCH_CHECK(written.names().size() == plan.tensors.size(), "export: ", written.names().size(),
                 " tensors were written but ", plan.tensors.size(), " were planned");

@@ -12,7 +12,8 @@ namespace baseq {
 namespace {
 
 constexpr const char* kParts[] = {".weight",       ".weight_packed", ".weight_scale", ".weight_zero_point",
-                                  ".weight_shape", ".lora_A",        ".lora_B",       ".bias"};
+                                  ".weight_shape", ".weight_g_idx",  ".input_scale",  ".input_zero_point",
+                                  ".lora_A",       ".lora_B",        ".bias"};
 
 /// One row a channel: `[1, 1]` with strategy "tensor" stands for all of them.
 Tensor by_channel(const Tensor& qparam, int64_t out_features) {
@@ -53,6 +54,8 @@ ExportSource::ExportSource(const Checkpoint& checkpoint) : checkpoint_(checkpoin
       checkpoint.contains("model.embed_tokens.weight"), path(),
       ": the names of the tensors have no \"model.\" in front, as a model without a head is saved; export reads ",
       config().architecture, "'s names");
+  TORCH_CHECK(!checkpoint.contains("lm_head.weight_scale"), path(),
+              ": lm_head is quantized, which export does not read; eval does");
   std::set<std::string> of_blocks;
   std::vector<std::string> points;
   DecoderLayer{}.for_each_quant_point([&](const std::string& name, const QuantPoint&) { points.push_back(name); });
@@ -83,7 +86,10 @@ void ExportSource::add_linears(int64_t block) {
   const std::string prefix = layer_prefix(block);
   DecoderLayer{}.for_each_linear([&](const std::string& part, const Linear&) {
     std::vector<int64_t> shape;
-    if (quantization_.weights) {
+    if (checkpoint_.contains(prefix + part + ".weight_scale") &&
+        !checkpoint_.contains(prefix + part + ".weight_shape")) {
+      shape = checkpoint_.info(prefix + part + ".weight").shape;  // codes of a byte each
+    } else if (checkpoint_.contains(prefix + part + ".weight_shape")) {
       const Tensor stored = checkpoint_.tensor(prefix + part + ".weight_shape").to(at::kLong);
       shape.assign(stored.const_data_ptr<int64_t>(), stored.const_data_ptr<int64_t>() + stored.numel());
     } else {

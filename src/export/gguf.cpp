@@ -4,6 +4,8 @@
 #include <fstream>
 #include <map>
 
+#include "../model/gguf_checkpoint.h"
+#include "baseq/io/gguf_file.h"
 #include "baseq/model/rotary_embedding.h"
 #include "export_source.h"
 #include "gguf_file.h"
@@ -21,10 +23,6 @@ const std::map<std::string, GgufType> kTypes = {
 /// general.file_type: what most of the tensors are.
 const std::map<GgufType, uint32_t> kFileTypes = {
     {GgufType::kF16, 1}, {GgufType::kQ4_0, 2}, {GgufType::kQ4_1, 3}, {GgufType::kQ8_0, 7}};
-const std::map<std::string, std::string> kLinearNames = {
-    {"self_attn.q_proj", "attn_q"},      {"self_attn.k_proj", "attn_k"}, {"self_attn.v_proj", "attn_v"},
-    {"self_attn.o_proj", "attn_output"}, {"mlp.gate_proj", "ffn_gate"},  {"mlp.up_proj", "ffn_up"},
-    {"mlp.down_proj", "ffn_down"}};
 
 /// How llama.cpp calls an architecture that it has.
 struct Architecture {
@@ -168,7 +166,12 @@ void write_gguf(const ExportPlan& plan, const GgufPlan& gguf, const fs::path& ou
     TORCH_CHECK(written.tensors().size() == gguf.tensors.size(), "export: ", partial.string(), " holds ",
                 written.tensors().size(), " tensors but ", gguf.tensors.size(), " were planned");
     for (size_t i = 0; i < gguf.tensors.size(); ++i) {
-      expect_written(written.dequantized(gguf.tensors[i].name), gguf.values[i](), gguf.tensors[i].name);
+      const auto& [name, type, shape] = gguf.tensors[i];
+      const GgufFile::Entry& entry = written.tensors().at(name);
+      TORCH_CHECK(entry.type == static_cast<uint32_t>(type) && entry.shape == shape, "export: ", name,
+                  " was not written as planned");
+      const Tensor values = gguf_values(type, written.bytes(name, gguf_num_bytes(type, shape)), shape);
+      expect_written(values.to(at::kFloat), gguf.values[i](), name);
     }
     fs::rename(partial, output);
   } catch (...) {
@@ -230,7 +233,7 @@ ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::stri
         window->sliding_window));
   }
   for (const SourceLinear& linear : source->linears()) {
-    const std::string name = fmt::format("blk.{}.{}.", linear.block, kLinearNames.at(linear.name));
+    const std::string name = fmt::format("blk.{}.{}.", linear.block, gguf_linear_names().at(linear.name));
     const std::vector<int64_t> shape = {linear.out_features, linear.in_features};
     const auto permuted = [source, linear](const Tensor& rows) { return permute_rows(rows, linear, source->config()); };
     if (linear.bias) {

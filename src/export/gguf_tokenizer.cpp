@@ -7,6 +7,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "../model/gguf_tokenizer_json.h"
 #include "baseq/io/json_object.h"
 
 namespace baseq {
@@ -15,31 +16,22 @@ namespace {
 using nlohmann::json;
 namespace fs = std::filesystem;
 
-// llama.cpp's token types.
-constexpr int32_t kNormal = 1, kControl = 3, kUserDefined = 4, kUnused = 5;
-
-/// The pre-tokenizers that llama.cpp knows, by the regular expression of their Split.
-const std::map<std::string, const char*> kSplits = {
-    {R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|)"
-     R"( ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)",
-     "llama-bpe"},
-    {R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|)"
-     R"( ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)",
-     "qwen2"}};
-
+/// llama.cpp's name of a pre-tokenizer: what decides is which parts there are, their patterns and use_regex.
 std::string pre_tokenizer_name(const json& pre, const std::string& path) {
-  const json parts = pre.value("type", "") == "Sequence" ? pre.at("pretokenizers") : json::array({pre});
-  const auto type = [&](size_t i) { return i < parts.size() ? parts[i].value("type", "") : ""; };
-  if (parts.size() == 1 && type(0) == "ByteLevel" && parts[0].value("use_regex", true)) return "gpt-2";
-  if (parts.size() == 2 && type(1) == "ByteLevel") {
-    if (type(0) == "Digits" && parts[0].value("individual_digits", false) && parts[1].value("use_regex", true)) {
-      return "smollm";
+  const auto essence = [](const json& value) {
+    json parts = json::array();
+    for (const json& part : value.value("type", "") == "Sequence" ? value.at("pretokenizers") : json::array({value})) {
+      const std::string type = part.value("type", "");
+      json kept{{"type", type}};
+      if (type == "ByteLevel") kept["use_regex"] = part.value("use_regex", true);
+      if (type == "Digits") kept["individual_digits"] = part.value("individual_digits", false);
+      if (type == "Split") kept["pattern"] = part.at("pattern");
+      parts.push_back(kept);
     }
-    if (type(0) == "Split" && !parts[1].value("use_regex", true)) {
-      const json& pattern = parts[0].at("pattern");
-      const auto it = kSplits.find(pattern.value("Regex", ""));
-      if (it != kSplits.end()) return it->second;
-    }
+    return parts;
+  };
+  for (const auto& [name, known] : gguf_pre_tokenizers()) {
+    if (essence(pre) == essence(known)) return name;
   }
   TORCH_CHECK(false, path, ": pre_tokenizer ", pre.dump(),
               " is none that llama.cpp is known to have a name for; format hf keeps the tokenizer as it is");
@@ -73,7 +65,7 @@ json optional_json(const fs::path& path) { return fs::exists(path) ? read_json_f
 }  // namespace
 
 void add_gguf_tokenizer(GgufMetadata& metadata, const Checkpoint& checkpoint, int64_t vocab_size) {
-  const fs::path path = checkpoint.path() / "tokenizer.json";
+  const fs::path path = checkpoint.directory() / "tokenizer.json";
   TORCH_CHECK(fs::exists(path), path.string(), ": does not exist; a GGUF file holds the tokenizer");
   const json tokenizer = read_json_file(path.string());
   const json& model = tokenizer.at("model");
@@ -82,20 +74,20 @@ void add_gguf_tokenizer(GgufMetadata& metadata, const Checkpoint& checkpoint, in
               "; format gguf carries byte-level BPE");
 
   std::vector<std::string> tokens(static_cast<size_t>(vocab_size));
-  std::vector<int32_t> types(tokens.size(), kUnused);
-  const auto put = [&](int64_t id, const std::string& token, int32_t type) {
+  std::vector<int32_t> types(tokens.size(), static_cast<int32_t>(GgufTokenType::kUnused));
+  const auto put = [&](int64_t id, const std::string& token, GgufTokenType type) {
     TORCH_CHECK(id >= 0 && id < vocab_size, path.string(), ": token id ", id, " but the model knows 0 to ",
                 vocab_size - 1);
     tokens[static_cast<size_t>(id)] = token;
-    types[static_cast<size_t>(id)] = type;
+    types[static_cast<size_t>(id)] = static_cast<int32_t>(type);
   };
-  for (const auto& [token, id] : model.at("vocab").items()) put(id.get<int64_t>(), token, kNormal);
+  for (const auto& [token, id] : model.at("vocab").items()) put(id.get<int64_t>(), token, GgufTokenType::kNormal);
   for (const json& added : tokenizer.value("added_tokens", json::array())) {
     put(added.at("id").get<int64_t>(), added.at("content").get<std::string>(),
-        added.value("special", false) ? kControl : kUserDefined);
+        added.value("special", false) ? GgufTokenType::kControl : GgufTokenType::kUserDefined);
   }
   for (size_t i = 0; i < tokens.size(); ++i) {
-    if (types[i] == kUnused) tokens[i] = fmt::format("[PAD{}]", i);
+    if (types[i] == static_cast<int32_t>(GgufTokenType::kUnused)) tokens[i] = fmt::format("[PAD{}]", i);
   }
   std::vector<std::string> merges;
   for (const json& merge : model.at("merges")) {
@@ -112,9 +104,9 @@ void add_gguf_tokenizer(GgufMetadata& metadata, const Checkpoint& checkpoint, in
   add_id(metadata, checkpoint.config(), "bos_token_id", "tokenizer.ggml.bos_token_id");
   add_id(metadata, checkpoint.config(), "eos_token_id", "tokenizer.ggml.eos_token_id");
   add_id(metadata, checkpoint.config(), "pad_token_id", "tokenizer.ggml.padding_token_id");
-  const json config = optional_json(checkpoint.path() / "tokenizer_config.json");
+  const json config = optional_json(checkpoint.directory() / "tokenizer_config.json");
   metadata.add("tokenizer.ggml.add_bos_token", adds_bos(tokenizer, config));
-  const fs::path jinja = checkpoint.path() / "chat_template.jinja";
+  const fs::path jinja = checkpoint.directory() / "chat_template.jinja";
   if (const auto it = config.find("chat_template"); it != config.end() && it->is_string()) {
     metadata.add("tokenizer.chat_template", it->get<std::string>());
   } else if (fs::exists(jinja)) {

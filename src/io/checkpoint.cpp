@@ -138,16 +138,31 @@ Checkpoint::Checkpoint(const fs::path& directory) : path_(directory) {
               "; do the index and the files belong together?");
 }
 
+Checkpoint::Checkpoint(const fs::path& path, json config, std::map<std::string, MakeTensor, std::less<>> tensors,
+                       int64_t num_bytes)
+    : path_(path), config_(std::move(config)), made_(std::move(tensors)), num_bytes_(num_bytes) {}
+
+fs::path Checkpoint::directory() const {
+  std::error_code error;
+  if (fs::is_directory(path_, error)) return path_;
+  return path_.has_parent_path() ? path_.parent_path() : fs::path(".");
+}
+
 std::vector<std::string> Checkpoint::names() const {
   std::vector<std::string> names;
   names.reserve(files_.size());
   for (const auto& [name, file] : files_) {
     names.push_back(name);
   }
+  for (const auto& [name, make] : made_) {  // a checkpoint has one of the two
+    names.push_back(name);
+  }
   return names;
 }
 
-bool Checkpoint::contains(std::string_view name) const { return files_.find(name) != files_.end(); }
+bool Checkpoint::contains(std::string_view name) const {
+  return files_.find(name) != files_.end() || made_.find(name) != made_.end();
+}
 
 const SafetensorsFile& Checkpoint::file_of(std::string_view name) const {
   const auto found = files_.find(name);
@@ -155,9 +170,17 @@ const SafetensorsFile& Checkpoint::file_of(std::string_view name) const {
   return *found->second;
 }
 
-Tensor Checkpoint::tensor(std::string_view name) const { return file_of(name).tensor(name); }
+Tensor Checkpoint::tensor(std::string_view name) const {
+  const auto made = made_.find(name);
+  return made != made_.end() ? made->second() : file_of(name).tensor(name);
+}
 
-TensorInfo Checkpoint::info(std::string_view name) const { return file_of(name).info(name); }
+TensorInfo Checkpoint::info(std::string_view name) const {
+  const auto made = made_.find(name);
+  if (made == made_.end()) return file_of(name).info(name);
+  const Tensor tensor = made->second();
+  return {tensor.scalar_type(), tensor.sizes().vec()};
+}
 
 void Checkpoint::release_pages() const {
   const SafetensorsFile* last = nullptr;  // neighbours by name mostly share a file; once more does no harm

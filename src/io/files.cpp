@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -77,6 +78,13 @@ size_t read_bytes(std::string_view who, const FileDescriptor& file, const std::f
 }
 
 }  // namespace
+
+std::shared_ptr<const void> map_file(std::string_view who, const FileDescriptor& file, size_t size,
+                                     const std::filesystem::path& path) {
+  void* address = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.get(), 0);
+  if (address == MAP_FAILED) throw_system_error(who, "map", path, errno);
+  return {static_cast<const void*>(address), [size](const void* p) { ::munmap(const_cast<void*>(p), size); }};
+}
 
 std::string read_file(std::string_view who, const std::filesystem::path& path, size_t max_bytes) {
   const FileDescriptor file = open_regular_file(who, path);

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <string>
 #include <string_view>
 
@@ -34,6 +35,9 @@ class FileDescriptor {
 FileDescriptor open_regular_file(std::string_view who, const std::filesystem::path& path);
 /// Size in bytes of an open file.
 size_t size_of(std::string_view who, const FileDescriptor& file, const std::filesystem::path& path);
+/// The file as memory that cannot be written to; it stays mapped as long as the result lives. `size` is not 0.
+std::shared_ptr<const void> map_file(std::string_view who, const FileDescriptor& file, size_t size,
+                                     const std::filesystem::path& path);
 /// The whole file; throws when it is longer than `max_bytes`.
 std::string read_file(std::string_view who, const std::filesystem::path& path, size_t max_bytes);
 

@@ -24,7 +24,8 @@ const json* JsonObject::find(std::string_view key) {
 }
 
 void JsonObject::fail(std::string_view key, const std::string& expected, const json& got) const {
-  TORCH_CHECK(false, path_, ": ", key, ": expected ", expected, ", got ", got.dump());
+  TORCH_CHECK(false, path_, ": ", key, ": expected ", expected, ", got ",
+              got.dump(-1, ' ', false, json::error_handler_t::replace));
 }
 
 bool JsonObject::contains(std::string_view key) const {

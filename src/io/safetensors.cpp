@@ -90,14 +90,6 @@ size_t num_bytes_of(const std::vector<uint64_t>& shape, size_t element_size, con
   return empty ? 0 : limit;
 }
 
-std::shared_ptr<const void> map_file(const FileDescriptor& file, size_t size, const std::filesystem::path& path) {
-  void* address = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.get(), 0);
-  if (address == MAP_FAILED) {
-    throw_system_error(kWho, "map", path, errno);
-  }
-  return {static_cast<const void*>(address), [size](const void* p) { ::munmap(const_cast<void*>(p), size); }};
-}
-
 json parse_header(const unsigned char* file, size_t file_size, const std::string& path, size_t* header_size) {
   uint64_t length = 0;
   std::memcpy(&length, file, kLengthBytes);
@@ -152,7 +144,7 @@ SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : path_(path
   const size_t file_size = size_of(kWho, file, path_);
   TORCH_CHECK(file_size >= kLengthBytes, kWho, ": ", file_name, " has ", file_size, " bytes, expected at least ",
               kLengthBytes, "; incomplete download?");
-  mapping_ = map_file(file, file_size, path_);
+  mapping_ = map_file(kWho, file, file_size, path_);
   mapped_bytes_ = file_size;
   const auto* bytes = static_cast<const unsigned char*>(mapping_.get());
   size_t header_size = 0;

@@ -27,6 +27,8 @@ DecoderLayer mapped(DecoderLayer layer, Fn&& fn) {
     map(linear.bias);
   });
   layer.for_each_quant_point([&](const std::string&, QuantPoint& point) {
+    map(point.qparams.scale);
+    map(point.qparams.zero_point);
     map(point.clip);
     map(point.gain);
     map(point.shift);

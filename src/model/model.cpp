@@ -6,6 +6,7 @@
 #include <fmt/ranges.h>
 
 #include "baseq/quant/pack.h"
+#include "quantized_linear.h"
 
 namespace baseq {
 namespace {
@@ -19,10 +20,17 @@ void expect_shape(const Tensor& tensor, at::IntArrayRef shape, const std::string
 
 std::string config_path(const Checkpoint& checkpoint) { return (checkpoint.path() / "config.json").string(); }
 
-std::optional<QuantizationConfig> read_quantization(const Checkpoint& checkpoint) {
+bool is_quantized(const Checkpoint& checkpoint) {
   const auto it = checkpoint.config().find("quantization_config");
-  if (it == checkpoint.config().end() || it->is_null()) return std::nullopt;
-  return quantization_config_from_json(*it, config_path(checkpoint) + ": quantization_config");
+  return it != checkpoint.config().end() && !it->is_null();
+}
+
+std::vector<std::string> linear_names(const ModelConfig& config) {
+  std::vector<std::string> names;
+  for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
+    for (const LinearShape& linear : linear_shapes(config)) names.push_back(layer_prefix(i) + linear.name);
+  }
+  return names;
 }
 
 /// A hint for a checkpoint that lacks weights because another tool packed them.
@@ -55,9 +63,11 @@ Model::Model(const Checkpoint& checkpoint, const Options& options)
     : checkpoint_(checkpoint),
       options_(options),
       config_(ModelConfig::from_json(checkpoint.config(), config_path(checkpoint))),
-      quantization_(read_quantization(checkpoint)),
-      // A native checkpoint holds the seven linears under LlamaForCausalLM's names whatever the original had.
-      tensors_(checkpoint, config_, /*fused=*/config_.fused_projections && !quantization_) {
+      // A quantized checkpoint holds the seven linears under LlamaForCausalLM's names whatever the original had.
+      tensors_(checkpoint, config_, /*fused=*/config_.fused_projections && !is_quantized(checkpoint)) {
+  LinearFormats formats = read_linear_formats(checkpoint, linear_names(config_));
+  quantization_ = std::move(formats.config);
+  formats_ = std::move(formats.of_linears);
   check_tensors();
 }
 
@@ -70,7 +80,12 @@ void Model::check_tensors() const {
   };
   require("model.embed_tokens.weight");
   require("model.norm.weight");
-  if (!config_.tie_word_embeddings) require("lm_head.weight");
+  const auto require_weight = [&](const std::string& name) {
+    const LinearFormat& stored = format(name);
+    if (!stored.weights) return require(name + ".weight");
+    for (const std::string& part : quantized_weight_names(name, stored)) require(part);
+  };
+  if (!config_.tie_word_embeddings) require_weight("lm_head");
   const auto shapes = linear_shapes(config_);
   for (int64_t i = 0; i < config_.num_hidden_layers; ++i) {
     const std::string prefix = layer_prefix(i);
@@ -82,16 +97,10 @@ void Model::check_tensors() const {
     }
     for (const auto& linear : shapes) {
       const std::string name = prefix + linear.name;
-      if (quantization_ && quantization_->weights) {
-        require(name + ".weight_packed");
-        require(name + ".weight_scale");
-        if (!quantization_->weights->symmetric) require(name + ".weight_zero_point");
-        if (quantization_->lora_rank > 0) {
-          require(name + ".lora_A");
-          require(name + ".lora_B");
-        }
-      } else {
-        require(name + ".weight");
+      require_weight(name);
+      if (quantization_ && quantization_->weights && quantization_->lora_rank > 0) {
+        require(name + ".lora_A");
+        require(name + ".lora_B");
       }
       if (linear.bias) require(name + ".bias");
     }
@@ -129,39 +138,36 @@ Linear Model::read_linear(const std::string& name, bool with_bias) const {
   Linear linear;
   // Corrections put biases where the original has none; one that an original does not promise is not the model's.
   if (with_bias || (quantization_ && tensors_.contains(name + ".bias"))) linear.bias = read(name + ".bias");
-  if (!quantization_ || !quantization_->weights) {
+  const LinearFormat& stored = format(name);
+  if (!stored.weights) {
     linear.weight = read(name + ".weight");
     return linear;
   }
-  const QuantSpec& spec = *quantization_->weights;
-  const Tensor shape = checkpoint_.tensor(name + ".weight_shape");
-  TORCH_CHECK(shape.scalar_type() == at::kLong && shape.numel() == 2, name, ".weight_shape: expected two int64 values");
-  const int64_t rows = shape[0].item<int64_t>(), columns = shape[1].item<int64_t>();
-  QuantizedWeight quantized{.spec = spec};
-  quantized.codes = unpack_from_int32(checkpoint_.tensor(name + ".weight_packed"), spec.num_bits, columns);
-  TORCH_CHECK(quantized.codes.size(0) == rows, name, ": weight_packed has ", quantized.codes.size(0),
-              " rows but weight_shape says ", rows);
-  quantized.qparams.scale = checkpoint_.tensor(name + ".weight_scale").to(at::kFloat);
-  if (!spec.symmetric) {
-    const int64_t scale_rows = quantized.qparams.scale.size(0);  // one when the tensor has one scale
-    quantized.qparams.zero_point =
-        unpack_zero_points(checkpoint_.tensor(name + ".weight_zero_point"), spec.num_bits, scale_rows);
+  Linear quantized = read_quantized_weight(checkpoint_, name, stored);
+  linear.quantized = std::move(quantized.quantized);
+  if (quantization_->lora_rank == 0) {
+    linear.weight = quantized.weight.to(options_.device, options_.dtype);
+    return linear;
   }
-  linear.quantized = std::move(quantized);
-  if (quantization_->lora_rank > 0) {
-    const int64_t rank = std::min({quantization_->lora_rank, rows, columns});
-    const auto factor = [&](const char* part, at::IntArrayRef sizes) {
-      const Tensor stored = checkpoint_.tensor(name + part);
-      expect_shape(stored, sizes, name + part);
-      TORCH_CHECK(stored.is_floating_point(), name, part, ": dtype is ", stored.scalar_type(),
-                  ", expected a floating type");
-      return stored;
-    };
-    linear.lora_A = factor(".lora_A", {rank, columns});
-    linear.lora_B = factor(".lora_B", {rows, rank});
-  }
+  const int64_t rows = quantized.weight.size(0), columns = quantized.weight.size(1);
+  const int64_t rank = std::min({quantization_->lora_rank, rows, columns});
+  const auto factor = [&](const char* part, at::IntArrayRef sizes) {
+    const Tensor tensor = checkpoint_.tensor(name + part);
+    expect_shape(tensor, sizes, name + part);
+    TORCH_CHECK(tensor.is_floating_point(), name, part, ": dtype is ", tensor.scalar_type(),
+                ", expected a floating type");
+    return tensor;
+  };
+  linear.lora_A = factor(".lora_A", {rank, columns});
+  linear.lora_B = factor(".lora_B", {rows, rank});
   linear.weight = linear.dequantized().to(options_.device, options_.dtype);
   return linear;
+}
+
+const LinearFormat& Model::format(const std::string& name) const {
+  static const LinearFormat full_precision;
+  const auto it = formats_.find(name);
+  return it == formats_.end() ? full_precision : it->second;
 }
 
 void Model::read_quant_point(const std::string& name, QuantPoint& point) const {
@@ -171,6 +177,33 @@ void Model::read_quant_point(const std::string& name, QuantPoint& point) const {
   point.clip = optional(".clip");
   point.gain = optional(".gain");
   point.shift = optional(".shift");
+}
+
+void Model::read_input_points(const std::string& prefix, DecoderLayer& layer) const {
+  struct Readers {
+    QuantPoint& point;
+    std::vector<std::string> names;
+  };
+  Readers points[] = {{layer.self_attn.input, {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}},
+                      {layer.self_attn.o_input, {"self_attn.o_proj"}},
+                      {layer.mlp.input, {"mlp.gate_proj", "mlp.up_proj"}},
+                      {layer.mlp.down_input, {"mlp.down_proj"}}};
+  for (auto& [point, names] : points) {
+    for (std::string& name : names) name.insert(0, prefix);
+    const auto& spec = format(names[0]).input_activations;
+    for (const std::string& name : names) {
+      TORCH_CHECK(format(name).input_activations == spec, config_path(checkpoint_), ": ", name, " and ", names[0],
+                  " read the same input but quantize it differently, which is not supported");
+    }
+    point.enabled = spec.has_value();
+    if (!spec) continue;
+    point.spec = *spec;
+    if (spec->dynamic) continue;
+    point.qparams = read_input_scale(checkpoint_, names, *spec);
+    for (Tensor* part : {&point.qparams.scale, &point.qparams.zero_point}) {
+      if (part->defined()) *part = part->to(options_.device, options_.dtype);
+    }
+  }
 }
 
 DecoderLayer Model::layer(int64_t index) const {
@@ -205,14 +238,15 @@ DecoderLayer Model::layer(int64_t index) const {
   layer.mlp.input_hadamard = quantization_->input_hadamard;
   layer.mlp.down_hadamard = quantization_->down_hadamard;
   layer.for_each_quant_point([&](const std::string& name, QuantPoint& point) {
-    const bool cache = &point == &layer.self_attn.k_cache || &point == &layer.self_attn.v_cache;
-    const auto& spec = cache ? quantization_->kv_cache : quantization_->input_activations;
     read_quant_point(prefix + name, point);
-    point.enabled = spec.has_value();
-    if (spec) point.spec = *spec;
     // Biases add the input points' shifts back, o's input that of the value cache; softmax does not see K's.
     point.add_shift_back = false;
   });
+  read_input_points(prefix, layer);
+  for (QuantPoint* cache : {&layer.self_attn.k_cache, &layer.self_attn.v_cache}) {
+    cache->enabled = quantization_->kv_cache.has_value();
+    if (quantization_->kv_cache) cache->spec = *quantization_->kv_cache;
+  }
   return layer;
 }
 
@@ -223,8 +257,8 @@ RmsNorm Model::final_norm() const {
 }
 
 Linear Model::lm_head() const {
-  Linear head{
-      .weight = config_.tie_word_embeddings ? embedding() : read("lm_head.weight"), .bias = {}, .quantized = {}};
+  Linear head =
+      config_.tie_word_embeddings ? Linear{.weight = embedding()} : read_linear("lm_head", /*with_bias=*/false);
   expect_shape(head.weight, {config_.vocab_size, config_.hidden_size}, "lm_head.weight");
   if (config_.logits_scaling != 1) head.weight.div_(config_.logits_scaling);
   return head;

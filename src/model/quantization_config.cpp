@@ -59,9 +59,11 @@ json to_json(const QuantizationConfig& config) {
 QuantizationConfig quantization_config_from_json(const json& value, const std::string& path) {
   JsonObject object(value, path);
   const std::string method = object.text("quant_method", "");
-  TORCH_CHECK(method == QuantizationConfig::kMethod, path, ": quant_method is \"", method,
-              "\": the checkpoint is already quantized by another tool, and only \"", QuantizationConfig::kMethod,
-              "\" is read; use the original checkpoint in float32, float16 or bfloat16");
+  TORCH_CHECK(
+      method == QuantizationConfig::kMethod, path, ": quant_method is \"", method,
+      "\": the checkpoint is already quantized by another tool, and only \"", QuantizationConfig::kMethod,
+      "\", \"compressed-tensors\", \"gptq\" and \"awq\" are read (the last two through open_checkpoint); use the "
+      "original checkpoint in float32, float16 or bfloat16");
   const int64_t version = object.integer("format_version", 0, 0, INT64_MAX);
   TORCH_CHECK(version == QuantizationConfig::kFormatVersion, path, ": format_version ", version,
               " is not supported; this program reads version ", QuantizationConfig::kFormatVersion);

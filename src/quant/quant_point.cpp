@@ -48,10 +48,14 @@ Tensor fake_quantize_dynamic(const Tensor& x, const QuantSpec& spec, const Tenso
 }
 
 Tensor QuantPoint::forward(const Tensor& x) const {
-  TORCH_CHECK(!enabled || spec.dynamic, "QuantPoint: the spec is static, expected dynamic = true");
+  TORCH_CHECK(!enabled || spec.dynamic || (qparams.scale.defined() && spec.strategy == Strategy::kTensor),
+              "QuantPoint: the spec is static, expected dynamic = true, or a scale with Strategy::kTensor");
   Tensor y;
-  if (enabled) {
+  if (enabled && spec.dynamic) {
     y = fake_quantize_dynamic(x, spec, clip, gain, shift, add_shift_back);
+  } else if (enabled) {
+    y = fake_quantize(apply_gain_and_shift(x, gain, shift), qparams, spec);
+    if (add_shift_back && shift.defined()) y = y + shift;
   } else {
     y = apply_gain_and_shift(x, gain, add_shift_back ? Tensor() : shift);
   }

@@ -40,11 +40,11 @@ class WordCache {
 
 // A message that starts with the file, whichever part of the reading failed.
 template <class Fn>
-auto naming_file(const std::filesystem::path& path, Fn&& fn) {
+auto naming_file(const std::string& name, Fn&& fn) {
   try {
     return fn();
   } catch (const c10::Error& error) {
-    TORCH_CHECK(false, "tokenizer: ", path.string(), ": ", error.what_without_backtrace());
+    TORCH_CHECK(false, "tokenizer: ", name, ": ", error.what_without_backtrace());
   }
 }
 
@@ -120,7 +120,10 @@ struct Tokenizer::Impl {
 };
 
 Tokenizer::Tokenizer(const std::filesystem::path& tokenizer_json)
-    : impl_(naming_file(tokenizer_json, [&] { return std::make_unique<Impl>(read_tokenizer_json(tokenizer_json)); })) {}
+    : impl_(naming_file(tokenizer_json.string(),
+                        [&] { return std::make_unique<Impl>(read_tokenizer_json(tokenizer_json)); })) {}
+Tokenizer::Tokenizer(const nlohmann::json& tokenizer_json, const std::string& name)
+    : impl_(naming_file(name, [&] { return std::make_unique<Impl>(read_tokenizer_json(tokenizer_json)); })) {}
 Tokenizer::~Tokenizer() = default;
 Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
 Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;

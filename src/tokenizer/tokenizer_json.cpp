@@ -120,14 +120,24 @@ TokenizerJson read(const json& root_value) {
 
 }  // namespace
 
-TokenizerJson read_tokenizer_json(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  TORCH_CHECK(file, "cannot open the file");
+TokenizerJson read_tokenizer_json(const json& value) {
   try {
-    return read(json::parse(file));
+    return read(value);
   } catch (const json::exception& error) {
     TORCH_CHECK(false, "it is not valid JSON: ", error.what());
   }
+}
+
+TokenizerJson read_tokenizer_json(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  TORCH_CHECK(file, "cannot open the file");
+  json value;
+  try {
+    value = json::parse(file);
+  } catch (const json::exception& error) {
+    TORCH_CHECK(false, "it is not valid JSON: ", error.what());
+  }
+  return read_tokenizer_json(value);
 }
 
 }  // namespace baseq

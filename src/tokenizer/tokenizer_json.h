@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <nlohmann/json_fwd.hpp>
 #include <vector>
 
 #include "added_tokens.h"
@@ -31,5 +32,6 @@ struct TokenizerJson {
 
 /// Throws c10::Error that names every component and option that is not supported, or the first malformed value.
 TokenizerJson read_tokenizer_json(const std::filesystem::path& path);
+TokenizerJson read_tokenizer_json(const nlohmann::json& value);
 
 }  // namespace baseq

@@ -246,5 +246,18 @@ TEST(QuantPoint, ThrowsOnAStaticSpecAndOnWrongShapes) {
   EXPECT_THROW(fake_quantize_dynamic(at::randn({2, 8}), spec, {}, {}, at::ones({4}), true), c10::Error);
 }
 
+TEST(QuantPoint, StaticScaleIsThatOfTheCheckpoint) {
+  const Tensor x = at::randn({2, 3, 16});
+  for (const bool symmetric : {true, false}) {
+    QuantPoint point{.enabled = true};
+    point.spec = {.num_bits = 8, .symmetric = symmetric, .strategy = Strategy::kTensor};
+    point.qparams.scale = at::full({1, 1}, 0.02);
+    if (!symmetric) point.qparams.zero_point = at::full({1, 1}, 5.0);
+    const double zero = symmetric ? 0 : 5;
+    const Tensor expected = (at::clamp(at::round(x / 0.02) + zero, -128, 127) - zero) * 0.02;
+    EXPECT_LT((point.forward(x) - expected).abs().max().item<double>(), 1e-6);
+  }
+}
+
 }  // namespace
 }  // namespace baseq

@@ -22,7 +22,15 @@ class Checkpoint {
   /// Throws c10::Error naming what is missing or wrong (no config.json, pickled .bin weights, shards or tensors that
   /// the index names but the directory lacks, a shard name that leaves the directory, ...).
   explicit Checkpoint(const std::filesystem::path& directory);
+  /// What a file or directory in another format holds, under the names of a checkpoint in this one.
+  /// @param tensors  called each time that one is asked for
+  using MakeTensor = std::function<Tensor()>;
+  Checkpoint(const std::filesystem::path& path, nlohmann::json config,
+             std::map<std::string, MakeTensor, std::less<>> tensors, int64_t num_bytes);
+  /// The directory, or the file of a format that is one.
   const std::filesystem::path& path() const { return path_; }
+  /// Where the side files are: path(), or the directory of that file.
+  std::filesystem::path directory() const;
   const nlohmann::json& config() const { return config_; }
   std::vector<std::string> names() const;  ///< sorted by bytes
   bool contains(std::string_view name) const;
@@ -36,6 +44,7 @@ class Checkpoint {
   std::filesystem::path path_;
   nlohmann::json config_;
   std::map<std::string, std::shared_ptr<SafetensorsFile>, std::less<>> files_;  ///< tensor name -> its file
+  std::map<std::string, MakeTensor, std::less<>> made_;                         ///< of another format
   int64_t num_bytes_ = 0;
 };
 

@@ -22,8 +22,9 @@ struct LinearShape {
 /// In the order of DecoderLayer::for_each_linear.
 std::vector<LinearShape> linear_shapes(const ModelConfig& config);
 
-/// Reads a Llama-style model from a checkpoint piece by piece, an original and a quantized one alike: whoever walks
-/// through the blocks holds one of them at a time.
+/// Reads a Llama-style model from a checkpoint piece by piece, an original and a quantized one alike, the latter a
+/// native one or by compressed-tensors (see open_checkpoint for other formats): whoever walks through the blocks holds
+/// one of them at a time.
 class Model {
  public:
   struct Options {
@@ -32,7 +33,7 @@ class Model {
   };
 
   /// Throws c10::Error listing every tensor that the checkpoint lacks, naming the config field that is not supported,
-  /// or saying which other method quantized the checkpoint. `checkpoint` must outlive the model. Tensors that the
+  /// or saying what of another tool's quantization is not read. `checkpoint` must outlive the model. Tensors that the
   /// architecture does not have, such as buffers of old versions of transformers, are not looked at.
   Model(const Checkpoint& checkpoint, const Options& options);
   explicit Model(const Checkpoint& checkpoint) : Model(checkpoint, Options{}) {}
@@ -58,13 +59,17 @@ class Model {
  private:
   Tensor read(const std::string& name) const;
   Linear read_linear(const std::string& name, bool with_bias) const;
+  /// The format of a linear; that of full precision for one that is not quantized.
+  const LinearFormat& format(const std::string& name) const;
   void read_quant_point(const std::string& name, QuantPoint& point) const;
+  void read_input_points(const std::string& prefix, DecoderLayer& layer) const;
   void check_tensors() const;
 
   const Checkpoint& checkpoint_;
   Options options_;
   ModelConfig config_;
   std::optional<QuantizationConfig> quantization_;
+  std::map<std::string, LinearFormat> formats_;  ///< of quantized linears, by full name
   NamedTensors tensors_;
 };
 

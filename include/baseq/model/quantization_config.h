@@ -9,6 +9,22 @@
 
 namespace baseq {
 
+/// How a checkpoint stores one linear and what quantizes its input; absent parts are in full precision.
+struct LinearFormat {
+  std::optional<QuantSpec> weights;
+  std::optional<QuantSpec> input_activations;
+  enum class Codes {
+    kPacked,  ///< `weight_packed`, a dense stream of bits
+    kPadded,  ///< `weight_packed` of compressed-tensors before 0.18: no code straddles two words
+    kInt8,    ///< `weight`, one byte a code
+  } codes = Codes::kPacked;
+  /// `weight_g_idx` gives the group of each column, and groups are not runs of neighbours: such weights are read
+  /// dequantized, without codes.
+  bool group_index = false;
+
+  bool operator==(const LinearFormat&) const = default;
+};
+
 /// What a quantized checkpoint's config.json says about how to run it; absent parts are in full precision.
 struct QuantizationConfig {
   static constexpr const char* kMethod = "baseq";
@@ -25,6 +41,9 @@ struct QuantizationConfig {
   bool query_key_hadamard = false;  ///< of every head of q and k after RoPE
   bool o_hadamard = false;          ///< of the input of o_proj
   bool down_hadamard = false;       ///< of the input of down_proj
+  /// Whether `weights` and `input_activations` hold for every linear of every block and all have codes. A native
+  /// checkpoint's do; of one by another tool they are what the first quantized linear has.
+  bool uniform = true;
 
   bool operator==(const QuantizationConfig&) const = default;
 };

@@ -12,6 +12,7 @@ namespace baseq {
 struct QuantPoint {
   bool enabled = false;
   QuantSpec spec{.num_bits = 4, .symmetric = false, .strategy = Strategy::kToken, .dynamic = true};
+  QParams qparams{};           ///< of a spec that is not dynamic: scale and zero point [1, 1], strategy kTensor
   Tensor clip{};               ///< see compute_qparams; undefined: the full range
   Tensor gain{};               ///< [features]; undefined: 1
   Tensor shift{};              ///< [features]; undefined: 0

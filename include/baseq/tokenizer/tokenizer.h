@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <span>
 #include <string>
 #include <string_view>
@@ -20,6 +21,8 @@ class Tokenizer {
   /// Throws c10::Error that names the file and each component (normalizer, pre-tokenizer, model, post-processor) and
   /// option that is not supported, or the first value that is malformed.
   explicit Tokenizer(const std::filesystem::path& tokenizer_json);
+  /// The same of what such a file holds; `name` is what messages call it.
+  Tokenizer(const nlohmann::json& tokenizer_json, const std::string& name);
   ~Tokenizer();
   Tokenizer(Tokenizer&&) noexcept;
   Tokenizer& operator=(Tokenizer&&) noexcept;

@@ -1,0 +1,49 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "baseq/tensor.h"
+
+namespace baseq {
+
+/// A memory-mapped GGUF file of version 2 or 3 (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md). It knows
+/// where tensors begin; how many bytes they take follows from their types (see gguf_blocks.h).
+class GgufFile {
+ public:
+  struct Entry {
+    uint32_t type;               ///< ggml's number of the type
+    std::vector<int64_t> shape;  ///< rows first, as in PyTorch; the number of elements fits in 62 bits
+    uint64_t offset;             ///< from the start of the file, inside it
+  };
+  /// Reads the header. Throws c10::Error with one sentence naming the file and the fault; no file, however damaged,
+  /// makes it crash or take more memory than a small multiple of the header's size.
+  explicit GgufFile(const std::filesystem::path& path);
+  /// The same of `size` bytes in memory; `name` is what messages call them.
+  GgufFile(std::shared_ptr<const void> bytes, size_t size, std::string name);
+
+  /// The key-value pairs as one object: numbers, booleans, strings, arrays.
+  const nlohmann::json& metadata() const { return metadata_; }
+  const std::map<std::string, Entry, std::less<>>& tensors() const { return tensors_; }
+  /// The first `num_bytes` bytes of a tensor, uint8, a read-only view of the mapping. Throws when there is no such
+  /// tensor or the file ends before.
+  Tensor bytes(std::string_view name, int64_t num_bytes) const;
+  int64_t num_bytes() const { return static_cast<int64_t>(size_); }  ///< of the file
+  const std::string& name() const { return name_; }
+
+ private:
+  void read_header();
+  std::shared_ptr<const void> bytes_;
+  size_t size_ = 0;
+  std::string name_;
+  nlohmann::json metadata_ = nlohmann::json::object();
+  std::map<std::string, Entry, std::less<>> tensors_;
+};
+
+}  // namespace baseq

@@ -1,0 +1,193 @@
+#include "baseq/io/gguf_file.h"
+
+#include <ATen/ATen.h>
+
+#include <bit>
+#include <cstring>
+
+#include "files.h"
+#include "strict_json.h"
+
+static_assert(std::endian::native == std::endian::little, "GGUF data is little-endian and is not converted");
+
+namespace baseq {
+namespace {
+
+using nlohmann::json;
+
+constexpr const char* kWho = "gguf";
+constexpr uint32_t kMagic = 0x46554747;  // "GGUF"
+constexpr uint64_t kMaxAlignment = 1 << 20;
+constexpr uint32_t kMaxDimensions = 4;
+constexpr int kMaxNesting = 4;  // of arrays
+
+enum ValueType : uint32_t {
+  kUint8,
+  kInt8,
+  kUint16,
+  kInt16,
+  kUint32,
+  kInt32,
+  kFloat32,
+  kBool,
+  kString,
+  kArray,
+  kUint64,
+  kInt64,
+  kFloat64
+};
+
+/// Reads values from memory; what lies past its end is an error.
+class Cursor {
+ public:
+  Cursor(const unsigned char* begin, size_t size, const std::string& name) : begin_(begin), size_(size), name_(name) {}
+  size_t position() const { return position_; }
+  size_t left() const { return size_ - position_; }
+
+  template <class T>
+  T value() {
+    need(sizeof(T));
+    T result;
+    std::memcpy(&result, begin_ + position_, sizeof(T));
+    position_ += sizeof(T);
+    return result;
+  }
+  std::string text() {
+    const auto size = value<uint64_t>();
+    need(size);
+    std::string result(reinterpret_cast<const char*>(begin_ + position_), size);
+    position_ += size;
+    return result;
+  }
+  json metadata_value(uint32_t type, int depth = 0) {
+    switch (type) {
+      case kUint8:
+        return value<uint8_t>();
+      case kInt8:
+        return value<int8_t>();
+      case kUint16:
+        return value<uint16_t>();
+      case kInt16:
+        return value<int16_t>();
+      case kUint32:
+        return value<uint32_t>();
+      case kInt32:
+        return value<int32_t>();
+      case kFloat32:
+        return value<float>();
+      case kBool:
+        return value<uint8_t>() != 0;
+      case kString:
+        return text();
+      case kUint64:
+        return value<uint64_t>();
+      case kInt64:
+        return value<int64_t>();
+      case kFloat64:
+        return value<double>();
+      case kArray:
+        return array(depth);
+      default:
+        TORCH_CHECK(false, kWho, ": ", name_, ": byte ", position_, ": ", type, " is no type of a metadata value");
+    }
+  }
+  void need(uint64_t num_bytes) const {
+    TORCH_CHECK(num_bytes <= left(), kWho, ": ", name_, " ends inside its header: at byte ", position_, " it needs ",
+                num_bytes, " more but has ", left(), "; incomplete download?");
+  }
+
+ private:
+  json array(int depth) {
+    TORCH_CHECK(depth < kMaxNesting, kWho, ": ", name_, ": arrays are nested deeper than ", kMaxNesting);
+    const auto type = value<uint32_t>();
+    const auto count = value<uint64_t>();
+    need(count);  // an element takes at least a byte
+    json result = json::array();
+    for (uint64_t i = 0; i < count; ++i) result.push_back(metadata_value(type, depth + 1));
+    return result;
+  }
+
+  const unsigned char* begin_;
+  size_t size_, position_ = 0;
+  const std::string& name_;
+};
+
+}  // namespace
+
+GgufFile::GgufFile(const std::filesystem::path& path) : name_(path.string()) {
+  const FileDescriptor file = open_regular_file(kWho, path);
+  size_ = size_of(kWho, file, path);
+  TORCH_CHECK(size_ > 0, kWho, ": ", name_, " is empty");
+  bytes_ = map_file(kWho, file, size_, path);
+  read_header();
+}
+
+GgufFile::GgufFile(std::shared_ptr<const void> bytes, size_t size, std::string name)
+    : bytes_(std::move(bytes)), size_(size), name_(std::move(name)) {
+  read_header();
+}
+
+void GgufFile::read_header() {
+  Cursor cursor(static_cast<const unsigned char*>(bytes_.get()), size_, name_);
+  TORCH_CHECK(cursor.value<uint32_t>() == kMagic, kWho, ": ", name_, " is not a GGUF file");
+  const auto version = cursor.value<uint32_t>();
+  TORCH_CHECK(version == 2 || version == 3, kWho, ": ", name_, " has version ", version,
+              ", expected 2 or 3 in little-endian order");
+  const auto num_tensors = cursor.value<uint64_t>(), num_pairs = cursor.value<uint64_t>();
+  for (uint64_t i = 0; i < num_pairs; ++i) {
+    const std::string key = cursor.text();
+    json value = cursor.metadata_value(cursor.value<uint32_t>());
+    TORCH_CHECK(metadata_.emplace(key, std::move(value)).second, kWho, ": ", name_, " has the key ", quote(key),
+                " twice");
+  }
+  uint64_t alignment = 32;
+  if (const auto it = metadata_.find("general.alignment"); it != metadata_.end()) {
+    TORCH_CHECK(
+        it->is_number_unsigned() && it->get<uint64_t>() <= kMaxAlignment && std::has_single_bit(it->get<uint64_t>()),
+        kWho, ": ", name_, ": general.alignment is ", it->dump(), ", expected a power of two");
+    alignment = it->get<uint64_t>();
+  }
+  for (uint64_t i = 0; i < num_tensors; ++i) {
+    const std::string name = cursor.text();
+    const std::string where = std::string(kWho) + ": " + name_ + ": tensor " + quote(name) + " ";
+    const auto dimensions = cursor.value<uint32_t>();
+    TORCH_CHECK(dimensions <= kMaxDimensions, where, "has ", dimensions, " dimensions, expected at most ",
+                kMaxDimensions);
+    Entry entry;
+    entry.shape.resize(dimensions);
+    uint64_t count = 1;
+    for (auto size = entry.shape.rbegin(); size != entry.shape.rend(); ++size) {
+      const auto stored = cursor.value<uint64_t>();
+      constexpr uint64_t kMaxCount = uint64_t{1} << 62;
+      TORCH_CHECK(stored > 0 && stored <= kMaxCount / count, where, "has a dimension of ", stored,
+                  ", which no file can hold");
+      count *= stored;
+      *size = static_cast<int64_t>(stored);
+    }
+    entry.type = cursor.value<uint32_t>();
+    entry.offset = cursor.value<uint64_t>();
+    TORCH_CHECK(entry.offset % alignment == 0, where, "begins at ", entry.offset, ", which is not a multiple of ",
+                alignment);
+    TORCH_CHECK(tensors_.emplace(name, std::move(entry)).second, where, "is there twice");
+  }
+  const uint64_t data = (cursor.position() + alignment - 1) / alignment * alignment;
+  for (auto& [name, entry] : tensors_) {
+    TORCH_CHECK(data <= size_ && entry.offset <= size_ - data, kWho, ": ", name_, ": tensor ", quote(name),
+                " begins behind the end of the file; incomplete download?");
+    entry.offset += data;
+  }
+}
+
+Tensor GgufFile::bytes(std::string_view name, int64_t num_bytes) const {
+  const auto it = tensors_.find(name);
+  TORCH_CHECK(it != tensors_.end(), kWho, ": ", name_, " has no tensor ", quote(name));
+  const uint64_t offset = it->second.offset;
+  TORCH_CHECK(num_bytes >= 0 && static_cast<uint64_t>(num_bytes) <= size_ - offset, kWho, ": ", name_, ": tensor ",
+              quote(name), " takes ", num_bytes, " bytes but ", size_ - offset,
+              " are left in the file; incomplete download?");
+  auto* begin = static_cast<unsigned char*>(const_cast<void*>(bytes_.get())) + offset;
+  return at::from_blob(
+      begin, {num_bytes}, [keep = bytes_](void*) {}, at::TensorOptions().dtype(at::kByte));
+}
+
+}  // namespace baseq

@@ -1,0 +1,33 @@
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "baseq/io/checkpoint.h"
+#include "baseq/model/decoder_layer.h"
+#include "baseq/model/quantization_config.h"
+
+/// The linears of a quantized checkpoint as it stores them. Not installed.
+namespace baseq {
+
+struct LinearFormats {
+  std::optional<QuantizationConfig> config;        ///< absent for a checkpoint in full precision
+  std::map<std::string, LinearFormat> of_linears;  ///< those that are quantized, by full name
+};
+
+/// What config.json says of `linears` (full names, those of the blocks) and of lm_head.
+/// Throws naming what this program does not execute.
+LinearFormats read_linear_formats(const Checkpoint& checkpoint, const std::vector<std::string>& linears);
+
+/// The names of the tensors that read_quantized_weight needs.
+std::vector<std::string> quantized_weight_names(const std::string& name, const LinearFormat& format);
+
+/// `weight`, on the CPU and in float32, and the codes where they can be kept. Throws naming what does not fit.
+Linear read_quantized_weight(const Checkpoint& checkpoint, const std::string& name, const LinearFormat& format);
+
+/// The static scale of the input that the linears `names` share. Throws when they do not agree.
+QParams read_input_scale(const Checkpoint& checkpoint, const std::vector<std::string>& names, const QuantSpec& spec);
+
+}  // namespace baseq
