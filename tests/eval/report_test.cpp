@@ -67,7 +67,8 @@ TEST(LineChart, IsDrawnForAnyValues) {
 
 TEST(LineChart, TheAxisIsLogarithmicForAWideRange) {
   const auto chart = [](double last) {
-    return to_svg(LineChart{.title = "", .x_label = "", .y_label = "", .x = {"first", "second"}, .series = {{"", {1, last}}}});
+    return to_svg(
+        LineChart{.title = "", .x_label = "", .y_label = "", .x = {"first", "second"}, .series = {{"", {1, last}}}});
   };
   EXPECT_EQ(chart(2).find(">0.1<"), std::string::npos);
   EXPECT_NE(chart(2).find(">0<"), std::string::npos);  // a linear axis begins at zero

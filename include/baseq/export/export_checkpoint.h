@@ -67,8 +67,9 @@ struct ExportPlan {
 /// @param checkpoint  a native or an unquantized checkpoint; must outlive the plan
 ExportPlan plan_export(const Checkpoint& checkpoint, const ExportOptions& options);
 
-/// Writes what `plan` says and copies the side files of `checkpoint` byte for byte. Holds one block of the source. Before the directory gets its name everything is read back, dequantized and compared with the source: a
-/// difference is an error.
+/// Writes what `plan` says and copies the side files of `checkpoint` byte for byte. Holds one block of the source.
+/// Before the directory gets its name everything is read back, dequantized and compared with the source: a difference
+/// is an error.
 /// @param progress  called with tensors done and tensors in all; may be empty
 void write_export(const Checkpoint& checkpoint, const ExportPlan& plan, const std::filesystem::path& output,
                   const CheckpointWriter::Options& options = {},
