@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_export import (BIASED, LINEARS, TINY, compressed_tensors, decompressed_logits, export,  # noqa: F401
-                         loaded_logits, logits_of, relative_error, token_errors)
+from test_export import (BIASED, LINEARS, TINY, compressed_tensors, decompressed_logits,  # noqa: F401
+                         loaded_logits, relative_error, token_errors)
 
 pytestmark = pytest.mark.usefixtures("compressed_tensors")
 

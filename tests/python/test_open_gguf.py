@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_export import export, loaded_logits, logits_of, relative_error  # noqa: F401
+from test_export import loaded_logits, relative_error
 from test_gguf import HEADS, KV_HEADS, NAMES, ROOT, VOCAB, exported, model, permuted  # noqa: F401
 
 TYPES = {"F32": gguf.GGMLQuantizationType.F32, "F16": gguf.GGMLQuantizationType.F16,

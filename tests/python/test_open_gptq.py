@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_export import TINY, compressed_tensors, export, loaded_logits, logits_of, relative_error  # noqa: F401
+from test_export import TINY, compressed_tensors, loaded_logits, relative_error  # noqa: F401
 
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 
