@@ -69,7 +69,7 @@ def logits_of(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("logits")
 
     def call(model: Path) -> tuple[torch.Tensor, torch.Tensor]:
-        save_file({"input_ids": ids_of(model, (3, 33))}, folder / "ids.safetensors")
+        save_file({"input_ids": ids_of(model, (8, 33))}, folder / "ids.safetensors")
         done = run("eval", model, "--tokens", folder / "ids.safetensors", "--seq-len", 33, "--logits",
                    folder / "logits.safetensors", "--quiet")
         assert done.returncode == 0, done.stderr
@@ -97,7 +97,11 @@ def test_logits_are_those_of_the_program(quantized, logits_of, name, model):
     folder = quantized(RECIPES[name], model)
     ids, expected = logits_of(folder)
     with torch.no_grad():
-        assert relative_error(load(folder)(ids).logits, expected) < 1e-3
+        got = load(folder)(ids).logits
+    agree = [relative_error(*window) < 1e-5 for window in zip(got, expected)]
+    # A value in the middle between two codes falls either way when a sum is formed in another order, and the rest of
+    # its window sees the other code: of the windows with quantized activations some may differ.
+    assert sum(agree) >= (6 if "input_activations" in RECIPES[name] else 8)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -129,9 +133,11 @@ def test_half_precision_keeps_the_scales(quantized, logits_of):
         assert relative_error(model(ids).logits, expected) < 5e-2
 
 
-def test_sharded_checkpoint_is_read(quantized, logits_of):
+def test_sharded_checkpoint_is_read(quantized):
     folder = quantized(RECIPES["everything"], TINY)
-    ids, expected = logits_of(folder)
+    ids = ids_of(TINY, (3, 33)).long()
+    with torch.no_grad():
+        expected = load(folder)(ids).logits
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names = sorted(tensors)
@@ -141,7 +147,7 @@ def test_sharded_checkpoint_is_read(quantized, logits_of):
     index = {"metadata": {}, "weight_map": {name: shard for shard, held in shards.items() for name in held}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with torch.no_grad():
-        assert relative_error(load(folder)(ids).logits, expected) < 1e-3
+        assert torch.equal(load(folder)(ids).logits, expected)
 
 
 @pytest.mark.parametrize("hidden, heads, intermediate", [
