@@ -223,26 +223,25 @@ template <int kLanes>
   return start;
 }
 
-/// The dot product of blocks `first` to `last` of a row whose lanes have the scales `scale` [blocks, lanes], added to
-/// `sums`.
+/// The dot product of a row whose lanes have the scales `scale` [blocks, lanes], added to `sums`.
 template <int kLanes, int kBits>
 [[gnu::always_inline]] inline Floats<kLanes> multiply(const DecodeRows& rows, int64_t row, const float* scale,
-                                                      int64_t first, int64_t last, Floats<kLanes> sums) {
+                                                      Floats<kLanes> sums) {
   using L = Layout<kLanes, kBits>;
   constexpr auto kCodes = std::make_integer_sequence<int, L::kCodes>{};
   // Blocks are read as whole vectors; those that would end behind the tensor from a copy.
   const uint32_t* packed = rows.packed + row * rows.words;
   const int64_t readable = rows.packed_end - packed - kLanes;
-  const int64_t direct = readable < 0 ? 0 : std::min(last, readable / L::kWords + 1);
+  const int64_t direct = readable < 0 ? 0 : std::min(rows.blocks, readable / L::kWords + 1);
   uint32_t copy[kLanes] = {};
-  for (int64_t block = first, count = 0; block < last; block += count) {
+  for (int64_t block = 0, count = 0; block < rows.blocks; block += count) {
     count = std::max<int64_t>(direct - block, 1);
-    const uint32_t* words = packed + block * L::kWords;
+    const uint32_t* first = packed + block * L::kWords;
     if (block >= direct) {
-      std::memcpy(copy, words, std::min<int64_t>(rows.packed_end - words, L::kWords) * sizeof(uint32_t));
-      words = copy;
+      std::memcpy(copy, first, std::min<int64_t>(rows.packed_end - first, L::kWords) * sizeof(uint32_t));
+      first = copy;
     }
-    sums = add_blocks<kLanes, kBits>(words, scale + block * kLanes, rows.x + block * kLanes * L::kCodes,
+    sums = add_blocks<kLanes, kBits>(first, scale + block * kLanes, rows.x + block * kLanes * L::kCodes,
                                      rows.x_start + block * kLanes, count, sums, kCodes);
   }
   return sums;
@@ -250,48 +249,35 @@ template <int kLanes, int kBits>
 
 template <int kLanes>
 [[gnu::always_inline]] inline Floats<kLanes> multiply(const DecodeRows& rows, int64_t row, const float* scale,
-                                                      int64_t first, int64_t last, Floats<kLanes> sums) {
+                                                      Floats<kLanes> sums) {
   switch (rows.num_bits) {
     case 2:
-      return multiply<kLanes, 2>(rows, row, scale, first, last, sums);
+      return multiply<kLanes, 2>(rows, row, scale, sums);
     case 3:
-      return multiply<kLanes, 3>(rows, row, scale, first, last, sums);
+      return multiply<kLanes, 3>(rows, row, scale, sums);
     case 4:
-      return multiply<kLanes, 4>(rows, row, scale, first, last, sums);
+      return multiply<kLanes, 4>(rows, row, scale, sums);
     case 5:
-      return multiply<kLanes, 5>(rows, row, scale, first, last, sums);
+      return multiply<kLanes, 5>(rows, row, scale, sums);
     case 6:
-      return multiply<kLanes, 6>(rows, row, scale, first, last, sums);
+      return multiply<kLanes, 6>(rows, row, scale, sums);
     case 7:
-      return multiply<kLanes, 7>(rows, row, scale, first, last, sums);
+      return multiply<kLanes, 7>(rows, row, scale, sums);
     default:
-      return multiply<kLanes, 8>(rows, row, scale, first, last, sums);
+      return multiply<kLanes, 8>(rows, row, scale, sums);
   }
 }
 
-/// What x has of so many blocks stays in the first cache for all the rows of a tile.
-constexpr int64_t kTileBlocks = 32;
-
 template <int kLanes>
 [[gnu::always_inline]] inline void decode(const DecodeRows& rows, int64_t begin, int64_t end, float* scratch) {
-  const int64_t stride = rows.blocks * kLanes;
   float* lanes = scratch + rows.groups;
-  std::fill_n(lanes, kTileRows * stride, 0.0F);
-  for (int64_t first_row = begin; first_row < end; first_row += kTileRows) {
-    const int64_t count = std::min(kTileRows, end - first_row);
-    Floats<kLanes> sums[kTileRows] = {};
-    for (int64_t i = 0; i < count; ++i) {
-      const float* scale = read_scales(rows, first_row + i, scratch);
-      spread_scales(rows, scale, lanes + i * stride);
-      sums[i][0] = start_of_row<kLanes>(rows, first_row + i, scale);
-    }
-    for (int64_t block = 0; block < rows.blocks; block += kTileBlocks) {
-      const int64_t last = std::min(block + kTileBlocks, rows.blocks);
-      for (int64_t i = 0; i < count; ++i) {
-        sums[i] = multiply<kLanes>(rows, first_row + i, lanes + i * stride, block, last, sums[i]);
-      }
-    }
-    for (int64_t i = 0; i < count; ++i) rows.y[first_row + i] = sum<kLanes>(sums[i]);
+  std::fill_n(lanes, rows.blocks * kLanes, 0.0F);
+  for (int64_t row = begin; row < end; ++row) {
+    const float* scale = read_scales(rows, row, scratch);
+    spread_scales(rows, scale, lanes);
+    Floats<kLanes> sums{};
+    sums[0] = start_of_row<kLanes>(rows, row, scale);
+    rows.y[row] = sum<kLanes>(multiply<kLanes>(rows, row, lanes, sums));
   }
 }
 

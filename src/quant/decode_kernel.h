@@ -11,8 +11,6 @@ namespace baseq {
 constexpr int64_t codes_per_lane(int64_t num_bits) { return num_bits <= 4 ? 8 : 4; }
 /// Lanes of the products with lora_B, whose rows are short.
 constexpr int64_t kFactorLanes = 8;
-/// Rows that share what is loaded of x.
-constexpr int64_t kTileRows = 8;
 /// What a code stands above in the sums: codes are read as 2^b + (code + 2^(b-1)), between 2^b and 2^(b+1).
 constexpr float code_offset(int64_t num_bits) { return static_cast<float>(int64_t{3} << (num_bits - 1)); }
 
@@ -48,7 +46,7 @@ struct DecodeKernels {
   const char* name;
   int64_t lanes;
   bool (*supported)();
-  /// Rows `begin` to `end` of y; `scratch` [groups + kTileRows * blocks * lanes].
+  /// Rows `begin` to `end` of y; `scratch` [groups + blocks * lanes].
   void (*decode)(const DecodeRows& rows, int64_t begin, int64_t end, float* scratch);
   /// out[r] = a[r] x for rows `begin` to `end` of the bfloat16 matrix a [rows, columns], x in the order of pair_up.
   void (*project)(const uint16_t* a, const float* x, int64_t columns, int64_t begin, int64_t end, float* out);
