@@ -90,8 +90,9 @@ json gguf_tokenizer_json(const GgufFile& file) {
   json post_processor = nullptr;
   JsonObject metadata(file.metadata(), file.name());
   if (metadata.boolean("tokenizer.ggml.add_bos_token", pre == "llama-bpe")) {
-    const int64_t id = metadata.integer("tokenizer.ggml.bos_token_id", 0, 0, static_cast<int64_t>(tokens.size()) - 1);
-    const json& bos = tokens.at(static_cast<size_t>(id));
+    const auto last = static_cast<int64_t>(tokens.size()) - 1;
+    const auto id = static_cast<uint64_t>(metadata.integer("tokenizer.ggml.bos_token_id", 0, 0, last));
+    const json& bos = tokens.at(id);
     const json special{{"SpecialToken", {{"id", bos}, {"type_id", 0}}}};
     const auto text = [](const char* name, int type) -> json {
       return {{"Sequence", {{"id", name}, {"type_id", type}}}};

@@ -13,6 +13,7 @@
 #include "baseq/io/json_object.h"
 #include "baseq/io/safetensors.h"
 #include "baseq/model/config.h"
+#include "baseq/model/open_checkpoint.h"
 #include "baseq/model/quantization_config.h"
 #include "baseq/pipeline/calibration.h"
 #include "baseq/pipeline/recipe.h"
@@ -72,12 +73,21 @@ inline void run_log(std::string_view bytes) {
   record.peak_memory_bytes();
 }
 
+inline void gguf(std::string_view bytes) {
+  const std::filesystem::path path = file_of(bytes, ".gguf");
+  const Checkpoint checkpoint = open_checkpoint(path);
+  for (const std::string& name : checkpoint.names()) checkpoint.tensor(name).clone();
+  ModelConfig::from_json(checkpoint.config(), path.string());
+  open_tokenizer(path);
+}
+
 struct Target {
   const char* name;  ///< of its folder in seeds/
   void (*run)(std::string_view);
 };
-inline constexpr Target kTargets[] = {{"safetensors", safetensors}, {"tokenizer", tokenizer},     {"config", config},
-                                      {"recipe", recipe},           {"calibration", calibration}, {"run_log", run_log}};
+inline constexpr Target kTargets[] = {
+    {"safetensors", safetensors}, {"tokenizer", tokenizer}, {"config", config}, {"recipe", recipe},
+    {"calibration", calibration}, {"run_log", run_log},     {"gguf", gguf}};
 
 /// Runs the target; a refusal is fine. An assertion that failed is one of ours and no refusal.
 inline void run(const Target& target, std::string_view bytes) {

@@ -162,3 +162,11 @@ def test_the_metadata_hold_the_tokenizer(exported, run, tmp_path):
         reports.append(json.loads((tmp_path / "report.json").read_text()))
     assert len({report["num_tokens"] for report in reports}) == 1
     assert all(report["perplexity"] == pytest.approx(reports[0]["perplexity"], rel=1e-5) for report in reports)
+
+
+def test_a_token_in_front_of_a_text_is_that_of_the_metadata(run, tmp_path):
+    seed = ROOT / "tests" / "fuzz" / "seeds" / "gguf" / "tiny.gguf"  # tokens a, b, ab, <s>; add_bos_token
+    (tmp_path / "text.txt").write_text("abbaab")
+    done = run("eval", seed, "--text", tmp_path / "text.txt", "--seq-len", 5, "--logits", tmp_path / "logits.safetensors")
+    assert done.returncode == 0, done.stderr
+    assert load_file(tmp_path / "logits.safetensors")["input_ids"].tolist() == [[3, 2, 1, 0, 2]]
