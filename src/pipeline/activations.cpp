@@ -6,16 +6,10 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <system_error>
+
+#include "../io/files.h"
 
 namespace baseq {
-namespace {
-
-[[noreturn]] void fail(const std::filesystem::path& file, const char* action, int error) {
-  TORCH_CHECK(false, "activations: cannot ", action, " ", file.string(), ": ", std::generic_category().message(error));
-}
-
-}  // namespace
 
 Tensor ActivationStorage::allocate(at::IntArrayRef sizes) const {
   TORCH_CHECK(dtype == at::kFloat || dtype == at::kBFloat16, "activations: dtype is ", dtype,
@@ -24,7 +18,7 @@ Tensor ActivationStorage::allocate(at::IntArrayRef sizes) const {
 
   std::string name = (directory / ".baseq-activations-XXXXXX").string();
   const int descriptor = ::mkstemp(name.data());
-  if (descriptor < 0) fail(name, "create", errno);
+  if (descriptor < 0) throw_system_error("activations", "create", name, errno);
   // Reserved now: a full disk is an error here and not a signal in the middle of the run.
   const auto num_bytes = static_cast<off_t>(c10::multiply_integers(sizes) * c10::elementSize(dtype));
   const int error = num_bytes > 0 ? ::posix_fallocate(descriptor, 0, num_bytes) : 0;
@@ -32,7 +26,7 @@ Tensor ActivationStorage::allocate(at::IntArrayRef sizes) const {
   Tensor result;
   if (error == 0) result = at::from_file(name, /*shared=*/true, c10::multiply_integers(sizes), dtype).view(sizes);
   ::unlink(name.c_str());
-  if (error != 0) fail(name, "reserve space for", error);
+  if (error != 0) throw_system_error("activations", "reserve space for", name, error);
   return result;
 }
 

@@ -16,8 +16,7 @@ struct LowRankCorrection {
 /// Theorem 1 of QERA (arXiv 2410.06040) without a root or an inverse of R, which may be singular.
 /// @param error   E = W - W_q, [out_features, in_features]
 /// @param moments R: undefined for the identity (the truncated SVD of E, arXiv 2303.08302); [in_features] for a
-/// diagonal
-///                matrix (variances: QERA-approx; squared mean magnitudes: L2QER, arXiv 2402.02446);
+///                diagonal matrix (variances: QERA-approx; squared mean magnitudes: L2QER, arXiv 2402.02446);
 ///                [in_features, in_features] for the inputs' second moments E[x^T x] (QERA-exact)
 /// Where both sides of a large error are long, the eigenvectors come from a block Krylov iteration, which ends when a
 /// step adds less than 1e-5 to what is removed. Throws c10::Error when shapes do not fit, rank is not positive, or a
