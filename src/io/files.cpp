@@ -55,9 +55,6 @@ size_t size_of(std::string_view who, const FileDescriptor& file, const std::file
   return static_cast<size_t>(status.st_size);
 }
 
-namespace {
-
-// Reads up to `size` bytes; fewer only at the end of the file.
 size_t read_bytes(std::string_view who, const FileDescriptor& file, const std::filesystem::path& path, char* data,
                   size_t size) {
   size_t done = 0;
@@ -76,8 +73,6 @@ size_t read_bytes(std::string_view who, const FileDescriptor& file, const std::f
   }
   return done;
 }
-
-}  // namespace
 
 std::shared_ptr<const void> map_file(std::string_view who, const FileDescriptor& file, size_t size,
                                      const std::filesystem::path& path) {

@@ -38,6 +38,9 @@ size_t size_of(std::string_view who, const FileDescriptor& file, const std::file
 /// The file as memory that cannot be written to; it stays mapped as long as the result lives. `size` is not 0.
 std::shared_ptr<const void> map_file(std::string_view who, const FileDescriptor& file, size_t size,
                                      const std::filesystem::path& path);
+/// Reads up to `size` bytes from where the file stands; fewer only at its end.
+size_t read_bytes(std::string_view who, const FileDescriptor& file, const std::filesystem::path& path, char* data,
+                  size_t size);
 /// The whole file; throws when it is longer than `max_bytes`.
 std::string read_file(std::string_view who, const std::filesystem::path& path, size_t max_bytes);
 

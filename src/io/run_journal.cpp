@@ -31,13 +31,10 @@ uint32_t crc32_of(const fs::path& path) {
   const FileDescriptor file = open_regular_file(kWho, path);
   std::string buffer(size_t{1} << 20, '\0');
   uLong crc = ::crc32(0, nullptr, 0);
-  for (;;) {
-    const ssize_t count = ::read(file.get(), buffer.data(), buffer.size());
-    if (count < 0 && errno == EINTR) continue;
-    if (count < 0) throw_system_error(kWho, "read", path, errno);
-    if (count == 0) return static_cast<uint32_t>(crc);
+  while (const size_t count = read_bytes(kWho, file, path, buffer.data(), buffer.size())) {
     crc = ::crc32(crc, reinterpret_cast<const Bytef*>(buffer.data()), static_cast<uInt>(count));
   }
+  return static_cast<uint32_t>(crc);
 }
 
 RunJournal::Tensors tensors_of(const fs::path& path) {
