@@ -320,8 +320,8 @@ std::string clips_section(const RunRecord& run) {
   }
   if (table.empty()) return "";
   return section("Clips, gains and shifts",
-                 "The share of a row's range that the grid covers, one ratio a scale (two: below "
-                 "and above the middle), and what is done to the channels first.") +
+                 "The share of a row's range that the grid covers, one ratio a scale, and what is done to the channels "
+                 "first.") +
          (chart.series.empty() ? "" : figure(to_svg(chart))) + details("Every point", table.html());
 }
 

@@ -188,8 +188,7 @@ class QuantPoint(nn.Module):
         self.groups = features // spec["group_size"] if spec and spec["strategy"] == "group" else 1
         for name in ("gain", "shift"):
             self.register_buffer(name, torch.ones(features) if has(name) else None)
-        columns = 2 if has("two_sided_clip") else 1
-        self.register_buffer("clip", torch.ones(self.groups, columns) if has("clip") else None)
+        self.register_buffer("clip", torch.ones(self.groups, 1) if has("clip") else None)
 
     def forward(self, x):
         u = x.float()
@@ -204,14 +203,13 @@ class QuantPoint(nn.Module):
         grouped = u.unflatten(-1, (self.groups, -1))
         high, low = grouped.amax(-1, keepdim=True), grouped.amin(-1, keepdim=True)
         clip = torch.ones(1, 1, device=u.device) if self.clip is None else self.clip.float()
-        below, above = clip[:, :1], clip[:, -1:]
         if self.spec["symmetric"]:
-            scale = (torch.maximum(above * high, -(below * low)) / (steps / 2)).clamp(min=1e-12)
+            scale = (torch.maximum(clip * high, -(clip * low)) / (steps / 2)).clamp(min=1e-12)
             codes = (grouped / scale).round().clamp(-(steps + 1) // 2, steps // 2)
             return (codes * scale).flatten(-2)
         middle, half = (high + low) / 2, (high - low) / 2
-        base = middle - below * half
-        scale = ((middle + above * half - base) / steps).clamp(min=1e-5)
+        base = middle - clip * half
+        scale = ((middle + clip * half - base) / steps).clamp(min=1e-5)
         codes = ((grouped - base) / scale).round().clamp(0, steps)
         return (base + codes * scale).flatten(-2)
 
@@ -386,7 +384,5 @@ def optional_tensors(path, hub):
                 if name.startswith("model.layers."):
                     _, _, block, local = name.split(".", 3)
                     names.setdefault(local, set()).add(block)
-                    if local.endswith(".clip") and tensors.get_slice(name).get_shape()[1] == 2:
-                        names.setdefault(local.replace(".clip", ".two_sided_clip"), set()).add(block)
-    optional = ("bias", "clip", "two_sided_clip", "gain", "shift")
+    optional = ("bias", "clip", "gain", "shift")
     return sorted(name for name in names if name.rsplit(".", 1)[1] in optional)

@@ -24,7 +24,7 @@ Tensor leaf(const Tensor& value) { return value.detach().clone().requires_grad_(
 class PointParameters {
  public:
   struct Choice {
-    bool clip = true, shift = true, gain = true, two_sided = false;
+    bool clip = true, shift = true, gain = true;
   };
 
   PointParameters() = default;
@@ -34,9 +34,7 @@ class PointParameters {
       const bool cache = &point == &layer.self_attn.k_cache || &point == &layer.self_attn.v_cache;
       Leaves& leaves = leaves_[name];
       if (choice.clip) {
-        Tensor clip = point.clip.clamp_max(kLargestClip);
-        if (choice.two_sided) clip = clip.expand({-1, 2});
-        leaves.clip_logit = leaf(at::logit(clip));
+        leaves.clip_logit = leaf(at::logit(point.clip.clamp_max(kLargestClip)));
       }
       if (choice.shift && point.shift.defined()) leaves.shift = leaf(point.shift);
       if (choice.gain && !cache) leaves.gain = leaf(point.gain.defined() ? point.gain : ones(layer, point));
@@ -269,9 +267,7 @@ void learn_transforms(DecoderLayer& layer, const LearningTask& task) {
 
 void learn_activations(DecoderLayer& layer, const LearningTask& task) {
   const Recipe::ActivationLearning& learning = task.recipe.learn_activations;
-  const PointParameters points(
-      layer,
-      {.clip = learning.clip, .shift = learning.shift, .gain = learning.gain, .two_sided = learning.two_sided_clip});
+  const PointParameters points(layer, {.clip = learning.clip, .shift = learning.shift, .gain = learning.gain});
   DecoderLayer frozen = layer;
   convert_linears(frozen, task.recipe.products);
   const auto build = [&] {

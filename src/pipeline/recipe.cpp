@@ -126,7 +126,6 @@ template <class Visitor, class L>
 void visit_learn_activations(Visitor& visit, L& learning) {
   visit.integer("epochs", learning.epochs, 0);
   visit.boolean("clip", learning.clip);
-  visit.boolean("two_sided_clip", learning.two_sided_clip);
   visit.boolean("shift", learning.shift);
   visit.boolean("gain", learning.gain);
   visit.number("lr_clip", learning.lr_clip, 0, kMaxLearningRate);

@@ -94,37 +94,34 @@ struct FusedStatic : torch::autograd::Function<FusedStatic> {
 /// The range of one group, the grid over it and the way back to both.
 struct DynamicGrid {
   Extremes extremes;
-  float clip_low = 1, clip_high = 1;
+  float clip = 1;
   bool symmetric = false, clamped = false;
   double steps = 0;
   Grid grid;
 
-  DynamicGrid(const Extremes& range, float below, float above, const QuantSpec& spec)
-      : extremes(range), clip_low(below), clip_high(above), symmetric(spec.symmetric) {
+  DynamicGrid(const Extremes& range, float ratio, const QuantSpec& spec)
+      : extremes(range), clip(ratio), symmetric(spec.symmetric) {
     const auto count = static_cast<double>(num_steps(spec));
     steps = symmetric ? count / 2 : count;
-    const RangeGrid found = grid_over(range, below, above, spec);
+    const RangeGrid found = grid_over(range, clip, spec);
     grid = found.grid;
     clamped = found.clamped;
   }
 
   struct Gradient {
-    double low = 0, high = 0, clip_low = 0, clip_high = 0;
+    double low = 0, high = 0, clip = 0;
   };
   Gradient backward(const GridGradient& grad) const {
     const double scale = clamped ? 0 : grad.scale / steps;
     if (symmetric) {
-      if (clip_high * extremes.high >= -(clip_low * extremes.low)) {
-        return {.high = scale * clip_high, .clip_high = scale * extremes.high};
-      }
-      return {.low = -scale * clip_low, .clip_low = -scale * extremes.low};
+      if (extremes.high >= -extremes.low) return {.high = scale * clip, .clip = scale * extremes.high};
+      return {.low = -scale * clip, .clip = -scale * extremes.low};
     }
     const double top = scale, bottom = grad.outside - scale;  // of the ends of the clipped range
     const double half = (static_cast<double>(extremes.high) - extremes.low) / 2;
-    return {.low = 0.5 * (top * (1 - clip_high) + bottom * (1 + clip_low)),
-            .high = 0.5 * (top * (1 + clip_high) + bottom * (1 - clip_low)),
-            .clip_low = -bottom * half,
-            .clip_high = top * half};
+    return {.low = 0.5 * (top * (1 - clip) + bottom * (1 + clip)),
+            .high = 0.5 * (top * (1 + clip) + bottom * (1 - clip)),
+            .clip = (top - bottom) * half};
   }
 };
 
@@ -136,14 +133,13 @@ struct DynamicOptions {
 struct FusedDynamic : torch::autograd::Function<FusedDynamic> {
   /// Pointers into the inputs of one call.
   struct Inputs {
-    int64_t rows, groups, size, clip_columns;
+    int64_t rows, groups, size;
     const float *x, *clip, *gain, *shift;
 
     Inputs(const Tensor& source, const Tensor& ratios, const Tensor& multiplier, const Tensor& offset)
         : rows(source.size(0)),
           groups(source.size(1)),
           size(source.size(2)),
-          clip_columns(ratios.defined() ? ratios.size(1) : 0),
           x(source.const_data_ptr<float>()),
           clip(data_or_null(ratios)),
           gain(data_or_null(multiplier)),
@@ -158,8 +154,7 @@ struct FusedDynamic : torch::autograd::Function<FusedDynamic> {
       return buffer.data();
     }
     DynamicGrid grid(const Extremes& extremes, int64_t group, const QuantSpec& spec) const {
-      if (clip == nullptr) return {extremes, 1, 1, spec};
-      return {extremes, clip[group * clip_columns], clip[(group + 1) * clip_columns - 1], spec};
+      return {extremes, clip == nullptr ? 1 : clip[group], spec};
     }
   };
 
@@ -206,7 +201,7 @@ struct FusedDynamic : torch::autograd::Function<FusedDynamic> {
     const Inputs in(x, saved[1], saved[2], saved[3]);
     const int64_t chunks = num_chunks(in.rows), features = in.groups * in.size;
     const Tensor x_grad = needs[0] ? at::empty_like(x) : Tensor();
-    const Tensor clip_sums = at::zeros({chunks, in.groups, 2}, at::kDouble);
+    const Tensor clip_sums = at::zeros({chunks, in.groups, 1}, at::kDouble);
     const Tensor gain_sums = needs[2] ? at::zeros({chunks, features}, at::kFloat) : Tensor();
     const Tensor shift_sums = needs[3] ? at::zeros({chunks, features}, at::kFloat) : Tensor();
     const float* out_grad = grad.const_data_ptr<float>();
@@ -225,9 +220,7 @@ struct FusedDynamic : torch::autograd::Function<FusedDynamic> {
               fake_quantize_group_backward(u, out_grad + offset, in.size, dynamic.grid, u_grad.data()));
           u_grad[dynamic.extremes.low_at] += static_cast<float>(range.low);
           u_grad[dynamic.extremes.high_at] += static_cast<float>(range.high);
-          double* clip_sum = clip_out + (chunk * in.groups + group) * 2;
-          clip_sum[0] += range.clip_low;
-          clip_sum[1] += range.clip_high;
+          clip_out[chunk * in.groups + group] += range.clip;
           gain_and_shift_backward(in.x + offset, u_grad.data(), add_shift_back ? out_grad + offset : nullptr,
                                   in.gain_at(group), in.size, x_out == nullptr ? nullptr : x_out + offset,
                                   gain_out == nullptr ? nullptr : gain_out + chunk * features + feature,
@@ -235,14 +228,8 @@ struct FusedDynamic : torch::autograd::Function<FusedDynamic> {
         }
       }
     });
-    Tensor clip_grad;
-    if (needs[1]) {
-      clip_grad = clip_sums.sum(0);
-      if (in.clip_columns == 1) clip_grad = clip_grad.sum(1, /*keepdim=*/true);
-      clip_grad = clip_grad.to(at::kFloat);
-    }
-    return {x_grad, clip_grad, needs[2] ? gain_sums.sum(0) : Tensor(), needs[3] ? shift_sums.sum(0) : Tensor(),
-            Tensor()};
+    return {x_grad, needs[1] ? clip_sums.sum(0).to(at::kFloat) : Tensor(), needs[2] ? gain_sums.sum(0) : Tensor(),
+            needs[3] ? shift_sums.sum(0) : Tensor(), Tensor()};
   }
 };
 

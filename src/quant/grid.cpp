@@ -5,7 +5,7 @@
 
 namespace baseq {
 
-RangeGrid grid_over(const Extremes& range, float clip_low, float clip_high, const QuantSpec& spec) {
+RangeGrid grid_over(const Extremes& range, float clip, const QuantSpec& spec) {
   const auto count = static_cast<float>(num_steps(spec));
   const auto low_code = static_cast<float>(code_min(spec)), high_code = static_cast<float>(code_max(spec));
   const auto smallest = static_cast<float>(smallest_scale(spec));
@@ -15,15 +15,15 @@ RangeGrid grid_over(const Extremes& range, float clip_low, float clip_high, cons
     result.grid.scale = round_to_scale_dtype(result.clamped ? smallest : scale, spec.scale_dtype);
   };
   if (spec.symmetric) {
-    set_scale(std::max(clip_high * range.high, -(clip_low * range.low)) / (count / 2));
+    set_scale(std::max(clip * range.high, -(clip * range.low)) / (count / 2));
   } else if (spec.dynamic) {
     const float middle = (range.high + range.low) / 2, half = (range.high - range.low) / 2;
-    result.grid.base = middle - clip_low * half;
-    set_scale((middle + clip_high * half - result.grid.base) / count);
+    result.grid.base = middle - clip * half;
+    set_scale((middle + clip * half - result.grid.base) / count);
     result.grid.low = 0;
     result.grid.high = count;
   } else {
-    const float high = clip_high * std::max(range.high, 0.0F), low = clip_low * std::min(range.low, 0.0F);
+    const float high = clip * std::max(range.high, 0.0F), low = clip * std::min(range.low, 0.0F);
     set_scale((high - low) / count);
     result.grid.zero_point = std::clamp(std::nearbyint(low_code - low / result.grid.scale), low_code, high_code);
   }

@@ -35,7 +35,7 @@ struct RangeGrid {
 };
 /// The grid that compute_qparams lays over one group. Dynamic asymmetric grids count their codes from zero at `base`,
 /// the low end, which keeps the precision that a large real zero point would lose.
-RangeGrid grid_over(const Extremes& range, float clip_low, float clip_high, const QuantSpec& spec);
+RangeGrid grid_over(const Extremes& range, float clip, const QuantSpec& spec);
 
 /// Throws c10::Error when a field of `spec` is out of range.
 void check_spec(const char* who, const QuantSpec& spec);

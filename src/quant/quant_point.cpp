@@ -34,11 +34,10 @@ Tensor fake_quantize_dynamic(const Tensor& x, const QuantSpec& spec, const Tenso
     const Tensor grouped = group_view(x, spec).contiguous();
     Tensor ratios = clip;
     if (clip.defined()) {
-      const int64_t groups = grouped.size(1), columns = clip.dim() > 0 ? clip.size(-1) : 1;
-      TORCH_CHECK(
-          clip.dim() <= 2 && columns >= 1 && columns <= 2 && at::is_expandable_to(clip.sizes(), {groups, columns}),
-          "fake_quantize_dynamic: clip is ", clip.sizes(), ", expected [", groups, ", 1] or [", groups, ", 2]");
-      ratios = clip.expand({groups, columns});
+      const int64_t groups = grouped.size(1);
+      TORCH_CHECK(at::is_expandable_to(clip.sizes(), {groups, 1}), "fake_quantize_dynamic: clip is ", clip.sizes(),
+                  ", expected [", groups, ", 1]");
+      ratios = clip.expand({groups, 1});
     }
     return fused_fake_quantize_dynamic(grouped, spec, ratios, gain, shift, add_shift_back).view(x.sizes());
   }

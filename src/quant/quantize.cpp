@@ -72,18 +72,17 @@ QParams compute_qparams(const Tensor& x, const QuantSpec& spec, const Tensor& cl
     low = low.clamp_max(0);
   }
   if (clip.defined()) {
-    const Tensor below = clip.dim() > 0 ? clip.select(-1, 0) : clip;
-    const Tensor above = clip.dim() > 0 ? clip.select(-1, -1) : clip;
-    TORCH_CHECK((clip.dim() == 0 || clip.size(-1) <= 2) && at::is_expandable_to(below.sizes(), high.sizes()),
-                "compute_qparams: clip is ", clip.sizes(), ", expected [", high.size(1), ", 1] or [", high.size(1),
-                ", 2]");
+    const Tensor ratio = clip.dim() > 0 ? clip.select(-1, 0) : clip;
+    TORCH_CHECK((clip.dim() == 0 || clip.size(-1) == 1) && at::is_expandable_to(ratio.sizes(), high.sizes()),
+                "compute_qparams: clip is ", clip.sizes(), ", expected [", high.size(1), ", 1] or [", high.size(0),
+                ", ", high.size(1), ", 1]");
     if (spec.dynamic && !spec.symmetric) {
       const Tensor middle = (high + low) / 2, half = (high - low) / 2;
-      high = middle + above * half;
-      low = middle - below * half;
+      high = middle + ratio * half;
+      low = middle - ratio * half;
     } else {
-      high = above * high;
-      low = below * low;
+      high = ratio * high;
+      low = ratio * low;
     }
   }
   const auto steps = static_cast<double>(num_steps(spec));

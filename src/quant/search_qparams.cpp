@@ -26,7 +26,7 @@ Tensor best_ratios(const Tensor& rows, const QuantSpec& spec, const MseSearch& s
     const auto ratio = static_cast<float>(ratio_of(search, step));
     const float* weighting =
         importance.defined() ? importance.const_data_ptr<float>() + row % importance.size(0) * n : nullptr;
-    return distortion(x + row * n, weighting, n, grid_over(range, ratio, ratio, spec).grid, norm);
+    return distortion(x + row * n, weighting, n, grid_over(range, ratio, spec).grid, norm);
   };
   const Tensor best = at::ones({count});
   float* out = best.mutable_data_ptr<float>();

@@ -33,7 +33,7 @@ constexpr const char* kEverything = R"({
   "transforms": {"residual": "hadamard", "value": "hadamard", "query_key": "hadamard", "o": "hadamard",
                  "down": "hadamard", "scale_norm": true, "scale_value": true, "scale_query_key": true,
                  "scale_down": true},
-  "learn_transforms": {"epochs": 1}, "learn_activations": {"epochs": 2, "two_sided_clip": true},
+  "learn_transforms": {"epochs": 1}, "learn_activations": {"epochs": 2},
   "objective": {"loss": "relative", "stream": "quantized", "num_monitored": 2},
   "calibration": {"num_samples": 4, "seq_len": 16}})";
 

@@ -55,7 +55,7 @@ TEST(Recipe, EveryFieldSurvivesTheRoundTrip) {
     "learn_transforms": {"epochs": 2, "value_rotation": false, "value_scale": false, "o_scale": false,
                          "down_scale": false, "lr_rotation": 0.1, "lr_scale": 0.2, "lr_clip": 0.3, "lr_shift": 0.4,
                          "final_lr": 0.5},
-    "learn_activations": {"epochs": 3, "clip": false, "two_sided_clip": true, "shift": false, "gain": false,
+    "learn_activations": {"epochs": 3, "clip": false, "shift": false, "gain": false,
                           "lr_clip": 0.6, "lr_shift": 0.7, "lr_gain": 0.8, "final_lr": 0.9},
     "objective": {"loss": "relative", "stream": "quantized", "products": "float32", "batch_size": 2, "num_monitored": 3},
     "calibration": {"num_samples": 5, "seq_len": 6, "activations_dtype": "bfloat16"},

@@ -34,7 +34,7 @@ RECIPES = {
         "input_activations": {"num_bits": 4, "clip": 0.9, "shift": "mean", "norm_shift": "mean"},
         "kv_cache": {"num_bits": 4, "clip": 0.95, "shift": "mean"},
         "transforms": hadamard("residual", "value", "query_key", "o", "down") | {"scale_value": True},
-        "learn_activations": {"epochs": 1, "two_sided_clip": True}},
+        "learn_activations": {"epochs": 1}},
     "online": {
         "weights": {"num_bits": 4, "symmetric": False, "scale_dtype": "bfloat16"},
         "input_activations": {"num_bits": 4, "norm_shift": "mean"}, "kv_cache": {"num_bits": 4, "shift": "mean"},

@@ -9,15 +9,14 @@ namespace {
 
 struct Case {
   QuantSpec spec;
-  int64_t clip_columns = 0;  // 0: undefined
+  bool clip = false;
   bool gain = false, shift = false, add_shift_back = true;
 };
 
 std::string name_of(const Case& c) {
   return std::to_string(c.spec.num_bits) + " bits, symmetric " + std::to_string(c.spec.symmetric) + ", strategy " +
-         std::to_string(static_cast<int>(c.spec.strategy)) + ", clip columns " + std::to_string(c.clip_columns) +
-         ", gain " + std::to_string(c.gain) + ", shift " + std::to_string(c.shift) + ", back " +
-         std::to_string(c.add_shift_back);
+         std::to_string(static_cast<int>(c.spec.strategy)) + ", clip " + std::to_string(c.clip) + ", gain " +
+         std::to_string(c.gain) + ", shift " + std::to_string(c.shift) + ", back " + std::to_string(c.add_shift_back);
 }
 
 std::vector<Case> all_cases() {
@@ -25,7 +24,7 @@ std::vector<Case> all_cases() {
   for (const int64_t num_bits : {2, 4, 8}) {
     for (const bool symmetric : {false, true}) {
       for (const Strategy strategy : {Strategy::kToken, Strategy::kGroup}) {
-        for (const int64_t clip_columns : {0, 1, 2}) {
+        for (const bool clip : {false, true}) {
           for (const bool gain : {false, true}) {
             for (const bool shift : {false, true}) {
               for (const bool back : {false, true}) {
@@ -34,7 +33,7 @@ std::vector<Case> all_cases() {
                                   .strategy = strategy,
                                   .group_size = 24,
                                   .dynamic = true},
-                                 clip_columns,
+                                 clip,
                                  gain,
                                  shift,
                                  back});
@@ -58,7 +57,7 @@ struct Inputs {
     x = leaf(at::randn({2, 5, features}, at::kDouble) * 2);
     weights = at::randn({2, 5, features}, at::kDouble).to(at::kFloat).to(dtype);
     const Tensor ratios = at::rand({groups, 2}, at::kDouble) * 0.4 + 0.55;
-    if (c.clip_columns > 0) clip = leaf(ratios.slice(1, 0, c.clip_columns).contiguous());
+    if (c.clip) clip = leaf(ratios.narrow(1, 0, 1).contiguous());
     const Tensor multipliers = at::rand({features}, at::kDouble) + 0.5, offsets = at::randn({features}, at::kDouble);
     if (c.gain) gain = leaf(multipliers);
     if (c.shift) shift = leaf(offsets);
@@ -83,11 +82,11 @@ TEST(QuantPoint, FusedFloat32EqualsTheFloat64CompositeInValueAndInEveryGradient)
   for (const Case& c : all_cases()) {
     // Without a clip the largest magnitude of a symmetric row sits on a tie of rounding, which either type breaks its
     // own way.
-    if (c.spec.symmetric && c.clip_columns == 0) continue;
+    if (c.spec.symmetric && !c.clip) continue;
     const Inputs fused(c, at::kFloat), composite(c, at::kDouble);
     expect_close(fused.run(c), composite.run(c), 2e-6, name_of(c) + ": value");
     expect_close(fused.x.grad(), composite.x.grad(), 5e-6, name_of(c) + ": x");
-    if (c.clip_columns > 0) expect_close(fused.clip.grad(), composite.clip.grad(), 5e-6, name_of(c) + ": clip");
+    if (c.clip) expect_close(fused.clip.grad(), composite.clip.grad(), 5e-6, name_of(c) + ": clip");
     if (c.gain) expect_close(fused.gain.grad(), composite.gain.grad(), 5e-6, name_of(c) + ": gain");
     if (c.shift) expect_close(fused.shift.grad(), composite.shift.grad(), 5e-6, name_of(c) + ": shift");
   }
@@ -124,7 +123,7 @@ TEST(QuantPoint, ClippedEntriesAndTheRangeMatchFiniteDifferences) {
   const auto f64 = at::TensorOptions().dtype(at::kDouble);
   const QuantSpec spec{.num_bits = 2, .symmetric = false, .strategy = Strategy::kToken, .dynamic = true};
   const Tensor x = at::tensor({-2.0, 3.0, 2.9, -1.9}, f64).view({1, 4}).requires_grad_();
-  const Tensor clip = at::tensor({0.5, 0.6}, f64).view({1, 2}).requires_grad_();
+  const Tensor clip = at::tensor({0.55}, f64).view({1, 1}).requires_grad_();
   const Tensor shift = at::tensor({0.1, -0.2, 0.0, 0.05}, f64).requires_grad_();
   const Tensor weights = at::tensor({1.0, -2.0, 0.7, 0.3}, f64).view({1, 4});
   const auto loss = [&](const Tensor& a, const Tensor& b, const Tensor& c) {
@@ -148,16 +147,16 @@ TEST(QuantPoint, ClippedEntriesAndTheRangeMatchFiniteDifferences) {
   }
 }
 
-TEST(QuantPoint, ScalarAndOneColumnClipsBroadcastOverGroups) {
+TEST(QuantPoint, OneClipBroadcastsOverGroups) {
   at::manual_seed(5);
   const QuantSpec spec{.symmetric = false, .strategy = Strategy::kGroup, .group_size = 8, .dynamic = true};
   const Tensor x = at::randn({4, 32});
-  const Tensor expected = fake_quantize_dynamic(x, spec, at::full({4, 2}, 0.75), {}, {}, true);
-  for (const Tensor& clip : {at::full({}, 0.75), at::full({1}, 0.75), at::full({1, 2}, 0.75), at::full({4, 1}, 0.75)}) {
+  const Tensor expected = fake_quantize_dynamic(x, spec, at::full({4, 1}, 0.75), {}, {}, true);
+  for (const Tensor& clip : {at::full({}, 0.75), at::full({1}, 0.75), at::full({1, 1}, 0.75)}) {
     EXPECT_TRUE(at::equal(fake_quantize_dynamic(x, spec, clip, {}, {}, true), expected));
   }
   EXPECT_THROW(fake_quantize_dynamic(x, spec, at::ones({3, 1}), {}, {}, true), c10::Error);
-  EXPECT_THROW(fake_quantize_dynamic(x, spec, at::ones({4, 3}), {}, {}, true), c10::Error);
+  EXPECT_THROW(fake_quantize_dynamic(x, spec, at::ones({4, 2}), {}, {}, true), c10::Error);
 }
 
 TEST(QuantPoint, GradientsDoNotDependOnTheNumberOfThreads) {
@@ -167,7 +166,7 @@ TEST(QuantPoint, GradientsDoNotDependOnTheNumberOfThreads) {
     at::set_num_threads(count);
     at::manual_seed(6);
     const Tensor x = at::randn({200, 256}).requires_grad_(), gain = at::ones({256}).requires_grad_();
-    const Tensor shift = at::randn({256}).requires_grad_(), clip = at::full({1, 2}, 0.8).requires_grad_();
+    const Tensor shift = at::randn({256}).requires_grad_(), clip = at::full({1, 1}, 0.8).requires_grad_();
     const QuantSpec spec{.symmetric = false, .strategy = Strategy::kToken, .dynamic = true};
     (fake_quantize_dynamic(x, spec, clip, gain, shift, true) * at::randn({200, 256})).sum().backward();
     grads.push_back(at::cat({gain.grad(), shift.grad(), clip.grad().view(-1), x.grad().view(-1)}));

@@ -75,7 +75,6 @@ struct Recipe {
   struct ActivationLearning {
     int64_t epochs = 0;
     bool clip = true;
-    bool two_sided_clip = false;
     bool shift = true;  ///< of the points that have one
     bool gain = true;
     double lr_clip = 3e-2;

@@ -27,7 +27,7 @@ struct QuantPoint {
 /// `fake_quantize(gain * x - shift) + shift` with dynamic ranges, in one pass forward and one backward.
 /// Gradients reach x, clip, gain and shift. CPU float32 is fused, vectorized and threaded; other tensors take the
 /// composite of quantize.h, to which it is equal.
-/// @param clip [groups, 1] or [groups, 2]; gain, shift [features]; each may be undefined.
+/// @param clip [groups, 1]; gain, shift [features]; each may be undefined.
 Tensor fake_quantize_dynamic(const Tensor& x, const QuantSpec& spec, const Tensor& clip, const Tensor& gain,
                              const Tensor& shift, bool add_shift_back);
 

@@ -35,10 +35,9 @@ struct QParams {
 Tensor group_view(const Tensor& x, const QuantSpec& spec);
 
 /// Scale and zero point from the range of each group. Stays in the autograd graph: gradients reach `x` and `clip`.
-/// @param clip  what remains of the range: undefined (all of it), or broadcastable to [groups, 2] with the ratio below
-///              the middle in column 0 and above it in column 1 (one column: both). A static grid scales its minimum
-///              and maximum; a dynamic grid scales both distances from the middle of the range (BASE-Q, arXiv
-///              2506.15689).
+/// @param clip  what remains of the range: undefined (all of it), or broadcastable to [rows, groups, 1]. A static
+///              grid scales its minimum and maximum; a dynamic grid scales both distances from the middle of the range
+///              (BASE-Q, arXiv 2506.15689).
 QParams compute_qparams(const Tensor& x, const QuantSpec& spec, const Tensor& clip = {});
 
 struct MseSearch {
