@@ -24,24 +24,20 @@ const std::map<std::string, GgufType> kTypes = {
 const std::map<GgufType, uint32_t> kFileTypes = {
     {GgufType::kF16, 1}, {GgufType::kQ4_0, 2}, {GgufType::kQ4_1, 3}, {GgufType::kQ8_0, 7}};
 
-/// How llama.cpp calls an architecture that it has.
-struct Architecture {
-  std::string name;
-  /// It rotates neighbouring features where Hugging Face rotates those half a head apart: rows of q and k change
-  /// places.
-  bool permuted;
-};
-const std::map<std::string, Architecture> kArchitectures = {{"LlamaForCausalLM", {"llama", true}},
-                                                            {"MistralForCausalLM", {"llama", true}},
-                                                            {"Qwen2ForCausalLM", {"qwen2", false}},
-                                                            {"Qwen3ForCausalLM", {"qwen3", false}}};
+/// Null where llama.cpp has it under no name that is known here.
+const GgufArchitecture* architecture_of(const ModelConfig& config) {
+  for (const GgufArchitecture& known : kGgufArchitectures) {
+    if (config.architecture == known.architecture) return &known;
+  }
+  return nullptr;
+}
 
 bool carries_rope(const ModelConfig& config) {
   using Type = RopeParameters::Type;
   const Type type = config.rope.type;
   if (config.rope.partial_rotary_factor != 1) return false;
   return type == Type::kDefault || type == Type::kLinear ||
-         (type == Type::kLlama3 && kArchitectures.at(config.architecture).name == "llama");
+         (type == Type::kLlama3 && architecture_of(config)->permuted);
 }
 
 void preflight(const ExportSource& source, GgufType type) {
@@ -49,7 +45,7 @@ void preflight(const ExportSource& source, GgufType type) {
   const ModelConfig& config = source.config();
   const bool blocks = type != GgufType::kF16;
   Obstacles obstacles(source, fmt::format("gguf {}", gguf_type_name(type)));
-  const bool known = kArchitectures.contains(config.architecture);
+  const bool known = architecture_of(config) != nullptr;
   obstacles.add_if(!known, fmt::format("{} (Llama, Mistral, Qwen2 and Qwen3 can be)", config.architecture));
   obstacles.add_if(known && !carries_rope(config),
                    "rope scaling of this type (linear can be, and llama3 for Llama and Mistral)");
@@ -75,7 +71,7 @@ void preflight(const ExportSource& source, GgufType type) {
 /// Rows of q and k in llama.cpp's order.
 Tensor permute_rows(const Tensor& rows, const SourceLinear& linear, const ModelConfig& config) {
   const bool query = linear.name == "self_attn.q_proj";
-  if (!kArchitectures.at(config.architecture).permuted || (!query && linear.name != "self_attn.k_proj")) return rows;
+  if (!architecture_of(config)->permuted || (!query && linear.name != "self_attn.k_proj")) return rows;
   const int64_t heads = query ? config.num_attention_heads : config.num_key_value_heads;
   return rows.view({heads, 2, config.head_dim / 2, -1}).transpose(1, 2).reshape(rows.sizes());
 }
@@ -84,7 +80,7 @@ GgufMetadata metadata_of(const ExportSource& source, GgufType type) {
   const ModelConfig& config = source.config();
   GgufMetadata metadata;
   const auto size = [](int64_t value) { return static_cast<uint32_t>(value); };
-  const std::string& name = kArchitectures.at(config.architecture).name;
+  const std::string name = architecture_of(config)->name;
   metadata.add("general.architecture", name);
   metadata.add("general.name", fs::absolute(source.checkpoint().path()).lexically_normal().filename().string());
   metadata.add("general.file_type", kFileTypes.at(type));

@@ -10,11 +10,27 @@
 /// GGUF files as checkpoints. Not installed.
 namespace baseq {
 
+/// An architecture that Hugging Face and llama.cpp know under different names.
+struct GgufArchitecture {
+  const char* architecture;  ///< in config.json's "architectures"
+  const char* model_type;
+  const char* name;  ///< llama.cpp's, in front of its metadata
+  /// llama.cpp rotates neighbouring features where Hugging Face rotates those half a head apart: rows of q and k change
+  /// places.
+  bool permuted;
+};
+/// Where several have one name in llama.cpp, the first is what a file of that name is read as.
+constexpr GgufArchitecture kGgufArchitectures[] = {{"LlamaForCausalLM", "llama", "llama", true},
+                                                   {"MistralForCausalLM", "mistral", "llama", true},
+                                                   {"Qwen2ForCausalLM", "qwen2", "qwen2", false},
+                                                   {"Qwen3ForCausalLM", "qwen3", "qwen3", false}};
+
 /// The linears of a block, Hugging Face's name -> llama.cpp's.
 const std::map<std::string, std::string>& gguf_linear_names();
 
-/// A model of llama.cpp's architecture "llama" under Hugging Face's names: config.json from the metadata, rows of q and
-/// k in their order, linears of types Q8_0 and Q4_0 as int8 codes, all others dequantized.
+/// A model of one of kGgufArchitectures under Hugging Face's names: config.json from the metadata, rows of q and k in
+/// their order, linears of types Q8_0 and Q4_0 as int8 codes, all others dequantized. Factors of the rotary embedding
+/// are read where they are those of Llama 3's rule.
 /// Throws naming metadata that is missing or asks for something unsupported, or a tensor of an unknown type or cut off.
 Checkpoint gguf_checkpoint(const std::filesystem::path& path);
 Checkpoint gguf_checkpoint(std::shared_ptr<const GgufFile> file);

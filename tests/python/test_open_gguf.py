@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_export import loaded_logits, relative_error
-from test_gguf import HEADS, KV_HEADS, NAMES, ROOT, VOCAB, exported, model, permuted  # noqa: F401
+from test_gguf import FAMILIES, HEADS, KV_HEADS, NAMES, ROOT, VOCAB, exported, exported_family, model, permuted  # noqa: F401
 
 TYPES = {"F32": gguf.GGMLQuantizationType.F32, "F16": gguf.GGMLQuantizationType.F16,
          "BF16": gguf.GGMLQuantizationType.BF16, "Q8_0": gguf.GGMLQuantizationType.Q8_0,
@@ -47,7 +47,7 @@ def names_of(tensors) -> dict[str, str]:
     return names
 
 
-def write(folder: Path, source: Path, type_of, metadata: dict | None = None) -> Path:
+def write(folder: Path, source: Path, type_of, metadata: dict | None = None, rope_factors: list | None = None) -> Path:
     """`source` as a GGUF file by the gguf package, `type_of` giving each tensor's type, and beside it `expected`, the
     model with the values that the package reads back."""
     folder.mkdir()
@@ -81,6 +81,8 @@ def write(folder: Path, source: Path, type_of, metadata: dict | None = None) -> 
         if heads:  # the other way round
             values = values.reshape(heads, rows.shape[0] // heads // 2, 2, -1).swapaxes(1, 2).reshape(rows.shape)
         expected[name] = values.contiguous()
+    if rope_factors:
+        writer.add_tensor("rope_freqs.weight", np.array(rope_factors, np.float32))
     for step in ("write_header_to_file", "write_kv_data_to_file", "write_tensors_to_file", "close"):
         getattr(writer, step)()
     (folder / "expected").mkdir()
@@ -113,6 +115,25 @@ def test_an_export_has_the_logits_of_what_was_exported(exported, logits_of_file,
     # Q4_1 rounds the minimum of a block to float16.
     bound = 2e-3 if name in ("Q4_1", "F16") else 1e-5
     assert relative_error(logits_of_file(file), logits_of_file(native)) < bound
+
+
+@pytest.mark.parametrize("name", ["F16", "Q4_0"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families_come_back_as_themselves(run, logits_of_file, export, tmp_path, family, name):
+    exported_family(run, tmp_path, family, name)
+    got = logits_of_file(tmp_path / "model.gguf")
+    assert relative_error(got, logits_of_file(tmp_path / "native")) < (2e-3 if name == "F16" else 1e-5)
+    export(tmp_path / "model.gguf", "hf", tmp_path / "hf", "--dtype", "float32")
+    assert relative_error(loaded_logits(tmp_path / "hf", IDS.long()), got) < 1e-5
+    if family == "llama3":
+        scaling = json.loads((tmp_path / "hf" / "config.json").read_text())["rope_scaling"]
+        assert scaling == FAMILIES[family][1]["rope_scaling"]
+
+
+def test_rope_factors_of_no_known_rule_are_refused(run, model, windows, tmp_path):
+    file = write(tmp_path / "out", model, lambda name: TYPES["F16"], rope_factors=[1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0])
+    done = run("eval", file, "--tokens", windows, "--seq-len", 16)
+    assert done.returncode == 1 and "rope_freqs.weight" in done.stderr, done.stderr
 
 
 def test_codes_of_a_file_are_exported_again(exported, export, tmp_path):
