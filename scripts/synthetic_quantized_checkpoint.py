@@ -8,10 +8,16 @@ Random 4-bit codes with float16 scales, the same in every block; one shard a blo
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+
+
+def format_version() -> int:
+    header = Path(__file__).resolve().parents[1] / "include/baseq/model/quantization_config.h"
+    return int(re.search(r"kFormatVersion = (\d+)", header.read_text()).group(1))
 
 
 def quantized(name: str, rows: int, columns: int, group_size: int) -> dict[str, torch.Tensor]:
@@ -54,8 +60,9 @@ def main() -> None:
               "num_key_value_heads": a.kv_heads, "num_hidden_layers": a.layers, "vocab_size": a.vocab,
               "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
               "tie_word_embeddings": False, "torch_dtype": "float16",
-              "quantization_config": {"quant_method": "baseq", "format_version": 2, "weights": weights,
-                                      "input_activations": None, "kv_cache": None, "online_hadamard": online}}
+              "quantization_config": {"quant_method": "baseq", "format_version": format_version(), "weights": weights,
+                                      "input_activations": None, "kv_cache": None, "online_hadamard": online,
+                                      "lora_rank": 0}}
     (a.output / "config.json").write_text(json.dumps(config, indent=2))
 
 
