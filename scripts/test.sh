@@ -3,6 +3,7 @@
 #
 #     scripts/test.sh              build, layers, formatting, C++ tests, Python tests, use of an installed copy
 #     scripts/test.sh --sanitize   C++ tests without the slow ones, under AddressSanitizer and UBSan
+#     scripts/test.sh --sanitize=thread   C++ tests of what runs on several threads, under ThreadSanitizer
 #
 # A failing build ends the run; the checks behind it all run, and the exit status tells whether one failed.
 set -euo pipefail
@@ -41,8 +42,18 @@ if [[ ${1:-} == --sanitize ]]; then
   [[ ${#failed[@]} -eq 0 ]] || finish
   stage "C++ tests, sanitized" ctest --test-dir build-sanitize --output-on-failure -j2 --label-exclude slow
   finish
+elif [[ ${1:-} == --sanitize=thread ]]; then
+  stage configure cmake -B build-tsan -G Ninja -DCMAKE_BUILD_TYPE=Debug -DBASEQ_SANITIZE_THREADS=ON -DBASEQ_WERROR=ON \
+    -DBASEQ_BUILD_TOOLS=OFF -DBASEQ_BUILD_EXAMPLES=OFF
+  stage build cmake --build build-tsan --target baseq_tests
+  [[ ${#failed[@]} -eq 0 ]] || finish
+  # What calls at::parallel_for, and the tests that start threads.
+  threaded='*Conv*:CalibrateLayers*:Int8Weights*:Hadamard*:Pack*:Quant*:SearchQparams*:Gptq.*:Fbquant*:DecodeLinear*:Tokenizer.*'
+  stage "C++ tests on four threads" env OMP_NUM_THREADS=4 TSAN_OPTIONS=halt_on_error=1 \
+    build-tsan/tests/baseq_tests --gtest_brief=1 --gtest_filter="$threaded-*Slow"
+  finish
 elif [[ $# -gt 0 ]]; then
-  echo "usage: scripts/test.sh [--sanitize]" >&2
+  echo "usage: scripts/test.sh [--sanitize | --sanitize=thread]" >&2
   exit 2
 fi
 

@@ -74,7 +74,10 @@ void ProgressDisplay::show(const ProgressEvent& event) {
                  [&](const RunResumed& resumed) {
                    if (quiet_) return;
                    first_ = resumed.num_finished;
-                   line(fmt::format("continuing after block {}/{}", resumed.num_finished, resumed.num_blocks));
+                   line(resumed.stage.empty()
+                            ? fmt::format("continuing after block {}/{}", resumed.num_finished, resumed.num_blocks)
+                            : fmt::format("continuing in block {}/{}, after its {}", resumed.num_finished + 1,
+                                          resumed.num_blocks, resumed.stage));
                  },
                  [&](const RunStarted&) {},
                  [&](const BlockStarted& started) {

@@ -158,7 +158,8 @@ void GgufFile::read_header() {
     uint64_t count = 1;
     for (auto size = entry.shape.rbegin(); size != entry.shape.rend(); ++size) {
       const auto stored = cursor.value<uint64_t>();
-      constexpr uint64_t kMaxCount = uint64_t{1} << 62;
+      // Times the bytes of an element it is still a number of bytes.
+      constexpr uint64_t kMaxCount = uint64_t{1} << 56;
       TORCH_CHECK(stored > 0 && stored <= kMaxCount / count, where, "has a dimension of ", stored,
                   ", which no file can hold");
       count *= stored;

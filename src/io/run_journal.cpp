@@ -9,6 +9,7 @@
 #include <zlib.h>
 
 #include <cerrno>
+#include <set>
 
 #include "baseq/io/json_object.h"
 #include "baseq/io/safetensors.h"
@@ -26,16 +27,6 @@ constexpr const char* kRun = "run.json";
 constexpr const char* kInputs = "inputs.safetensors";
 constexpr const char* kJournal = "journal.json";
 constexpr const char* kLock = "lock";
-
-uint32_t crc32_of(const fs::path& path) {
-  const FileDescriptor file = open_regular_file(kWho, path);
-  std::string buffer(size_t{1} << 20, '\0');
-  uLong crc = ::crc32(0, nullptr, 0);
-  while (const size_t count = read_bytes(kWho, file, path, buffer.data(), buffer.size())) {
-    crc = ::crc32(crc, reinterpret_cast<const Bytef*>(buffer.data()), static_cast<uInt>(count));
-  }
-  return static_cast<uint32_t>(crc);
-}
 
 RunJournal::Tensors tensors_of(const fs::path& path) {
   const SafetensorsFile file(path);
@@ -73,21 +64,33 @@ void check_intact(bool intact, const fs::path& path) {
 
 bool belongs_to_a_run(const std::string& name) {
   return name == kRun || name == kInputs || name == kJournal || name == kLock || name.starts_with("step-") ||
-         name.starts_with("state-") || name.ends_with(".tmp");
+         name.starts_with("state-") || name.starts_with("partial-") || name.ends_with(".tmp");
 }
 
 }  // namespace
 
+uint32_t crc32_of_file(const fs::path& path) {
+  const FileDescriptor file = open_regular_file(kWho, path);
+  std::string buffer(size_t{1} << 20, '\0');
+  uLong crc = ::crc32(0, nullptr, 0);
+  while (const size_t count = read_bytes(kWho, file, path, buffer.data(), buffer.size())) {
+    crc = ::crc32(crc, reinterpret_cast<const Bytef*>(buffer.data()), static_cast<uInt>(count));
+  }
+  return static_cast<uint32_t>(crc);
+}
+
+bool RunJournal::exists(const fs::path& directory) { return path_exists(kWho, directory / kRun); }
+
 RunJournal::Description RunJournal::describe(const fs::path& directory) {
   const fs::path path = directory / kRun;
-  TORCH_CHECK(path_exists(kWho, path), kWho, ": ", directory.string(), " holds no run (no ", kRun, ")");
+  TORCH_CHECK(exists(directory), kWho, ": ", directory.string(), " holds no run (no ", kRun, ")");
   json run = read_json_file(path.string());
   TORCH_CHECK(run.is_object() && run.contains("identity") && run.contains("details") && run.contains("inputs"), kWho,
               ": ", path.string(), " is not the description of a run");
   const json sum = run.value("crc32", json());
   run.erase("crc32");
   check_intact(sum == crc32_of_json(run), path);
-  check_intact(run["inputs"] == crc32_of(directory / kInputs), directory / kInputs);
+  check_intact(run["inputs"] == crc32_of_file(directory / kInputs), directory / kInputs);
   return {run["identity"], run["details"], tensors_of(directory / kInputs)};
 }
 
@@ -103,14 +106,17 @@ RunJournal::RunJournal(const fs::path& directory, const Description& description
   if (lock_ < 0) throw_system_error(kWho, "create", directory / kLock, errno);
   try {
     TORCH_CHECK(::flock(lock_, LOCK_EX | LOCK_NB) == 0, kWho, ": another process works in ", directory.string());
-    if (!path_exists(kWho, directory / kRun)) {
-      save_safetensors(directory / kInputs, description.inputs);
+    const auto write_run = [&] {
       json run{{"identity", description.identity},
                {"details", description.details},
-               {"inputs", crc32_of(directory / kInputs)}};
+               {"inputs", crc32_of_file(directory / kInputs)}};
       run["crc32"] = crc32_of_json(run);
       write_json_file(directory / kRun, run);
       sync_directory(kWho, directory);
+    };
+    if (!exists(directory)) {
+      save_safetensors(directory / kInputs, description.inputs);
+      write_run();
       return;
     }
     const Description was = describe(directory);
@@ -124,6 +130,8 @@ RunJournal::RunJournal(const fs::path& directory, const Description& description
     }
     TORCH_CHECK(same_inputs, kWho, ": ", directory.string(), " holds a run with other inputs (calibration data)");
     read_journal();
+    remove_leftovers();
+    if (was.details != description.details) write_run();
   } catch (...) {
     ::close(lock_);
     throw;
@@ -146,53 +154,88 @@ void RunJournal::read_journal() {
     const fs::path where = directory_ / result.name;
     const FileDescriptor opened = open_regular_file(kWho, where);
     check_intact(
-        static_cast<int64_t>(size_of(kWho, opened, where)) == result.num_bytes && crc32_of(where) == result.crc32,
+        static_cast<int64_t>(size_of(kWho, opened, where)) == result.num_bytes && crc32_of_file(where) == result.crc32,
         where);
     return result;
   };
-  TORCH_CHECK(journal.contains("steps") && journal["steps"].is_array() && journal.contains("state"), kWho, ": ", path,
-              " is not a journal");
+  TORCH_CHECK(journal.contains("steps") && journal["steps"].is_array(), kWho, ": ", path, " is not a journal");
   for (const json& step : journal["steps"]) {
     steps_.push_back(read(step));
     notes_.push_back(step.value("notes", json()));
   }
-  state_ = read(journal["state"]);
+  if (object.contains("state")) state_ = read(journal["state"]);
+  TORCH_CHECK(state_.has_value() == !steps_.empty(), kWho, ": ", path, " is not a journal");
+  if (!object.contains("partial")) return;
+  partial_ = read(journal["partial"]);
+  partial_notes_ = journal["partial"].value("notes", json());
+  num_partials_ = JsonObject(journal["partial"], path).integer("number", 0, 0, std::numeric_limits<int64_t>::max());
 }
 
 void RunJournal::write_journal() const {
-  const auto entry = [](const File& file) {
-    return json{{"name", file.name}, {"num_bytes", file.num_bytes}, {"crc32", file.crc32}};
+  const auto entry = [](const File& file, const json& notes) {
+    json result{{"name", file.name}, {"num_bytes", file.num_bytes}, {"crc32", file.crc32}};
+    if (!notes.is_null()) result["notes"] = notes;
+    return result;
   };
-  json steps = json::array();
-  for (size_t i = 0; i < steps_.size(); ++i) {
-    steps.push_back(entry(steps_[i]));
-    if (!notes_[i].is_null()) steps.back()["notes"] = notes_[i];
+  json journal{{"steps", json::array()}};
+  for (size_t i = 0; i < steps_.size(); ++i) journal["steps"].push_back(entry(steps_[i], notes_[i]));
+  if (state_) journal["state"] = entry(*state_, {});
+  if (partial_) {
+    journal["partial"] = entry(*partial_, partial_notes_);
+    journal["partial"]["number"] = num_partials_;
   }
-  write_json_file(directory_ / kJournal, {{"steps", std::move(steps)}, {"state", entry(state_)}});
+  write_json_file(directory_ / kJournal, journal);
   sync_directory(kWho, directory_);
+}
+
+void RunJournal::remove_leftovers() const {
+  std::set<std::string> named{kRun, kInputs, kJournal, kLock};
+  for (const File& step : steps_) named.insert(step.name);
+  if (state_) named.insert(state_->name);
+  if (partial_) named.insert(partial_->name);
+  std::vector<fs::path> leftovers;
+  for (const auto& entry : fs::directory_iterator(directory_)) {
+    if (!named.contains(entry.path().filename().string())) leftovers.push_back(entry.path());
+  }
+  std::error_code ignored;
+  for (const fs::path& path : leftovers) fs::remove(path, ignored);
 }
 
 RunJournal::File RunJournal::save(const std::string& name, const Tensors& tensors) const {
   const fs::path path = directory_ / name;
   save_safetensors(path, tensors);
   const FileDescriptor file = open_regular_file(kWho, path);
-  return {name, static_cast<int64_t>(size_of(kWho, file, path)), crc32_of(path)};
+  return {name, static_cast<int64_t>(size_of(kWho, file, path)), crc32_of_file(path)};
 }
 
 RunJournal::Tensors RunJournal::load(const File& file) const { return tensors_of(directory_ / file.name); }
 
 RunJournal::Tensors RunJournal::step(int64_t index) const { return load(steps_.at(static_cast<size_t>(index))); }
 
-RunJournal::Tensors RunJournal::state() const { return steps_.empty() ? Tensors{} : load(state_); }
+RunJournal::Tensors RunJournal::state() const { return state_ ? load(*state_) : Tensors{}; }
 
 void RunJournal::finish_step(const Tensors& result, const Tensors& state, const json& notes) {
-  const std::string previous = state_.name;
   steps_.push_back(save(fmt::format("step-{:05}.safetensors", num_steps()), result));
   notes_.push_back(notes);
   state_ = save(fmt::format("state-{:05}.safetensors", num_steps()), state);
+  partial_.reset();
+  num_partials_ = 0;
   write_journal();
-  std::error_code ignored;
-  if (!previous.empty()) fs::remove(directory_ / previous, ignored);
+  remove_leftovers();
+}
+
+std::optional<RunJournal::Partial> RunJournal::partial() const {
+  if (!partial_) return std::nullopt;
+  return Partial{load(*partial_), partial_notes_};
+}
+
+void RunJournal::save_partial(const Tensors& tensors, const json& notes) {
+  // A name of its own: until the journal names the new one, the one before counts.
+  ++num_partials_;
+  partial_ = save(fmt::format("partial-{:05}-{}.safetensors", num_steps(), num_partials_), tensors);
+  partial_notes_ = notes;
+  write_journal();
+  remove_leftovers();
 }
 
 }  // namespace baseq

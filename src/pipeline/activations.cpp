@@ -31,20 +31,21 @@ Tensor ActivationStorage::allocate(at::IntArrayRef sizes) const {
 }
 
 void for_each_batch(const Tensor& stream, const at::TensorOptions& compute,
-                    const std::function<void(int64_t, const Tensor&)>& fn, int64_t tokens_per_batch) {
-  const int64_t batch = std::max<int64_t>(1, tokens_per_batch / stream.size(1));
+                    const std::function<void(int64_t, const Tensor&)>& fn, const PassOptions& options) {
+  const int64_t batch = std::max<int64_t>(1, options.tokens_per_batch / stream.size(1));
   for (int64_t begin = 0; begin < stream.size(0); begin += batch) {
+    options.step();
     fn(begin, stream.narrow(0, begin, std::min(batch, stream.size(0) - begin)).to(compute));
   }
 }
 
 void advance(const DecoderLayer& layer, const Tensor& from, const Tensor& to, const RotaryEmbedding& rope,
-             int64_t tokens_per_batch) {
+             const PassOptions& options) {
   const c10::NoGradGuard no_grad;
   const auto forward = [&](int64_t begin, const Tensor& windows) {
     to.narrow(0, begin, windows.size(0)).copy_(layer.forward(windows, rope));
   };
-  for_each_batch(from, rope.cos.options(), forward, tokens_per_batch);
+  for_each_batch(from, rope.cos.options(), forward, options);
 }
 
 }  // namespace baseq

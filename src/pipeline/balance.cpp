@@ -129,7 +129,7 @@ void balance(DecoderLayer& layer, const Recipe::Transforms& transforms, const Bl
   if (!transforms.scale_norm && !transforms.scale_query_key && !transforms.scale_value && !transforms.scale_down)
     return;
   const BlockMoments moments = measure_block(layer, inputs.full_precision, inputs.rope, weights, transforms.scale_value,
-                                             InputPoint::kDown, inputs.tokens_per_batch);
+                                             InputPoint::kDown, inputs.pass);
   if (transforms.scale_norm) {
     balance_norm(layer.input_layernorm, {&layer.self_attn.q_proj, &layer.self_attn.k_proj, &layer.self_attn.v_proj},
                  moments.qkv.variance);

@@ -136,4 +136,11 @@ OutputBytes output_bytes(const ModelConfig& config, const Recipe& recipe, at::Sc
   return bytes;
 }
 
+int64_t stage_bytes(const ModelConfig& config, const Recipe& recipe) {
+  const int64_t values = block_values(config);
+  const int64_t transformed = recipe.learn_transforms.epochs > 0 ? values * kFloatBytes : 0;
+  const int64_t rounded = recipe.weights && recipe.learn_activations.epochs > 0 ? values : 0;
+  return transformed + rounded;  // the one is there until the other is whole
+}
+
 }  // namespace baseq

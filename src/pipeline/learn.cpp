@@ -96,6 +96,7 @@ void learn(const LearningTask& task, const std::string& stage, int64_t epochs, d
   };
   const at::TensorOptions compute = task.inputs.compute();
   const auto loss = [&](const Tensor& indices) {
+    task.inputs.pass.step();
     return loss_of(build(), stream.index_select(0, indices).to(compute),
                    task.target.index_select(0, indices).to(compute),
                    task.token_weights.index_select(0, indices.to(compute.device())));
@@ -108,6 +109,7 @@ void learn(const LearningTask& task, const std::string& stage, int64_t epochs, d
     for (int64_t i = 0; i < num_monitored; ++i) {
       // Spread over the samples rather than the first ones.
       const int64_t n = i * num_samples / num_monitored;
+      task.inputs.pass.step();
       sum += loss_of(layer, stream.narrow(0, n, 1).to(compute), task.target.narrow(0, n, 1).to(compute),
                      task.token_weights.narrow(0, n, 1))
                  .item<double>();

@@ -22,7 +22,7 @@ void fields(RunStarted& e, Visit visit) {
 }
 template <class Visit>
 void fields(RunResumed& e, Visit visit) {
-  visit("num_finished", e.num_finished), visit("num_blocks", e.num_blocks);
+  visit("num_finished", e.num_finished), visit("num_blocks", e.num_blocks), visit("stage", e.stage);
 }
 template <class Visit>
 void fields(BlockStarted& e, Visit visit) {

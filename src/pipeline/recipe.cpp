@@ -179,7 +179,9 @@ Recipe Recipe::from_json(const json& value, const std::string& path) {
               ": weights: expected strategy \"tensor\", \"channel\" or \"group\" and a static grid");
   read_section(object, "rounding", [&](auto& visit) { visit_rounding(visit, recipe); });
   read_section(object, "low_rank", [&](auto& visit) {
-    visit_low_rank(visit, recipe.low_rank.emplace());
+    // Not emplace(): clang does not see inside Recipe that it has a default constructor.
+    recipe.low_rank = LowRank{};
+    visit_low_rank(visit, *recipe.low_rank);
     TORCH_CHECK(recipe.weights, path, ": low_rank corrects rounded weights and there are none; add weights");
     TORCH_CHECK(recipe.low_rank->method != Recipe::LowRank::Method::kFbquant ||
                     (recipe.rounding == Rounding::kNearest && !recipe.gptq.mse_clip),
@@ -188,7 +190,7 @@ Recipe Recipe::from_json(const json& value, const std::string& path) {
                 "to \"rtn\" and rounding.mse_clip to false");
   });
   read_section(object, "input_activations", [&](auto& visit) {
-    recipe.input_activations.emplace();
+    recipe.input_activations = InputActivations{};
     recipe.input_activations->spec = {.symmetric = false, .strategy = Strategy::kToken, .dynamic = true};
     visit_input_activations(visit, *recipe.input_activations);
     TORCH_CHECK(recipe.input_activations->spec.num_bits <= 8, path, ": input_activations: num_bits is more than 8");

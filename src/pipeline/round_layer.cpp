@@ -36,7 +36,7 @@ Statistics collect(InputPoint point, const DecoderLayer& layer, const DecoderLay
     const Tensor drift = original.input_of(point, full, inputs.rope).flatten(0, 1) - x;
     accumulate(result.cross, matrix_product(drift.t(), weighted));
   };
-  for_each_batch(inputs.quantized, inputs.compute(), add, inputs.tokens_per_batch);
+  for_each_batch(inputs.quantized, inputs.compute(), add, inputs.pass);
   const double total = weights.sum(at::kDouble).item<double>();
   result.hessian.div_(total);
   if (result.cross.defined()) result.cross.div_(total);
@@ -123,6 +123,7 @@ void round_layer(DecoderLayer& layer, const Recipe& recipe, const BlockInputs& i
     if (moments) statistics = collect(point, seen, original, recipe, inputs, weights);
     layer.for_each_linear([&](const std::string& name, Linear& linear) {
       if (std::find(readers.begin(), readers.end(), name) == readers.end()) return;
+      inputs.pass.step();
       const auto start = std::chrono::steady_clock::now();
       const Tensor weight = linear.weight;
       LinearRounded event{.block = block, .name = name, .relative_error = 0, .damping = 0, .seconds = 0};

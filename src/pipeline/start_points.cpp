@@ -64,7 +64,7 @@ void start_quant_points(DecoderLayer& layer, const Recipe& recipe, const BlockIn
   if (last) {
     const bool quantized = recipe.stream == Recipe::Stream::kQuantized;
     moments = measure_block(layer, quantized ? inputs.quantized : inputs.full_precision, inputs.rope, weights,
-                            /*with_o_covariance=*/false, *last, inputs.tokens_per_batch);
+                            /*with_o_covariance=*/false, *last, inputs.pass);
   }
   const auto options = layer.self_attn.o_proj.weight.options();
   for (const Start& start : starts) {

@@ -58,7 +58,7 @@ Tensor token_weights(const Tensor& target, Recipe::Loss loss, const at::TensorOp
 }
 
 BlockMoments measure_block(const DecoderLayer& layer, const Tensor& stream, const RotaryEmbedding& rope,
-                           const Tensor& weights, bool with_o_covariance, InputPoint last, int64_t tokens_per_batch) {
+                           const Tensor& weights, bool with_o_covariance, InputPoint last, const PassOptions& options) {
   const c10::NoGradGuard no_grad;
   DecoderLayer probe = without_quant_points(layer);
   MomentSums qkv, o(with_o_covariance), gate_up, down, key, value, query;
@@ -79,7 +79,7 @@ BlockMoments measure_block(const DecoderLayer& layer, const Tensor& stream, cons
     weight = weights.narrow(0, begin, windows.size(0)).reshape({-1, 1});
     probe.input_of(last, windows, rope);
   };
-  for_each_batch(stream, rope.cos.options(), pass, tokens_per_batch);
+  for_each_batch(stream, rope.cos.options(), pass, options);
   const double total = weights.sum(at::kDouble).item<double>();
   return {.qkv = qkv.over(total),
           .o = o.over(total),

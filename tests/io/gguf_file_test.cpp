@@ -133,6 +133,7 @@ TEST(GgufFile, SizesThatNoFileCanHoldAreRefusedBeforeMemoryIsTaken) {
   refused(Bytes().header(0, 2).text("k").put(uint32_t{7}).put(uint8_t{1}).text("k").put(uint32_t{7}).put(uint8_t{1}),
           "twice");
   refused(Bytes().header(1, 0).tensor("t", {kHuge, kHuge}, 0, 0).pad(), "no file can hold");
+  refused(Bytes().header(1, 0).tensor("t", {uint64_t{1} << 60}, 0, 0).pad(), "no file can hold");
   refused(Bytes().header(1, 0).tensor("t", {0}, 0, 0).pad(), "no file can hold");
   refused(Bytes().header(1, 0).tensor("t", {1, 1, 1, 1, 1}, 0, 0).pad(), "5 dimensions");
   refused(Bytes().header(1, 0).tensor("t", {1}, 0, 7).pad(), "multiple of 32");

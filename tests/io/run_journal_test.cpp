@@ -97,6 +97,66 @@ TEST(RunJournal, WhatTheJournalDoesNotNameDoesNotCount) {
   EXPECT_TRUE(at::equal(journal.step(3).at("x"), numbers(3).at("x")));
 }
 
+TEST(RunJournal, WhatAStepHasReachedIsKeptUntilItIsFinished) {
+  const TempDirectory directory;
+  const fs::path work = directory / "work";
+  const auto partials = [&] {
+    std::vector<std::string> names;
+    for (const std::string& name : test::list(work)) {
+      if (name.starts_with("partial-")) names.push_back(name);
+    }
+    return names.size();
+  };
+  {
+    RunJournal journal(work, description());
+    EXPECT_FALSE(journal.partial());
+    journal.save_partial(numbers(1), {{"stage", "one"}});
+  }
+  for (int64_t step = 0; step < 2; ++step) {
+    SCOPED_TRACE(step);
+    {
+      RunJournal journal(work, description());
+      EXPECT_EQ(journal.num_steps(), step);
+      ASSERT_TRUE(journal.partial());
+      EXPECT_TRUE(at::equal(journal.partial()->tensors.at("x"), numbers(1).at("x")));
+      EXPECT_EQ(journal.partial()->notes, nlohmann::json({{"stage", "one"}}));
+      journal.save_partial(numbers(2), {{"stage", "two"}});
+      EXPECT_EQ(partials(), 1U);
+    }
+    test::write_bytes(work / "partial-00000-9.safetensors", "a process died before it named this");
+    {
+      RunJournal journal(work, description());
+      EXPECT_EQ(partials(), 1U) << "what the journal does not name is removed";
+      ASSERT_TRUE(journal.partial());
+      EXPECT_TRUE(at::equal(journal.partial()->tensors.at("x"), numbers(2).at("x")));
+      journal.finish_step(numbers(3), numbers(30));
+      EXPECT_FALSE(journal.partial());
+      EXPECT_EQ(partials(), 0U);
+    }
+    RunJournal journal(work, description());
+    EXPECT_EQ(journal.num_steps(), step + 1);
+    EXPECT_FALSE(journal.partial());
+    journal.save_partial(numbers(1), {{"stage", "one"}});
+  }
+  for (const std::string& name : test::list(work)) {
+    if (!name.starts_with("partial-")) continue;
+    std::string bytes = test::read_bytes(work / name);
+    bytes.back() = static_cast<char>(bytes.back() ^ 1);
+    test::write_bytes(work / name, bytes);
+    expect_error([&] { RunJournal(work, description()); }, {name, "damaged"});
+  }
+}
+
+TEST(RunJournal, DetailsAreThoseOfTheLastProcess) {
+  const TempDirectory directory;
+  make_run(directory / "work");
+  auto moved = description();
+  moved.details["output"] = "elsewhere";
+  { const RunJournal journal(directory / "work", moved); }
+  EXPECT_EQ(RunJournal::describe(directory / "work").details, moved.details);
+  EXPECT_EQ(RunJournal(directory / "work", moved).num_steps(), 3);
+}
+
 TEST(RunJournal, OnlyOneProcessAndOnlyItsOwnDirectory) {
   const TempDirectory directory;
   {

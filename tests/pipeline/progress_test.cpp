@@ -22,7 +22,7 @@ std::vector<ProgressEvent> one_of_each() {
                      .seed = UINT64_MAX,
                      .device = "cpu",
                      .num_threads = 2},
-          RunResumed{1, 3},
+          RunResumed{1, 3, "transforms"},
           BlockStarted{1, 3},
           LinearRounded{1, "self_attn.q_proj", 0.25, 0.01, 1.5},
           EpochLearned{1, "transforms", 2, 10, 0.125},

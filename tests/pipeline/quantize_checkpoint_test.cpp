@@ -2,8 +2,6 @@
 
 #include <gtest/gtest.h>
 
-#include <sstream>
-
 #include "../tiny_model.h"
 #include "baseq/model/model.h"
 #include "baseq/pipeline/merge.h"
@@ -11,74 +9,20 @@
 #include "baseq/pipeline/run_log.h"
 #include "baseq/pipeline/start_points.h"
 #include "baseq/pipeline/statistics.h"
+#include "tiny_run.h"
 
 namespace baseq {
 namespace {
 
 using nlohmann::json;
 using test::expect_error;
+using test::kEverything;
+using test::kOnline;
+using test::log_without_times;
+using test::recipe_of;
 using test::TempDirectory;
 using test::TinyShape;
-
-Recipe recipe_of(const char* text) { return Recipe::from_json(json::parse(text), "recipe"); }
-
-constexpr const char* kEverything = R"({
-  "name": "everything",
-  "weights": {"num_bits": 4},
-  "rounding": {"method": "gptq", "mse_clip": true, "compensate_streams": true, "quantized_inputs": true,
-               "hessian_shrinkage": 0.1},
-  "low_rank": {"rank": 3},
-  "input_activations": {"num_bits": 4, "symmetric": false, "clip": 0.9, "shift": "mean", "norm_shift": "mean"},
-  "kv_cache": {"num_bits": 4, "symmetric": false, "clip": 0.95, "shift": "mean"},
-  "transforms": {"residual": "hadamard", "value": "hadamard", "query_key": "hadamard", "o": "hadamard",
-                 "down": "hadamard", "scale_norm": true, "scale_value": true, "scale_query_key": true,
-                 "scale_down": true},
-  "learn_transforms": {"epochs": 1}, "learn_activations": {"epochs": 2},
-  "objective": {"loss": "relative", "stream": "quantized", "num_monitored": 2},
-  "calibration": {"num_samples": 4, "seq_len": 16}})";
-
-constexpr const char* kOnline = R"({
-  "name": "online",
-  "weights": {"num_bits": 4, "symmetric": false},
-  "rounding": {"method": "gptq"},
-  "input_activations": {"num_bits": 4, "shift": "mean", "norm_shift": "mean"},
-  "kv_cache": {"num_bits": 4, "shift": "zero"},
-  "transforms": {"input": "hadamard", "value": "hadamard", "query_key": "hadamard", "o": "hadamard",
-                 "down": "hadamard"},
-  "learn_activations": {"epochs": 1},
-  "calibration": {"num_samples": 4, "seq_len": 16}})";
-
-class QuantizeCheckpoint : public testing::Test {
- protected:
-  explicit QuantizeCheckpoint(const TinyShape& tiny = {}) : shape(tiny) {
-    test::write_checkpoint(directory / "in", shape);
-    test::write_bytes(directory / "in" / "tokenizer.json", "{}");
-    original.emplace(directory / "in");
-  }
-  void run(const Recipe& recipe, const char* output, const QuantizeOptions& options = {}) {
-    quantize_checkpoint(*original, recipe, recipe.needs_calibration() ? windows : Tensor{}, directory / output,
-                        options);
-  }
-  Tensor logits(const char* name) const { return Model(Checkpoint(directory / name)).logits(ids); }
-
-  TinyShape shape;
-  TempDirectory directory;
-  std::optional<Checkpoint> original;
-  Tensor windows = test::random_ids({4, 16}, shape.vocab_size, 3);
-  Tensor ids = test::random_ids({2, 11}, shape.vocab_size, 4);
-};
-
-/// The lines of the log of a checkpoint without what differs between two equal runs.
-std::vector<json> log_without_times(const std::filesystem::path& checkpoint) {
-  std::istringstream lines(test::read_bytes(checkpoint / kRunLogFile));
-  std::vector<json> events;
-  for (std::string line; std::getline(lines, line);) {
-    events.push_back(json::parse(line));
-    events.back().erase("seconds");
-    events.back().erase("peak_memory_bytes");
-  }
-  return events;
-}
+using QuantizeCheckpoint = test::TinyRun;
 
 class QuantizeVariant : public QuantizeCheckpoint, public testing::WithParamInterface<TinyShape> {
  protected:
@@ -262,41 +206,6 @@ TEST_P(QuantizeVariant, Bfloat16ActivationsStayClose) {
   recipe.activations_dtype = at::kBFloat16;
   run(recipe, "out");
   EXPECT_LT(test::relative_error(logits("out"), logits("in")), 0.06);
-}
-
-TEST_P(QuantizeVariant, AnInterruptedRunContinuesToTheSameBytes) {
-  const Recipe recipe = recipe_of(kEverything);
-  run(recipe, "whole");
-  QuantizeOptions options{.work_directory = directory / "work", .should_stop = [] { return true; }};
-  for (int64_t block = 0; block + 1 < shape.num_layers; ++block) {
-    EXPECT_THROW(run(recipe, "resumed", options), Interrupted);
-    EXPECT_FALSE(std::filesystem::exists(directory / "resumed"));
-  }
-  std::vector<int64_t> resumed;
-  options.progress = [&](const ProgressEvent& event) {
-    if (const auto* found = std::get_if<RunResumed>(&event)) resumed.push_back(found->num_finished);
-  };
-  run(recipe, "resumed", options);
-  EXPECT_EQ(resumed, std::vector<int64_t>{shape.num_layers - 1});
-  for (const std::string& file : test::list(directory / "whole")) {
-    if (file == kRunLogFile) continue;
-    EXPECT_EQ(test::read_bytes(directory / "whole" / file), test::read_bytes(directory / "resumed" / file)) << file;
-  }
-  EXPECT_EQ(log_without_times(directory / "resumed"), log_without_times(directory / "whole"));
-
-  const StoredRun stored = read_stored_run(directory / "work");
-  EXPECT_EQ(stored.recipe.to_json(), recipe.to_json());
-  EXPECT_TRUE(at::equal(stored.windows, windows));
-  EXPECT_EQ(stored.output, directory / "resumed");
-
-  Recipe changed = recipe;
-  changed.weights->num_bits = 3;
-  expect_error([&] { run(changed, "other", options); }, {"recipe/weights/num_bits (4, now 3)"});
-  windows = windows + 1;
-  expect_error([&] { run(recipe, "other", options); }, {"other inputs"});
-  windows = windows - 1;
-  std::filesystem::last_write_time(directory / "in" / "config.json", std::filesystem::file_time_type::clock::now());
-  expect_error([&] { run(recipe, "other", options); }, {"config.json/modified"});
 }
 
 TEST_P(QuantizeVariant, SameSeedSameBytes) {

@@ -11,8 +11,9 @@ import torch
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
+from tiny_runs import LEARNED, TINY
+
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ROOT / "tests" / "data" / "tiny_llama_base"
 SEQ_LEN = 48
 NUM_WINDOWS = 4
 # Makes any recipe of configs/ fit the tiny model and a second of time: its ffn of 96 has no groups of 64.
@@ -67,6 +68,14 @@ def quantize(run, windows):
         return json.loads(report.read_text())
 
     return call
+
+
+@pytest.fixture(scope="session")
+def learned(quantize, tmp_path_factory) -> Path:
+    """The tiny model as a recipe with both learned stages makes it."""
+    output = tmp_path_factory.mktemp("learned") / "out"
+    quantize(LEARNED, output)
+    return output
 
 
 @pytest.fixture(scope="session")

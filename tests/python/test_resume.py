@@ -16,9 +16,12 @@ from safetensors.numpy import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "tests" / "data" / "tiny_llama_base"
-RECIPE = ROOT / "configs" / "quarot-w4a4kv4.json"
-# More by hand: BASEQ_KILLS=100 pytest tests/python/test_resume.py
-KILLS = int(os.environ.get("BASEQ_KILLS", "12"))
+# How much of a recipe a run of a second or two needs: none learns, learned stages.
+RECIPES = {
+    "quarot-w4a4kv4": ["calibration.num_samples=24", "calibration.seq_len=256"],
+    "baseq-w4a4kv4": ["calibration.num_samples=8", "calibration.seq_len=64", "learn_transforms.epochs=2",
+                      "learn_activations.epochs=3"],
+}
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
@@ -48,10 +51,11 @@ def deep(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def command(binary, deep):
-    def build(output: Path, work: Path, calibration: Path | None = None) -> list[str]:
-        return [binary, "quantize", str(deep), "--recipe", str(RECIPE), "--calibration",
-                str(calibration or deep.parent / "ids.safetensors"), "--output", str(output), "--work", str(work), "--set",
-                "calibration.num_samples=24", "--set", "calibration.seq_len=256", "--threads", "1"]
+    def build(output: Path, work: Path, calibration: Path | None = None, recipe: str = "quarot-w4a4kv4") -> list[str]:
+        settings = [part for setting in RECIPES[recipe] for part in ("--set", setting)]
+        return [binary, "quantize", str(deep), "--recipe", str(ROOT / "configs" / f"{recipe}.json"), "--calibration",
+                str(calibration or deep.parent / "ids.safetensors"), "--output", str(output), "--work", str(work),
+                "--threads", "1", *settings]
 
     return build
 
@@ -61,49 +65,96 @@ def files(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir() if path.name != "quantization_log.jsonl"}
 
 
-def test_killed_at_random_moments(command, binary, tmp_path):
-    start = time.monotonic()
-    subprocess.run(command(tmp_path / "whole", tmp_path / "work-whole"), check=True, capture_output=True,
-                   env=ENVIRONMENT)
-    duration = time.monotonic() - start
-    expected = files(tmp_path / "whole")
-    generator = random.Random(0)
-    output, work, resumed = tmp_path / "output", tmp_path / "work", 0
-    for _ in range(KILLS):
-        go_on = [binary, "quantize", "--resume", str(work)] if (work / "run.json").exists() else command(output, work)
-        process = subprocess.Popen(go_on, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=ENVIRONMENT)
-        time.sleep(generator.uniform(0, duration))
-        process.send_signal(signal.SIGKILL)
-        _, message = process.communicate()
-        # Killed, or done before the signal came; never a failure.
-        assert process.returncode in (-signal.SIGKILL, 0), message.decode()
-        resumed += b"continuing after block" in message
-        if output.exists():  # complete, or it would not have its name
-            assert files(output) == expected
-            for path in (output, work):
-                subprocess.run(["rm", "-r", str(path)], check=True)
-    if not output.exists():
-        done = subprocess.run(command(output, work), capture_output=True, env=ENVIRONMENT, check=False)
-        assert done.returncode == 0, done.stderr.decode()
-    assert files(output) == expected
-    assert KILLS < 10 or resumed > 0, "no kill left a block behind; the delays do not fit the run"
+@pytest.fixture
+def stop_and_resume(command, binary, tmp_path):
+    """stop_and_resume(recipe, signal, times): stops a run that often, at random, and compares its bytes with a whole
+    one's; returns the messages of the processes."""
+
+    def call(recipe: str, signal_sent: int, times: int) -> list[str]:
+        start = time.monotonic()
+        subprocess.run(command(tmp_path / "whole", tmp_path / "work-whole", recipe=recipe), check=True,
+                       capture_output=True, env=ENVIRONMENT)
+        duration = time.monotonic() - start
+        expected = files(tmp_path / "whole")
+        generator = random.Random(0)
+        output, work, messages = tmp_path / "output", tmp_path / "work", []
+        begin = command(output, work, recipe=recipe)
+        for _ in range(times):
+            go_on = [binary, "quantize", "--resume", str(work)] if (work / "run.json").exists() else begin
+            process = subprocess.Popen(go_on, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                                       env=ENVIRONMENT)
+            time.sleep(generator.uniform(0, duration))
+            process.send_signal(signal_sent)
+            messages.append(process.communicate()[1])
+            # Stopped, at once before it listens to signals, or done before the signal came; never a failure.
+            assert process.returncode in (-signal_sent, 130, 0), messages[-1]
+            if output.exists():  # complete, or it would not have its name
+                assert files(output) == expected
+                for path in (output, work):
+                    subprocess.run(["rm", "-r", str(path)], check=True)
+        if not output.exists():
+            done = subprocess.run(begin, capture_output=True, env=ENVIRONMENT, check=False)
+            assert done.returncode == 0, done.stderr.decode()
+        assert files(output) == expected
+        return messages
+
+    return call
 
 
-def test_interrupt_says_how_to_go_on(command, run, tmp_path):
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("kills", [6, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(stop_and_resume, recipe, kills):
+    messages = stop_and_resume(recipe, signal.SIGKILL, kills)
+    resumed = [message for message in messages if "continuing after block" in message or "continuing in block" in message]
+    assert resumed, "no kill left anything behind; the delays do not fit the run"
+    if kills > 10 and recipe.startswith("baseq"):
+        assert any("after its transforms" in message for message in resumed)
+        assert any("after its rounding" in message for message in resumed)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_interrupted_at_random_moments(stop_and_resume, recipe):
+    for message in stop_and_resume(recipe, signal.SIGINT, 4):
+        assert "--resume" in message or "stopped" not in message
+
+
+def stop_at(process: subprocess.Popen, line: str) -> str:
+    """Sends SIGINT when the program has said that; returns all that it said."""
+    said = ""
+    for text in process.stderr:
+        said += text
+        if line in text:
+            process.send_signal(signal.SIGINT)
+    process.wait()
+    return said
+
+
+def test_interrupt_ends_the_current_step_and_says_how_to_go_on(command, run, tmp_path):
     output, work = tmp_path / "output", tmp_path / "work"
     process = subprocess.Popen(command(output, work), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                                env=ENVIRONMENT)
-    # The first line of a block comes long before the block ends.
-    first = process.stderr.readline()
-    process.send_signal(signal.SIGINT)
-    message = first + process.stderr.read()
-    assert process.wait() == 130, message
+    message = stop_at(process, "block 2/")
+    assert process.returncode == 130, message
+    assert "block 4/" not in message, "the run went on"
+    assert "the blocks before are kept" in message
     assert f"--resume {work}" in message
     assert not output.exists()
     done = run("quantize", "--resume", work)
     assert done.returncode == 0, done.stderr
     assert "continuing after block" in done.stderr
     assert output.is_dir()
+
+
+def test_interrupted_block_goes_on_after_its_last_stage(command, run, tmp_path):
+    output, work = tmp_path / "output", tmp_path / "work"
+    process = subprocess.Popen(command(output, work, recipe="baseq-w4a4kv4"), stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    message = stop_at(process, "self_attn.q_proj")
+    assert process.returncode == 130, message
+    assert "stopped in block 1 of 8; its transforms are kept" in message
+    done = run("quantize", "--resume", work)
+    assert done.returncode == 0, done.stderr
+    assert "continuing in block 1/8, after its transforms" in done.stderr
 
 
 def test_resume_refuses_other_options(run, tmp_path):
@@ -137,3 +188,21 @@ def test_changed_recipe_is_refused_with_what_differs(command, run, tmp_path):
     done = run(*changed[1:])
     assert done.returncode == 1
     assert "recipe/weights/num_bits (4, now 3)" in done.stderr
+
+
+def test_a_changed_model_is_refused_and_a_copy_is_not(command, deep, run, tmp_path):
+    output, work = tmp_path / "output", tmp_path / "work"
+    subprocess.run(command(output, work), check=True, capture_output=True, env=ENVIRONMENT)
+    shutil.rmtree(output)
+    copied = command(output, work)
+    copied[2] = str(shutil.copytree(deep, tmp_path / "copy", copy_function=shutil.copy))  # with other times
+    done = run(*copied[1:])
+    assert done.returncode == 0, done.stderr
+    assert "continuing after block 8/8" in done.stderr
+    weights = tmp_path / "copy" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    done = run(*copied[1:], "--force")
+    assert done.returncode == 1
+    assert "model/model.safetensors/crc32" in done.stderr

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,22 +12,31 @@
 
 namespace baseq {
 
+/// CRC-32 of the bytes of a regular file (links are followed). Throws c10::Error naming what cannot be read.
+uint32_t crc32_of_file(const std::filesystem::path& path);
+
 /// A long run in a directory, step by step, so that a later process can go on with it. Every file is written beside,
 /// synced and renamed, and counts only once the journal names it with its size and CRC-32: whenever a process dies,
 /// what the journal holds is whole.
 ///
-///     run.json            identity, details, and checksums of itself and the inputs
-///     inputs.safetensors  what the run was given
-///     step-N.safetensors  what step N made
-///     state-N.safetensors what the first N steps leave for the next one; only the newest is kept
-///     journal.json        the finished steps
+///     run.json                identity, details, and checksums of itself and the inputs
+///     inputs.safetensors      what the run was given
+///     step-N.safetensors      what step N made
+///     state-N.safetensors     what the first N steps leave for the next one; only the newest is kept
+///     partial-N-K.safetensors what step N has reached; only the newest is kept, until the step is finished
+///     journal.json            the finished steps and what the next one has reached
 class RunJournal {
  public:
   using Tensors = std::map<std::string, Tensor>;
   struct Description {
     nlohmann::json identity;  ///< object; what the result depends on
-    nlohmann::json details;   ///< whatever else a later process wants to know
+    nlohmann::json details;   ///< whatever else a later process wants to know; those of the last one are kept
     Tensors inputs;
+  };
+  /// How far a step has come that is not finished.
+  struct Partial {
+    Tensors tensors;
+    nlohmann::json notes;
   };
 
   /// Starts a run in `directory` (made when missing), or opens the one that is there.
@@ -37,6 +47,8 @@ class RunJournal {
   RunJournal(const RunJournal&) = delete;
   RunJournal& operator=(const RunJournal&) = delete;
 
+  /// Whether `directory` holds a run.
+  static bool exists(const std::filesystem::path& directory);
   /// What a run was started with. Throws c10::Error when `directory` holds none.
   static Description describe(const std::filesystem::path& directory);
 
@@ -49,6 +61,12 @@ class RunJournal {
   /// @param notes kept in the journal itself; small, and no part of the run's identity
   void finish_step(const Tensors& result, const Tensors& state, const nlohmann::json& notes = {});
 
+  /// What the next step has reached; nothing when it has not been begun. Tensors as those of step().
+  std::optional<Partial> partial() const;
+  /// Makes what the next step has reached durable, in place of what it had reached before.
+  /// @param notes small, as those of finish_step
+  void save_partial(const Tensors& tensors, const nlohmann::json& notes);
+
  private:
   struct File {
     std::string name;
@@ -59,12 +77,15 @@ class RunJournal {
   Tensors load(const File& file) const;
   void read_journal();
   void write_journal() const;
+  void remove_leftovers() const;
 
   std::filesystem::path directory_;
   int lock_ = -1;
   std::vector<File> steps_;
   std::vector<nlohmann::json> notes_;  ///< of the steps
-  File state_;
+  std::optional<File> state_, partial_;
+  nlohmann::json partial_notes_;
+  int64_t num_partials_ = 0;  ///< of the next step, so far
 };
 
 }  // namespace baseq

@@ -22,13 +22,25 @@ struct ActivationStorage {
 /// a block's weights. Fewer take less memory and round the sums over tokens otherwise.
 inline constexpr int64_t kTokensPerBatch = 2048;
 
+/// How the stages of a block go over the streams.
+struct PassOptions {
+  int64_t tokens_per_batch = kTokensPerBatch;
+  /// Called before each step: a batch of a pass, a linear that is rounded, a step of the optimizer. What it throws ends
+  /// the stage there. May be empty.
+  std::function<void()> before_step{};
+
+  void step() const {
+    if (before_step) before_step();
+  }
+};
+
 /// The two activation streams at the input of one block, [num_samples, seq, hidden_size]: as the full-precision prefix
 /// and as the already quantized prefix produce them. They stay on the host; the device of a block is that of `rope`.
 struct BlockInputs {
   Tensor full_precision;
   Tensor quantized;
   RotaryEmbedding rope;
-  int64_t tokens_per_batch = kTokensPerBatch;
+  PassOptions pass;
 
   bool defined() const { return quantized.defined(); }
   /// What a block computes with, whatever the streams are stored in.
@@ -39,10 +51,10 @@ struct BlockInputs {
 /// window each.
 void for_each_batch(const Tensor& stream, const at::TensorOptions& compute,
                     const std::function<void(int64_t begin, const Tensor& windows)>& fn,
-                    int64_t tokens_per_batch = kTokensPerBatch);
+                    const PassOptions& options = {});
 
 /// Writes `from` after `layer` to `to`, a stream of the same shape, which may be `from` itself.
 void advance(const DecoderLayer& layer, const Tensor& from, const Tensor& to, const RotaryEmbedding& rope,
-             int64_t tokens_per_batch = kTokensPerBatch);
+             const PassOptions& options = {});
 
 }  // namespace baseq

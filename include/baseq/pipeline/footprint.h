@@ -36,6 +36,9 @@ struct OutputBytes {
 };
 OutputBytes output_bytes(const ModelConfig& config, const Recipe& recipe, at::ScalarType checkpoint_dtype);
 
+/// Bytes of what a work directory keeps between two stages of a block, see layer_state; 0 where nothing is kept.
+int64_t stage_bytes(const ModelConfig& config, const Recipe& recipe);
+
 /// Of the activations of a forward pass through one block over `num_tokens` tokens.
 int64_t forward_bytes(const ModelConfig& config, int64_t num_tokens);
 

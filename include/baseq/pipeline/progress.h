@@ -22,6 +22,7 @@ struct RunStarted {
 };
 struct RunResumed {
   int64_t num_finished, num_blocks;  ///< the finished ones come from the work directory
+  std::string stage{};               ///< of the block behind them, also from there: the last one it finished; or empty
 };
 struct BlockStarted {
   int64_t block, num_blocks;

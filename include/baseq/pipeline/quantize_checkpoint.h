@@ -18,10 +18,12 @@ struct QuantizeOptions {
   std::filesystem::path activations_directory;
   int64_t tokens_per_batch = kTokensPerBatch;  ///< of a forward pass; the bytes of the result depend on it
   CheckpointWriter::Options output;
-  /// Keeps finished blocks and the streams, see RunJournal; a run that finds its own continues it, to the same bytes.
-  /// Empty: nothing is kept.
+  /// Keeps finished blocks, finished stages of the next one and the streams, see RunJournal; a run that finds its own
+  /// continues it, to the same bytes. Empty: nothing is kept.
   std::filesystem::path work_directory;
-  /// Asked after each block that is not the last; true ends the run with Interrupted. May be empty.
+  /// Asked before each step of a block (a batch, a linear, a step of learning); true ends the run with Interrupted.
+  /// What the work directory holds by then is kept: the blocks before, and this one up to the stage that it has
+  /// finished. May be empty.
   std::function<bool()> should_stop;
   ProgressFn progress;  ///< may be empty
 };

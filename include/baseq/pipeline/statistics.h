@@ -31,7 +31,7 @@ struct BlockMoments {
 /// @param last              where the pass ends; moments of what lies behind it stay undefined
 BlockMoments measure_block(const DecoderLayer& layer, const Tensor& stream, const RotaryEmbedding& rope,
                            const Tensor& weights, bool with_o_covariance, InputPoint last = InputPoint::kDown,
-                           int64_t tokens_per_batch = kTokensPerBatch);
+                           const PassOptions& options = {});
 
 /// `layer` with every quant point off and without shifts. Gains stay: weights may hold their inverse.
 DecoderLayer without_quant_points(DecoderLayer layer);

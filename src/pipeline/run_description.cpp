@@ -1,0 +1,90 @@
+#include "run_description.h"
+
+#include <ATen/Parallel.h>
+
+#include <chrono>
+
+#include "baseq/model/quantization_config.h"
+
+namespace baseq {
+namespace {
+
+using nlohmann::json;
+namespace fs = std::filesystem;
+
+bool decides_about_the_result(const std::string& name) {
+  return name == "config.json" || name.ends_with(".safetensors") || name.ends_with(".index.json");
+}
+
+int64_t modified(const fs::path& file) {
+  const auto time = fs::last_write_time(file).time_since_epoch();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(time).count();
+}
+
+}  // namespace
+
+RunJournal::Description describe_run(const Checkpoint& checkpoint, const Recipe& recipe, const Tensor& windows,
+                                     const fs::path& output, const QuantizeOptions& options) {
+  const std::string path = fs::absolute(checkpoint.path()).string();
+  json known_files = json::object(), known_times = json::object();
+  if (RunJournal::exists(options.work_directory)) {
+    const RunJournal::Description known = RunJournal::describe(options.work_directory);
+    if (known.details.value("model", "") == path) {
+      known_files = known.identity.value("model", json::object());
+      known_times = known.details.value("modified", json::object());
+    }
+  }
+  json files = json::object(), times = json::object();
+  for (const auto& entry : fs::directory_iterator(checkpoint.path())) {
+    const std::string name = entry.path().filename().string();
+    if (!decides_about_the_result(name)) continue;
+    times[name] = modified(entry.path());
+    files[name] = {{"bytes", fs::file_size(entry.path())}};
+    const json known = known_files.value(name, json::object());
+    const bool same =
+        known.value("bytes", json()) == files[name]["bytes"] && known_times.value(name, json()) == times[name];
+    files[name]["crc32"] = same ? known.value("crc32", json()) : json(crc32_of_file(entry.path()));
+  }
+  RunJournal::Description description{.identity = {{"version", BASEQ_VERSION},
+                                                   {"format_version", QuantizationConfig::kFormatVersion},
+                                                   {"model", files},
+                                                   {"recipe", recipe.to_json()},
+                                                   {"seed", options.seed},
+                                                   {"device", options.device.str()},
+                                                   {"threads", at::get_num_threads()},
+                                                   {"tokens_per_batch", options.tokens_per_batch}},
+                                      .details = {{"model", path},
+                                                  {"modified", times},
+                                                  {"output", fs::absolute(output).string()},
+                                                  {"shard_bytes", options.output.shard_bytes},
+                                                  {"force", options.output.force},
+                                                  {"activations_directory", options.activations_directory.string()}},
+                                      .inputs = {}};
+  if (windows.defined()) description.inputs["input_ids"] = windows;
+  return description;
+}
+
+StoredRun read_stored_run(const fs::path& work_directory) {
+  const RunJournal::Description description = RunJournal::describe(work_directory);
+  const auto& [identity, details, inputs] = description;
+  try {
+    StoredRun run;
+    run.model = details.at("model").get<std::string>();
+    run.output = details.at("output").get<std::string>();
+    run.recipe = Recipe::from_json(identity.at("recipe"), (work_directory / "run.json").string() + ": recipe");
+    if (const auto it = inputs.find("input_ids"); it != inputs.end()) run.windows = it->second;
+    run.options.device = at::Device(identity.at("device").get<std::string>());
+    run.options.seed = identity.at("seed").get<uint64_t>();
+    run.options.output.shard_bytes = details.at("shard_bytes").get<int64_t>();
+    run.options.output.force = details.at("force").get<bool>();
+    run.options.activations_directory = details.at("activations_directory").get<std::string>();
+    run.options.work_directory = work_directory;
+    run.options.tokens_per_batch = identity.value("tokens_per_batch", kTokensPerBatch);
+    run.num_threads = identity.at("threads").get<int64_t>();
+    return run;
+  } catch (const json::exception& error) {
+    TORCH_CHECK(false, work_directory.string(), ": run.json does not describe a quantization: ", error.what());
+  }
+}
+
+}  // namespace baseq

@@ -1,0 +1,247 @@
+#include <gtest/gtest.h>
+
+#include "baseq/pipeline/layer_state.h"
+#include "baseq/pipeline/learn.h"
+#include "baseq/pipeline/quantize_checkpoint.h"
+#include "tiny_run.h"
+
+namespace baseq {
+namespace {
+
+using nlohmann::json;
+using test::expect_error;
+using test::kEverything;
+using test::kOnline;
+using test::log_without_times;
+using test::recipe_of;
+using test::TinyShape;
+
+class Resume : public test::TinyRun, public testing::WithParamInterface<TinyShape> {
+ protected:
+  Resume() : TinyRun(GetParam()) {}
+
+  /// Runs in `work` until the n-th step, from 0; returns the steps that were asked for, n + 1 when it was stopped.
+  int64_t run_until(const Recipe& recipe, const char* output, int64_t n, const ProgressFn& progress = {}) {
+    int64_t steps = 0;
+    try {
+      run(recipe, output,
+          {.work_directory = directory / "work", .should_stop = [&] { return steps++ == n; }, .progress = progress});
+    } catch (const Interrupted& interrupted) {
+      message = interrupted.what();
+      EXPECT_FALSE(std::filesystem::exists(directory / output));
+    }
+    return steps;
+  }
+  void expect_same_bytes(const char* a, const char* b) {
+    ASSERT_EQ(test::list(directory / a), test::list(directory / b));
+    for (const std::string& file : test::list(directory / a)) {
+      if (file == kRunLogFile) continue;
+      EXPECT_EQ(test::read_bytes(directory / a / file), test::read_bytes(directory / b / file)) << file;
+    }
+    EXPECT_EQ(log_without_times(directory / a), log_without_times(directory / b));
+  }
+  void forget(const char* output) {
+    std::filesystem::remove_all(directory / "work");
+    std::filesystem::remove_all(directory / output);
+  }
+
+  std::string message;  ///< of the last interruption
+};
+
+INSTANTIATE_TEST_SUITE_P(Shapes, Resume, testing::ValuesIn(test::tiny_shapes()),
+                         [](const auto& shape) { return shape.param.name; });
+
+TEST_P(Resume, AnInterruptedRunContinuesToTheSameBytes) {
+  for (const char* text : {kEverything, kOnline}) {
+    const Recipe recipe = recipe_of(text);
+    SCOPED_TRACE(recipe.name);
+    run(recipe, "whole");
+    const int64_t steps = run_until(recipe, "counted", -1);
+    forget("counted");
+    // Twice in one run, in different stages.
+    for (const int64_t first : {steps / 7, steps * 2 / 7, steps * 3 / 7, steps * 5 / 7}) {
+      SCOPED_TRACE(first);
+      EXPECT_EQ(run_until(recipe, "resumed", first), first + 1);
+      run_until(recipe, "resumed", steps / 5);
+      run_until(recipe, "resumed", -1);
+      expect_same_bytes("whole", "resumed");
+      forget("resumed");
+    }
+    std::filesystem::remove_all(directory / "whole");
+  }
+}
+
+TEST_P(Resume, GoesOnAfterTheLastFinishedStage) {
+  const Recipe recipe = recipe_of(kEverything);
+  const int64_t steps = run_until(recipe, "whole", -1);
+  forget("whole");
+  // What was told of the second block before the run was stopped, and what the next process had to do.
+  std::map<std::string, int64_t> steps_after;
+  std::vector<std::string> kept;
+  for (const std::string last : {"block_started", "transforms", "rounding"}) {
+    SCOPED_TRACE(last);
+    bool there = false;
+    int64_t rounded = 0;
+    const ProgressFn progress = [&](const ProgressEvent& event) {
+      if (const auto* started = std::get_if<BlockStarted>(&event))
+        there = started->block == 1 && last == "block_started";
+      const auto* stage = std::get_if<StageLearned>(&event);
+      if (stage && stage->block == 1 && last == stage->stage) there = true;
+      const auto* linear = std::get_if<LinearRounded>(&event);
+      if (linear && linear->block == 1 && ++rounded == 7 && last == "rounding") there = true;
+    };
+    // The step after the one that follows the event: the stage is at its end by then.
+    int64_t after = 0;
+    const QuantizeOptions options{.work_directory = directory / "work",
+                                  .should_stop = [&] { return there && ++after == 2; },
+                                  .progress = progress};
+    EXPECT_THROW(run(recipe, "resumed", options), Interrupted);
+    std::optional<RunResumed> resumed;
+    std::vector<json> told;
+    steps_after[last] = run_until(recipe, "resumed", -1, [&](const ProgressEvent& event) {
+      if (const auto* found = std::get_if<RunResumed>(&event)) resumed = *found;
+      told.push_back(to_json(event));
+    });
+    ASSERT_TRUE(resumed);
+    EXPECT_EQ(resumed->num_finished, 1);
+    kept.push_back(resumed->stage);
+    // A reader of the events knows all of the block, though a part of it happened in another process.
+    RunRecord record;
+    for (const json& event : told) record.add(*progress_event_from_json(event, "told"));
+    EXPECT_EQ(record.blocks.at(1).linears.size(), 7U);
+    EXPECT_EQ(record.blocks.at(1).stages.size(), 2U);
+    forget("resumed");
+  }
+  EXPECT_EQ(kept, (std::vector<std::string>{"", "transforms", "rounding"}));
+  EXPECT_LT(steps_after["block_started"], steps);
+  EXPECT_LT(steps_after["transforms"], steps_after["block_started"]);
+  EXPECT_LT(steps_after["rounding"], steps_after["transforms"]);
+}
+
+TEST_P(Resume, AnInterruptSaysWhatIsKept) {
+  const Recipe recipe = recipe_of(kEverything);
+  const int64_t steps = run_until(recipe, "out", 0);
+  EXPECT_EQ(steps, 1);
+  EXPECT_NE(message.find("stopped in block 1 of 2; the blocks before are kept"), std::string::npos) << message;
+  run_until(recipe, "out", -1);
+  forget("out");
+  bool rounding = false;
+  const QuantizeOptions options{
+      .work_directory = directory / "work",
+      .should_stop = [&] { return rounding; },
+      .progress =
+          [&](const ProgressEvent& event) { rounding = rounding || std::holds_alternative<LinearRounded>(event); }};
+  try {
+    run(recipe, "out", options);
+    FAIL() << "not stopped";
+  } catch (const Interrupted& interrupted) {
+    const std::string what = interrupted.what();
+    EXPECT_NE(what.find("stopped in block 1 of 2; its transforms are kept"), std::string::npos) << what;
+  }
+  EXPECT_THROW(run(recipe, "out", {.should_stop = [] { return true; }}), Interrupted);
+}
+
+TEST_P(Resume, TheWorkDirectoryDescribesTheRun) {
+  const Recipe recipe = recipe_of(kEverything);
+  run_until(recipe, "out", 1);
+  const StoredRun stored = read_stored_run(directory / "work");
+  EXPECT_EQ(stored.recipe.to_json(), recipe.to_json());
+  EXPECT_TRUE(at::equal(stored.windows, windows));
+  EXPECT_EQ(stored.output, directory / "out");
+  EXPECT_EQ(stored.model, directory / "in");
+
+  const QuantizeOptions options{.work_directory = directory / "work"};
+  Recipe changed = recipe;
+  changed.weights->num_bits = 3;
+  expect_error([&] { run(changed, "other", options); }, {"recipe/weights/num_bits (4, now 3)"});
+  windows = windows + 1;
+  expect_error([&] { run(recipe, "other", options); }, {"other inputs"});
+}
+
+class ChangedModel : public test::TinyRun {
+ protected:
+  void start() {
+    const QuantizeOptions options{.work_directory = directory / "work", .should_stop = [] { return true; }};
+    EXPECT_THROW(run(recipe, "out", options), Interrupted);
+  }
+  void go_on(const std::filesystem::path& model) {
+    quantize_checkpoint(Checkpoint(model), recipe, windows, directory / "out", {.work_directory = directory / "work"});
+  }
+  Recipe recipe = recipe_of(kOnline);
+};
+
+TEST_F(ChangedModel, IsRefusedWithWhatDiffers) {
+  start();
+  const std::filesystem::path weights = directory / "in" / "model.safetensors";
+  const auto time = std::filesystem::last_write_time(weights);
+  std::string bytes = test::read_bytes(weights);
+  bytes[bytes.size() / 2] = static_cast<char>(bytes[bytes.size() / 2] ^ 1);
+  test::write_bytes(weights, bytes);
+  std::filesystem::last_write_time(weights, time + std::chrono::seconds(1));
+  expect_error([&] { go_on(directory / "in"); }, {"model/model.safetensors/crc32"});
+  std::filesystem::remove(weights);
+  EXPECT_ANY_THROW(go_on(directory / "in"));
+}
+
+TEST_F(ChangedModel, ACopyIsTheSameModel) {
+  start();
+  std::filesystem::copy(directory / "in", directory / "copy");
+  for (const auto& entry : std::filesystem::directory_iterator(directory / "copy")) {
+    std::filesystem::last_write_time(entry, std::filesystem::file_time_type::clock::now() + std::chrono::hours(1));
+  }
+  std::filesystem::remove_all(directory / "in");
+  go_on(directory / "copy");
+  EXPECT_TRUE(std::filesystem::exists(directory / "out"));
+  EXPECT_EQ(read_stored_run(directory / "work").model, directory / "copy") << "--resume finds it there";
+}
+
+/// Every moment of one run; the other tests take a few of each shape.
+class EveryMoment : public test::TinyRun {};
+
+TEST_F(EveryMoment, OfARunCanBeItsLastSlow) {
+  const Recipe recipe = recipe_of(kEverything);
+  run(recipe, "whole");
+  const auto finish = [&] {
+    run(recipe, "resumed", {.work_directory = directory / "work"});
+    for (const std::string& file : test::list(directory / "whole")) {
+      if (file == kRunLogFile) continue;
+      ASSERT_EQ(test::read_bytes(directory / "whole" / file), test::read_bytes(directory / "resumed" / file)) << file;
+    }
+    ASSERT_EQ(log_without_times(directory / "whole"), log_without_times(directory / "resumed"));
+    std::filesystem::remove_all(directory / "work");
+    std::filesystem::remove_all(directory / "resumed");
+  };
+  // Interrupted at a step.
+  for (int64_t n = 0;; ++n) {
+    SCOPED_TRACE(n);
+    int64_t steps = 0;
+    bool stopped = false;
+    try {
+      run(recipe, "resumed", {.work_directory = directory / "work", .should_stop = [&] { return steps++ == n; }});
+    } catch (const Interrupted&) {
+      stopped = true;
+    }
+    finish();
+    if (!stopped || HasFatalFailure()) break;
+  }
+  // Ended by an exception at an event.
+  for (int64_t n = 0;; ++n) {
+    SCOPED_TRACE(n);
+    int64_t events = 0;
+    const ProgressFn progress = [&](const ProgressEvent&) {
+      if (events++ == n) throw std::runtime_error("the end");
+    };
+    bool stopped = false;
+    try {
+      run(recipe, "resumed", {.work_directory = directory / "work", .progress = progress});
+    } catch (const std::runtime_error&) {
+      stopped = true;
+    }
+    if (std::filesystem::exists(directory / "resumed")) std::filesystem::remove_all(directory / "resumed");
+    finish();
+    if (!stopped || HasFatalFailure()) break;
+  }
+}
+
+}  // namespace
+}  // namespace baseq
