@@ -106,7 +106,7 @@ void add_export(CLI::App& app) {
       ->transform(checkpoint_path());
   command->add_option("--format", arguments->format, "What to write, see docs/export.md")
       ->required()
-      ->check(CLI::IsMember({"hf", "compressed-tensors", "gptq", "awq", "gguf"}));
+      ->check(CLI::IsMember({"hf", "compressed-tensors", "gptq", "awq", "peft", "gguf"}));
   command->add_option("--output", arguments->output, "Directory of the export; with gguf the file");
   command->add_option("--gguf-type", arguments->gguf_type, "Type of the linears in a GGUF file")
       ->capture_default_str()

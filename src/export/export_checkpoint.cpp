@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <fstream>
 #include <numeric>
 #include <sstream>
@@ -17,7 +18,7 @@ namespace baseq {
 namespace {
 
 /// In the order of ExportFormat.
-const std::vector<std::string> kFormats = {"hf", "compressed-tensors", "gptq", "awq", "gguf"};
+const std::vector<std::string> kFormats = {"hf", "compressed-tensors", "gptq", "awq", "peft", "gguf"};
 
 constexpr const char* kReadme = "README.md";
 
@@ -79,6 +80,8 @@ ExportPlan plan_export(const Checkpoint& checkpoint, const ExportOptions& option
       return plan_gptq(std::move(source), dtype);
     case ExportFormat::kAwq:
       return plan_awq(std::move(source), dtype);
+    case ExportFormat::kPeft:
+      return plan_peft(std::move(source), dtype);
     case ExportFormat::kGguf:
       return plan_gguf(std::move(source), options.gguf_type);
   }
@@ -94,7 +97,11 @@ void write_export(const Checkpoint& checkpoint, const ExportPlan& plan, const st
   const auto total = static_cast<int64_t>(plan.tensors.size());
   for (int64_t i = 0; i < total; ++i) {
     const PlannedTensor& planned = plan.tensors[static_cast<size_t>(i)];
-    writer.add(planned.name, made(planned));
+    if (planned.file.empty()) {
+      writer.add(planned.name, made(planned));
+    } else {
+      writer.add_beside(planned.file, planned.name, made(planned));
+    }
     if (progress) progress(i + 1, total);
   }
   for (const auto& [name, content] : plan.files) writer.write_file(name, content);
@@ -103,8 +110,10 @@ void write_export(const Checkpoint& checkpoint, const ExportPlan& plan, const st
   if (checkpoint.directory() == checkpoint.path())
     writer.copy_side_files(checkpoint.path(), {kModelingFile, kRunLogFile});
   writer.finish(plan.config, [&](const Checkpoint& written) {
-    TORCH_CHECK(written.names().size() == plan.tensors.size(), "export: ", written.names().size(),
-                " tensors were written but ", plan.tensors.size(), " were planned");
+    const auto planned = std::count_if(plan.tensors.begin(), plan.tensors.end(),
+                                       [](const PlannedTensor& tensor) { return tensor.file.empty(); });
+    TORCH_CHECK(static_cast<int64_t>(written.names().size()) == planned, "export: ", written.names().size(),
+                " tensors were written but ", planned, " were planned");
     plan.check_weights(written);
   });
 }

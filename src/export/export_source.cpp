@@ -173,8 +173,7 @@ const Linear& ExportSource::linear(const SourceLinear& which) const {
   return layer_.at(which.name);
 }
 
-Tensor ExportSource::merged_weight(const SourceLinear& which) const {
-  const Tensor& weight = linear(which).weight;
+Tensor ExportSource::merged(const SourceLinear& which, const Tensor& weight) const {
   // (x H) W^T = x (W H^T)^T
   return is_rotated_online(which) ? hadamard_transform(weight.to(at::kDouble), /*transpose=*/true).to(at::kFloat)
                                   : weight;

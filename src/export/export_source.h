@@ -45,7 +45,9 @@ class ExportSource {
   /// As read by Model: float32, dequantized. Of a quantized one the scales are [out_features, groups].
   const Linear& linear(const SourceLinear& which) const;
   /// float32 [out_features, in_features] for inputs that no online Hadamard transform has passed: it is merged here.
-  Tensor merged_weight(const SourceLinear& which) const;
+  Tensor merged_weight(const SourceLinear& which) const { return merged(which, linear(which).weight); }
+  /// The same of any float32 [rows, in_features] that multiplies the linear's inputs.
+  Tensor merged(const SourceLinear& which, const Tensor& weight) const;
 
  private:
   void add_linears(int64_t block);
@@ -86,6 +88,11 @@ class Obstacles {
   std::vector<std::string> found_;
 };
 
+/// What to do where a format carries dequantized weights and nothing of the activations.
+inline constexpr const char* kWeightsAlone =
+    "quantize again with a recipe for weights alone, such as configs/w4a16-vllm.json, or with --set "
+    "input_activations=null --set kv_cache=null";
+
 /// Says over how many devices tensor parallelism splits quantized weights without breaking a group or a word of packed
 /// codes. `output_multiple` is the number of outputs that a device's share must be a multiple of, `input_multiple`
 /// that of inputs.
@@ -112,6 +119,7 @@ ExportPlan plan_hugging_face(std::shared_ptr<const ExportSource> source, at::Sca
 ExportPlan plan_compressed_tensors(std::shared_ptr<const ExportSource> source, at::ScalarType dtype);
 ExportPlan plan_gptq(std::shared_ptr<const ExportSource> source, at::ScalarType dtype);
 ExportPlan plan_awq(std::shared_ptr<const ExportSource> source, at::ScalarType dtype);
+ExportPlan plan_peft(std::shared_ptr<const ExportSource> source, at::ScalarType dtype);
 ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::string& type);
 
 }  // namespace baseq

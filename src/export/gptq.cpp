@@ -47,6 +47,7 @@ void preflight(const ExportSource& source, const Layout& layout, const char* rec
   const bool awq = layout.format == "awq";
   Obstacles obstacles(source, layout.format);
   obstacles.add_if(!weights, "weights in full precision");
+  obstacles.add_if(source.quantization().lora_rank > 0, "corrections of low rank (low_rank)");
   obstacles.add_activations();
   obstacles.add_online_transforms();
   if (weights) {

@@ -7,9 +7,7 @@ namespace baseq {
 ExportPlan plan_hugging_face(std::shared_ptr<const ExportSource> source, at::ScalarType dtype) {
   Obstacles obstacles(*source, "hf");
   obstacles.add_activations();
-  obstacles.refuse(
-      "quantize again with a recipe for weights alone, such as configs/w4a16-vllm.json, or with --set "
-      "input_activations=null --set kv_cache=null");
+  obstacles.refuse(kWeightsAlone);
 
   const auto plan_linear = [=](ExportPlan& plan, const SourceLinear& linear) {
     plan.tensors.push_back({linear.full_name + ".weight", dtype, {linear.out_features, linear.in_features}, [=] {

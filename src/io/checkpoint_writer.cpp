@@ -9,6 +9,7 @@
 #include "checkpoint_files.h"
 #include "files.h"
 #include "safetensors_layout.h"
+#include "safetensors_stream.h"
 #include "strict_json.h"
 
 namespace baseq {
@@ -116,7 +117,7 @@ CheckpointWriter::CheckpointWriter(const fs::path& directory, const Options& opt
   fs::create_directories(partial_, error);
   check(error, "create", partial_);
   try {
-    scratch_ = std::make_unique<ScratchFile>(kWho, partial_);
+    shard_ = std::make_unique<SafetensorsStream>(kWho, partial_);
   } catch (...) {
     fs::remove_all(partial_, error);
     throw;
@@ -130,41 +131,44 @@ CheckpointWriter::~CheckpointWriter() {
   }
 }
 
-void CheckpointWriter::add(const std::string& name, const Tensor& tensor) {
+Tensor CheckpointWriter::checked(const std::string& name, const Tensor& tensor) const {
   TORCH_CHECK(!finished_, kWho, ": ", directory_.string(), " is finished");
   TORCH_CHECK(tensor.defined(), kWho, ": tensor ", quote(name), " is undefined");
+  return storable(tensor, std::string(kWho) + ": tensor " + quote(name));
+}
+
+void CheckpointWriter::add(const std::string& name, const Tensor& tensor) {
+  const Tensor data = checked(name, tensor);
   TORCH_CHECK(!shard_of_.contains(name), kWho, ": tensor ", quote(name), " was added before");
-  const Tensor data = storable(tensor, std::string(kWho) + ": tensor " + quote(name));
   const auto shard_bytes = static_cast<size_t>(options_.shard_bytes);
-  if (scratch_->size() + data.nbytes() > shard_bytes) {
+  if (shard_->num_bytes() + data.nbytes() > shard_bytes) {
     flush();
   }
-  offsets_.emplace(name, scratch_->size());
-  scratch_->append(data.const_data_ptr(), data.nbytes());
+  shard_->add(name, data);
   shard_of_.emplace(name, num_shards_ + 1);
-  shard_.emplace(name, TensorInfo{data.scalar_type(), data.sizes().vec()});
-  if (scratch_->size() >= shard_bytes) {
+  if (shard_->num_bytes() >= shard_bytes) {
     flush();
   }
 }
 
+void CheckpointWriter::add_beside(const std::string& file, const std::string& name, const Tensor& tensor) {
+  const Tensor data = checked(name, tensor);
+  TORCH_CHECK(file.ends_with(".safetensors") && file.find('/') != std::string::npos, kWho, ": ", quote(file),
+              " is no safetensors file of a subdirectory");
+  place(file);
+  std::unique_ptr<SafetensorsStream>& stream = beside_[file];
+  if (!stream) stream = std::make_unique<SafetensorsStream>(kWho, partial_);
+  TORCH_CHECK(!stream->contains(name), kWho, ": tensor ", quote(name), " of ", file, " was added before");
+  stream->add(name, data);
+}
+
 void CheckpointWriter::flush() {
-  if (shard_.empty()) {
+  if (shard_->empty()) {
     return;
   }
-  const fs::path path = partial_ / fmt::format("model-{}.safetensors", num_shards_ + 1);
-  const StoredLayout layout = safetensors_layout(shard_, {{"format", "pt"}}, std::string(kWho) + ": " + path.string());
-  FileWriter file(kWho, path);
-  file.write(layout.header);
-  for (const std::string& name : layout.order) {
-    scratch_->copy_to(file, offsets_.at(name), stored_bytes(shard_.at(name)));
-  }
-  file.commit();
   ++num_shards_;
-  total_bytes_ += static_cast<int64_t>(scratch_->size());
-  scratch_->clear();
-  shard_.clear();
-  offsets_.clear();
+  total_bytes_ += static_cast<int64_t>(shard_->num_bytes());
+  shard_->write(partial_ / fmt::format("model-{}.safetensors", num_shards_));
 }
 
 void CheckpointWriter::copy_side_files(const fs::path& source, const std::set<std::string>& except) {
@@ -188,11 +192,24 @@ void CheckpointWriter::copy_side_files(const fs::path& source, const std::set<st
   }
 }
 
+fs::path CheckpointWriter::place(const std::string& name) {
+  const size_t slash = name.find('/');
+  const std::string file = slash == std::string::npos ? name : name.substr(slash + 1);
+  TORCH_CHECK(is_plain_name(file) && (slash == std::string::npos || is_plain_name(name.substr(0, slash))), kWho, ": ",
+              quote(name), " is not the plain name of a file, nor of one in a subdirectory");
+  if (slash == std::string::npos) return partial_ / name;
+  const fs::path subdirectory = partial_ / name.substr(0, slash);
+  std::error_code error;
+  fs::create_directory(subdirectory, error);
+  check(error, "create", subdirectory);
+  subdirectories_.insert(subdirectory);
+  return subdirectory / file;
+}
+
 void CheckpointWriter::write_file(const std::string& name, std::string_view content) {
   TORCH_CHECK(!finished_, kWho, ": ", directory_.string(), " is finished");
-  TORCH_CHECK(is_plain_name(name), kWho, ": ", quote(name), " is not the plain name of a file");
   TORCH_CHECK(!is_weights_or_config(name), kWho, ": ", quote(name), " is kept for weights and config.json");
-  FileWriter file(kWho, partial_ / name);
+  FileWriter file(kWho, place(name));
   file.write(content);
   file.commit();
 }
@@ -221,6 +238,8 @@ void CheckpointWriter::finish(const json& config, const std::function<void(const
     }
     write_json(kIndexName, {{"metadata", {{"total_size", total_bytes_}}}, {"weight_map", std::move(weight_map)}});
   }
+  for (auto& [name, stream] : beside_) stream->write(partial_ / name);
+  for (const fs::path& subdirectory : subdirectories_) sync_directory(kWho, subdirectory);
   sync_directory(kWho, partial_);
   if (check_written) {
     check_written(Checkpoint(partial_));

@@ -185,7 +185,7 @@ TEST_F(Export, TensorParallelismIsSaidForGroups) {
 TEST_F(Export, FormatsAreKnownByName) {
   EXPECT_EQ(export_format("hf"), ExportFormat::kHuggingFace);
   EXPECT_EQ(export_format("compressed-tensors"), ExportFormat::kCompressedTensors);
-  expect_error([] { export_format("onnx"); }, {"\"onnx\"", "hf, compressed-tensors, gptq, awq, gguf"});
+  expect_error([] { export_format("onnx"); }, {"\"onnx\"", "hf, compressed-tensors, gptq, awq, peft, gguf"});
 }
 
 }  // namespace

@@ -275,6 +275,24 @@ TEST(CheckpointWriter, WhatTheCheckRefusesGetsNoName) {
   EXPECT_TRUE(list(dir.path()).empty());
 }
 
+TEST(CheckpointWriter, FilesOfASubdirectoryAreNoPartOfTheCheckpoint) {
+  const TempDirectory dir;
+  CheckpointWriter writer(dir / "out", {});
+  const std::string adapter = "adapter/adapter_model.safetensors";
+  writer.add_beside(adapter, "b", at::full({2}, 3.0F));
+  writer.add("a", at::ones({4}));
+  writer.add_beside(adapter, "a", at::arange(5, at::kByte));
+  writer.write_file("adapter/adapter_config.json", "{}");
+  writer.finish(kConfig, [&](const Checkpoint& written) {
+    EXPECT_EQ(written.names(), Names{"a"});
+    EXPECT_TRUE(fs::exists(written.path() / "adapter/adapter_config.json"));
+  });
+  EXPECT_EQ(list(dir / "out/adapter"), (Names{"adapter_config.json", "adapter_model.safetensors"}));
+  const SafetensorsFile written(dir / "out" / adapter);
+  EXPECT_TRUE(at::equal(written.tensor("b"), at::full({2}, 3.0F)));
+  EXPECT_TRUE(at::equal(written.tensor("a"), at::arange(5, at::kByte)));
+}
+
 TEST(CheckpointWriter, RefusesWhatWouldMakeAWrongCheckpoint) {
   const TempDirectory dir;
   fs::create_directory(dir / "source");
@@ -288,10 +306,15 @@ TEST(CheckpointWriter, RefusesWhatWouldMakeAWrongCheckpoint) {
   writer.add("a", at::ones({4}));
   expect_error([&] { writer.add("a", at::ones({4})); }, {"tensor \"a\" was added before"});
   expect_error([&] { writer.add("b", Tensor()); }, {"tensor \"b\" is undefined"});
-  for (const char* name : {"", ".", "..", "../x", "/tmp/x", "sub/x"}) {
+  for (const char* name : {"", ".", "..", "../x", "/tmp/x", "sub/", "sub/..", "a/b/x"}) {
     expect_error([&] { writer.write_file(name, ""); }, {"is not the plain name of a file"});
   }
-  for (const char* name : {"config.json", "model.safetensors", "x.index.json"}) {
+  for (const char* name : {"x.safetensors", "../x.safetensors", "a/b/x.safetensors", "sub/x"}) {
+    expect_error([&] { writer.add_beside(name, "a", at::ones({4})); }, {"checkpoint writer: ", name});
+  }
+  writer.add_beside("sub/x.safetensors", "a", at::ones({4}));
+  expect_error([&] { writer.add_beside("sub/x.safetensors", "a", at::ones({4})); }, {"\"a\"", "was added before"});
+  for (const char* name : {"config.json", "model.safetensors", "x.index.json", "sub/y.safetensors"}) {
     expect_error([&] { writer.write_file(name, ""); }, {"is kept for weights and config.json"});
   }
   writer.finish(kConfig);

@@ -17,6 +17,7 @@ enum class ExportFormat {
   kCompressedTensors,  ///< "compressed-tensors": pack-quantized, or int-quantized where activations have 8 bits too
   kGptq,               ///< "gptq": version 1 of symmetric weights, version 2 of asymmetric ones
   kAwq,                ///< "awq": 4 bits, version "gemm"
+  kPeft,               ///< "peft": as kHuggingFace without the low-rank corrections, which are a LoRA adapter
   kGguf,               ///< "gguf": one file for llama.cpp
 };
 
@@ -39,6 +40,7 @@ struct PlannedTensor {
   std::function<Tensor()> make;
   std::string block_type{};              ///< GGUF only: its name of the type; `make` then gives the bytes
   std::vector<int64_t> logical_shape{};  ///< GGUF only: of the values that the bytes stand for
+  std::string file{};                    ///< one of a subdirectory; empty: the checkpoint's own
 
   int64_t num_bytes() const;
 };

@@ -48,7 +48,7 @@ class Checkpoint {
   int64_t num_bytes_ = 0;
 };
 
-class ScratchFile;
+class SafetensorsStream;
 
 /// Writes a checkpoint directory shard by shard; nothing of a tensor stays in memory. Everything goes to a sibling
 /// directory `<directory>.partial`, which finish() renames: a directory that exists is complete. Destroyed before
@@ -75,7 +75,11 @@ class CheckpointWriter {
   /// (*.safetensors, *.bin, *.pth, *.gguf, *.index.json) nor config.json, byte for byte. A file that write_file() wrote
   /// stays, and names in `except` are left out. Throws on a link to nothing.
   void copy_side_files(const std::filesystem::path& source, const std::set<std::string>& except = {});
-  /// Writes `name`, replacing what is there. Throws unless it is a plain file name that copy_side_files would copy.
+  /// Adds the tensor to a safetensors file of a subdirectory, "directory/file.safetensors", that is no part of the
+  /// checkpoint itself. Throws as add() does.
+  void add_beside(const std::string& file, const std::string& name, const Tensor& tensor);
+  /// Writes `name`, replacing what is there. Throws unless it is a plain file name that copy_side_files would copy, or
+  /// "directory/file" of plain names.
   void write_file(const std::string& name, std::string_view content);
   /// Writes the last shard, the index (when there is more than one shard) and config.json, hands what was written to
   /// `check_written`, then renames. When that throws, nothing gets the final name.
@@ -84,11 +88,13 @@ class CheckpointWriter {
 
  private:
   void flush();
+  Tensor checked(const std::string& name, const Tensor& tensor) const;
+  std::filesystem::path place(const std::string& name);  ///< of a file beside the weights; makes its subdirectory
   std::filesystem::path directory_, partial_;
   Options options_;
-  std::unique_ptr<ScratchFile> scratch_;  ///< the data of the current shard in the order in which it came
-  std::map<std::string, TensorInfo> shard_;
-  std::map<std::string, size_t> offsets_;    ///< in scratch_
+  std::unique_ptr<SafetensorsStream> shard_;  ///< the current one
+  std::map<std::string, std::unique_ptr<SafetensorsStream>> beside_;
+  std::set<std::filesystem::path> subdirectories_;
   std::map<std::string, int64_t> shard_of_;  ///< tensor name -> number of its shard, from 1
   int64_t total_bytes_ = 0, num_shards_ = 0;
   bool finished_ = false;
