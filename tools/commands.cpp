@@ -54,21 +54,12 @@ void write_json(const CommonOptions& options, const nlohmann::json& object) {
   write_json_file(options.json, object);
 }
 
+void keep_free_memory(bool keep) {
+  mallopt(M_MMAP_MAX, keep ? 0 : 1 << 16);
+  mallopt(M_MMAP_THRESHOLD, 1 << 20);
+  mallopt(M_TRIM_THRESHOLD, keep ? -1 : 1 << 20);
+}
+
 void release_free_memory() { malloc_trim(0); }
-
-std::string format_bytes(int64_t bytes) {
-  constexpr double kUnit = 1024.0;
-  if (bytes < 10 * kUnit) return fmt::format("{} B", bytes);
-  if (bytes < 10 * kUnit * kUnit) return fmt::format("{:.0f} KiB", bytes / kUnit);
-  if (bytes < 10 * kUnit * kUnit * kUnit) return fmt::format("{:.1f} MiB", bytes / (kUnit * kUnit));
-  return fmt::format("{:.2f} GiB", bytes / (kUnit * kUnit * kUnit));
-}
-
-std::string format_seconds(double seconds) {
-  if (seconds < 60) return fmt::format("{:.1f} s", seconds);
-  const auto total = static_cast<int64_t>(seconds);
-  if (total < 3600) return fmt::format("{}:{:02} min", total / 60, total % 60);
-  return fmt::format("{}:{:02}:{:02} h", total / 3600, total / 60 % 60, total % 60);
-}
 
 }  // namespace baseq::cli

@@ -8,6 +8,8 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "baseq/io/units.h"
+
 /// The baseq program: one file a subcommand, each parses, calls the library and prints.
 namespace baseq::cli {
 
@@ -31,11 +33,12 @@ at::Device apply(const CommonOptions& options);
 /// Writes `object` to the file of --json, if there is one; beside it first, then renamed.
 void write_json(const CommonOptions& options, const nlohmann::json& object);
 
+/// Where tensors of one size come and go all the time, unmapping each costs more in page faults than the work on it;
+/// where each is made once, what is kept only adds up.
+void keep_free_memory(bool keep);
 /// Gives memory that is free back to the system. Between blocks: pieces that the next block does not happen to fit
 /// would otherwise add up, some 15 MB a block of a model of 3 M parameters a block.
 void release_free_memory();
-std::string format_bytes(int64_t bytes);
-std::string format_seconds(double seconds);
 
 /// Each adds its subcommand to `app`; the callback runs when the command line names it.
 void add_quantize(CLI::App& app);

@@ -1,5 +1,4 @@
 #include <c10/util/Exception.h>
-#include <malloc.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
@@ -16,9 +15,7 @@ constexpr int kInterrupted = 130;  // as a shell reports a process that SIGINT e
 }  // namespace
 
 int main(int argc, char** argv) {
-  // Tensors of one size come and go all the time; unmapping each costs more in page faults than the work on it.
-  mallopt(M_MMAP_MAX, 0);
-  mallopt(M_TRIM_THRESHOLD, -1);
+  baseq::cli::keep_free_memory(true);
   spdlog::set_default_logger(spdlog::stderr_color_mt("baseq"));
   spdlog::set_pattern("%^%l%$: %v");
   CLI::App app{"baseq quantizes Llama-style Hugging Face checkpoints after training.", "baseq"};

@@ -148,29 +148,21 @@ bool ExportSource::is_rotated_online(const SourceLinear& linear) const {
 }
 
 const Linear& ExportSource::linear(const SourceLinear& which) const {
-  if (block_ != which.block) {
-    layer_.clear();
-    std::map<std::string, Linear> read;
-    model_.layer(which.block).for_each_linear([&](const std::string& name, const Linear& linear) {
-      Linear& kept = read[name] = linear;
-      if (!kept.quantized) return;
-      QParams& qparams = kept.quantized->qparams;
-      qparams.scale = by_channel(qparams.scale, kept.weight.size(0));
-      qparams.zero_point = by_channel(qparams.zero_point, kept.weight.size(0));
-    });
-    for (const SourceLinear& linear : linears_) {
-      if (linear.block != which.block) continue;
-      std::vector<Linear> parts;
-      for (const std::string& part : linear.parts) {
-        parts.push_back(std::move(read.at(part)));
-        read.erase(part);
-      }
-      layer_[linear.name] = parts.size() == 1 ? std::move(parts[0]) : stacked(parts);
-    }
-    block_ = which.block;
-    checkpoint_.release_pages();
+  if (read_name_ == which.full_name) return read_;
+  read_name_.clear();
+  read_ = {};
+  std::vector<Linear> parts;
+  for (const std::string& part : which.parts) {
+    Linear& read = parts.emplace_back(model_.linear(which.block, part));
+    if (!read.quantized) continue;
+    QParams& qparams = read.quantized->qparams;
+    qparams.scale = by_channel(qparams.scale, read.weight.size(0));
+    qparams.zero_point = by_channel(qparams.zero_point, read.weight.size(0));
   }
-  return layer_.at(which.name);
+  read_ = parts.size() == 1 ? std::move(parts[0]) : stacked(parts);
+  read_name_ = which.full_name;
+  checkpoint_.release_pages();
+  return read_;
 }
 
 Tensor ExportSource::merged(const SourceLinear& which, const Tensor& weight) const {

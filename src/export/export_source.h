@@ -42,7 +42,8 @@ class ExportSource {
   /// What tells the user which file is meant.
   std::string path() const { return checkpoint_.path().string(); }
 
-  /// As read by Model: float32, dequantized. Of a quantized one the scales are [out_features, groups].
+  /// As read by Model: float32, dequantized. Of a quantized one the scales are [out_features, groups]. Only one is
+  /// kept: a reference holds until the next is asked for.
   const Linear& linear(const SourceLinear& which) const;
   /// float32 [out_features, in_features] for inputs that no online Hadamard transform has passed: it is merged here.
   Tensor merged_weight(const SourceLinear& which) const { return merged(which, linear(which).weight); }
@@ -58,8 +59,8 @@ class ExportSource {
   std::vector<SourceLinear> linears_;
   std::vector<std::string> others_, quant_tensors_;
   bool attention_bias_ = false, mlp_bias_ = false;  ///< some linear of the group has one
-  mutable int64_t block_ = -1;                      ///< which one `layer_` is
-  mutable std::map<std::string, Linear> layer_;     ///< by SourceLinear::name
+  mutable std::string read_name_;                   ///< which one `read_` is, SourceLinear::full_name
+  mutable Linear read_;
 };
 
 bool is_attention(const SourceLinear& linear);

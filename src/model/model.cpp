@@ -5,6 +5,8 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
+
 #include "baseq/quant/pack.h"
 #include "quantized_linear.h"
 
@@ -206,6 +208,17 @@ void Model::read_input_points(const std::string& prefix, DecoderLayer& layer) co
   }
 }
 
+Linear Model::linear(int64_t index, const std::string& name) const {
+  const auto shapes = linear_shapes(config_);
+  const auto shape = std::find_if(shapes.begin(), shapes.end(), [&](const LinearShape& s) { return s.name == name; });
+  TORCH_CHECK(shape != shapes.end(), "linear: ", name, " is none of a block");
+  const std::string full_name = layer_prefix(index) + name;
+  Linear linear = read_linear(full_name, shape->bias);
+  expect_shape(linear.weight, {shape->out_features, shape->in_features}, full_name + ".weight");
+  if (linear.bias.defined()) expect_shape(linear.bias, {shape->out_features}, full_name + ".bias");
+  return linear;
+}
+
 DecoderLayer Model::layer(int64_t index) const {
   TORCH_CHECK(index >= 0 && index < config_.num_hidden_layers, "layer: index ", index, " but the model has ",
               config_.num_hidden_layers, " layers");
@@ -221,14 +234,7 @@ DecoderLayer Model::layer(int64_t index) const {
     read_norm(layer.self_attn.q_norm, "self_attn.q_norm.weight", config_.head_dim);
     read_norm(layer.self_attn.k_norm, "self_attn.k_norm.weight", config_.head_dim);
   }
-  const auto shapes = linear_shapes(config_);
-  size_t next = 0;
-  layer.for_each_linear([&](const std::string& name, Linear& linear) {
-    const LinearShape& shape = shapes[next++];
-    linear = read_linear(prefix + name, shape.bias);
-    expect_shape(linear.weight, {shape.out_features, shape.in_features}, prefix + name + ".weight");
-    if (linear.bias.defined()) expect_shape(linear.bias, {shape.out_features}, prefix + name + ".bias");
-  });
+  layer.for_each_linear([&](const std::string& name, Linear& target) { target = linear(index, name); });
   checkpoint_.release_pages();
   if (!quantization_) return layer;
 

@@ -50,6 +50,8 @@ class Model {
   /// [batch, seq] integers -> [batch, seq, hidden_size], times embedding_multiplier.
   Tensor embed(const Tensor& input_ids) const;
   DecoderLayer layer(int64_t index) const;  ///< leaves nothing of the mapped file in memory
+  /// One of `layer(index)`, by its name there ("self_attn.q_proj"), without reading the others.
+  Linear linear(int64_t index, const std::string& name) const;
   RmsNorm final_norm() const;
   Linear lm_head() const;  ///< the embedding when tied; over logits_scaling
   RotaryEmbedding rotary(int64_t seq_len) const;
