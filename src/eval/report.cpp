@@ -6,6 +6,7 @@
 #include <cmath>
 #include <set>
 
+#include "baseq/io/units.h"
 #include "html.h"
 #include "report_style.h"
 #include "svg_chart.h"
@@ -29,17 +30,10 @@ std::string show_error(double value) {
 }
 
 std::string show_bytes(double bytes) {
-  return bytes >= 1024.0 * 1024 * 1024 ? show(bytes, "{:.2f} GiB", 1.0 / (1024 * 1024 * 1024))
-                                       : show(bytes, "{:.1f} MiB", 1.0 / (1024 * 1024));
+  return std::isfinite(bytes) ? format_bytes(static_cast<int64_t>(bytes)) : kNothing;
 }
 
-std::string show_seconds(double seconds) {
-  if (!(seconds >= 60)) return show(seconds, "{:.1f} s");
-  if (!(seconds < 1e9)) return kNothing;
-  const auto total = static_cast<int64_t>(seconds);
-  return total < 3600 ? fmt::format("{}:{:02} min", total / 60, total % 60)
-                      : fmt::format("{}:{:02}:{:02} h", total / 3600, total / 60 % 60, total % 60);
-}
+std::string show_seconds(double seconds) { return seconds < 1e9 ? format_seconds(seconds) : kNothing; }
 
 double number_at(const json& object, const char* key) {
   const auto it = object.find(key);

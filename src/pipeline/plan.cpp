@@ -12,6 +12,7 @@
 #include <map>
 #include <system_error>
 
+#include "baseq/io/units.h"
 #include "baseq/model/model.h"
 #include "baseq/transform/hadamard.h"
 
@@ -21,12 +22,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr size_t kMaxNamedShapes = 10;
-
-std::string size_text(int64_t bytes) {
-  constexpr double kMebi = 1024.0 * 1024.0;
-  const double mebibytes = static_cast<double>(bytes) / kMebi;
-  return mebibytes < 1024 ? fmt::format("{:.1f} MiB", mebibytes) : fmt::format("{:.2f} GiB", mebibytes / 1024);
-}
 
 std::string text_of(const c10::Error& error) { return error.what_without_backtrace(); }
 
@@ -177,7 +172,7 @@ void check_disks(RunPlan& plan) {
   for (const auto& [id, disk] : disks) {
     if (disk.needed > disk.available) {
       plan.problems.push_back(fmt::format("{}: {} will be written but {} are free", disk.directories,
-                                          size_text(disk.needed), size_text(disk.available)));
+                                          format_bytes(disk.needed), format_bytes(disk.available)));
     }
   }
 }
@@ -259,7 +254,7 @@ RunPlan plan_run(const Checkpoint& checkpoint, const Recipe& recipe, const Tenso
   const std::optional<int64_t> available = available_memory();
   if (options.device.is_cpu() && available && plan.memory.bytes() > *available) {
     plan.warnings.push_back(fmt::format("memory: about {} needed, {} available; --memory finds a way with less",
-                                        size_text(plan.memory.bytes()), size_text(*available)));
+                                        format_bytes(plan.memory.bytes()), format_bytes(*available)));
   }
   return plan;
 }
