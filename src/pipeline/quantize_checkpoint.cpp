@@ -70,8 +70,9 @@ class Run {
     log_ = log_line(to_json(started));
     tell(started);
     const int64_t first = journal_ ? journal_->num_steps() : 0, num_blocks = started.num_blocks;
-    for (int64_t block = 0; block < first; ++block)
+    for (int64_t block = 0; block < first; ++block) {
       add_to_output(writer, journal_->step(block), journal_->notes(block));
+    }
     if (first > 0) {
       const auto streams = blocks_.streams();
       for (const auto& [name, tensor] : journal_->state()) streams.at(name)->copy_(tensor);
@@ -180,8 +181,9 @@ class Run {
     if (!options_.should_stop || !options_.should_stop()) return;
     std::string message = fmt::format("stopped in block {} of {}", block_ + 1, model_.config().num_hidden_layers);
     if (!journal_) throw Interrupted(message + "; without a work directory nothing is kept");
-    message += kept_stage_.empty() ? "; the blocks before are kept" : "; its " + kept_stage_ + " are kept";
-    throw Interrupted(message + fmt::format(", the last {:.0f} s of work are not", seconds_since(kept_at_)));
+    message += "; kept are the blocks before";
+    if (!kept_stage_.empty()) message += " and this one up to its " + kept_stage_;
+    throw Interrupted(message + fmt::format(", lost the last {:.0f} s of work", seconds_since(kept_at_)));
   }
 
   RunStarted start_event() const {

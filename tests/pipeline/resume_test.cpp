@@ -122,7 +122,8 @@ TEST_P(Resume, AnInterruptSaysWhatIsKept) {
   const Recipe recipe = recipe_of(kEverything);
   const int64_t steps = run_until(recipe, "out", 0);
   EXPECT_EQ(steps, 1);
-  EXPECT_NE(message.find("stopped in block 1 of 2; the blocks before are kept"), std::string::npos) << message;
+  EXPECT_NE(message.find("stopped in block 1 of 2; kept are the blocks before, lost the last"), std::string::npos)
+      << message;
   run_until(recipe, "out", -1);
   forget("out");
   bool rounding = false;
@@ -136,7 +137,9 @@ TEST_P(Resume, AnInterruptSaysWhatIsKept) {
     FAIL() << "not stopped";
   } catch (const Interrupted& interrupted) {
     const std::string what = interrupted.what();
-    EXPECT_NE(what.find("stopped in block 1 of 2; its transforms are kept"), std::string::npos) << what;
+    EXPECT_NE(what.find("stopped in block 1 of 2; kept are the blocks before and this one up to its transforms"),
+              std::string::npos)
+        << what;
   }
   EXPECT_THROW(run(recipe, "out", {.should_stop = [] { return true; }}), Interrupted);
 }
@@ -202,6 +205,7 @@ TEST_F(EveryMoment, OfARunCanBeItsLastSlow) {
   const Recipe recipe = recipe_of(kEverything);
   run(recipe, "whole");
   const auto finish = [&] {
+    std::filesystem::remove_all(directory / "resumed");  // of a run that had come to its end
     run(recipe, "resumed", {.work_directory = directory / "work"});
     for (const std::string& file : test::list(directory / "whole")) {
       if (file == kRunLogFile) continue;
@@ -237,7 +241,6 @@ TEST_F(EveryMoment, OfARunCanBeItsLastSlow) {
     } catch (const std::runtime_error&) {
       stopped = true;
     }
-    if (std::filesystem::exists(directory / "resumed")) std::filesystem::remove_all(directory / "resumed");
     finish();
     if (!stopped || HasFatalFailure()) break;
   }

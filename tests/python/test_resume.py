@@ -136,7 +136,7 @@ def test_interrupt_ends_the_current_step_and_says_how_to_go_on(command, run, tmp
     message = stop_at(process, "block 2/")
     assert process.returncode == 130, message
     assert "block 4/" not in message, "the run went on"
-    assert "the blocks before are kept" in message
+    assert "kept are the blocks before" in message
     assert f"--resume {work}" in message
     assert not output.exists()
     done = run("quantize", "--resume", work)
@@ -151,7 +151,7 @@ def test_interrupted_block_goes_on_after_its_last_stage(command, run, tmp_path):
                                stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     message = stop_at(process, "self_attn.q_proj")
     assert process.returncode == 130, message
-    assert "stopped in block 1 of 8; its transforms are kept" in message
+    assert "stopped in block 1 of 8; kept are the blocks before and this one up to its transforms" in message
     done = run("quantize", "--resume", work)
     assert done.returncode == 0, done.stderr
     assert "continuing in block 1/8, after its transforms" in done.stderr
