@@ -32,7 +32,8 @@ double bits_per_weight(const Checkpoint& checkpoint) {
     if (!name.starts_with("model.layers.")) continue;
     if (name.ends_with(kPacked)) {
       const std::string linear = name.substr(0, name.size() - kPacked.size());
-      for (const char* part : {".weight_packed", ".weight_scale", ".weight_zero_point", ".lora_A", ".lora_B"}) {
+      for (const char* part : {".weight_packed", ".weight_scale", ".weight_zero_point", ".lora_A", ".lora_B",
+                               ".lora_A_scale", ".lora_B_scale"}) {
         bits += bits_of(checkpoint, linear + part);
       }
       weights += checkpoint.tensor(linear + ".weight_shape").to(at::kDouble).prod().item<double>();

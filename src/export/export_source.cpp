@@ -13,7 +13,8 @@ namespace {
 
 constexpr const char* kParts[] = {".weight",       ".weight_packed", ".weight_scale", ".weight_zero_point",
                                   ".weight_shape", ".weight_g_idx",  ".input_scale",  ".input_zero_point",
-                                  ".lora_A",       ".lora_B",        ".bias"};
+                                  ".lora_A",       ".lora_B",        ".lora_A_scale", ".lora_B_scale",
+                                  ".bias"};
 
 /// One row a channel: `[1, 1]` with strategy "tensor" stands for all of them.
 Tensor by_channel(const Tensor& qparam, int64_t out_features) {

@@ -17,12 +17,12 @@ Tensor base_weight(const ExportSource& source, const SourceLinear& which) {
 
 /// A factor in the adapter's rank: a weight with a shorter side has less, the rest is zeros.
 Tensor lora_a(const ExportSource& source, const SourceLinear& which, at::ScalarType dtype) {
-  const Tensor factor = source.merged(which, source.linear(which).lora_A.to(at::kFloat));
+  const Tensor factor = source.merged(which, source.linear(which).lora.dequantized_A());
   return at::constant_pad_nd(factor, {0, 0, 0, source.quantization().lora_rank - factor.size(0)}).to(dtype);
 }
 
 Tensor lora_b(const ExportSource& source, const SourceLinear& which, at::ScalarType dtype) {
-  const Tensor& factor = source.linear(which).lora_B;
+  const Tensor factor = source.linear(which).lora.dequantized_B();
   return at::constant_pad_nd(factor, {0, source.quantization().lora_rank - factor.size(1)}).to(dtype);
 }
 

@@ -48,7 +48,7 @@ Tensor Linear::forward(const Tensor& x) const {
 
 Tensor Linear::dequantized() const {
   Tensor sum = quantized->dequantized();
-  if (lora_A.defined()) sum.addmm_(lora_B.to(sum.options()), lora_A.to(sum.options()));
+  if (lora.defined()) sum += lora.product().to(sum.device());
   return sum;
 }
 

@@ -153,15 +153,18 @@ Linear Model::read_linear(const std::string& name, bool with_bias) const {
   }
   const int64_t rows = quantized.weight.size(0), columns = quantized.weight.size(1);
   const int64_t rank = std::min({quantization_->lora_rank, rows, columns});
-  const auto factor = [&](const char* part, at::IntArrayRef sizes) {
-    const Tensor tensor = checkpoint_.tensor(name + part);
-    expect_shape(tensor, sizes, name + part);
-    TORCH_CHECK(tensor.is_floating_point(), name, part, ": dtype is ", tensor.scalar_type(),
-                ", expected a floating type");
-    return tensor;
+  const auto read_factor = [&](const std::string& part, at::IntArrayRef sizes, at::IntArrayRef scale_sizes,
+                               Tensor& values, Tensor& scale) {
+    values = checkpoint_.tensor(part);
+    expect_shape(values, sizes, part);
+    TORCH_CHECK(values.is_floating_point() || values.scalar_type() == at::kChar, part, ": dtype is ",
+                values.scalar_type(), ", expected a floating type or int8");
+    if (values.scalar_type() != at::kChar) return;
+    scale = checkpoint_.tensor(part + "_scale").to(at::kFloat);
+    expect_shape(scale, scale_sizes, part + "_scale");
   };
-  linear.lora_A = factor(".lora_A", {rank, columns});
-  linear.lora_B = factor(".lora_B", {rows, rank});
+  read_factor(name + ".lora_A", {rank, columns}, {rank, 1}, linear.lora.A, linear.lora.A_scale);
+  read_factor(name + ".lora_B", {rows, rank}, {1, rank}, linear.lora.B, linear.lora.B_scale);
   linear.weight = linear.dequantized().to(options_.device, options_.dtype);
   return linear;
 }
@@ -305,10 +308,11 @@ std::map<std::string, Tensor> layer_tensors(const DecoderLayer& layer, const std
     if (weight.qparams.zero_point.defined()) {
       put(name + ".weight_zero_point", pack_zero_points(weight.qparams.zero_point, weight.spec.num_bits), at::kInt);
     }
-    if (linear.lora_A.defined()) {
-      put(name + ".lora_A", linear.lora_A, linear.lora_A.scalar_type());
-      put(name + ".lora_B", linear.lora_B, linear.lora_B.scalar_type());
-    }
+    if (!linear.lora.defined()) return;
+    put(name + ".lora_A", linear.lora.A, linear.lora.A.scalar_type());
+    put(name + ".lora_B", linear.lora.B, linear.lora.B.scalar_type());
+    put(name + ".lora_A_scale", linear.lora.A_scale, at::kFloat);
+    put(name + ".lora_B_scale", linear.lora.B_scale, at::kFloat);
   });
   layer.for_each_quant_point([&](const std::string& name, const QuantPoint& point) {
     put(name + ".clip", point.clip, at::kFloat);

@@ -19,7 +19,7 @@ from transformers.models.llama.modeling_llama import (ALL_ATTENTION_FUNCTIONS, a
                                                       eager_attention_forward)
 from transformers.utils import cached_file
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 # ---- Hadamard matrices: Sylvester, Paley I and II, Williamson, and products of these
 
@@ -241,8 +241,11 @@ class Linear(nn.Module):
                                  torch.zeros(words(self.scale_rows), groups, dtype=torch.int32))
         self.dense = None
         rank = min(lora_rank, out_features, in_features)
-        self.register_buffer("lora_A", torch.zeros(rank, in_features) if rank else None)
-        self.register_buffer("lora_B", torch.zeros(out_features, rank) if rank else None)
+        dtype = torch.int8 if has("lora_A_scale") else torch.float32
+        self.register_buffer("lora_A", torch.zeros(rank, in_features, dtype=dtype) if rank else None)
+        self.register_buffer("lora_B", torch.zeros(out_features, rank, dtype=dtype) if rank else None)
+        self.register_buffer("lora_A_scale", torch.ones(rank, 1) if has("lora_A_scale") else None)
+        self.register_buffer("lora_B_scale", torch.ones(1, rank) if has("lora_B_scale") else None)
 
     def dequantized(self):
         """float32 [out_features, in_features]: the codes' values and the correction of low rank."""
@@ -253,7 +256,12 @@ class Linear(nn.Module):
             zero_point = unpack(self.weight_zero_point.t().contiguous(), self.spec["num_bits"], self.scale_rows)
             values = values - zero_point.t().unsqueeze(-1)
         weight = (values * scale.unsqueeze(-1)).reshape(codes.shape)
-        return weight if self.lora_A is None else weight + self.lora_B.float() @ self.lora_A.float()
+        if self.lora_A is None:
+            return weight
+        down, up = self.lora_A.float(), self.lora_B.float()
+        if self.lora_A_scale is not None:
+            down, up = down * self.lora_A_scale.float(), up * self.lora_B_scale.float()
+        return weight + up @ down
 
     def forward(self, x):
         if self.online:
@@ -358,7 +366,8 @@ class BaseqForCausalLM(LlamaForCausalLM):
             layer.self_attn = Attention(config, index, Maker(config))
             layer.mlp = Mlp(config, Maker(config))
         # Scales and corrections keep their precision in a model of half precision.
-        self._keep_in_fp32_modules_strict = {"weight_scale", "clip", "gain", "shift", "bias"}
+        self._keep_in_fp32_modules_strict = {"weight_scale", "lora_A_scale", "lora_B_scale", "clip", "gain", "shift",
+                                             "bias"}
 
     @classmethod
     def from_pretrained(cls, path, *args, config=None, **kwargs):
@@ -384,5 +393,5 @@ def optional_tensors(path, hub):
                 if name.startswith("model.layers."):
                     _, _, block, local = name.split(".", 3)
                     names.setdefault(local, set()).add(block)
-    optional = ("bias", "clip", "gain", "shift")
+    optional = ("bias", "clip", "gain", "shift", "lora_A_scale", "lora_B_scale")
     return sorted(name for name in names if name.rsplit(".", 1)[1] in optional)

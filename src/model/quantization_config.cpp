@@ -65,8 +65,9 @@ QuantizationConfig quantization_config_from_json(const json& value, const std::s
       "\", \"compressed-tensors\", \"gptq\" and \"awq\" are read (the last two through open_checkpoint); use the "
       "original checkpoint in float32, float16 or bfloat16");
   const int64_t version = object.integer("format_version", 0, 0, INT64_MAX);
-  TORCH_CHECK(version == QuantizationConfig::kFormatVersion, path, ": format_version ", version,
-              " is not supported; this program reads version ", QuantizationConfig::kFormatVersion);
+  TORCH_CHECK(version >= QuantizationConfig::kOldestFormatVersion && version <= QuantizationConfig::kFormatVersion,
+              path, ": format_version ", version, " is not supported; this program reads versions ",
+              QuantizationConfig::kOldestFormatVersion, " to ", QuantizationConfig::kFormatVersion);
   QuantizationConfig config;
   const auto read_spec = [&](const char* key) -> std::optional<QuantSpec> {
     object.ignore(key);

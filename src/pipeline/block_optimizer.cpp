@@ -49,8 +49,8 @@ OptimizeResult optimize_block(const std::function<Tensor(const Tensor&)>& loss, 
   };
   std::vector<torch::optim::OptimizerParamGroup> param_groups;
   for (const auto& group : groups) {
-    param_groups.emplace_back(group.parameters, std::make_unique<torch::optim::AdamWOptions>(
-                                                    torch::optim::AdamWOptions(group.learning_rate).weight_decay(0)));
+    const auto adamw = torch::optim::AdamWOptions(group.learning_rate).weight_decay(0).eps(options.epsilon);
+    param_groups.emplace_back(group.parameters, std::make_unique<torch::optim::AdamWOptions>(adamw));
   }
   torch::optim::AdamW optimizer(param_groups);
   const int64_t steps_per_epoch = (num_samples + options.batch_size - 1) / options.batch_size;

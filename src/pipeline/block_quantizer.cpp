@@ -93,6 +93,17 @@ void BlockQuantizer::transform(DecoderLayer& layer, const LearningTask& task) co
   start_quant_points(layer, recipe_, streams_, task.token_weights);
 }
 
+void BlockQuantizer::round(DecoderLayer& layer, const LearningTask& task) const {
+  if (!recipe_.weights) return;
+  std::map<std::string, Tensor> unrounded;
+  const bool learned = recipe_.low_rank && recipe_.low_rank->block_epochs > 0;
+  if (learned) {
+    layer.for_each_linear([&](const std::string& name, const Linear& linear) { unrounded[name] = linear.weight; });
+  }
+  round_layer(layer, recipe_, streams_, task.token_weights, task.block, options_.report);
+  if (learned) learn_low_rank(layer, unrounded, task);
+}
+
 DecoderLayer BlockQuantizer::quantize(int64_t block, std::optional<StageEnd> reached,
                                       const std::function<void(const StageEnd&)>& stage_ended) {
   options_.pass.step();
@@ -134,7 +145,7 @@ DecoderLayer BlockQuantizer::quantize(int64_t block, std::optional<StageEnd> rea
     return recipe_.learn_transforms.epochs > 0;
   });
   stage("rounding", [&] {
-    if (recipe_.weights) round_layer(layer, recipe_, streams_, weights, block, options_.report);
+    round(layer, task);
     return recipe_.weights && learns_activations;
   });
   TORCH_CHECK(ahead, "quantize: block ", block, " was left after a stage \"", reached->stage, "\", which is not known");

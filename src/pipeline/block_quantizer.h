@@ -52,6 +52,7 @@ class BlockQuantizer {
   Tensor measured(const Tensor& stream) const;
   std::map<std::string, ActivationRange> original_ranges(int64_t block) const;
   void transform(DecoderLayer& layer, const struct LearningTask& task) const;
+  void round(DecoderLayer& layer, const struct LearningTask& task) const;
 
   const Model& model_;
   const Recipe& recipe_;

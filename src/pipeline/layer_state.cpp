@@ -22,8 +22,10 @@ void for_each_field(Layer& layer, const Visit& visit) {
   visit("mlp.down_scale", mlp.down_scale);
   layer.for_each_linear([&](const std::string& name, auto& linear) {
     visit(name + ".bias", linear.bias);
-    visit(name + ".lora_A", linear.lora_A);
-    visit(name + ".lora_B", linear.lora_B);
+    visit(name + ".lora_A", linear.lora.A);
+    visit(name + ".lora_B", linear.lora.B);
+    visit(name + ".lora_A_scale", linear.lora.A_scale);
+    visit(name + ".lora_B_scale", linear.lora.B_scale);
   });
   layer.for_each_quant_point([&](const std::string& name, auto& point) {
     visit(name + ".enabled", point.enabled);

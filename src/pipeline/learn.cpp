@@ -4,7 +4,7 @@
 #include <c10/core/GradMode.h>
 
 #include <chrono>
-#include <map>
+#include <cmath>
 
 #include "baseq/pipeline/block_optimizer.h"
 #include "baseq/pipeline/merge.h"
@@ -84,9 +84,11 @@ void convert_linears(DecoderLayer& layer, at::ScalarType dtype) {
   layer.for_each_linear([&](const std::string&, Linear& linear) { linear.weight = linear.weight.to(dtype); });
 }
 
-/// Runs the optimizer over the windows for a layer that `build` makes from the current parameters.
-void learn(const LearningTask& task, const std::string& stage, int64_t epochs, double final_lr,
-           const std::vector<ParameterGroup>& groups, const std::function<DecoderLayer()>& build) {
+/// Runs the optimizer over the windows for a layer that `build` makes from the current parameters. Returns whether an
+/// epoch was better than the start.
+bool learn(const LearningTask& task, const std::string& stage, int64_t epochs, double final_lr,
+           const std::vector<ParameterGroup>& groups, const std::function<DecoderLayer()>& build,
+           double epsilon = OptimizeOptions{}.epsilon) {
   const auto start = std::chrono::steady_clock::now();
   const Tensor& stream =
       task.recipe.stream == Recipe::Stream::kQuantized ? task.inputs.quantized : task.inputs.full_precision;
@@ -119,6 +121,7 @@ void learn(const LearningTask& task, const std::string& stage, int64_t epochs, d
   OptimizeOptions options{.epochs = epochs,
                           .batch_size = task.recipe.batch_size,
                           .final_learning_rate = final_lr,
+                          .epsilon = epsilon,
                           .seed = task.seed + static_cast<uint64_t>(task.block)};
   if (task.progress) {
     options.on_epoch = [&](int64_t epoch, double loss_now) {
@@ -126,16 +129,18 @@ void learn(const LearningTask& task, const std::string& stage, int64_t epochs, d
     };
   }
   const OptimizeResult result = optimize_block(loss, monitor, num_samples, groups, options);
-  if (!task.progress) return;
+  const bool better = result.best_epoch > 0;
+  if (!task.progress) return better;
   const std::string where = "block " + std::to_string(task.block) + ", " + stage;
   if (result.stopped_at_nonfinite) {
     task.progress(Warning{where + ": the loss became NaN or infinite; learning of this stage stopped and the best "
                                   "state so far is kept"});
-  } else if (result.best_epoch == 0) {
+  } else if (!better) {
     task.progress(Warning{where + ": no epoch lowered the loss; the starting state is kept"});
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   task.progress(StageLearned{task.block, stage, result.loss_before, result.loss_after, seconds});
+  return better;
 }
 
 /// A weight with straight-through rounding; the clip ratio is searched once per call of refresh.
@@ -284,6 +289,40 @@ void learn_activations(DecoderLayer& layer, const LearningTask& task) {
   const c10::NoGradGuard no_grad;
   points.apply(layer);
   layer = layer.detach();
+}
+
+void learn_low_rank(DecoderLayer& layer, const std::map<std::string, Tensor>& weights, const LearningTask& task) {
+  const Recipe::LowRank& low_rank = *task.recipe.low_rank;
+  const QuantSpec& spec = *task.recipe.weights;
+  struct Factors {
+    Tensor A, B;
+  };
+  std::map<std::string, Factors> learned;
+  std::vector<ParameterGroup> groups;
+  layer.for_each_linear([&](const std::string& name, const Linear& linear) {
+    const Factors& factors = learned[name] = {leaf(linear.lora.dequantized_A()), leaf(linear.lora.dequantized_B())};
+    const double unit = std::sqrt(factors.A.detach().square().mean().item<double>());
+    groups.push_back({{factors.A, factors.B}, low_rank.block_learning_rate * unit});
+  });
+  const auto build = [&] {
+    DecoderLayer candidate = layer;
+    candidate.for_each_linear([&](const std::string& name, Linear& linear) {
+      const Factors& factors = learned.at(name);
+      linear.weight = feedback_weight(weights.at(name), factors.A, factors.B, spec, low_rank.dtype);
+      linear.weight = linear.weight.to(task.recipe.products);
+    });
+    return candidate;
+  };
+  // The gradient of an element of a weight shrinks with the weight's size.
+  constexpr double kEpsilon = 1e-15;
+  if (!learn(task, "low_rank", low_rank.block_epochs, /*final_lr=*/0, groups, build, kEpsilon)) return;
+  const c10::NoGradGuard no_grad;
+  layer.for_each_linear([&](const std::string& name, Linear& linear) {
+    const Factors& factors = learned.at(name);
+    linear.lora = store_factors(factors.A.detach(), factors.B.detach(), low_rank.dtype);
+    linear.quantized = round_beside(weights.at(name), linear.lora, spec);
+    linear.weight = linear.dequantized();
+  });
 }
 
 }  // namespace baseq

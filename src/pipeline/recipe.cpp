@@ -13,7 +13,8 @@ const std::vector<std::string> kRoundings = {"rtn", "gptq"};
 const std::vector<std::string> kLowRankMethods = {"svd", "l2qer", "qera-approx", "qera-exact", "fbquant"};
 const std::vector<std::string> kFbquantStarts = {"qera", "zero", "svd"};
 const std::vector<std::string> kDtypes = {"float32", "float16", "bfloat16"};
-constexpr at::ScalarType kDtypeValues[] = {at::kFloat, at::kHalf, at::kBFloat16};
+const std::vector<std::string> kFactorDtypes = {"float32", "float16", "bfloat16", "int8"};
+constexpr at::ScalarType kDtypeValues[] = {at::kFloat, at::kHalf, at::kBFloat16, at::kChar};
 
 ptrdiff_t dtype_index(at::ScalarType dtype) {
   return std::find(std::begin(kDtypeValues), std::end(kDtypeValues), dtype) - std::begin(kDtypeValues);
@@ -35,8 +36,8 @@ struct Reader {
   void choice(const char* key, Enum& value, const std::vector<std::string>& names) {
     value = static_cast<Enum>(object.choice(key, static_cast<size_t>(value), names));
   }
-  void dtype(const char* key, at::ScalarType& value) {
-    value = kDtypeValues[object.choice(key, static_cast<size_t>(dtype_index(value)), kDtypes)];
+  void dtype(const char* key, at::ScalarType& value, const std::vector<std::string>& names = kDtypes) {
+    value = kDtypeValues[object.choice(key, static_cast<size_t>(dtype_index(value)), names)];
   }
   /// A transform that is either absent or a Hadamard matrix.
   void hadamard(const char* key, bool& value) { value = object.choice(key, value, {"none", "hadamard"}) == 1; }
@@ -51,7 +52,9 @@ struct Writer {
   void choice(const char* key, const Enum& value, const std::vector<std::string>& names) {
     object[key] = names[static_cast<size_t>(value)];
   }
-  void dtype(const char* key, const at::ScalarType& value) { object[key] = kDtypes[dtype_index(value)]; }
+  void dtype(const char* key, const at::ScalarType& value, const std::vector<std::string>& names = kDtypes) {
+    object[key] = names[dtype_index(value)];
+  }
   void hadamard(const char* key, const bool& value) { object[key] = value ? "hadamard" : "none"; }
 };
 
@@ -74,10 +77,12 @@ template <class Visitor, class L>
 void visit_low_rank(Visitor& visit, L& low_rank) {
   visit.choice("method", low_rank.method, kLowRankMethods);
   visit.integer("rank", low_rank.rank, 1);
-  visit.dtype("dtype", low_rank.dtype);
+  visit.dtype("dtype", low_rank.dtype, kFactorDtypes);
   visit.choice("start", low_rank.fbquant.start, kFbquantStarts);
   visit.integer("steps", low_rank.fbquant.steps, 0);
   visit.number("learning_rate", low_rank.fbquant.learning_rate, 0, kMaxLearningRate);
+  visit.integer("block_epochs", low_rank.block_epochs, 0);
+  visit.number("block_learning_rate", low_rank.block_learning_rate, 0, kMaxLearningRate);
 }
 
 template <class Visitor, class A>
@@ -188,6 +193,8 @@ Recipe Recipe::from_json(const json& value, const std::string& path) {
                 path,
                 ": low_rank: method \"fbquant\" rounds to nearest on a grid that clips nothing; set rounding.method "
                 "to \"rtn\" and rounding.mse_clip to false");
+    TORCH_CHECK(recipe.low_rank->method == Recipe::LowRank::Method::kFbquant || recipe.low_rank->block_epochs == 0,
+                path, ": low_rank: block_epochs is for method \"fbquant\"");
   });
   read_section(object, "input_activations", [&](auto& visit) {
     recipe.input_activations = InputActivations{};

@@ -7,7 +7,6 @@
 #include <cmath>
 
 #include "../quant/product.h"
-#include "baseq/quant/low_rank.h"
 
 namespace baseq {
 namespace {
@@ -82,8 +81,7 @@ void round_with_fbquant(Linear& linear, const QuantSpec& spec, const Recipe::Low
   options.dtype = low_rank.dtype;
   FbquantResult result = fbquant(linear.weight, moments, spec, options);
   linear.quantized = std::move(result.weight);
-  linear.lora_A = std::move(result.lora_A);
-  linear.lora_B = std::move(result.lora_B);
+  linear.lora = std::move(result.lora);
 }
 
 /// Gives the rounded `linear` the correction of what its codes lack of `weight`.
@@ -91,8 +89,7 @@ void add_low_rank(Linear& linear, const Tensor& weight, const Recipe::LowRank& o
   const Tensor rounded = linear.quantized->dequantized();
   const LowRankCorrection correction =
       reconstruct_error(weight.to(rounded.options()) - rounded, moments_for(options.method, statistics), options.rank);
-  linear.lora_A = correction.A.to(options.dtype);
-  linear.lora_B = correction.B.to(options.dtype);
+  linear.lora = store_factors(correction.A, correction.B, options.dtype);
 }
 
 void set_quant_points(DecoderLayer& layer, bool enabled) {

@@ -10,7 +10,6 @@
 #include <numbers>
 #include <vector>
 
-#include "baseq/quant/low_rank.h"
 #include "grid.h"
 #include "product.h"
 
@@ -50,6 +49,30 @@ double largest_error_in_steps(const QuantSpec& spec) {
 
 }  // namespace
 
+QuantizedWeight round_beside(const Tensor& weight, const LowRankFactors& lora, const QuantSpec& spec) {
+  const at::NoGradGuard no_grad;
+  const Tensor product = lora.product(), rest = weight - product;
+  const QParams qparams = compute_qparams(rest, spec);
+  QuantizedWeight result{spec, quantize(rest, qparams, spec), qparams};
+  const Tensor error = weight - (result.dequantized() + product);
+  const double steps = (group_view(error, spec).abs() / qparams.scale.unsqueeze(-1)).max().item<double>();
+  TORCH_INTERNAL_ASSERT(steps <= largest_error_in_steps(spec) + 1e-3, "fbquant: the stored weight is ", steps,
+                        " steps off, the bound is ", largest_error_in_steps(spec));
+  return result;
+}
+
+Tensor feedback_weight(const Tensor& weight, const Tensor& A, const Tensor& B, const QuantSpec& spec,
+                       at::ScalarType dtype) {
+  const auto [stored, rounded] = [&] {
+    const at::NoGradGuard no_grad;
+    const LowRankFactors factors = store_factors(A, B, dtype);
+    const Tensor rest = weight - factors.product();
+    return std::pair(factors, fake_quantize(rest, compute_qparams(rest, spec), spec));
+  }();
+  const auto rounded_to = [](const Tensor& learned, const Tensor& kept) { return learned + (kept - learned).detach(); };
+  return at::addmm(rounded, rounded_to(B, stored.dequantized_B()), rounded_to(A, stored.dequantized_A()));
+}
+
 FbquantResult fbquant(const Tensor& weight, const Tensor& moments, const QuantSpec& spec,
                       const FbquantOptions& options) {
   check_spec("fbquant", spec);
@@ -73,8 +96,8 @@ FbquantResult fbquant(const Tensor& weight, const Tensor& moments, const QuantSp
   torch::optim::Adam optimizer(std::vector<Tensor>{learned.A, learned.B}, torch::optim::AdamOptions(rate).eps(1e-15));
   FbquantResult result;
   for (int64_t step = 0; step <= options.steps; ++step) {
-    const Tensor a = learned.A.to(options.dtype), b = learned.B.to(options.dtype);
-    const Factors stored{a.to(at::kFloat), b.to(at::kFloat)};
+    const LowRankFactors lora = store_factors(learned.A, learned.B, options.dtype);
+    const Factors stored{lora.dequantized_A(), lora.dequantized_B()};
     const Tensor rest = at::addmm(source, stored.B, stored.A, /*beta=*/1, /*alpha=*/-1);
     const QParams qparams = compute_qparams(rest, spec);
     const Tensor error = rest - fake_quantize(rest, qparams, spec);
@@ -84,10 +107,10 @@ FbquantResult fbquant(const Tensor& weight, const Tensor& moments, const QuantSp
     if (step == 0) result.loss_before = loss;
     if (step == 0 || loss < result.relative_error) {
       result.relative_error = loss;
-      result.weight = {spec, quantize(rest, qparams, spec), qparams};
+      result.lora = lora;
       // In float32 these are the tensors that the optimizer goes on to change.
-      result.lora_A = a.clone();
-      result.lora_B = b.clone();
+      result.lora.A = lora.A.clone();
+      result.lora.B = lora.B.clone();
     }
     if (step == options.steps) break;
     learned.A.mutable_grad() = matrix_product(stored.B.t(), gradient).mul_(-2 / unit);
@@ -97,12 +120,7 @@ FbquantResult fbquant(const Tensor& weight, const Tensor& moments, const QuantSp
     optimizer.step();
   }
 
-  const Tensor written =
-      at::addmm(result.weight.dequantized(), result.lora_B.to(at::kFloat), result.lora_A.to(at::kFloat));
-  const Tensor steps = group_view(source - written, spec).abs() / result.weight.qparams.scale.unsqueeze(-1);
-  TORCH_INTERNAL_ASSERT(steps.max().item<double>() <= largest_error_in_steps(spec) + 1e-3,
-                        "fbquant: the stored weight is ", steps.max().item<double>(), " steps off, the bound is ",
-                        largest_error_in_steps(spec));
+  result.weight = round_beside(source, result.lora, spec);
   return result;
 }
 

@@ -7,6 +7,9 @@
 #include <algorithm>
 #include <vector>
 
+#include "baseq/quant/gptq.h"
+#include "product.h"
+
 namespace baseq {
 namespace {
 
@@ -87,6 +90,23 @@ LowRankCorrection reconstruct_error(const Tensor& error, const Tensor& moments, 
     found.vectors = at::mm(q, found.vectors);
   }
   return {.A = at::mm(found.vectors.t(), e), .B = found.vectors, .removed = found.sum};
+}
+
+Tensor LowRankFactors::dequantized_A() const {
+  return A_scale.defined() ? A.to(at::kFloat) * A_scale : A.to(at::kFloat);
+}
+
+Tensor LowRankFactors::dequantized_B() const {
+  return B_scale.defined() ? B.to(at::kFloat) * B_scale : B.to(at::kFloat);
+}
+
+Tensor LowRankFactors::product() const { return matrix_product(dequantized_B(), dequantized_A()); }
+
+LowRankFactors store_factors(const Tensor& A, const Tensor& B, at::ScalarType dtype) {
+  if (dtype != at::kChar) return {.A = A.to(dtype), .B = B.to(dtype)};
+  const QuantSpec spec{.num_bits = 8};
+  const QuantizedWeight a = round_to_nearest(A, spec), b = round_to_nearest(B.t(), spec);
+  return {.A = a.codes, .B = b.codes.t().contiguous(), .A_scale = a.qparams.scale, .B_scale = b.qparams.scale.t()};
 }
 
 }  // namespace baseq

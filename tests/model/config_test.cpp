@@ -223,6 +223,10 @@ TEST(QuantizationConfig, AnotherMethodOrVersionIsRefused) {
   config["quant_method"] = "gptq";
   expect_error([&] { quantization_config_from_json(config, "q"); }, {"quant_method", "gptq", "already quantized"});
   config = to_json(QuantizationConfig{});
+  for (const int64_t version : {3, 4}) {
+    config["format_version"] = version;
+    EXPECT_NO_THROW(quantization_config_from_json(config, "q"));
+  }
   config["format_version"] = 99;
   expect_error([&] { quantization_config_from_json(config, "q"); }, {"format_version", "99"});
   config = to_json(QuantizationConfig{});

@@ -224,6 +224,7 @@ struct Grid {
   const char* name;
   QuantSpec spec;
   int64_t lora_rank = 0;
+  at::ScalarType lora_dtype = at::kBFloat16;
 };
 
 class SavedLayer : public testing::TestWithParam<Grid> {};
@@ -250,8 +251,8 @@ TEST_P(SavedLayer, ComesBackExactly) {
       if (quantization.lora_rank > 0) {
         const int64_t out = linear.weight.size(0), in = linear.weight.size(1);
         const int64_t rank = std::min({quantization.lora_rank, out, in});
-        linear.lora_A = test::random_normal({rank, in}, 60, at::kBFloat16) * 0.1;
-        linear.lora_B = test::random_normal({out, rank}, 61, at::kBFloat16) * 0.1;
+        linear.lora = store_factors(test::random_normal({rank, in}, 60, at::kFloat) * 0.1,
+                                    test::random_normal({out, rank}, 61, at::kFloat) * 0.1, GetParam().lora_dtype);
       }
       linear.weight = linear.dequantized();
     });
@@ -291,7 +292,7 @@ TEST_P(SavedLayer, ComesBackExactly) {
       ASSERT_TRUE(linear.quantized.has_value()) << name;
       EXPECT_TRUE(at::equal(linear.quantized->codes, original.quantized->codes)) << name;
       EXPECT_TRUE(at::equal(linear.quantized->qparams.scale, original.quantized->qparams.scale)) << name;
-      EXPECT_EQ(linear.lora_A.defined(), quantization.lora_rank > 0) << name;
+      EXPECT_EQ(linear.lora.defined(), quantization.lora_rank > 0) << name;
       EXPECT_EQ(linear.bias.defined(), original.bias.defined()) << name;
       EXPECT_TRUE(!linear.bias.defined() || at::equal(linear.bias, original.bias)) << name;
     });
@@ -312,6 +313,7 @@ INSTANTIATE_TEST_SUITE_P(
         Grid{"Symmetric3Group", {.num_bits = 3, .strategy = Strategy::kGroup, .group_size = 8}},
         Grid{"Asymmetric4Group", {.num_bits = 4, .symmetric = false, .strategy = Strategy::kGroup, .group_size = 8}},
         Grid{"Symmetric4ChannelLowRank", {.num_bits = 4}, /*lora_rank=*/3},
+        Grid{"Symmetric4ChannelLowRank8Bits", {.num_bits = 4}, /*lora_rank=*/3, at::kChar},
         Grid{"Symmetric2GroupRankOfASide", {.num_bits = 2, .strategy = Strategy::kGroup, .group_size = 8}, 64},
         Grid{"Symmetric8Tensor", {.num_bits = 8, .strategy = Strategy::kTensor}},
         Grid{"Asymmetric5ChannelBfloat16", {.num_bits = 5, .symmetric = false, .scale_dtype = at::kBFloat16}}),

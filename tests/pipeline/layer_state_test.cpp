@@ -49,6 +49,9 @@ TEST_P(LayerState, GivesTheSameBlockBack) {
   check("with quant points");
   round_layer(layer, recipe, inputs, weights, 0, {});
   check("rounded");
+  recipe.low_rank = Recipe::LowRank{.method = Recipe::LowRank::Method::kSvd, .rank = 3, .dtype = at::kChar};
+  round_layer(layer, recipe, inputs, weights, 0, {});
+  check("with corrections of 8 bits");
 }
 
 TEST_P(LayerState, WhatIsMissingIsNamed) {

@@ -137,11 +137,10 @@ TEST_P(QuantizeVariant, LowRankCorrectionsAreStoredAndBringTheModelCloser) {
       if (name.find("none") != std::string::npos) continue;
       EXPECT_EQ(model.quantization()->lora_rank, 6);
       const Linear linear = model.layer(1).mlp.down_proj;
-      EXPECT_EQ(linear.lora_A.sizes(), at::IntArrayRef({6, shape.intermediate_size}));
-      EXPECT_EQ(linear.lora_B.sizes(), at::IntArrayRef({shape.hidden_size, 6}));
-      EXPECT_EQ(linear.lora_A.scalar_type(), at::kBFloat16);
-      const Tensor correction = at::mm(linear.lora_B.to(at::kFloat), linear.lora_A.to(at::kFloat));
-      EXPECT_LT(test::relative_error(linear.weight - linear.quantized->dequantized(), correction), 1e-5);
+      EXPECT_EQ(linear.lora.A.sizes(), at::IntArrayRef({6, shape.intermediate_size}));
+      EXPECT_EQ(linear.lora.B.sizes(), at::IntArrayRef({shape.hidden_size, 6}));
+      EXPECT_EQ(linear.lora.A.scalar_type(), at::kBFloat16);
+      EXPECT_LT(test::relative_error(linear.weight - linear.quantized->dequantized(), linear.lora.product()), 1e-5);
       const std::string none = std::string(rounding) + "-none";
       EXPECT_LT(test::relative_error(logits(name.c_str()), logits("in")),
                 test::relative_error(logits(none.c_str()), logits("in")))
@@ -152,6 +151,40 @@ TEST_P(QuantizeVariant, LowRankCorrectionsAreStoredAndBringTheModelCloser) {
   EXPECT_LT(errors.at("rtn-qera-exact"), errors.at("rtn-qera-approx"));
   EXPECT_LT(errors.at("rtn-qera-exact"), errors.at("rtn-l2qer"));
   EXPECT_LT(errors.at("gptq-qera-exact"), errors.at("gptq-none"));
+}
+
+TEST_P(QuantizeVariant, FbquantIsWithinHalfAStepInTheFileWhateverItWasLearnedOn) {
+  const json base = json::parse(R"({"weights": {"num_bits": 3}, "rounding": {"mse_clip": false}, "dtype": "float32",
+                                    "low_rank": {"method": "fbquant", "rank": 4, "steps": 30}})");
+  for (const char* dtype : {"bfloat16", "int8"}) {
+    for (const int64_t block_epochs : {0, 2}) {
+      json recipe = base;
+      recipe["low_rank"]["dtype"] = dtype;
+      recipe["low_rank"]["block_epochs"] = block_epochs;
+      const std::string name = std::string(dtype) + std::to_string(block_epochs);
+      int64_t learned = 0;
+      run(Recipe::from_json(recipe, name), name.c_str(), {.progress = [&](const ProgressEvent& event) {
+            const auto* stage = std::get_if<StageLearned>(&event);
+            if (!stage) return;
+            ++learned;
+            EXPECT_EQ(stage->stage, "low_rank");
+            EXPECT_LE(stage->loss_after, stage->loss_before);
+          }});
+      EXPECT_EQ(learned, block_epochs > 0 ? shape.num_layers : 0);
+      const Checkpoint out(directory / name), in(directory / "in");
+      const Model written(out), full(in);
+      for (int64_t i = 0; i < shape.num_layers; ++i) {
+        std::map<std::string, Tensor> weights;
+        full.layer(i).for_each_linear(
+            [&](const std::string& linear, const Linear& of) { weights[linear] = of.weight; });
+        written.layer(i).for_each_linear([&](const std::string& linear, const Linear& of) {
+          EXPECT_EQ(of.lora.A.scalar_type(), dtype == std::string("int8") ? at::kChar : at::kBFloat16);
+          const Tensor steps = (of.weight - weights.at(linear)).abs() / of.quantized->qparams.scale;
+          EXPECT_LE(steps.max().item<double>(), 0.5 + 1e-3) << name << " " << linear;
+        });
+      }
+    }
+  }
 }
 
 TEST_P(QuantizeVariant, ActivationsOnDiskGiveTheSameBytes) {

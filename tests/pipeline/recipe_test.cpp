@@ -100,6 +100,8 @@ TEST(Recipe, ImpossibleValuesAreNamedWithTheirPath) {
   expect_refused(R"({"rounding": {"damping": -1}})", {"rounding", "damping", "-1"});
   expect_refused(R"({"weights": {}, "low_rank": {"rank": 0}})", {"low_rank", "rank", "0"});
   expect_refused(R"({"weights": {}, "low_rank": {"method": "lora"}})", {"low_rank", "method", "lora"});
+  expect_refused(R"({"weights": {}, "low_rank": {"dtype": "int4"}})", {"low_rank", "dtype", "int4"});
+  expect_refused(R"({"weights": {}, "low_rank": {"block_epochs": 1}})", {"low_rank", "block_epochs", "fbquant"});
   expect_refused(R"({"low_rank": {}})", {"low_rank", "weights"});
   expect_refused(
       R"({"weights": {}, "rounding": {"method": "gptq", "mse_clip": false}, "low_rank": {"method": "fbquant"}})",

@@ -36,10 +36,17 @@ def codes_of(tensors: dict[str, torch.Tensor], name: str, spec: dict) -> tuple[n
     return codes, scale, zero_point
 
 
+def factors(tensors: dict[str, torch.Tensor], name: str) -> list[torch.Tensor]:
+    """lora_A and lora_B of one linear, float32: int8 codes have a scale for each rank."""
+    return [tensors[f"{name}.{factor}"].float() * tensors.get(f"{name}.{factor}_scale", 1)
+            for factor in ("lora_A", "lora_B")]
+
+
 def dequantize(tensors: dict[str, torch.Tensor], name: str, spec: dict) -> np.ndarray:
     codes, scale, zero_point = codes_of(tensors, name, spec)
     grouped = codes.reshape(codes.shape[0] if scale.shape[0] > 1 else 1, scale.shape[1], -1)
     weight = ((grouped - zero_point[..., None]) * scale[..., None]).reshape(codes.shape).astype(np.float32)
     if f"{name}.lora_A" in tensors:
-        weight += (tensors[f"{name}.lora_B"].float() @ tensors[f"{name}.lora_A"].float()).numpy()
+        down, up = factors(tensors, name)
+        weight += (up @ down).numpy()
     return weight

@@ -93,7 +93,7 @@ def test_config_names_the_format_and_the_resolved_recipe(quantize, tmp_path):
     config, tensors = read(tmp_path / "out")
     quantization = config["quantization_config"]
     assert quantization["quant_method"] == "baseq"
-    assert quantization["format_version"] == 3
+    assert quantization["format_version"] == 4
     assert quantization["weights"]["num_bits"] == 4
     assert quantization["input_activations"] == {
         "num_bits": 4, "symmetric": False, "strategy": "token", "dynamic": True, "scale_dtype": "float32"}

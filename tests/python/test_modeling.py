@@ -25,6 +25,8 @@ RECIPES = {
                                      "scale_dtype": "float16"}},
     "low rank": {"weights": {"num_bits": 3, "strategy": "group", "group_size": 8}, "rounding": {"method": "gptq"},
                  "low_rank": {"rank": 40}, "transforms": hadamard("value", "down")},
+    "low rank of 8 bits": {"weights": {"num_bits": 3, "strategy": "group", "group_size": 8},
+                           "low_rank": {"rank": 5, "dtype": "int8"}},
     "one scale": {"weights": {"num_bits": 5, "symmetric": False, "strategy": "tensor"}},
     "transforms": {"transforms": hadamard("input", "value", "query_key", "o", "down")},
     "symmetric": {"weights": {"num_bits": 8}, "input_activations": {"num_bits": 8, "symmetric": True},

@@ -35,12 +35,14 @@ def adapted_logits(peft, folder: Path, ids: torch.Tensor, merge: bool = False) -
 
 
 @pytest.mark.parametrize("model", [TINY, BIASED], ids=["tied", "untied-bias"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 @pytest.mark.parametrize("transforms", [{}, {"residual": "hadamard", "value": "hadamard"},
                                         {"input": "hadamard", "o": "hadamard", "down": "hadamard"}],
                          ids=["plain", "rotated", "online"])
 def test_base_and_adapter_have_the_logits_of_the_native_checkpoint(peft, round_off, export, logits_of, tmp_path, model,
-                                                                   transforms):
-    round_off(RECIPE | {"transforms": transforms}, tmp_path / "native", model=model)
+                                                                   transforms, dtype):
+    recipe = RECIPE | {"transforms": transforms, "low_rank": RECIPE["low_rank"] | {"dtype": dtype}}
+    round_off(recipe, tmp_path / "native", model=model)
     export(tmp_path / "native", "peft", tmp_path / "out", "--dtype", "float32")
     ids, expected = logits_of(tmp_path / "native")
     assert relative_error(adapted_logits(peft, tmp_path / "out", ids), expected) < 1e-5

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
 #include <torch/optim/adam.h>
 
 #include <cmath>
@@ -28,9 +29,7 @@ Tensor weight_of(uint64_t seed = 7) {
   return random_normal({kRows, kColumns}, seed, at::kFloat) / std::sqrt(double(kColumns));
 }
 
-Tensor stored_weight(const FbquantResult& result) {
-  return result.weight.dequantized() + at::mm(result.lora_B.to(at::kFloat), result.lora_A.to(at::kFloat));
-}
+Tensor stored_weight(const FbquantResult& result) { return result.weight.dequantized() + result.lora.product(); }
 
 double loss(const Tensor& error, const Tensor& moments) {
   const Tensor e = error.to(at::kDouble);
@@ -76,13 +75,13 @@ TEST(Fbquant, ZeroStartIsRoundToNearest) {
 TEST(Fbquant, GetsBetterAndReportsWhatIsStored) {
   const Tensor weight = weight_of(), moments = second_moments(500, 2);
   for (const auto start : {FbquantOptions::Start::kQera, FbquantOptions::Start::kZero, FbquantOptions::Start::kSvd}) {
-    for (const at::ScalarType dtype : {at::kBFloat16, at::kFloat}) {
+    for (const at::ScalarType dtype : {at::kBFloat16, at::kFloat, at::kChar}) {
       const FbquantResult result =
           fbquant(weight, moments, kGrid, {.start = start, .rank = 4, .steps = 60, .dtype = dtype});
-      EXPECT_EQ(result.lora_A.sizes(), at::IntArrayRef({4, kColumns}));
-      EXPECT_EQ(result.lora_B.sizes(), at::IntArrayRef({kRows, 4}));
-      EXPECT_EQ(result.lora_A.scalar_type(), dtype);
-      EXPECT_EQ(result.lora_B.scalar_type(), dtype);
+      EXPECT_EQ(result.lora.A.sizes(), at::IntArrayRef({4, kColumns}));
+      EXPECT_EQ(result.lora.B.sizes(), at::IntArrayRef({kRows, 4}));
+      EXPECT_EQ(result.lora.A.scalar_type(), dtype);
+      EXPECT_EQ(result.lora.B.scalar_type(), dtype);
       EXPECT_LT(result.relative_error, 0.9 * result.loss_before);
       EXPECT_NEAR(relative_loss(stored_weight(result), weight, moments), result.relative_error,
                   1e-4 * result.relative_error);
@@ -113,7 +112,9 @@ TEST(Fbquant, StaysWithinHalfAStepOfTheWeight) {
       EXPECT_GT(steps.max().item<double>(), 0.45);
       // Scales of bfloat16 may cut the range by their rounding and no more.
       spec.scale_dtype = at::kBFloat16;
-      EXPECT_NO_THROW(fbquant(weight, second_moments(9, 2), spec, {.rank = 8, .steps = 60}));
+      for (const at::ScalarType dtype : {at::kBFloat16, at::kChar}) {
+        EXPECT_NO_THROW(fbquant(weight, second_moments(9, 2), spec, {.rank = 8, .steps = 60, .dtype = dtype}));
+      }
     }
   }
 }
@@ -151,12 +152,37 @@ TEST(Fbquant, OverfitsFewTokensLessThanACorrectionBehindTheRounding) {
   EXPECT_LT(gap, 0.85 * gap_behind);
 }
 
+TEST(Fbquant, WhatIsLearnedIsWhatIsStored) {
+  const Tensor weight = weight_of();
+  const Tensor a = (0.1 * random_normal({4, kColumns}, 3, at::kFloat)).requires_grad_();
+  const Tensor b = (0.1 * random_normal({kRows, 4}, 4, at::kFloat)).requires_grad_();
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kChar}) {
+    const LowRankFactors lora = store_factors(a.detach(), b.detach(), dtype);
+    const QuantizedWeight rounded = round_beside(weight, lora, kGrid);
+    const Tensor learned = feedback_weight(weight, a, b, kGrid, dtype);
+    EXPECT_LT(test::relative_error(learned.detach(), rounded.dequantized() + lora.product()), 1e-6);
+    const Tensor direction = random_normal(weight.sizes(), 5, at::kFloat);
+    const auto gradients = torch::autograd::grad({(learned * direction).sum()}, {a, b});
+    EXPECT_LT(test::relative_error(gradients[0], at::mm(lora.dequantized_B().t(), direction)), 1e-5);
+    EXPECT_LT(test::relative_error(gradients[1], at::mm(direction, lora.dequantized_A().t())), 1e-5);
+  }
+}
+
+TEST(Fbquant, ACorrectionThatIsAddedBehindTheRoundingHasNoBound) {
+  // The same factors beside Q(W): what the assertion in round_beside would catch.
+  const Tensor weight = weight_of();
+  const FbquantResult result = fbquant(weight, second_moments(9, 2), kGrid, {.rank = 8, .steps = 60});
+  const QuantizedWeight nearest = round_to_nearest(weight, kGrid);
+  const Tensor error = weight - (nearest.dequantized() + result.lora.product());
+  EXPECT_GT((group_view(error, kGrid).abs() / nearest.qparams.scale.unsqueeze(-1)).max().item<double>(), 0.6);
+}
+
 TEST(Fbquant, IsRepeatable) {
   const Tensor weight = weight_of(), moments = second_moments(500, 2);
   const FbquantOptions options{.start = FbquantOptions::Start::kZero, .rank = 4, .steps = 5, .seed = 3};
   const FbquantResult first = fbquant(weight, moments, kGrid, options),
                       second = fbquant(weight, moments, kGrid, options);
-  EXPECT_TRUE(at::equal(first.lora_A, second.lora_A) && at::equal(first.lora_B, second.lora_B));
+  EXPECT_TRUE(at::equal(first.lora.A, second.lora.A) && at::equal(first.lora.B, second.lora.B));
   EXPECT_TRUE(at::equal(first.weight.codes, second.weight.codes));
 }
 

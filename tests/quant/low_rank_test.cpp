@@ -16,11 +16,16 @@ using test::expect_error;
 using test::random_normal;
 using test::relative_error;
 
-/// Second moments of `tokens` inputs whose channels share a few directions and have outliers.
-Tensor second_moments(int64_t tokens, int64_t features, uint64_t seed = 1) {
+/// Inputs whose channels share a few directions and have outliers.
+Tensor inputs(int64_t tokens, int64_t features, uint64_t seed = 1) {
   Tensor x = at::mm(random_normal({tokens, features}, seed),
                     random_normal({features, features}, seed + 1) * at::logspace(0, -1.5, features).unsqueeze(1));
   x.slice(1, 0, 3).mul_(20);
+  return x;
+}
+
+Tensor second_moments(int64_t tokens, int64_t features, uint64_t seed = 1) {
+  const Tensor x = inputs(tokens, features, seed);
   return at::mm(x.t(), x) / tokens;
 }
 
@@ -75,12 +80,13 @@ TEST_P(EitherSide, LossIsTheSumOfTheDiscardedEigenvalues) {
   }
 }
 
-TEST_P(EitherSide, ExactIsBelowApproximateAndPlain) {
+TEST_P(EitherSide, ExactIsBelowApproximateMagnitudesAndPlain) {
   const auto loss_with = [&](const Tensor& assumed) {
     return loss_after(reconstruct_error(error, assumed, 6), error, moments);
   };
   const double exact = loss_with(moments), approximate = loss_with(moments.diagonal());
   EXPECT_LT(exact, 0.98 * approximate);
+  EXPECT_LT(exact, 0.98 * loss_with(inputs(400, error.size(1)).abs().mean(0).square()));  // L2QER
   EXPECT_LT(approximate, loss_with({}));
   EXPECT_LT(loss_with({}), loss(error, moments));
 }
@@ -136,6 +142,27 @@ TEST(ReconstructError, LargeErrorsComeWithinATinyShareOfTheOptimumSlow) {
       EXPECT_LE(got, least * (1 + 1e-4)) << rank;
     }
   }
+}
+
+TEST(StoreFactors, CodesAreWithinHalfAStepOfEveryRankAndFloatsAreCast) {
+  // Ranks of very different size: one scale for all would lose the small ones.
+  const Tensor size = at::logspace(0, -4, 5).to(at::kFloat);
+  const Tensor a = random_normal({5, 33}, 1, at::kFloat) * size.unsqueeze(1);
+  const Tensor b = random_normal({17, 5}, 2, at::kFloat) * size;
+  const LowRankFactors codes = store_factors(a, b, at::kChar);
+  EXPECT_EQ(codes.A.scalar_type(), at::kChar);
+  EXPECT_EQ(codes.B.sizes(), b.sizes());
+  EXPECT_EQ(codes.A_scale.sizes(), at::IntArrayRef({5, 1}));
+  EXPECT_EQ(codes.B_scale.sizes(), at::IntArrayRef({1, 5}));
+  // The largest positive value is cut by half a step: the grid has one more negative code.
+  EXPECT_LE(((codes.dequantized_A() - a).abs() / codes.A_scale).max().item<double>(), 0.501);
+  EXPECT_LE(((codes.dequantized_B() - b).abs() / codes.B_scale).max().item<double>(), 0.501);
+  EXPECT_LT(at::max(codes.A_scale / a.abs().amax(1, true)).item<double>(), 1 / 127.0);
+  EXPECT_LT(relative_error(codes.product(), at::mm(codes.dequantized_B(), codes.dequantized_A())), 1e-6);
+  EXPECT_LT(relative_error(codes.product(), at::mm(b, a)), 0.02);
+  const LowRankFactors cast = store_factors(a, b, at::kBFloat16);
+  EXPECT_TRUE(at::equal(cast.A, a.to(at::kBFloat16)) && at::equal(cast.B, b.to(at::kBFloat16)));
+  EXPECT_FALSE(cast.A_scale.defined() || cast.B_scale.defined());
 }
 
 TEST(ReconstructError, RefusesWhatDoesNotFit) {

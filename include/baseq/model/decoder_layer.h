@@ -6,6 +6,7 @@
 #include "baseq/model/config.h"
 #include "baseq/model/rotary_embedding.h"
 #include "baseq/quant/gptq.h"
+#include "baseq/quant/low_rank.h"
 #include "baseq/quant/quant_point.h"
 #include "baseq/tensor.h"
 
@@ -17,13 +18,10 @@ struct Linear {
   Tensor weight;                             ///< [out_features, in_features] in the compute dtype
   Tensor bias;                               ///< [out_features]; may be undefined
   std::optional<QuantizedWeight> quantized;  ///< the codes that `weight` was dequantized from
-  /// A correction of rank r beside the codes, part of `weight`: as stored, float32, float16 or bfloat16. May be
-  /// undefined, both or neither.
-  Tensor lora_A;  ///< [r, in_features]
-  Tensor lora_B;  ///< [out_features, r]
+  LowRankFactors lora;                       ///< a correction beside the codes, part of `weight`; may be undefined
 
   Tensor forward(const Tensor& x) const;
-  /// What `weight` is made of: the dequantized codes + lora_B lora_A, float32. Only with `quantized`.
+  /// What `weight` is made of: the dequantized codes and the correction, float32. Only with `quantized`.
   Tensor dequantized() const;
 };
 

@@ -28,7 +28,8 @@ struct LinearFormat {
 /// What a quantized checkpoint's config.json says about how to run it; absent parts are in full precision.
 struct QuantizationConfig {
   static constexpr const char* kMethod = "baseq";
-  static constexpr int64_t kFormatVersion = 3;
+  static constexpr int64_t kFormatVersion = 4;
+  static constexpr int64_t kOldestFormatVersion = 3;  ///< read as well: 4 added factors of 8 bits
 
   std::optional<QuantSpec> weights;
   /// Rank of the corrections lora_A, lora_B beside every packed weight (less where a side of the weight is shorter);

@@ -54,8 +54,10 @@ struct Recipe {
     enum class Method { kSvd, kL2qer, kQeraApprox, kQeraExact, kFbquant };
     Method method = Method::kQeraExact;
     int64_t rank = 16;
-    at::ScalarType dtype = at::kBFloat16;  ///< of the factors
+    at::ScalarType dtype = at::kBFloat16;  ///< of the factors; at::kChar: codes of 8 bits
     FbquantOptions fbquant;                ///< but for rank and dtype
+    int64_t block_epochs = 0;              ///< of learn_low_rank; 0: FBQuant's layer objective alone
+    double block_learning_rate = 0.01;     ///< in units of the root mean square of A
   };
 
   /// BASE-Q's stage 1: transforms of value and down_proj input, with straight-through weights.

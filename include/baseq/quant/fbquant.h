@@ -1,6 +1,7 @@
 #pragma once
 
 #include "baseq/quant/gptq.h"
+#include "baseq/quant/low_rank.h"
 
 namespace baseq {
 
@@ -11,16 +12,26 @@ struct FbquantOptions {
   int64_t rank = 16;
   int64_t steps = 200;                   ///< 0: the start
   double learning_rate = 0.1;            ///< of the first step, in units of the root mean square of A at the start
-  at::ScalarType dtype = at::kBFloat16;  ///< of the stored factors
+  at::ScalarType dtype = at::kBFloat16;  ///< of the stored factors, see store_factors
   uint64_t seed = 0;                     ///< of the random A
 };
 
 struct FbquantResult {
   QuantizedWeight weight;     ///< codes of W - B A, rounded to nearest
-  Tensor lora_A, lora_B;      ///< [r, in_features], [out_features, r], as they are stored
+  LowRankFactors lora;        ///< as they are stored
   double loss_before = 0;     ///< tr(D R D^T) / tr(W R W^T), D = W - (dequantized + B A), at the start
   double relative_error = 0;  ///< the same of what is returned, never above loss_before
 };
+
+/// Codes of W - B A on a grid that covers all of it: beside the correction they are within half a step of W, which is
+/// asserted.
+/// @param weight W, float32 [out_features, in_features]
+QuantizedWeight round_beside(const Tensor& weight, const LowRankFactors& lora, const QuantSpec& spec);
+
+/// The same as a float32 weight W_F = Q(W - B A) + B A of factors that are learned: they count as rounded to `dtype`,
+/// the gradient reaches them through + B A alone.
+Tensor feedback_weight(const Tensor& weight, const Tensor& A, const Tensor& B, const QuantSpec& spec,
+                       at::ScalarType dtype);
 
 /// FBQuant (arXiv 2501.16385): a correction B A that is taken out before rounding and added back after it,
 /// W_F = Q(W - B A) + B A, so that W - W_F is the rounding error of W - B A: at most half a step for any B A, while

@@ -23,4 +23,20 @@ struct LowRankCorrection {
 /// value is not finite.
 LowRankCorrection reconstruct_error(const Tensor& error, const Tensor& moments, int64_t rank);
 
+/// The two thin matrices of a correction as a checkpoint stores them.
+struct LowRankFactors {
+  Tensor A;                 ///< [r, in_features], float32, float16, bfloat16, or int8 codes
+  Tensor B;                 ///< [out_features, r], the same type
+  Tensor A_scale, B_scale;  ///< float32 [r, 1] and [1, r]: steps of int8 codes, else undefined
+
+  bool defined() const { return A.defined(); }
+  Tensor dequantized_A() const;  ///< float32
+  Tensor dequantized_B() const;  ///< float32
+  Tensor product() const;        ///< B A, float32 [out_features, in_features]
+};
+
+/// `A` and `B` rounded to `dtype`; at::kChar: to the nearest of 256 values, with a scale for each row of A and each
+/// column of B (ZeroQuant-V2, arXiv 2303.08302, keeps factors in 8 bits).
+LowRankFactors store_factors(const Tensor& A, const Tensor& B, at::ScalarType dtype);
+
 }  // namespace baseq
