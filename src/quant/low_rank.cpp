@@ -104,9 +104,15 @@ Tensor LowRankFactors::product() const { return matrix_product(dequantized_B(), 
 
 LowRankFactors store_factors(const Tensor& A, const Tensor& B, at::ScalarType dtype) {
   if (dtype != at::kChar) return {.A = A.to(dtype), .B = B.to(dtype)};
-  const QuantSpec spec{.num_bits = 8};
-  const QuantizedWeight a = round_to_nearest(A, spec), b = round_to_nearest(B.t(), spec);
-  return {.A = a.codes, .B = b.codes.t().contiguous(), .A_scale = a.qparams.scale, .B_scale = b.qparams.scale.t()};
+  // What was stored stays itself when it is stored again: the largest value gets code 127 and not 127.5, and a product
+  // of a code and a scale is exact.
+  const QuantSpec spec{.num_bits = 8, .scale_dtype = at::kBFloat16};
+  const Tensor clip = at::scalar_tensor(127.5 / 127, A.options().dtype(at::kFloat)), b = B.t();
+  const QParams of_a = compute_qparams(A, spec, clip), of_b = compute_qparams(b, spec, clip);
+  return {.A = quantize(A, of_a, spec),
+          .B = quantize(b, of_b, spec).t().contiguous(),
+          .A_scale = of_a.scale,
+          .B_scale = of_b.scale.t()};
 }
 
 }  // namespace baseq

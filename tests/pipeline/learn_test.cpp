@@ -347,8 +347,7 @@ TEST_P(Learn, BlockObjectiveStartsAtTheLayersAndLowersTheBlocksLoss) {
     learn_low_rank(learned, weights_of(layer), task());
     ASSERT_FALSE(stages.empty());
     EXPECT_EQ(stages.back().stage, "low_rank");
-    // Codes of 8 bits are rounded once more at the start.
-    EXPECT_NEAR(stages.back().loss_before / before, 1, dtype == at::kChar ? 0.05 : 1e-4);
+    EXPECT_NEAR(stages.back().loss_before / before, 1, 1e-4) << dtype;
     EXPECT_LT(loss_of(learned), 0.98 * before) << dtype;
     EXPECT_NEAR(stages.back().loss_after / loss_of(learned), 1, 1e-4);
     const auto originals = weights_of(layer);
