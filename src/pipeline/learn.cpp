@@ -295,12 +295,17 @@ void learn_low_rank(DecoderLayer& layer, const std::map<std::string, Tensor>& we
   const Recipe::LowRank& low_rank = *task.recipe.low_rank;
   const QuantSpec& spec = *task.recipe.weights;
   struct Factors {
-    Tensor A, B;
+    Tensor A, B, clip;
   };
   std::map<std::string, Factors> learned;
   std::vector<ParameterGroup> groups;
   layer.for_each_linear([&](const std::string& name, const Linear& linear) {
-    const Factors& factors = learned[name] = {leaf(linear.lora.dequantized_A()), leaf(linear.lora.dequantized_B())};
+    Factors& factors = learned[name];
+    factors = {leaf(linear.lora.dequantized_A()), leaf(linear.lora.dequantized_B()), {}};
+    if (task.recipe.gptq.mse_clip) {
+      const Tensor whole = compute_qparams(weights.at(name) - linear.lora.product(), spec).scale;
+      factors.clip = (linear.quantized->qparams.scale / whole).clamp_max(1).unsqueeze(-1);
+    }
     const double unit = std::sqrt(factors.A.detach().square().mean().item<double>());
     groups.push_back({{factors.A, factors.B}, low_rank.block_learning_rate * unit});
   });
@@ -308,7 +313,7 @@ void learn_low_rank(DecoderLayer& layer, const std::map<std::string, Tensor>& we
     DecoderLayer candidate = layer;
     candidate.for_each_linear([&](const std::string& name, Linear& linear) {
       const Factors& factors = learned.at(name);
-      linear.weight = feedback_weight(weights.at(name), factors.A, factors.B, spec, low_rank.dtype);
+      linear.weight = feedback_weight(weights.at(name), factors.A, factors.B, spec, low_rank.dtype, factors.clip);
       linear.weight = linear.weight.to(task.recipe.products);
     });
     return candidate;
@@ -320,7 +325,7 @@ void learn_low_rank(DecoderLayer& layer, const std::map<std::string, Tensor>& we
   layer.for_each_linear([&](const std::string& name, Linear& linear) {
     const Factors& factors = learned.at(name);
     linear.lora = store_factors(factors.A.detach(), factors.B.detach(), low_rank.dtype);
-    linear.quantized = round_beside(weights.at(name), linear.lora, spec);
+    linear.quantized = round_beside(weights.at(name), linear.lora, spec, factors.clip);
     linear.weight = linear.dequantized();
   });
 }

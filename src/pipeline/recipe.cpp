@@ -70,7 +70,6 @@ void visit_rounding(Visitor& visit, R& recipe) {
   visit.boolean("compensate_streams", recipe.compensate_streams);
   visit.number("cross_strength", recipe.gptq.cross_strength, 0.0, 1.0);
   visit.boolean("quantized_inputs", recipe.quantized_inputs);
-  visit.number("hessian_shrinkage", recipe.hessian_shrinkage, 0.0, 1.0);
 }
 
 template <class Visitor, class L>
@@ -188,11 +187,8 @@ Recipe Recipe::from_json(const json& value, const std::string& path) {
     recipe.low_rank = LowRank{};
     visit_low_rank(visit, *recipe.low_rank);
     TORCH_CHECK(recipe.weights, path, ": low_rank corrects rounded weights and there are none; add weights");
-    TORCH_CHECK(recipe.low_rank->method != Recipe::LowRank::Method::kFbquant ||
-                    (recipe.rounding == Rounding::kNearest && !recipe.gptq.mse_clip),
-                path,
-                ": low_rank: method \"fbquant\" rounds to nearest on a grid that clips nothing; set rounding.method "
-                "to \"rtn\" and rounding.mse_clip to false");
+    TORCH_CHECK(recipe.low_rank->method != Recipe::LowRank::Method::kFbquant || recipe.rounding == Rounding::kNearest,
+                path, ": low_rank: method \"fbquant\" rounds to nearest; set rounding.method to \"rtn\"");
     TORCH_CHECK(recipe.low_rank->method == Recipe::LowRank::Method::kFbquant || recipe.low_rank->block_epochs == 0,
                 path, ": low_rank: block_epochs is for method \"fbquant\"");
   });

@@ -40,13 +40,6 @@ Statistics collect(InputPoint point, const DecoderLayer& layer, const DecoderLay
   result.hessian.div_(total);
   if (result.cross.defined()) result.cross.div_(total);
   if (result.mean_magnitude.defined()) result.mean_magnitude.div_(total);
-  if (recipe.hessian_shrinkage > 0) {
-    const auto shrink = [&](const Tensor& moments) {
-      return moments * (1 - recipe.hessian_shrinkage) + at::diag(moments.diagonal()) * recipe.hessian_shrinkage;
-    };
-    result.hessian = shrink(result.hessian);
-    if (result.cross.defined()) result.cross = shrink(result.cross);
-  }
   return result;
 }
 
@@ -75,11 +68,13 @@ Tensor moments_for(Recipe::LowRank::Method method, const Statistics& statistics)
 }
 
 /// Rounds `linear` and gives it its correction.
-void round_with_fbquant(Linear& linear, const QuantSpec& spec, const Recipe::LowRank& low_rank, const Tensor& moments) {
-  FbquantOptions options = low_rank.fbquant;
-  options.rank = low_rank.rank;
-  options.dtype = low_rank.dtype;
-  FbquantResult result = fbquant(linear.weight, moments, spec, options);
+void round_with_fbquant(Linear& linear, const Recipe& recipe, const Tensor& moments) {
+  FbquantOptions options = recipe.low_rank->fbquant;
+  options.rank = recipe.low_rank->rank;
+  options.dtype = recipe.low_rank->dtype;
+  options.mse_clip = recipe.gptq.mse_clip;
+  options.search = recipe.gptq.search;
+  FbquantResult result = fbquant(linear.weight, moments, *recipe.weights, options);
   linear.quantized = std::move(result.weight);
   linear.lora = std::move(result.lora);
 }
@@ -125,7 +120,7 @@ void round_layer(DecoderLayer& layer, const Recipe& recipe, const BlockInputs& i
       const Tensor weight = linear.weight;
       LinearRounded event{.block = block, .name = name, .relative_error = 0, .damping = 0, .seconds = 0};
       if (learned) {
-        round_with_fbquant(linear, *recipe.weights, *recipe.low_rank, statistics.hessian);
+        round_with_fbquant(linear, recipe, statistics.hessian);
       } else if (gptq_rounding) {
         GptqResult result = gptq(weight, statistics.hessian, *recipe.weights, recipe.gptq, statistics.cross);
         if (result.fell_back_to_rtn && progress) {

@@ -31,13 +31,16 @@ Factors start_factors(const Tensor& weight, const Tensor& moments, const QuantSp
     const Tensor random = at::randn({rank, columns}, generator, at::kFloat).to(weight.options());
     return {random / std::sqrt(static_cast<double>(columns)), at::zeros({rows, rank}, weight.options())};
   }
-  const Tensor error = weight - round_to_nearest(weight, spec).dequantized();
+  const Tensor error = weight - round_to_nearest(weight, spec, options.mse_clip, options.search).dequantized();
   const bool plain = options.start == FbquantOptions::Start::kSvd;
   const LowRankCorrection correction = reconstruct_error(error, plain ? Tensor() : moments, options.rank);
   // One rate serves both factors when their rows and columns are equally long in pairs.
   const Tensor length = correction.A.square().sum(1).pow(0.25).clamp_min(std::numeric_limits<float>::min());
   return {(correction.A / length.unsqueeze(1)).to(at::kFloat), (correction.B * length).to(at::kFloat)};
 }
+
+/// Steps of learning between two searches of the clip ratios, and ratios that one tries.
+constexpr int64_t kStepsPerSearch = 10, kRatiosPerSearch = 20;
 
 /// Half a step, and what the rounding of the scale to its type cuts off the range.
 double largest_error_in_steps(const QuantSpec& spec) {
@@ -47,27 +50,39 @@ double largest_error_in_steps(const QuantSpec& spec) {
   return 0.5 + static_cast<double>(num_steps(spec)) * roundoff;
 }
 
+/// The share of each scale's range that search_qparams keeps.
+Tensor search_clip(const Tensor& x, const QuantSpec& spec, const MseSearch& search) {
+  const Tensor whole = compute_qparams(x, spec).scale;
+  return (search_qparams(x, spec, search).scale / whole).clamp_max(1).unsqueeze(-1);
+}
+
 }  // namespace
 
-QuantizedWeight round_beside(const Tensor& weight, const LowRankFactors& lora, const QuantSpec& spec) {
+QuantizedWeight round_beside(const Tensor& weight, const LowRankFactors& lora, const QuantSpec& spec,
+                             const Tensor& clip) {
   const at::NoGradGuard no_grad;
   const Tensor product = lora.product(), rest = weight - product;
-  const QParams qparams = compute_qparams(rest, spec);
+  const QParams qparams = compute_qparams(rest, spec, clip);
   QuantizedWeight result{spec, quantize(rest, qparams, spec), qparams};
   const Tensor error = weight - (result.dequantized() + product);
-  const double steps = (group_view(error, spec).abs() / qparams.scale.unsqueeze(-1)).max().item<double>();
+  Tensor in_steps = group_view(error, spec).abs() / qparams.scale.unsqueeze(-1);
+  if (clip.defined()) {
+    const Tensor codes = group_view(result.codes, spec);
+    in_steps = in_steps.masked_fill(codes.eq(code_min(spec)).logical_or_(codes.eq(code_max(spec))), 0);
+  }
+  const double steps = in_steps.max().item<double>();
   TORCH_INTERNAL_ASSERT(steps <= largest_error_in_steps(spec) + 1e-3, "fbquant: the stored weight is ", steps,
                         " steps off, the bound is ", largest_error_in_steps(spec));
   return result;
 }
 
 Tensor feedback_weight(const Tensor& weight, const Tensor& A, const Tensor& B, const QuantSpec& spec,
-                       at::ScalarType dtype) {
+                       at::ScalarType dtype, const Tensor& clip) {
   const auto [stored, rounded] = [&] {
     const at::NoGradGuard no_grad;
     const LowRankFactors factors = store_factors(A, B, dtype);
     const Tensor rest = weight - factors.product();
-    return std::pair(factors, fake_quantize(rest, compute_qparams(rest, spec), spec));
+    return std::pair(factors, fake_quantize(rest, compute_qparams(rest, spec, clip), spec));
   }();
   const auto rounded_to = [](const Tensor& learned, const Tensor& kept) { return learned + (kept - learned).detach(); };
   return at::addmm(rounded, rounded_to(B, stored.dequantized_B()), rounded_to(A, stored.dequantized_A()));
@@ -94,12 +109,16 @@ FbquantResult fbquant(const Tensor& weight, const Tensor& moments, const QuantSp
   Factors learned = start_factors(source, moments, spec, options);
   const double rate = options.learning_rate * root_mean_square(learned.A);
   torch::optim::Adam optimizer(std::vector<Tensor>{learned.A, learned.B}, torch::optim::AdamOptions(rate).eps(1e-15));
+  MseSearch search = options.search;
+  search.num_steps = std::min(search.num_steps, kRatiosPerSearch);
+  Tensor clip;
   FbquantResult result;
   for (int64_t step = 0; step <= options.steps; ++step) {
     const LowRankFactors lora = store_factors(learned.A, learned.B, options.dtype);
     const Factors stored{lora.dequantized_A(), lora.dequantized_B()};
     const Tensor rest = at::addmm(source, stored.B, stored.A, /*beta=*/1, /*alpha=*/-1);
-    const QParams qparams = compute_qparams(rest, spec);
+    if (options.mse_clip && step % kStepsPerSearch == 0) clip = search_clip(rest, spec, search);
+    const QParams qparams = compute_qparams(rest, spec, clip);
     const Tensor error = rest - fake_quantize(rest, qparams, spec);
     const Tensor gradient = matrix_product(error, h);  // of + B A, up to -2
     const double loss = (gradient * error).sum(at::kDouble).item<double>() / unit;
@@ -108,6 +127,7 @@ FbquantResult fbquant(const Tensor& weight, const Tensor& moments, const QuantSp
     if (step == 0 || loss < result.relative_error) {
       result.relative_error = loss;
       result.lora = lora;
+      result.clip = clip;
       // In float32 these are the tensors that the optimizer goes on to change.
       result.lora.A = lora.A.clone();
       result.lora.B = lora.B.clone();
@@ -120,7 +140,7 @@ FbquantResult fbquant(const Tensor& weight, const Tensor& moments, const QuantSp
     optimizer.step();
   }
 
-  result.weight = round_beside(source, result.lora, spec);
+  result.weight = round_beside(source, result.lora, spec, result.clip);
   return result;
 }
 

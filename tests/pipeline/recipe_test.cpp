@@ -45,8 +45,9 @@ TEST(Recipe, EveryFieldSurvivesTheRoundTrip) {
                 "scale_dtype": "bfloat16"},
     "rounding": {"method": "gptq", "mse_clip": false, "mse_norm": 2.0, "block_size": 32, "damping": 0.05,
                  "activation_order": false, "static_groups": false, "compensate_streams": true, "cross_strength": 0.75,
-                 "quantized_inputs": true, "hessian_shrinkage": 0.25},
-    "low_rank": {"method": "l2qer", "rank": 7, "dtype": "float32", "start": "svd", "steps": 9, "learning_rate": 0.7},
+                 "quantized_inputs": true},
+    "low_rank": {"method": "l2qer", "rank": 7, "dtype": "float32", "start": "svd", "steps": 9, "learning_rate": 0.7,
+                 "block_epochs": 0, "block_learning_rate": 0.6},
     "input_activations": {"num_bits": 6, "symmetric": true, "clip": 0.8, "shift": "mean", "norm_shift": "zero"},
     "kv_cache": {"num_bits": 3, "symmetric": true, "clip": 0.7, "shift": "zero"},
     "transforms": {"residual": "hadamard", "value": "hadamard", "query_key": "hadamard", "o": "hadamard",
@@ -106,7 +107,8 @@ TEST(Recipe, ImpossibleValuesAreNamedWithTheirPath) {
   expect_refused(
       R"({"weights": {}, "rounding": {"method": "gptq", "mse_clip": false}, "low_rank": {"method": "fbquant"}})",
       {"fbquant", "rounding.method"});
-  expect_refused(R"({"weights": {}, "low_rank": {"method": "fbquant"}})", {"fbquant", "mse_clip"});
+  expect_refused(R"({"weights": {}, "rounding": {"method": "gptq"}, "low_rank": {"method": "fbquant"}})",
+                 {"fbquant", "rtn"});
   expect_refused(R"({"input_activations": {"num_bits": 9}})", {"input_activations", "num_bits"});
   expect_refused(R"({"kv_cache": {"clip": 1.5}})", {"kv_cache", "clip", "1.5"});
   expect_refused(R"({"kv_cache": {"shift": "median"}})", {"kv_cache", "shift", "median"});

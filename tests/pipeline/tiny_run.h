@@ -19,8 +19,7 @@ inline Recipe recipe_of(const char* text) { return Recipe::from_json(nlohmann::j
 inline constexpr const char* kEverything = R"({
   "name": "everything",
   "weights": {"num_bits": 4},
-  "rounding": {"method": "gptq", "mse_clip": true, "compensate_streams": true, "quantized_inputs": true,
-               "hessian_shrinkage": 0.1},
+  "rounding": {"method": "gptq", "mse_clip": true, "compensate_streams": true, "quantized_inputs": true},
   "low_rank": {"rank": 3},
   "input_activations": {"num_bits": 4, "symmetric": false, "clip": 0.9, "shift": "mean", "norm_shift": "mean"},
   "kv_cache": {"num_bits": 4, "symmetric": false, "clip": 0.95, "shift": "mean"},

@@ -119,6 +119,30 @@ TEST(Fbquant, StaysWithinHalfAStepOfTheWeight) {
   }
 }
 
+TEST(Fbquant, ClippingLowersTheErrorAndIsHalfAStepOffWithinTheGrid) {
+  // A few large weights: a grid that covers them is coarse for the others.
+  const Tensor weight = weight_of() * (1 + 3 * random_normal({kRows, kColumns}, 11, at::kFloat).gt(2));
+  const Tensor moments = second_moments(500, 2), others = second_moments(4000, 5);
+  const FbquantResult covering = fbquant(weight, moments, kGrid, {.rank = 4});
+  const FbquantResult clipped = fbquant(weight, moments, kGrid, {.rank = 4, .mse_clip = true});
+  EXPECT_FALSE(covering.clip.defined());
+  EXPECT_LT(clipped.relative_error, 0.95 * covering.relative_error);
+  EXPECT_LE(clipped.relative_error, clipped.loss_before);
+  EXPECT_NEAR(clipped.relative_error, relative_loss(stored_weight(clipped), weight, moments), 1e-6);
+  // Beside the correction of QERA-exact of the same clipped rounding, also on inputs that were not seen.
+  const Tensor rounded = round_to_nearest(weight, kGrid, /*mse_clip=*/true).dequantized();
+  const LowRankCorrection correction = reconstruct_error(weight - rounded, moments, 4);
+  const Tensor corrected = rounded + at::mm(correction.B, correction.A).to(at::kFloat);
+  EXPECT_LT(clipped.relative_error, relative_loss(corrected, weight, moments));
+  EXPECT_LT(relative_loss(stored_weight(clipped), weight, others), relative_loss(corrected, weight, others));
+  const Tensor steps =
+      group_view(weight - stored_weight(clipped), kGrid).abs() / clipped.weight.qparams.scale.unsqueeze(-1);
+  const Tensor codes = group_view(clipped.weight.codes, kGrid);
+  const Tensor inside = codes.gt(-4).logical_and(codes.lt(3));
+  EXPECT_LE(steps.masked_select(inside).max().item<double>(), 0.5 + 1e-3);
+  EXPECT_GT(steps.max().item<double>(), 0.6);
+}
+
 /// Q(W) + B A with the same Adam, steps and start.
 Tensor trained_behind_rounding(const Tensor& weight, const Tensor& moments, int64_t rank, int64_t steps) {
   const Tensor rounded = round_to_nearest(weight, kGrid).dequantized();

@@ -93,8 +93,6 @@ struct Recipe {
   bool compensate_streams = false;
   /// Activations and cache are quantized while the inputs of the rounded linears are collected.
   bool quantized_inputs = false;
-  /// Shrinks the Hessian towards its diagonal by this share: fewer tokens than features overfit.
-  double hessian_shrinkage = 0.0;
   std::optional<LowRank> low_rank;
   std::optional<InputActivations> input_activations;
   std::optional<Activations> kv_cache;
