@@ -168,6 +168,7 @@ void write_gguf(const ExportPlan& plan, const GgufPlan& gguf, const fs::path& ou
                   " was not written as planned");
       const Tensor values = gguf_values(type, written.bytes(name, gguf_num_bytes(type, shape)), shape);
       expect_written(values.to(at::kFloat), gguf.values[i](), name);
+      written.release_pages();
     }
     fs::rename(partial, output);
   } catch (...) {

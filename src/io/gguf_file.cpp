@@ -1,6 +1,7 @@
 #include "baseq/io/gguf_file.h"
 
 #include <ATen/ATen.h>
+#include <sys/mman.h>
 
 #include <bit>
 #include <cstring>
@@ -119,6 +120,7 @@ GgufFile::GgufFile(const std::filesystem::path& path) : name_(path.string()) {
   size_ = size_of(kWho, file, path);
   TORCH_CHECK(size_ > 0, kWho, ": ", name_, " is empty");
   bytes_ = map_file(kWho, file, size_, path);
+  mapped_ = true;
   read_header();
 }
 
@@ -177,6 +179,10 @@ void GgufFile::read_header() {
                 " begins behind the end of the file; incomplete download?");
     entry.offset += data;
   }
+}
+
+void GgufFile::release_pages() const {
+  if (mapped_) ::madvise(const_cast<void*>(bytes_.get()), size_, MADV_DONTNEED);
 }
 
 Tensor GgufFile::bytes(std::string_view name, int64_t num_bytes) const {

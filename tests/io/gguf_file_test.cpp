@@ -88,6 +88,17 @@ TEST(GgufFile, TensorOutlivesTheFile) {
   EXPECT_EQ(bytes.clone().view(at::kFloat).sum().item<float>(), 15);
 }
 
+TEST(GgufFile, TensorsOfAMappedFileComeBackAfterItsPagesWereReleased) {
+  const test::TempDirectory directory;
+  test::write_bytes(directory / "x.gguf", small_file());
+  const GgufFile file(directory / "x.gguf"), in_memory = open(small_file());
+  const std::string name = file.tensors().begin()->first;
+  const Tensor mapped = file.bytes(name, 4), held = in_memory.bytes(name, 4);
+  file.release_pages();
+  in_memory.release_pages();
+  EXPECT_TRUE(at::equal(mapped, held));
+}
+
 TEST(GgufFile, TruncationAtEveryLengthIsRefused) {
   const std::string bytes = small_file();
   for (size_t length = 0; length < bytes.size(); ++length) {

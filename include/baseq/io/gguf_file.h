@@ -34,12 +34,15 @@ class GgufFile {
   /// The first `num_bytes` bytes of a tensor, uint8, a read-only view of the mapping. Throws when there is no such
   /// tensor or the file ends before.
   Tensor bytes(std::string_view name, int64_t num_bytes) const;
+  /// Gives back the physical memory behind all that was read of a mapped file, see SafetensorsFile::release_pages.
+  void release_pages() const;
   int64_t num_bytes() const { return static_cast<int64_t>(size_); }  ///< of the file
   const std::string& name() const { return name_; }
 
  private:
   void read_header();
   std::shared_ptr<const void> bytes_;
+  bool mapped_ = false;
   size_t size_ = 0;
   std::string name_;
   nlohmann::json metadata_ = nlohmann::json::object();
