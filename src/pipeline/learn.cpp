@@ -303,8 +303,7 @@ void learn_low_rank(DecoderLayer& layer, const std::map<std::string, Tensor>& we
     Factors& factors = learned[name];
     factors = {leaf(linear.lora.dequantized_A()), leaf(linear.lora.dequantized_B()), {}};
     if (task.recipe.gptq.mse_clip) {
-      const Tensor whole = compute_qparams(weights.at(name) - linear.lora.product(), spec).scale;
-      factors.clip = (linear.quantized->qparams.scale / whole).clamp_max(1).unsqueeze(-1);
+      factors.clip = clip_of(weights.at(name) - linear.lora.product(), spec, linear.quantized->qparams.scale);
     }
     const double unit = std::sqrt(factors.A.detach().square().mean().item<double>());
     groups.push_back({{factors.A, factors.B}, low_rank.block_learning_rate * unit});

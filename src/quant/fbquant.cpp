@@ -50,13 +50,11 @@ double largest_error_in_steps(const QuantSpec& spec) {
   return 0.5 + static_cast<double>(num_steps(spec)) * roundoff;
 }
 
-/// The share of each scale's range that search_qparams keeps.
-Tensor search_clip(const Tensor& x, const QuantSpec& spec, const MseSearch& search) {
-  const Tensor whole = compute_qparams(x, spec).scale;
-  return (search_qparams(x, spec, search).scale / whole).clamp_max(1).unsqueeze(-1);
-}
-
 }  // namespace
+
+Tensor clip_of(const Tensor& x, const QuantSpec& spec, const Tensor& scale) {
+  return (scale / compute_qparams(x, spec).scale).clamp_max(1).unsqueeze(-1);
+}
 
 QuantizedWeight round_beside(const Tensor& weight, const LowRankFactors& lora, const QuantSpec& spec,
                              const Tensor& clip) {
@@ -117,7 +115,8 @@ FbquantResult fbquant(const Tensor& weight, const Tensor& moments, const QuantSp
     const LowRankFactors lora = store_factors(learned.A, learned.B, options.dtype);
     const Factors stored{lora.dequantized_A(), lora.dequantized_B()};
     const Tensor rest = at::addmm(source, stored.B, stored.A, /*beta=*/1, /*alpha=*/-1);
-    if (options.mse_clip && step % kStepsPerSearch == 0) clip = search_clip(rest, spec, search);
+    if (options.mse_clip && step % kStepsPerSearch == 0)
+      clip = clip_of(rest, spec, search_qparams(rest, spec, search).scale);
     const QParams qparams = compute_qparams(rest, spec, clip);
     const Tensor error = rest - fake_quantize(rest, qparams, spec);
     const Tensor gradient = matrix_product(error, h);  // of + B A, up to -2

@@ -26,6 +26,10 @@ struct FbquantResult {
   double relative_error = 0;  ///< the same of what is returned, never above loss_before
 };
 
+/// The share of each range of `x` that a grid of these scales covers, [out_features, groups, 1]: with it as `clip`,
+/// compute_qparams gives the grid back.
+Tensor clip_of(const Tensor& x, const QuantSpec& spec, const Tensor& scale);
+
 /// Codes of W - B A: what its grid covers is within half a step of W beside the correction, which is asserted.
 /// @param weight W, float32 [out_features, in_features]
 /// @param clip   [out_features, groups, 1], see compute_qparams; undefined: the grid covers everything
