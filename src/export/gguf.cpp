@@ -166,8 +166,7 @@ void write_gguf(const ExportPlan& plan, const GgufPlan& gguf, const fs::path& ou
       const GgufFile::Entry& entry = written.tensors().at(name);
       TORCH_CHECK(entry.type == static_cast<uint32_t>(type) && entry.shape == shape, "export: ", name,
                   " was not written as planned");
-      const Tensor values = gguf_values(type, written.bytes(name, gguf_num_bytes(type, shape)), shape);
-      expect_written(values.to(at::kFloat), gguf.values[i](), name);
+      expect_written(gguf_values(written, name).to(at::kFloat), gguf.values[i](), name);
       written.release_pages();
     }
     fs::rename(partial, output);

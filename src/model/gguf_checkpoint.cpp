@@ -22,12 +22,6 @@ constexpr const char* kRopeFactors = "rope_freqs.weight";
 /// A float32 as a person would have written it: 1e-05 and not 9.99999974737875e-06.
 double shortest(double value) { return std::stod(fmt::format("{}", static_cast<float>(value))); }
 
-Tensor values_of(const GgufFile& file, const std::string& name) {
-  const GgufFile::Entry& entry = file.tensors().at(name);
-  const auto type = static_cast<GgufType>(entry.type);
-  return gguf_values(type, file.bytes(name, gguf_num_bytes(type, entry.shape)), entry.shape);
-}
-
 const GgufArchitecture& architecture_of(const GgufFile& file) {
   const std::string name = JsonObject(file.metadata(), file.name()).text("general.architecture", "");
   const auto* it = std::find_if(std::begin(kGgufArchitectures), std::end(kGgufArchitectures),
@@ -109,7 +103,7 @@ json config_of(const GgufFile& file) {
   if (file.tensors().contains(kRopeFactors)) {
     TORCH_CHECK(scaling == "none", file.name(), ": ", kRopeFactors, " and rope scaling together are not supported");
     TORCH_CHECK(head_dim > 0 && head_dim % 2 == 0, file.name(), ": heads of ", head_dim, " features do not turn");
-    config["rope_scaling"] = llama3_scaling(file, values_of(file, kRopeFactors), theta, head_dim);
+    config["rope_scaling"] = llama3_scaling(file, gguf_values(file, kRopeFactors), theta, head_dim);
   }
   constexpr std::pair<const char*, const char*> kTokens[] = {
       {"bos", "bos_token_id"}, {"eos", "eos_token_id"}, {"padding", "pad_token_id"}};
@@ -188,7 +182,7 @@ class Translation {
     const auto it = file_->tensors().find(from);
     if (it == file_->tensors().end()) return;
     tensors_[to] = [from, heads, file = file_] {
-      const Tensor values = values_of(*file, from);
+      const Tensor values = gguf_values(*file, from);
       return heads > 0 ? unpermute_rows(values, heads) : values;
     };
   }
@@ -226,6 +220,12 @@ const std::map<std::string, std::string>& gguf_linear_names() {
       {"self_attn.o_proj", "attn_output"}, {"mlp.gate_proj", "ffn_gate"},  {"mlp.up_proj", "ffn_up"},
       {"mlp.down_proj", "ffn_down"}};
   return names;
+}
+
+Tensor gguf_values(const GgufFile& file, const std::string& name) {
+  const GgufFile::Entry& entry = file.tensors().at(name);
+  const auto type = static_cast<GgufType>(entry.type);
+  return gguf_values(type, file.bytes(name, gguf_num_bytes(type, entry.shape)), entry.shape);
 }
 
 Checkpoint gguf_checkpoint(std::shared_ptr<const GgufFile> file) { return Translation(std::move(file)).checkpoint(); }

@@ -28,6 +28,9 @@ constexpr GgufArchitecture kGgufArchitectures[] = {{"LlamaForCausalLM", "llama",
 /// The linears of a block, Hugging Face's name -> llama.cpp's.
 const std::map<std::string, std::string>& gguf_linear_names();
 
+/// What a tensor of a file stands for, see gguf_values.
+Tensor gguf_values(const GgufFile& file, const std::string& name);
+
 /// A model of one of kGgufArchitectures under Hugging Face's names: config.json from the metadata, rows of q and k in
 /// their order, linears of types Q8_0 and Q4_0 as int8 codes, all others dequantized. Factors of the rotary embedding
 /// are read where they are those of Llama 3's rule.
