@@ -62,6 +62,20 @@ void check_intact(bool intact, const fs::path& path) {
               " is damaged: its size or checksum is not the one that was written; the run cannot be continued");
 }
 
+void write_with_checksum(const fs::path& path, json object) {
+  object["crc32"] = crc32_of_json(object);
+  write_json_file(path, object);
+}
+
+json read_with_checksum(const fs::path& path) {
+  json object = read_json_file(path.string());
+  TORCH_CHECK(object.is_object(), kWho, ": ", path.string(), " is not a JSON object");
+  const json sum = object.value("crc32", json());
+  object.erase("crc32");
+  check_intact(sum == crc32_of_json(object), path);
+  return object;
+}
+
 bool belongs_to_a_run(const std::string& name) {
   return name == kRun || name == kInputs || name == kJournal || name == kLock || name.starts_with("step-") ||
          name.starts_with("state-") || name.starts_with("partial-") || name.ends_with(".tmp");
@@ -84,12 +98,9 @@ bool RunJournal::exists(const fs::path& directory) { return path_exists(kWho, di
 RunJournal::Description RunJournal::describe(const fs::path& directory) {
   const fs::path path = directory / kRun;
   TORCH_CHECK(exists(directory), kWho, ": ", directory.string(), " holds no run (no ", kRun, ")");
-  json run = read_json_file(path.string());
-  TORCH_CHECK(run.is_object() && run.contains("identity") && run.contains("details") && run.contains("inputs"), kWho,
-              ": ", path.string(), " is not the description of a run");
-  const json sum = run.value("crc32", json());
-  run.erase("crc32");
-  check_intact(sum == crc32_of_json(run), path);
+  const json run = read_with_checksum(path);
+  TORCH_CHECK(run.contains("identity") && run.contains("details") && run.contains("inputs"), kWho, ": ", path.string(),
+              " is not the description of a run");
   check_intact(run["inputs"] == crc32_of_file(directory / kInputs), directory / kInputs);
   return {run["identity"], run["details"], tensors_of(directory / kInputs)};
 }
@@ -107,11 +118,9 @@ RunJournal::RunJournal(const fs::path& directory, const Description& description
   try {
     TORCH_CHECK(::flock(lock_, LOCK_EX | LOCK_NB) == 0, kWho, ": another process works in ", directory.string());
     const auto write_run = [&] {
-      json run{{"identity", description.identity},
-               {"details", description.details},
-               {"inputs", crc32_of_file(directory / kInputs)}};
-      run["crc32"] = crc32_of_json(run);
-      write_json_file(directory / kRun, run);
+      write_with_checksum(directory / kRun, {{"identity", description.identity},
+                                             {"details", description.details},
+                                             {"inputs", crc32_of_file(directory / kInputs)}});
       sync_directory(kWho, directory);
     };
     if (!exists(directory)) {
@@ -143,7 +152,7 @@ RunJournal::~RunJournal() { ::close(lock_); }
 void RunJournal::read_journal() {
   if (!path_exists(kWho, directory_ / kJournal)) return;
   const std::string path = (directory_ / kJournal).string();
-  const json journal = read_json_file(path);
+  const json journal = read_with_checksum(path);
   JsonObject object(journal, path);
   const auto read = [&](const json& value) {
     JsonObject file(value, path);
@@ -184,7 +193,7 @@ void RunJournal::write_journal() const {
     journal["partial"] = entry(*partial_, partial_notes_);
     journal["partial"]["number"] = num_partials_;
   }
-  write_json_file(directory_ / kJournal, journal);
+  write_with_checksum(directory_ / kJournal, std::move(journal));
   sync_directory(kWho, directory_);
 }
 

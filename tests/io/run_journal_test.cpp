@@ -169,13 +169,26 @@ TEST(RunJournal, OnlyOneProcessAndOnlyItsOwnDirectory) {
   expect_error([&] { RunJournal::describe(directory / "photos"); }, {"holds no run"});
 }
 
+TEST(RunJournal, DamagedJournalIsFound) {
+  const TempDirectory directory;
+  make_run(directory / "work");
+  const fs::path path = directory / "work" / "journal.json";
+  auto journal = nlohmann::json::parse(test::read_bytes(path));
+  journal["steps"].erase(2);
+  test::write_bytes(path, journal.dump());
+  expect_error([&] { RunJournal(directory / "work", description()); }, {"journal.json", "damaged"});
+}
+
 TEST(RunJournal, NamesThatLeaveTheDirectoryAreRefused) {
   const TempDirectory directory;
   make_run(directory / "work");
-  std::string journal = test::read_bytes(directory / "work" / "journal.json");
-  const std::string name = "step-00001.safetensors";
-  journal.replace(journal.find(name), name.size(), "../secret");
-  test::write_bytes(directory / "work" / "journal.json", journal);
+  const fs::path path = directory / "work" / "journal.json";
+  auto journal = nlohmann::json::parse(test::read_bytes(path));
+  journal["steps"][1]["name"] = "../secret";
+  journal.erase("crc32");
+  test::write_bytes(path, journal.dump());
+  journal["crc32"] = crc32_of_file(path);
+  test::write_bytes(path, journal.dump());
   expect_error([&] { RunJournal(directory / "work", description()); }, {"../secret"});
 }
 

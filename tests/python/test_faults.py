@@ -140,16 +140,18 @@ def test_truncated_shard_is_named(run, tmp_path, keep):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["step-00000.safetensors", "state-00001.safetensors", "inputs.safetensors", "run.json"])
-def test_flipped_byte_in_the_work_directory_is_detected(run, command, tmp_path, name):
+# What is damaged and, in files that stay JSON, behind which text a digit changes.
+DAMAGES = [("step-00000.safetensors", None), ("state-00001.safetensors", None), ("inputs.safetensors", None),
+           ("run.json", b'"seed": '), ("journal.json", b'"relative_error": 0.')]
+
+
+@pytest.mark.parametrize("name, in_front", DAMAGES)
+def test_flipped_byte_in_the_work_directory_is_detected(run, command, tmp_path, name, in_front):
     work = tmp_path / "work"
     interrupted(command(tmp_path / "out", work))
     content = bytearray((work / name).read_bytes())
-    if name == "run.json":  # a damage that leaves it JSON
-        position = content.index(b'"seed": 0') + len(b'"seed": ')
-        content[position] = ord("1")
-    else:
-        content[-len(content) // 3] ^= 1
+    position = content.index(in_front) + len(in_front) if in_front else -len(content) // 3
+    content[position] ^= 1
     (work / name).write_bytes(content)
     done = run("quantize", "--resume", work)
     assert done.returncode == 1

@@ -24,7 +24,7 @@ uint32_t crc32_of_file(const std::filesystem::path& path);
 ///     step-N.safetensors      what step N made
 ///     state-N.safetensors     what the first N steps leave for the next one; only the newest is kept
 ///     partial-N-K.safetensors what step N has reached; only the newest is kept, until the step is finished
-///     journal.json            the finished steps and what the next one has reached
+///     journal.json            the finished steps, what the next one has reached, and a checksum of itself
 class RunJournal {
  public:
   using Tensors = std::map<std::string, Tensor>;
