@@ -1,20 +1,13 @@
 #include "baseq/pipeline/learn.h"
 
-#include <gtest/gtest.h>
-
 #include <cmath>
 
-#include "../tiny_model.h"
-#include "baseq/pipeline/merge.h"
-#include "baseq/pipeline/start_points.h"
-#include "baseq/pipeline/statistics.h"
+#include "learning_test.h"
 
 namespace baseq {
 namespace {
 
 using test::TinyShape;
-
-constexpr int64_t kSeq = 16, kSamples = 4;
 
 /// A 4-bit recipe with everything that stage 1 and stage 3 know.
 Recipe learned_recipe(const TinyShape& shape) {
@@ -34,37 +27,9 @@ Recipe learned_recipe(const TinyShape& shape) {
   return recipe;
 }
 
-class Learn : public testing::TestWithParam<TinyShape> {
+class Learn : public test::LearningTest {
  protected:
-  TinyShape shape = GetParam();
-  Recipe recipe = learned_recipe(shape);
-  DecoderLayer layer = test::tiny_layer(shape, 1, at::kFloat);
-  Tensor x = test::random_normal({kSamples, kSeq, shape.hidden_size}, 7, at::kFloat) +
-             test::random_normal({shape.hidden_size}, 8, at::kFloat);
-  BlockInputs inputs{.full_precision = x, .quantized = x, .rope = test::tiny_rope(shape, kSeq, at::kFloat)};
-  Tensor target = layer.forward(x, inputs.rope);
-  Tensor weights = token_weights(target, Recipe::Loss::kMse, at::kFloat);
-  std::vector<StageLearned> stages;
-  ProgressFn progress = [this](const ProgressEvent& event) {
-    if (const auto* stage = std::get_if<StageLearned>(&event)) stages.push_back(*stage);
-  };
-
-  LearningTask task() const {
-    return {.recipe = recipe,
-            .inputs = inputs,
-            .target = target,
-            .token_weights = weights,
-            .seed = 3,
-            .progress = progress};
-  }
-  /// Mean squared error over all windows, which is what the monitor sees here (kSamples = num_monitored).
-  double loss_of(const DecoderLayer& of) const {
-    return (of.forward(x, inputs.rope) - target).square().mean().item<double>();
-  }
-  void apply_quarot(DecoderLayer& to) const {
-    apply_hadamards(to, recipe.transforms);
-    start_quant_points(to, recipe, inputs, weights);
-  }
+  Learn() { recipe = learned_recipe(shape); }
 };
 
 /// Every quant point on a fine grid, with corrections that are not at their start.
@@ -317,61 +282,6 @@ TEST_P(Learn, TransformsAtTheirStartAreTheFixedOnes) {
   learned.for_each_linear([&](const std::string& name, Linear& linear) {
     EXPECT_TRUE(at::equal(linear.quantized->codes, codes.at(name))) << name;
   });
-}
-
-/// Weights alone, and what round_layer makes of them.
-Recipe fbquant_recipe(at::ScalarType dtype) {
-  Recipe recipe;
-  recipe.weights = QuantSpec{.num_bits = 3};
-  recipe.gptq.mse_clip = false;
-  recipe.low_rank = Recipe::LowRank{.method = Recipe::LowRank::Method::kFbquant, .rank = 4, .dtype = dtype};
-  recipe.low_rank->fbquant.steps = 30;
-  recipe.products = at::kFloat;
-  return recipe;
-}
-
-std::map<std::string, Tensor> weights_of(const DecoderLayer& layer) {
-  std::map<std::string, Tensor> weights;
-  layer.for_each_linear([&](const std::string& name, const Linear& linear) { weights[name] = linear.weight; });
-  return weights;
-}
-
-TEST_P(Learn, BlockObjectiveStartsAtTheLayersAndLowersTheBlocksLoss) {
-  for (const at::ScalarType dtype : {at::kBFloat16, at::kChar}) {
-    recipe = fbquant_recipe(dtype);
-    recipe.low_rank->block_epochs = 6;
-    recipe.low_rank->block_learning_rate = 0.05;
-    DecoderLayer learned = layer;
-    round_layer(learned, recipe, inputs, weights, 0, {});
-    const double before = loss_of(learned);
-    learn_low_rank(learned, weights_of(layer), task());
-    ASSERT_FALSE(stages.empty());
-    EXPECT_EQ(stages.back().stage, "low_rank");
-    EXPECT_NEAR(stages.back().loss_before / before, 1, 1e-4) << dtype;
-    EXPECT_LT(loss_of(learned), 0.98 * before) << dtype;
-    EXPECT_NEAR(stages.back().loss_after / loss_of(learned), 1, 1e-4);
-    const auto originals = weights_of(layer);
-    learned.for_each_linear([&](const std::string& name, Linear& linear) {
-      EXPECT_TRUE(at::equal(linear.weight, linear.dequantized())) << name;
-      EXPECT_EQ(linear.lora.A.scalar_type(), dtype) << name;
-      const Tensor steps = (linear.weight - originals.at(name)).abs() / linear.quantized->qparams.scale;
-      EXPECT_LE(steps.max().item<double>(), 0.5 + 1e-3) << name;
-    });
-  }
-}
-
-TEST_P(Learn, BlockObjectiveKeepsTheLayersResultWhenNoEpochIsBetter) {
-  recipe = fbquant_recipe(at::kChar);
-  recipe.low_rank->block_epochs = 1;
-  recipe.low_rank->block_learning_rate = 10;
-  DecoderLayer learned = layer;
-  round_layer(learned, recipe, inputs, weights, 0, {});
-  const auto before = layer_tensors(learned, "", at::kFloat);
-  learn_low_rank(learned, weights_of(layer), task());
-  ASSERT_EQ(stages.back().loss_after, stages.back().loss_before);
-  for (const auto& [name, tensor] : layer_tensors(learned, "", at::kFloat)) {
-    EXPECT_TRUE(at::equal(tensor, before.at(name))) << name;
-  }
 }
 
 TEST_P(Learn, SameSeedSameBytes) {
