@@ -25,6 +25,9 @@ size_t terminal_columns() {
   return ::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
 }
 
+/// Nothing where no Hessian was damped.
+std::string damping_text(double damping) { return damping > 0 ? fmt::format("damping {:<6.3g} ", damping) : ""; }
+
 }  // namespace
 
 ProgressDisplay::ProgressDisplay(bool quiet) : quiet_(quiet), terminal_(isatty(STDERR_FILENO) != 0) {}
@@ -94,8 +97,8 @@ void ProgressDisplay::show(const ProgressEvent& event) {
                  [&](const LinearRounded& linear) {
                    detail_ = linear.name;
                    if (quiet_) return;
-                   line(fmt::format("  {:<18} error {:.3e}  damping {:<6.3g} {:.2f} s", linear.name,
-                                    linear.relative_error, linear.damping, linear.seconds));
+                   line(fmt::format("  {:<18} error {:.3e}  {}{:.2f} s", linear.name, linear.relative_error,
+                                    damping_text(linear.damping), linear.seconds));
                  },
                  [&](const StageLearned& stage) {
                    if (quiet_) return;
