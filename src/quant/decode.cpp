@@ -145,7 +145,7 @@ Tensor decode_linear(const PackedLinear& linear, const Tensor& x, const DecodeKe
   rows.bias = data<float>(bias);
   rows.y = y.mutable_data_ptr<float>();
   at::parallel_for(0, out_features, 1 + (1 << 15) / in_features, [&](int64_t begin, int64_t end) {
-    const Tensor scratch = at::empty({rows.groups + rows.blocks * lanes}, at::kFloat);
+    const Tensor scratch = at::empty({rows.groups + rows_together(lanes) * rows.blocks * lanes}, at::kFloat);
     kernels.decode(rows, begin, end, scratch.mutable_data_ptr<float>());
   });
   return (x.dim() == 1 ? y : y.unsqueeze(0)).to(x.scalar_type());

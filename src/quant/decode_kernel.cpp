@@ -53,31 +53,31 @@ template <int kLanes>
   return std::bit_cast<float>(uint32_t{value} << 16);
 }
 
-/// The sum of products of `n` bfloat16 numbers with as many float32 ones in the order of pair_up.
-template <int kLanes>
-[[gnu::always_inline]] inline float dot_bfloat16(const uint16_t* a, const float* paired, int64_t n) {
+/// The sums of products of `n` bfloat16 numbers in each of kRows rows of `a` [.., n] with as many float32 ones in the
+/// order of pair_up.
+template <int kLanes, int kRows>
+[[gnu::always_inline]] inline void dot_bfloat16(const uint16_t* a, const float* paired, int64_t n,
+                                                float (&dots)[kRows]) {
   using F = Floats<kLanes>;
   using Pairs = typename Vectors<kLanes>::Pairs;
   constexpr int64_t kStep = 2 * kLanes;
-  F even[2] = {}, odd[2] = {};  // two of each: one sum would wait for its last addition
-  const auto add = [&](int64_t i, int which) __attribute__((always_inline)) {
-    const Words<kLanes> pairs = *reinterpret_cast<const volatile Pairs*>(a + i);
-    even[which] += reinterpret_cast<F>(pairs << 16) * load<kLanes>(paired + i);
-    odd[which] += reinterpret_cast<F>(pairs & 0xffff0000U) * load<kLanes>(paired + i + kLanes);
-  };
+  F even[kRows] = {}, odd[kRows] = {};
   int64_t i = 0;
-  for (; i + 2 * kStep <= n; i += 2 * kStep) {
-    for (int64_t line = 0; line < 2 * kStep; line += 32) __builtin_prefetch(a + i + kPrefetch + line);
-    add(i, 0);
-    add(i + kStep, 1);
+  for (; i + kStep <= n; i += kStep) {
+    const F first = load<kLanes>(paired + i), second = load<kLanes>(paired + i + kLanes);
+#pragma GCC unroll 4
+    for (int row = 0; row < kRows; ++row) {
+      const uint16_t* at = a + row * n + i;
+      __builtin_prefetch(at + (kRows == 1 ? kPrefetch : kRows * n));
+      const Words<kLanes> pairs = *reinterpret_cast<const volatile Pairs*>(at);
+      even[row] += reinterpret_cast<F>(pairs << 16) * first;
+      odd[row] += reinterpret_cast<F>(pairs & 0xffff0000U) * second;
+    }
   }
-  if (i + kStep <= n) {
-    add(i, 0);
-    i += kStep;
+  for (int row = 0; row < kRows; ++row) {
+    dots[row] = sum<kLanes>(even[row] + odd[row]);
+    for (int64_t rest = i; rest < n; ++rest) dots[row] += from_bfloat16(a[row * n + rest]) * paired[rest];
   }
-  float total = sum<kLanes>((even[0] + odd[0]) + (even[1] + odd[1]));
-  for (; i < n; ++i) total += from_bfloat16(a[i]) * paired[i];
-  return total;
 }
 
 /// Denormal numbers included; infinities become 65536 and more.
@@ -130,22 +130,34 @@ template <int kLanes, int kBits, int k>
   return reinterpret_cast<Floats<kLanes>>(bits);
 }
 
-/// The products of `count` blocks, added to `sums`.
-template <int kLanes, int kBits, int... k>
-[[gnu::always_inline]] inline Floats<kLanes> add_blocks(const uint32_t* packed, const float* scale, const float* x,
-                                                        const float* x_start, int64_t count, Floats<kLanes> sums,
-                                                        std::integer_sequence<int, k...>) {
+/// `count` blocks of each of kRows rows that are `words` apart, whose lanes have the scales `scale` [kRows, lanes of a
+/// row], added to the sums.
+template <int kLanes, int kBits, int kRows, int... k>
+[[gnu::always_inline]] inline void add_blocks(const uint32_t* packed, int64_t words, const float* scale,
+                                              int64_t lanes_of_row, const float* x, const float* x_start, int64_t count,
+                                              Floats<kLanes> (&sums)[kRows], std::integer_sequence<int, k...>) {
   using L = Layout<kLanes, kBits>;
   for (int64_t block = 0; block < count; ++block) {
-    __builtin_prefetch(packed + block * L::kWords + kPrefetch);
-    const Words<kLanes> words =
-        read_block<kLanes, kBits>(packed + block * L::kWords, std::make_integer_sequence<int, kLanes>{});
-    const float* values = x + block * kLanes * L::kCodes;
-    Floats<kLanes> dots = load<kLanes>(x_start + block * kLanes);
-    ((dots += code<kLanes, kBits, k>(words) * load<kLanes>(values + k * kLanes)), ...);
-    sums += load<kLanes>(scale + block * kLanes) * dots;
+    Words<kLanes> codes[kRows];
+    Floats<kLanes> dots[kRows];
+#pragma GCC unroll 4
+    for (int row = 0; row < kRows; ++row) {
+      const uint32_t* first = packed + row * words + block * L::kWords;
+      __builtin_prefetch(first + (kRows == 1 ? kPrefetch : kRows * words));
+      codes[row] = read_block<kLanes, kBits>(first, std::make_integer_sequence<int, kLanes>{});
+      dots[row] = load<kLanes>(x_start + block * kLanes);
+    }
+    const auto multiply = [&]<int kCode>(std::integral_constant<int, kCode>) __attribute__((always_inline)) {
+      const Floats<kLanes> values = load<kLanes>(x + (block * L::kCodes + kCode) * kLanes);
+#pragma GCC unroll 4
+      for (int row = 0; row < kRows; ++row) dots[row] += code<kLanes, kBits, kCode>(codes[row]) * values;
+    };
+    (multiply(std::integral_constant<int, k>{}), ...);
+#pragma GCC unroll 4
+    for (int row = 0; row < kRows; ++row) {
+      sums[row] += load<kLanes>(scale + row * lanes_of_row + block * kLanes) * dots[row];
+    }
   }
-  return sums;
 }
 
 /// The scales of a row as float32: those in memory or a copy in `buffer` [groups].
@@ -214,42 +226,47 @@ template <int64_t kWidth>
   }
 }
 
-/// What a row's sum starts with: bias, zero points and B t.
+/// What a row's sum starts with beside B t: bias and zero points.
 template <int kLanes>
 [[gnu::always_inline]] inline float start_of_row(const DecodeRows& rows, int64_t row, const float* scales) {
-  float start = dot_bfloat16<kFactorLanes>(rows.lora_b + row * rows.rank, rows.t, rows.rank);
+  float start = 0;
   if (rows.bias != nullptr) start += rows.bias[row];
   if (rows.zero_point != nullptr) start -= zero_point_part<kLanes>(rows, row, scales);
   return start;
 }
 
-/// The dot product of a row whose lanes have the scales `scale` [blocks, lanes], added to `sums`.
-template <int kLanes, int kBits>
-[[gnu::always_inline]] inline Floats<kLanes> multiply(const DecodeRows& rows, int64_t row, const float* scale,
-                                                      Floats<kLanes> sums) {
+/// The dot products of rows `row` and following, whose lanes have the scales `scale` [kRows, blocks, lanes], added to
+/// `sums`.
+template <int kLanes, int kBits, int kRows>
+[[gnu::always_inline]] inline void multiply(const DecodeRows& rows, int64_t row, const float* scale,
+                                            Floats<kLanes> (&sums)[kRows]) {
   using L = Layout<kLanes, kBits>;
   constexpr auto kCodes = std::make_integer_sequence<int, L::kCodes>{};
   // Blocks are read as whole vectors; those that would end behind the tensor from a copy.
   const uint32_t* packed = rows.packed + row * rows.words;
-  const int64_t readable = rows.packed_end - packed - kLanes;
+  const int64_t readable = rows.packed_end - packed - (kRows - 1) * rows.words - kLanes;
   const int64_t direct = readable < 0 ? 0 : std::min(rows.blocks, readable / L::kWords + 1);
-  uint32_t copy[kLanes] = {};
+  const int64_t lanes_of_row = rows.blocks * kLanes;
+  uint32_t copy[kRows * kLanes] = {};
   for (int64_t block = 0, count = 0; block < rows.blocks; block += count) {
     count = std::max<int64_t>(direct - block, 1);
     const uint32_t* first = packed + block * L::kWords;
+    int64_t words = rows.words;
     if (block >= direct) {
-      std::memcpy(copy, first, std::min<int64_t>(rows.packed_end - first, L::kWords) * sizeof(uint32_t));
+      for (int r = 0; r < kRows; ++r, first += rows.words) {
+        std::memcpy(copy + r * kLanes, first, std::min<int64_t>(rows.packed_end - first, L::kWords) * sizeof(uint32_t));
+      }
       first = copy;
+      words = kLanes;
     }
-    sums = add_blocks<kLanes, kBits>(first, scale + block * kLanes, rows.x + block * kLanes * L::kCodes,
-                                     rows.x_start + block * kLanes, count, sums, kCodes);
+    add_blocks<kLanes, kBits>(first, words, scale + block * kLanes, lanes_of_row, rows.x + block * kLanes * L::kCodes,
+                              rows.x_start + block * kLanes, count, sums, kCodes);
   }
-  return sums;
 }
 
-template <int kLanes>
-[[gnu::always_inline]] inline Floats<kLanes> multiply(const DecodeRows& rows, int64_t row, const float* scale,
-                                                      Floats<kLanes> sums) {
+template <int kLanes, int kRows>
+[[gnu::always_inline]] inline void multiply_any(const DecodeRows& rows, int64_t row, const float* scale,
+                                                Floats<kLanes> (&sums)[kRows]) {
   switch (rows.num_bits) {
     case 2:
       return multiply<kLanes, 2>(rows, row, scale, sums);
@@ -268,25 +285,43 @@ template <int kLanes>
   }
 }
 
+/// y of rows `row` to `row + kRows`.
+template <int kLanes, int kRows>
+[[gnu::always_inline]] inline void decode_together(const DecodeRows& rows, int64_t row, float* scratch) {
+  float* lanes = scratch + rows.groups;
+  Floats<kLanes> sums[kRows] = {};
+  float starts[kRows];
+  dot_bfloat16<kFactorLanes>(rows.lora_b + row * rows.rank, rows.t, rows.rank, starts);
+  for (int r = 0; r < kRows; ++r) {
+    const float* scale = read_scales(rows, row + r, scratch);
+    spread_scales(rows, scale, lanes + r * rows.blocks * kLanes);
+    starts[r] += start_of_row<kLanes>(rows, row + r, scale);
+  }
+  multiply_any<kLanes>(rows, row, lanes, sums);
+  for (int r = 0; r < kRows; ++r) rows.y[row + r] = starts[r] + sum<kLanes>(sums[r]);
+}
+
 template <int kLanes>
 [[gnu::always_inline]] inline void decode(const DecodeRows& rows, int64_t begin, int64_t end, float* scratch) {
-  float* lanes = scratch + rows.groups;
-  std::fill_n(lanes, rows.blocks * kLanes, 0.0F);
-  for (int64_t row = begin; row < end; ++row) {
-    const float* scale = read_scales(rows, row, scratch);
-    spread_scales(rows, scale, lanes);
-    Floats<kLanes> sums{};
-    sums[0] = start_of_row<kLanes>(rows, row, scale);
-    rows.y[row] = sum<kLanes>(multiply<kLanes>(rows, row, lanes, sums));
-  }
+  constexpr int kRows = static_cast<int>(rows_together(kLanes));
+  std::fill_n(scratch + rows.groups, kRows * rows.blocks * kLanes, 0.0F);
+  int64_t row = begin;
+  for (; row + kRows <= end; row += kRows) decode_together<kLanes, kRows>(rows, row, scratch);
+  for (; row < end; ++row) decode_together<kLanes, 1>(rows, row, scratch);
 }
 
 template <int kLanes>
 [[gnu::always_inline]] inline void project(const uint16_t* a, const float* x, int64_t columns, int64_t begin,
                                            int64_t end, float* out) {
-  for (int64_t row = begin; row < end; ++row) {
-    out[row] = dot_bfloat16<kLanes>(a + row * columns, x, columns);
-  }
+  constexpr int kRows = static_cast<int>(rows_together(kLanes));
+  int64_t row = begin;
+  const auto next = [&]<int kCount>(float(&dots)[kCount]) __attribute__((always_inline)) {
+    dot_bfloat16<kLanes>(a + row * columns, x, columns, dots);
+    for (const float dot : dots) out[row++] = dot;
+  };
+  float several[kRows], one[1];
+  while (row + kRows <= end) next(several);
+  while (row < end) next(one);
 }
 
 #if defined(__x86_64__)

@@ -9,6 +9,9 @@ namespace baseq {
 
 /// Packed rows are read in blocks of DecodeKernels::lanes lanes, each with this many neighbouring codes.
 constexpr int64_t codes_per_lane(int64_t num_bits) { return num_bits <= 4 ? 8 : 4; }
+/// Rows that are read side by side, so that each load of x, which may be longer than what the first cache holds, serves
+/// all of them: as many as the registers of the instruction set allow.
+constexpr int64_t rows_together(int64_t lanes) { return lanes / 4; }
 /// Lanes of the products with lora_B, whose rows are short.
 constexpr int64_t kFactorLanes = 8;
 /// What a code stands above in the sums: codes are read as 2^b + (code + 2^(b-1)), between 2^b and 2^(b+1).
@@ -46,7 +49,7 @@ struct DecodeKernels {
   const char* name;
   int64_t lanes;
   bool (*supported)();
-  /// Rows `begin` to `end` of y; `scratch` [groups + blocks * lanes].
+  /// Rows `begin` to `end` of y; `scratch` [groups + rows_together(lanes) * blocks * lanes].
   void (*decode)(const DecodeRows& rows, int64_t begin, int64_t end, float* scratch);
   /// out[r] = a[r] x for rows `begin` to `end` of the bfloat16 matrix a [rows, columns], x in the order of pair_up.
   void (*project)(const uint16_t* a, const float* x, int64_t columns, int64_t begin, int64_t end, float* out);
