@@ -54,10 +54,14 @@ void write_json(const CommonOptions& options, const nlohmann::json& object) {
   write_json_file(options.json, object);
 }
 
-void keep_free_memory(bool keep) {
-  mallopt(M_MMAP_MAX, keep ? 0 : 1 << 16);
-  mallopt(M_MMAP_THRESHOLD, 1 << 20);
-  mallopt(M_TRIM_THRESHOLD, keep ? -1 : 1 << 20);
+void keep_freed_memory() {
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, -1);
+}
+
+void return_freed_memory(int num_bytes) {
+  mallopt(M_MMAP_MAX, 1 << 16);
+  mallopt(M_MMAP_THRESHOLD, num_bytes);
 }
 
 void release_free_memory() { malloc_trim(0); }

@@ -63,7 +63,7 @@ nlohmann::json to_json(const ExportArguments& arguments, const ExportPlan& plan)
 void run(const ExportArguments& arguments) {
   const auto start = std::chrono::steady_clock::now();
   apply(arguments.common);
-  keep_free_memory(false);
+  return_freed_memory(1 << 20);
   if (arguments.output.empty() && !arguments.dry_run) throw CLI::RequiredError("--output or --dry-run");
   const Checkpoint checkpoint = open_checkpoint(arguments.model);
   ExportOptions options{.format = export_format(arguments.format), .gguf_type = arguments.gguf_type};

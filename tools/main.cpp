@@ -15,7 +15,7 @@ constexpr int kInterrupted = 130;  // as a shell reports a process that SIGINT e
 }  // namespace
 
 int main(int argc, char** argv) {
-  baseq::cli::keep_free_memory(true);
+  baseq::cli::keep_freed_memory();
   spdlog::set_default_logger(spdlog::stderr_color_mt("baseq"));
   spdlog::set_pattern("%^%l%$: %v");
   CLI::App app{"baseq quantizes Llama-style Hugging Face checkpoints after training.", "baseq"};
