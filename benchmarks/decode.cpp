@@ -24,21 +24,43 @@ constexpr int64_t kBytesOfCopies = int64_t{256} << 20;
 
 volatile uint64_t g_sum;
 
-/// Reads every byte.
+using Words = uint64_t __attribute__((vector_size(64), aligned(4), may_alias));
+
+/// Reads every byte, one after the other ...
 __attribute__((target_clones("avx512f", "avx2", "default"))) uint64_t sum_of(const char* bytes, int64_t n) {
-  using Words = uint64_t __attribute__((vector_size(64), aligned(4), may_alias));
   Words sums[4] = {};
   for (int64_t i = 0; i + 256 <= n; i += 256) {
+#pragma GCC unroll 4
     for (int64_t k = 0; k < 4; ++k) sums[k] += *reinterpret_cast<const Words*>(bytes + i + 64 * k);
   }
   const Words all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
   return all[0] + all[1] + all[2] + all[3] + all[4] + all[5] + all[6] + all[7];
 }
 
-void read_all(const Tensor& t) {
+/// ... or of four rows of `row_bytes` side by side, with the next four on their way.
+__attribute__((target_clones("avx512f", "avx2", "default"))) uint64_t sum_of_rows(const char* bytes, int64_t n,
+                                                                                  int64_t row_bytes) {
+  Words sums[4] = {};
+  for (; n >= 4 * row_bytes; bytes += 4 * row_bytes, n -= 4 * row_bytes) {
+    for (int64_t i = 0; i + 64 <= row_bytes; i += 64) {
+#pragma GCC unroll 4
+      for (int64_t k = 0; k < 4; ++k) {
+        __builtin_prefetch(bytes + (4 + k) * row_bytes + i);
+        sums[k] += *reinterpret_cast<const Words*>(bytes + k * row_bytes + i);
+      }
+    }
+  }
+  const Words all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  return all[0] + all[1] + all[2] + all[3] + all[4] + all[5] + all[6] + all[7];
+}
+
+template <class Fn>
+void read_rows(const Tensor& t, const Fn& sum) {
   const auto* bytes = static_cast<const char*>(t.const_data_ptr());
-  at::parallel_for(0, static_cast<int64_t>(t.nbytes()) / 4096, 16,
-                   [&](int64_t begin, int64_t end) { g_sum = sum_of(bytes + begin * 4096, (end - begin) * 4096); });
+  const int64_t row_bytes = t.size(1) * t.element_size();
+  at::parallel_for(0, t.size(0), 16, [&](int64_t begin, int64_t end) {
+    g_sum = sum(bytes + begin * row_bytes, (end - begin) * row_bytes, row_bytes);
+  });
 }
 
 /// Microseconds of each of `work`, called with 0, 1, ... up to `copies`: the fastest mean over all copies. The
@@ -90,25 +112,32 @@ void benchmark_decode(int64_t out, int64_t in, int64_t bits, int64_t group_size,
   const Tensor x = at::randn({1, in}), narrow = x.to(at::kBFloat16);
   for (const int64_t rank : {16, 32, 64, 128}) {
     std::vector<baseq::PackedLinear> branched = plain;
-    for (baseq::PackedLinear& linear : branched) {
-      linear.lora_A = at::randn({rank, in}).to(at::kBFloat16);
-      linear.lora_B = at::randn({out, rank}).to(at::kBFloat16);
+    std::vector<baseq::PackedLinear> narrower = plain;
+    for (int64_t i = 0; i < copies; ++i) {
+      const Tensor A = at::randn({rank, in}), B = at::randn({out, rank});
+      branched[i].lora = baseq::store_factors(A, B, at::kBFloat16);
+      narrower[i].lora = baseq::store_factors(A, B, at::kChar);
     }
-    const auto best = microseconds(
-        rounds, copies,
-        {[&](int64_t i) { read_all(plain[i].weight_packed); }, [&](int64_t i) { baseq::decode_linear(plain[i], x); },
-         [&](int64_t i) { baseq::decode_linear(branched[i], x); },
-         [&](int64_t i) {
-           Tensor y = baseq::decode_linear(plain[i], x);
-           y.add_(at::linear(at::linear(narrow, branched[i].lora_A), branched[i].lora_B));
-         }});
-    const double read = best[0], none = best[1], fused = best[2], naive = best[3];
+    const auto best = microseconds(rounds, copies,
+                                   {[&](int64_t i) {
+                                      read_rows(plain[i].weight_packed,
+                                                [](const char* bytes, int64_t n, int64_t) { return sum_of(bytes, n); });
+                                    },
+                                    [&](int64_t i) { read_rows(plain[i].weight_packed, sum_of_rows); },
+                                    [&](int64_t i) { baseq::decode_linear(plain[i], x); },
+                                    [&](int64_t i) { baseq::decode_linear(branched[i], x); },
+                                    [&](int64_t i) {
+                                      Tensor y = baseq::decode_linear(plain[i], x);
+                                      y.add_(at::linear(at::linear(narrow, branched[i].lora.A), branched[i].lora.B));
+                                    },
+                                    [&](int64_t i) { baseq::decode_linear(narrower[i], x); }});
+    const double read = std::min(best[0], best[1]), none = best[2], fused = best[3], naive = best[4], int8 = best[5];
     std::printf(
         "%6lld x %5lld  %lld bits  rank %3lld  read %4.0f us  no branch %5.0f (%.2f x read)  fused %5.0f  "
-        "naive %5.0f (%.2f x fused)  extra time: fused %4.0f, naive %4.0f, removed %3.0f %%\n",
+        "naive %5.0f (%.2f x fused)  extra time: naive %4.0f, fused %4.0f, removed %3.0f %%, int8 factors %4.0f\n",
         static_cast<long long>(out), static_cast<long long>(in), static_cast<long long>(bits),
-        static_cast<long long>(rank), read, none, none / read, fused, naive, naive / fused, fused - none, naive - none,
-        100 * (1 - (fused - none) / (naive - none)));
+        static_cast<long long>(rank), read, none, none / read, fused, naive, naive / fused, naive - none, fused - none,
+        100 * (1 - (fused - none) / (naive - none)), int8 - none);
   }
 }
 

@@ -50,14 +50,20 @@ Sizes checked_sizes(const PackedLinear& linear, const Tensor& x) {
     check(linear.weight_zero_point, "weight_zero_point", {at::kInt},
           {((one_scale ? 1 : out) * bits + 31) / 32, sizes.groups});
   }
-  TORCH_CHECK(linear.lora_A.defined() == linear.lora_B.defined(),
-              "decode_linear: only one of lora_A and lora_B is there");
-  if (linear.lora_A.defined()) {
-    TORCH_CHECK(linear.lora_A.dim() == 2, "decode_linear: lora_A is ", linear.lora_A.sizes(),
-                ", expected [rank, in_features]");
-    sizes.rank = linear.lora_A.size(0);
-    check(linear.lora_A, "lora_A", {at::kBFloat16}, {sizes.rank, in});
-    check(linear.lora_B, "lora_B", {at::kBFloat16}, {out, sizes.rank});
+  const auto& [A, B, A_scale, B_scale] = linear.lora;
+  TORCH_CHECK(A.defined() == B.defined(), "decode_linear: only one of the factors A and B is there");
+  if (A.defined()) {
+    TORCH_CHECK(A.dim() == 2, "decode_linear: A is ", A.sizes(), ", expected [rank, in_features]");
+    sizes.rank = A.size(0);
+    check(A, "A", {at::kBFloat16, at::kChar}, {sizes.rank, in});
+    check(B, "B", {A.scalar_type()}, {out, sizes.rank});
+    const bool codes = A.scalar_type() == at::kChar;
+    TORCH_CHECK(A_scale.defined() == codes && B_scale.defined() == codes,
+                "decode_linear: int8 factors and only they have scales");
+    if (codes) {
+      check(A_scale, "A_scale", {at::kFloat}, {sizes.rank, 1});
+      check(B_scale, "B_scale", {at::kFloat}, {1, sizes.rank});
+    }
   }
   if (linear.bias.defined()) check(linear.bias, "bias", {at::kFloat}, {out});
   TORCH_CHECK(x.defined(), "decode_linear: there is no x");
@@ -108,16 +114,21 @@ Tensor decode_linear(const PackedLinear& linear, const Tensor& x, const DecodeKe
   const int64_t num_bits = linear.spec.num_bits, codes = codes_per_lane(num_bits), lanes = kernels.lanes;
   const Tensor packed = contiguous(linear.weight_packed), scale = contiguous(linear.weight_scale);
   const Tensor zero_point = contiguous(linear.weight_zero_point), bias = contiguous(linear.bias);
-  const Tensor down = contiguous(linear.lora_A), up = contiguous(linear.lora_B);
+  const Tensor down = contiguous(linear.lora.A), up = contiguous(linear.lora.B);
   const Tensor input = x.detach().reshape({-1}).to(at::kFloat).contiguous();
 
-  const Tensor t = at::empty({rank}, at::kFloat), paired = at::empty({std::max(rank, in_features)}, at::kFloat);
+  Tensor t = at::empty({rank}, at::kFloat);
+  const Tensor ordered = at::empty({std::max(rank, in_features)}, at::kFloat);
+  FactorType factor_type = FactorType::kBFloat16;
   if (rank > 0) {
-    pair_up(data<float>(input), in_features, lanes, paired.mutable_data_ptr<float>());
+    if (down.scalar_type() == at::kChar) factor_type = FactorType::kInt8;
+    factor_order(factor_type, data<float>(input), in_features, lanes, ordered.mutable_data_ptr<float>());
     at::parallel_for(0, rank, 1 + (1 << 15) / in_features, [&](int64_t begin, int64_t end) {
-      kernels.project(data<uint16_t>(down), data<float>(paired), in_features, begin, end, t.mutable_data_ptr<float>());
+      kernels.project(factor_type, down.const_data_ptr(), data<float>(ordered), in_features, begin, end,
+                      t.mutable_data_ptr<float>());
     });
-    pair_up(data<float>(t), rank, kFactorLanes, paired.mutable_data_ptr<float>());
+    if (factor_type == FactorType::kInt8) t.mul_(linear.lora.A_scale.reshape(-1)).mul_(linear.lora.B_scale.reshape(-1));
+    factor_order(factor_type, data<float>(t), rank, lanes, ordered.mutable_data_ptr<float>());
   }
 
   const Tensor blocks = in_blocks(input, num_bits, lanes), y = at::empty({out_features}, at::kFloat);
@@ -139,13 +150,14 @@ Tensor decode_linear(const PackedLinear& linear, const Tensor& x, const DecodeKe
   rows.groups = groups;
   rows.lanes_per_group = groups == 1 ? rows.blocks * lanes : linear.spec.group_size / codes;
   rows.one_scale = linear.spec.strategy == Strategy::kTensor;
-  rows.lora_b = data<uint16_t>(up);
-  rows.t = data<float>(paired);
+  rows.factor_type = factor_type;
+  rows.lora_b = data<void>(up);
+  rows.t = data<float>(ordered);
   rows.rank = rank;
   rows.bias = data<float>(bias);
   rows.y = y.mutable_data_ptr<float>();
   at::parallel_for(0, out_features, 1 + (1 << 15) / in_features, [&](int64_t begin, int64_t end) {
-    const Tensor scratch = at::empty({rows.groups + rows_together(lanes) * rows.blocks * lanes}, at::kFloat);
+    const Tensor scratch = at::empty({rows.groups + rows_together(lanes) * (rows.blocks + 1) * lanes}, at::kFloat);
     kernels.decode(rows, begin, end, scratch.mutable_data_ptr<float>());
   });
   return (x.dim() == 1 ? y : y.unsqueeze(0)).to(x.scalar_type());

@@ -1,90 +1,91 @@
 #include "decode_kernel.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 #include <iterator>
+#include <type_traits>
 #include <utility>
 
-// Vectors as arguments, of functions that are all inlined.
-#pragma GCC diagnostic ignored "-Wpsabi"
+#include "vectors.h"
 
 namespace baseq {
 namespace {
 
-/// kLanes values side by side: as many as a register of the instruction set holds. All functions on them are inlined
-/// into the versions for each instruction set at the end.
-template <int kLanes>
-struct Vectors;
-template <>
-struct Vectors<16> {
-  using Floats = float __attribute__((vector_size(64), aligned(4), may_alias));
-  using Ints = int32_t __attribute__((vector_size(64), aligned(4), may_alias));
-  using Words = uint32_t __attribute__((vector_size(64), aligned(4), may_alias));
-  using Pairs = uint32_t __attribute__((vector_size(64), aligned(2), may_alias));  // of bfloat16 numbers
-};
-template <>
-struct Vectors<8> {
-  using Floats = float __attribute__((vector_size(32), aligned(4), may_alias));
-  using Ints = int32_t __attribute__((vector_size(32), aligned(4), may_alias));
-  using Words = uint32_t __attribute__((vector_size(32), aligned(4), may_alias));
-  using Pairs = uint32_t __attribute__((vector_size(32), aligned(2), may_alias));  // of bfloat16 numbers
-};
-template <int kLanes>
-using Floats = typename Vectors<kLanes>::Floats;
-template <int kLanes>
-using Words = typename Vectors<kLanes>::Words;
+// Prefetched are, for the processor itself stops at the end of a page: of rows side by side what follows in the next
+// ones, of a single row what follows this many words ahead; factors at most as far ahead as this.
+constexpr int64_t kWordsAhead = 2048, kFactorsAhead = 1024;
 
-constexpr int64_t kPrefetch = 2048;  // words ahead; the processor itself stops at the end of a page
+[[gnu::always_inline]] inline float value_of(uint16_t factor) { return from_bfloat16(factor); }
+[[gnu::always_inline]] inline float value_of(int8_t factor) { return factor; }
 
-template <int kLanes>
-[[gnu::always_inline]] inline Floats<kLanes> load(const float* values) {
-  return *reinterpret_cast<const Floats<kLanes>*>(values);
+/// Factor k of each word.
+template <int kLanes, class Factor, int k>
+[[gnu::always_inline]] inline Floats<kLanes> factor(const Words<kLanes>& words) {
+  if constexpr (std::is_same_v<Factor, int8_t>) {
+    using Ints = typename Vectors<kLanes>::Ints;
+    return __builtin_convertvector(reinterpret_cast<Ints>(words << (24 - 8 * k)) >> 24, Floats<kLanes>);
+  } else {
+    return reinterpret_cast<Floats<kLanes>>(k == 0 ? words << 16 : words & 0xffff0000U);
+  }
 }
 
-template <int kLanes>
-[[gnu::always_inline]] inline float sum(const Floats<kLanes>& lanes) {
-  float total = 0;
-  for (int lane = 0; lane < kLanes; ++lane) total += lanes[lane];
-  return total;
-}
-
-[[gnu::always_inline]] inline float from_bfloat16(uint16_t value) {
-  return std::bit_cast<float>(uint32_t{value} << 16);
-}
-
-/// The sums of products of `n` bfloat16 numbers in each of kRows rows of `a` [.., n] with as many float32 ones in the
-/// order of pair_up.
-template <int kLanes, int kRows>
-[[gnu::always_inline]] inline void dot_bfloat16(const uint16_t* a, const float* paired, int64_t n,
-                                                float (&dots)[kRows]) {
-  using F = Floats<kLanes>;
-  using Pairs = typename Vectors<kLanes>::Pairs;
-  constexpr int64_t kStep = 2 * kLanes;
-  F even[kRows] = {}, odd[kRows] = {};
+/// Whole steps of the products below; returns how many factors they took.
+template <int kLanes, int kRows, class Factor, int... k>
+[[gnu::always_inline]] inline int64_t add_steps(const Factor* a, int64_t stride, const float* x, int64_t n,
+                                                Floats<kLanes> (&sums)[kRows], std::integer_sequence<int, k...>) {
+  constexpr int64_t kStep = sizeof...(k) * kLanes;
+  Floats<kLanes> parts[sizeof...(k)][kRows] = {};
   int64_t i = 0;
   for (; i + kStep <= n; i += kStep) {
-    const F first = load<kLanes>(paired + i), second = load<kLanes>(paired + i + kLanes);
+    Words<kLanes> words[kRows];
 #pragma GCC unroll 4
     for (int row = 0; row < kRows; ++row) {
-      const uint16_t* at = a + row * n + i;
-      __builtin_prefetch(at + (kRows == 1 ? kPrefetch : kRows * n));
-      const Words<kLanes> pairs = *reinterpret_cast<const volatile Pairs*>(at);
-      even[row] += reinterpret_cast<F>(pairs << 16) * first;
-      odd[row] += reinterpret_cast<F>(pairs & 0xffff0000U) * second;
+      const Factor* factors = a + row * stride + i;
+      __builtin_prefetch(factors + std::min(kFactorsAhead, kRows * stride));
+      words[row] = *reinterpret_cast<const volatile typename Vectors<kLanes>::Unaligned*>(factors);
     }
+    const auto multiply = [&]<int kFactor>(std::integral_constant<int, kFactor>) __attribute__((always_inline)) {
+      const Floats<kLanes> values = load<kLanes>(x + i + kFactor * kLanes);
+#pragma GCC unroll 4
+      for (int row = 0; row < kRows; ++row) {
+        parts[kFactor][row] += factor<kLanes, Factor, kFactor>(words[row]) * values;
+      }
+    };
+    (multiply(std::integral_constant<int, k>{}), ...);
   }
-  for (int row = 0; row < kRows; ++row) {
-    dots[row] = sum<kLanes>(even[row] + odd[row]);
-    for (int64_t rest = i; rest < n; ++rest) dots[row] += from_bfloat16(a[row * n + rest]) * paired[rest];
+  for (int row = 0; row < kRows; ++row) sums[row] += (parts[k][row] + ...);
+  return i;
+}
+
+/// The products of `n` factors in each of kRows rows that are `stride` apart with x in factor_order, added to sums.
+template <int kLanes, int kRows, class Factor>
+[[gnu::always_inline]] inline void add_products(const Factor* a, int64_t stride, const float* x, int64_t n,
+                                                Floats<kLanes> (&sums)[kRows]) {
+  constexpr auto kInWord = std::make_integer_sequence<int, 4 / sizeof(Factor)>{};
+  int64_t i = add_steps<kLanes>(a, stride, x, n, sums, kInWord);
+  if (i == n) return;
+  if constexpr (kLanes > kNarrowestLanes) {
+    Floats<kLanes / 2> narrow[kRows] = {};
+    add_products<kLanes / 2>(a + i, stride, x + i, n - i, narrow);
+    for (int row = 0; row < kRows; ++row) {
+      sums[row] += widened<kLanes>(narrow[row], std::make_integer_sequence<int, kLanes>{});
+    }
+  } else {
+    for (; i < n; ++i) {
+      for (int row = 0; row < kRows; ++row) sums[row][0] += value_of(a[row * stride + i]) * x[i];
+    }
   }
 }
 
-/// Denormal numbers included; infinities become 65536 and more.
-[[gnu::always_inline]] inline float from_half(uint16_t value) {
-  constexpr float kTwoTo112 = 5.192296858534828e33F;
-  const float magnitude = std::bit_cast<float>((value & 0x7fffU) << 13) * kTwoTo112;
-  return std::bit_cast<float>(std::bit_cast<uint32_t>(magnitude) | ((value & 0x8000U) << 16));
+/// The products of rows `row` and following of the factors `a` [.., n].
+template <int kLanes, int kRows>
+[[gnu::always_inline]] inline void add_products(FactorType type, const void* a, int64_t row, const float* x, int64_t n,
+                                                Floats<kLanes> (&sums)[kRows]) {
+  if (type == FactorType::kInt8) {
+    add_products<kLanes>(static_cast<const int8_t*>(a) + row * n, n, x, n, sums);
+  } else {
+    add_products<kLanes>(static_cast<const uint16_t*>(a) + row * n, n, x, n, sums);
+  }
 }
 
 template <int kLanes, int kBits>
@@ -130,21 +131,31 @@ template <int kLanes, int kBits, int k>
   return reinterpret_cast<Floats<kLanes>>(bits);
 }
 
-/// `count` blocks of each of kRows rows that are `words` apart, whose lanes have the scales `scale` [kRows, lanes of a
-/// row], added to the sums.
-template <int kLanes, int kBits, int kRows, int... k>
+/// The lanes of a block, whose kPerBlock scales stand at `scale`.
+template <int kLanes, int kPerBlock, int... lane>
+[[gnu::always_inline]] inline Floats<kLanes> spread(const float* scale, std::integer_sequence<int, lane...>) {
+  const Floats<kLanes> scales = load<kLanes>(scale);
+  if constexpr (kPerBlock == kLanes) return scales;
+  return __builtin_shufflevector(scales, scales, (lane * kPerBlock / kLanes)...);
+}
+
+/// `count` blocks of each of kRows rows, which are `words` apart and whose scales are `scales_of_row` apart, added to
+/// the sums.
+template <int kLanes, int kBits, int kPerBlock, int kRows, int... k>
 [[gnu::always_inline]] inline void add_blocks(const uint32_t* packed, int64_t words, const float* scale,
-                                              int64_t lanes_of_row, const float* x, const float* x_start, int64_t count,
-                                              Floats<kLanes> (&sums)[kRows], std::integer_sequence<int, k...>) {
+                                              int64_t scales_of_row, const float* x, const float* x_start,
+                                              int64_t count, Floats<kLanes> (&sums)[kRows],
+                                              std::integer_sequence<int, k...>) {
   using L = Layout<kLanes, kBits>;
+  constexpr auto kAllLanes = std::make_integer_sequence<int, kLanes>{};
   for (int64_t block = 0; block < count; ++block) {
     Words<kLanes> codes[kRows];
     Floats<kLanes> dots[kRows];
 #pragma GCC unroll 4
     for (int row = 0; row < kRows; ++row) {
       const uint32_t* first = packed + row * words + block * L::kWords;
-      __builtin_prefetch(first + (kRows == 1 ? kPrefetch : kRows * words));
-      codes[row] = read_block<kLanes, kBits>(first, std::make_integer_sequence<int, kLanes>{});
+      __builtin_prefetch(first + (kRows == 1 ? kWordsAhead : kRows * words));
+      codes[row] = read_block<kLanes, kBits>(first, kAllLanes);
       dots[row] = load<kLanes>(x_start + block * kLanes);
     }
     const auto multiply = [&]<int kCode>(std::integral_constant<int, kCode>) __attribute__((always_inline)) {
@@ -155,7 +166,7 @@ template <int kLanes, int kBits, int kRows, int... k>
     (multiply(std::integral_constant<int, k>{}), ...);
 #pragma GCC unroll 4
     for (int row = 0; row < kRows; ++row) {
-      sums[row] += load<kLanes>(scale + row * lanes_of_row + block * kLanes) * dots[row];
+      sums[row] += spread<kLanes, kPerBlock>(scale + row * scales_of_row + block * kPerBlock, kAllLanes) * dots[row];
     }
   }
 }
@@ -202,51 +213,39 @@ template <int kLanes>
   return total;
 }
 
-template <int64_t kWidth>
-[[gnu::always_inline]] inline void repeat(const float* values, int64_t count, float* out) {
-  for (int64_t g = 0; g < count; ++g) {
-    const float value = values[g];
-    for (int64_t i = 0; i < kWidth; ++i) out[g * kWidth + i] = value;
-  }
-}
-
-/// Each group's scale to all its lanes.
-[[gnu::always_inline]] inline void spread_scales(const DecodeRows& rows, const float* scale, float* lanes) {
-  switch (rows.lanes_per_group) {
-    case 4:
-      return repeat<4>(scale, rows.groups, lanes);
-    case 8:
-      return repeat<8>(scale, rows.groups, lanes);
-    case 16:
-      return repeat<16>(scale, rows.groups, lanes);
-    default:
-      for (int64_t g = 0; g < rows.groups; ++g) {
-        std::fill_n(lanes + g * rows.lanes_per_group, rows.lanes_per_group, scale[g]);
-      }
-  }
-}
-
-/// What a row's sum starts with beside B t: bias and zero points.
+/// Scales that a block of kLanes lanes needs: one for all, one for each half, or else one for each lane.
 template <int kLanes>
-[[gnu::always_inline]] inline float start_of_row(const DecodeRows& rows, int64_t row, const float* scales) {
-  float start = 0;
-  if (rows.bias != nullptr) start += rows.bias[row];
-  if (rows.zero_point != nullptr) start -= zero_point_part<kLanes>(rows, row, scales);
-  return start;
+[[gnu::always_inline]] inline int64_t scales_per_block(const DecodeRows& rows) {
+  if (rows.lanes_per_group % kLanes == 0) return 1;
+  return rows.lanes_per_group * 2 == kLanes ? 2 : kLanes;
 }
 
-/// The dot products of rows `row` and following, whose lanes have the scales `scale` [kRows, blocks, lanes], added to
-/// `sums`.
-template <int kLanes, int kBits, int kRows>
+/// Each scale as often as the blocks need it.
+[[gnu::always_inline]] inline void repeat_scales(const float* scale, int64_t groups, int64_t times, float* out) {
+  if (times == 1) {
+    std::copy_n(scale, groups, out);
+    return;
+  }
+  for (int64_t g = 0; g < groups; ++g) {
+    if (times == 4) {  // of a known length: groups of 32
+      for (int64_t i = 0; i < 4; ++i) out[g * 4 + i] = scale[g];
+    } else {
+      std::fill_n(out + g * times, times, scale[g]);
+    }
+  }
+}
+
+/// The dot products of rows `row` and following, added to `sums`.
+/// @param scale [kRows, scales_of_row], kPerBlock a block
+template <int kLanes, int kBits, int kPerBlock, int kRows>
 [[gnu::always_inline]] inline void multiply(const DecodeRows& rows, int64_t row, const float* scale,
-                                            Floats<kLanes> (&sums)[kRows]) {
+                                            int64_t scales_of_row, Floats<kLanes> (&sums)[kRows]) {
   using L = Layout<kLanes, kBits>;
   constexpr auto kCodes = std::make_integer_sequence<int, L::kCodes>{};
   // Blocks are read as whole vectors; those that would end behind the tensor from a copy.
   const uint32_t* packed = rows.packed + row * rows.words;
   const int64_t readable = rows.packed_end - packed - (kRows - 1) * rows.words - kLanes;
   const int64_t direct = readable < 0 ? 0 : std::min(rows.blocks, readable / L::kWords + 1);
-  const int64_t lanes_of_row = rows.blocks * kLanes;
   uint32_t copy[kRows * kLanes] = {};
   for (int64_t block = 0, count = 0; block < rows.blocks; block += count) {
     count = std::max<int64_t>(direct - block, 1);
@@ -259,69 +258,81 @@ template <int kLanes, int kBits, int kRows>
       first = copy;
       words = kLanes;
     }
-    add_blocks<kLanes, kBits>(first, words, scale + block * kLanes, lanes_of_row, rows.x + block * kLanes * L::kCodes,
-                              rows.x_start + block * kLanes, count, sums, kCodes);
+    add_blocks<kLanes, kBits, kPerBlock>(first, words, scale + block * kPerBlock, scales_of_row,
+                                         rows.x + block * kLanes * L::kCodes, rows.x_start + block * kLanes, count,
+                                         sums, kCodes);
   }
 }
 
-template <int kLanes, int kRows>
+template <int kLanes, int kPerBlock, int kRows>
 [[gnu::always_inline]] inline void multiply_any(const DecodeRows& rows, int64_t row, const float* scale,
-                                                Floats<kLanes> (&sums)[kRows]) {
+                                                int64_t scales_of_row, Floats<kLanes> (&sums)[kRows]) {
   switch (rows.num_bits) {
     case 2:
-      return multiply<kLanes, 2>(rows, row, scale, sums);
+      return multiply<kLanes, 2, kPerBlock>(rows, row, scale, scales_of_row, sums);
     case 3:
-      return multiply<kLanes, 3>(rows, row, scale, sums);
+      return multiply<kLanes, 3, kPerBlock>(rows, row, scale, scales_of_row, sums);
     case 4:
-      return multiply<kLanes, 4>(rows, row, scale, sums);
+      return multiply<kLanes, 4, kPerBlock>(rows, row, scale, scales_of_row, sums);
     case 5:
-      return multiply<kLanes, 5>(rows, row, scale, sums);
+      return multiply<kLanes, 5, kPerBlock>(rows, row, scale, scales_of_row, sums);
     case 6:
-      return multiply<kLanes, 6>(rows, row, scale, sums);
+      return multiply<kLanes, 6, kPerBlock>(rows, row, scale, scales_of_row, sums);
     case 7:
-      return multiply<kLanes, 7>(rows, row, scale, sums);
+      return multiply<kLanes, 7, kPerBlock>(rows, row, scale, scales_of_row, sums);
     default:
-      return multiply<kLanes, 8>(rows, row, scale, sums);
+      return multiply<kLanes, 8, kPerBlock>(rows, row, scale, scales_of_row, sums);
   }
 }
 
-/// y of rows `row` to `row + kRows`.
+/// y of rows `row` to `row + kRows`; scales of a block are per_block, which is kLanes for a single row.
 template <int kLanes, int kRows>
-[[gnu::always_inline]] inline void decode_together(const DecodeRows& rows, int64_t row, float* scratch) {
-  float* lanes = scratch + rows.groups;
+[[gnu::always_inline]] inline void decode_together(const DecodeRows& rows, int64_t row, int64_t per_block,
+                                                   float* scratch) {
+  float* scales = scratch + rows.groups;
+  // Behind them as many as a vector reads beyond the last.
+  const int64_t scales_of_row = rows.blocks * per_block + kLanes;
   Floats<kLanes> sums[kRows] = {};
-  float starts[kRows];
-  dot_bfloat16<kFactorLanes>(rows.lora_b + row * rows.rank, rows.t, rows.rank, starts);
+  add_products<kLanes>(rows.factor_type, rows.lora_b, row, rows.t, rows.rank, sums);
   for (int r = 0; r < kRows; ++r) {
     const float* scale = read_scales(rows, row + r, scratch);
-    spread_scales(rows, scale, lanes + r * rows.blocks * kLanes);
-    starts[r] += start_of_row<kLanes>(rows, row + r, scale);
+    repeat_scales(scale, rows.groups, rows.lanes_per_group * per_block / kLanes, scales + r * scales_of_row);
+    if (rows.bias != nullptr) sums[r][0] += rows.bias[row + r];
+    if (rows.zero_point != nullptr) sums[r][0] -= zero_point_part<kLanes>(rows, row + r, scale);
   }
-  multiply_any<kLanes>(rows, row, lanes, sums);
-  for (int r = 0; r < kRows; ++r) rows.y[row + r] = starts[r] + sum<kLanes>(sums[r]);
+  if (kRows == 1 || per_block == kLanes) {
+    multiply_any<kLanes, kLanes>(rows, row, scales, scales_of_row, sums);
+  } else if (per_block == 2) {
+    if constexpr (kRows > 1) multiply_any<kLanes, 2>(rows, row, scales, scales_of_row, sums);
+  } else {
+    if constexpr (kRows > 1) multiply_any<kLanes, 1>(rows, row, scales, scales_of_row, sums);
+  }
+  for (int r = 0; r < kRows; ++r) rows.y[row + r] = sum<kLanes>(sums[r]);
 }
 
 template <int kLanes>
 [[gnu::always_inline]] inline void decode(const DecodeRows& rows, int64_t begin, int64_t end, float* scratch) {
   constexpr int kRows = static_cast<int>(rows_together(kLanes));
-  std::fill_n(scratch + rows.groups, kRows * rows.blocks * kLanes, 0.0F);
+  const int64_t per_block = scales_per_block<kLanes>(rows);
+  // Lanes behind the last column have a scale as well, which has to be a number.
+  std::fill_n(scratch, rows.groups + kRows * (rows.blocks + 1) * kLanes, 0.0F);
   int64_t row = begin;
-  for (; row + kRows <= end; row += kRows) decode_together<kLanes, kRows>(rows, row, scratch);
-  for (; row < end; ++row) decode_together<kLanes, 1>(rows, row, scratch);
+  for (; row + kRows <= end; row += kRows) decode_together<kLanes, kRows>(rows, row, per_block, scratch);
+  for (; row < end; ++row) decode_together<kLanes, 1>(rows, row, kLanes, scratch);
 }
 
 template <int kLanes>
-[[gnu::always_inline]] inline void project(const uint16_t* a, const float* x, int64_t columns, int64_t begin,
-                                           int64_t end, float* out) {
+[[gnu::always_inline]] inline void project(FactorType type, const void* a, const float* x, int64_t columns,
+                                           int64_t begin, int64_t end, float* out) {
+  const auto rows_of = [&]<int kRows>(int64_t row, std::integral_constant<int, kRows>) __attribute__((always_inline)) {
+    Floats<kLanes> sums[kRows] = {};
+    add_products<kLanes>(type, a, row, x, columns, sums);
+    for (int r = 0; r < kRows; ++r) out[row + r] = sum<kLanes>(sums[r]);
+  };
   constexpr int kRows = static_cast<int>(rows_together(kLanes));
   int64_t row = begin;
-  const auto next = [&]<int kCount>(float(&dots)[kCount]) __attribute__((always_inline)) {
-    dot_bfloat16<kLanes>(a + row * columns, x, columns, dots);
-    for (const float dot : dots) out[row++] = dot;
-  };
-  float several[kRows], one[1];
-  while (row + kRows <= end) next(several);
-  while (row < end) next(one);
+  for (; row + kRows <= end; row += kRows) rows_of(row, std::integral_constant<int, kRows>{});
+  for (; row < end; ++row) rows_of(row, std::integral_constant<int, 1>{});
 }
 
 #if defined(__x86_64__)
@@ -329,37 +340,40 @@ __attribute__((target("avx512f"))) void decode_avx512(const DecodeRows& rows, in
                                                       float* scratch) {
   decode<16>(rows, begin, end, scratch);
 }
-__attribute__((target("avx512f"))) void project_avx512(const uint16_t* a, const float* x, int64_t columns,
+__attribute__((target("avx512f"))) void project_avx512(FactorType type, const void* a, const float* x, int64_t columns,
                                                        int64_t begin, int64_t end, float* out) {
-  project<16>(a, x, columns, begin, end, out);
+  project<16>(type, a, x, columns, begin, end, out);
 }
 __attribute__((target("avx2,fma"))) void decode_avx2(const DecodeRows& rows, int64_t begin, int64_t end,
                                                      float* scratch) {
   decode<8>(rows, begin, end, scratch);
 }
-__attribute__((target("avx2,fma"))) void project_avx2(const uint16_t* a, const float* x, int64_t columns, int64_t begin,
-                                                      int64_t end, float* out) {
-  project<8>(a, x, columns, begin, end, out);
+__attribute__((target("avx2,fma"))) void project_avx2(FactorType type, const void* a, const float* x, int64_t columns,
+                                                      int64_t begin, int64_t end, float* out) {
+  project<8>(type, a, x, columns, begin, end, out);
 }
 #endif
 void decode_baseline(const DecodeRows& rows, int64_t begin, int64_t end, float* scratch) {
   decode<8>(rows, begin, end, scratch);
 }
-void project_baseline(const uint16_t* a, const float* x, int64_t columns, int64_t begin, int64_t end, float* out) {
-  project<8>(a, x, columns, begin, end, out);
+void project_baseline(FactorType type, const void* a, const float* x, int64_t columns, int64_t begin, int64_t end,
+                      float* out) {
+  project<8>(type, a, x, columns, begin, end, out);
 }
 
 }  // namespace
 
-void pair_up(const float* x, int64_t n, int64_t lanes, float* out) {
-  const int64_t whole = n / (2 * lanes) * 2 * lanes;
-  for (int64_t i = 0; i < whole; i += 2 * lanes) {
-    for (int64_t lane = 0; lane < lanes; ++lane) {
-      out[i + lane] = x[i + 2 * lane];
-      out[i + lanes + lane] = x[i + 2 * lane + 1];
+void factor_order(FactorType type, const float* x, int64_t n, int64_t lanes, float* out) {
+  const int64_t in_word = factors_in_word(type);
+  int64_t i = 0;
+  for (; lanes >= kNarrowestLanes; lanes /= 2) {
+    for (; i + in_word * lanes <= n; i += in_word * lanes) {
+      for (int64_t k = 0; k < in_word; ++k) {
+        for (int64_t lane = 0; lane < lanes; ++lane) out[i + k * lanes + lane] = x[i + lane * in_word + k];
+      }
     }
   }
-  std::copy(x + whole, x + n, out + whole);
+  std::copy(x + i, x + n, out + i);
 }
 
 const DecodeKernels kDecodeKernels[] = {

@@ -12,12 +12,15 @@ constexpr int64_t codes_per_lane(int64_t num_bits) { return num_bits <= 4 ? 8 : 
 /// Rows that are read side by side, so that each load of x, which may be longer than what the first cache holds, serves
 /// all of them: as many as the registers of the instruction set allow.
 constexpr int64_t rows_together(int64_t lanes) { return lanes / 4; }
-/// Lanes of the products with lora_B, whose rows are short.
-constexpr int64_t kFactorLanes = 8;
 /// What a code stands above in the sums: codes are read as 2^b + (code + 2^(b-1)), between 2^b and 2^(b+1).
 constexpr float code_offset(int64_t num_bits) { return static_cast<float>(int64_t{3} << (num_bits - 1)); }
 
 enum class ScaleType { kFloat, kBFloat16, kHalf };
+enum class FactorType { kBFloat16, kInt8 };
+constexpr int64_t factors_in_word(FactorType type) { return type == FactorType::kInt8 ? 4 : 2; }
+/// Factors are multiplied in steps of a word for each lane; what is shorter in steps of half as many lanes, down to
+/// this.
+constexpr int64_t kNarrowestLanes = 4;
 
 /// y = dequantize(packed) x + bias + B t for one token. Columns beyond the last one are zeros in x.
 struct DecodeRows {
@@ -34,25 +37,26 @@ struct DecodeRows {
   const float* group_sums = nullptr;     ///< [groups], sums of x; needed with zero_point
   int64_t groups = 1, lanes_per_group = 0;
   bool one_scale = false;
-  const uint16_t* lora_b = nullptr;  ///< bfloat16 [rows, rank]
-  const float* t = nullptr;          ///< [rank], in the order of pair_up with kFactorLanes
+  FactorType factor_type = FactorType::kBFloat16;
+  const void* lora_b = nullptr;  ///< [rows, rank]
+  const float* t = nullptr;      ///< [rank], in factor_order
   int64_t rank = 0;
   const float* bias = nullptr;  ///< [rows] or null
   float* y = nullptr;           ///< [rows]
 };
 
-/// The order in which factors are multiplied: of 2 * lanes numbers those with even index, then the others; a rest that
-/// is shorter as it is.
-void pair_up(const float* x, int64_t n, int64_t lanes, float* out);
+/// The order in which factors meet x: the first of each of `lanes` words, then the second ...; so for every step.
+void factor_order(FactorType type, const float* x, int64_t n, int64_t lanes, float* out);
 
 struct DecodeKernels {
   const char* name;
   int64_t lanes;
   bool (*supported)();
-  /// Rows `begin` to `end` of y; `scratch` [groups + rows_together(lanes) * blocks * lanes].
+  /// Rows `begin` to `end` of y; `scratch` [groups + rows_together(lanes) * (blocks + 1) * lanes].
   void (*decode)(const DecodeRows& rows, int64_t begin, int64_t end, float* scratch);
-  /// out[r] = a[r] x for rows `begin` to `end` of the bfloat16 matrix a [rows, columns], x in the order of pair_up.
-  void (*project)(const uint16_t* a, const float* x, int64_t columns, int64_t begin, int64_t end, float* out);
+  /// out[r] = a[r] x for rows `begin` to `end` of the matrix a [rows, columns], x in factor_order.
+  void (*project)(FactorType type, const void* a, const float* x, int64_t columns, int64_t begin, int64_t end,
+                  float* out);
 };
 
 /// From the widest instruction set to the one that every processor has.

@@ -18,6 +18,7 @@ struct Case {
   int64_t out_features, in_features, rank;
   QuantSpec spec;
   bool bias = false;
+  at::ScalarType lora_dtype = at::kBFloat16;
 };
 
 int64_t groups_of(const Case& c) { return c.spec.strategy == Strategy::kGroup ? c.in_features / c.spec.group_size : 1; }
@@ -42,9 +43,9 @@ Linear random_linear(const Case& c) {
   }
   result.weight = dequantize(codes, qparams, c.spec).to(at::kDouble);
   if (c.rank > 0) {
-    result.packed.lora_A = at::randn({c.rank, c.in_features}).to(at::kBFloat16);
-    result.packed.lora_B = (at::randn({c.out_features, c.rank}) * 0.1).to(at::kBFloat16);
-    result.weight += at::mm(result.packed.lora_B.to(at::kDouble), result.packed.lora_A.to(at::kDouble));
+    const LowRankFactors& lora = result.packed.lora =
+        store_factors(at::randn({c.rank, c.in_features}), at::randn({c.out_features, c.rank}) * 0.1, c.lora_dtype);
+    result.weight += at::mm(lora.dequantized_B().to(at::kDouble), lora.dequantized_A().to(at::kDouble));
   }
   if (c.bias) result.packed.bias = at::randn({c.out_features});
   return result;
@@ -79,7 +80,8 @@ TEST(DecodeLinear, IsTheProductWithTheDequantizedWeightAndTheSubBranch) {
                         .symmetric = symmetric,
                         .strategy = group_size == 0 ? Strategy::kChannel : Strategy::kGroup,
                         .group_size = group_size},
-                       rank == 16};
+                       rank == 16,
+                       rank == 33 && symmetric ? at::kChar : at::kBFloat16};
           const Linear linear = random_linear(c);
           const Tensor x = at::randn({c.in_features});
           ASSERT_LT(relative_error(decode_linear(linear.packed, x), linear, x), 1e-6) << name(c);
@@ -105,7 +107,8 @@ TEST(DecodeLinear, TakesAnyShape) {
                                                   : Strategy::kTensor,
                   .group_size = group_size,
                   .scale_dtype = std::array{at::kFloat, at::kBFloat16, at::kHalf}[random() % 3]},
-                 random() % 2 == 0};
+                 random() % 2 == 0,
+                 std::array{at::kBFloat16, at::kChar}[random() % 2]};
     const Linear linear = random_linear(c);
     const Tensor x = at::randn({in});
     ASSERT_LT(relative_error(decode_linear(linear.packed, x), linear, x), 2e-6) << name(c);
@@ -114,23 +117,28 @@ TEST(DecodeLinear, TakesAnyShape) {
 
 TEST(DecodeLinear, EveryInstructionSetComputesTheSame) {
   at::manual_seed(4);
-  const Tensor a = at::randn({7, 203}).to(at::kBFloat16), x = at::randn({203}), paired = at::empty({203});
-  const Tensor expected = at::mv(a.to(at::kDouble), x.to(at::kDouble));
+  const Tensor x = at::randn({203}), ordered = at::empty({203});
   for (int64_t i = 0; i < kNumDecodeKernels; ++i) {
-    if (!kDecodeKernels[i].supported()) continue;
-    const Tensor y = at::zeros({7});
-    pair_up(x.const_data_ptr<float>(), 203, kDecodeKernels[i].lanes, paired.mutable_data_ptr<float>());
-    kDecodeKernels[i].project(static_cast<const uint16_t*>(a.const_data_ptr()), paired.const_data_ptr<float>(), 203, 0,
-                              7, y.mutable_data_ptr<float>());
-    EXPECT_LT((y - expected).abs().max().item<double>(), 1e-4) << kDecodeKernels[i].name;
+    const DecodeKernels& kernels = kDecodeKernels[i];
+    if (!kernels.supported()) continue;
+    for (const auto type : {FactorType::kBFloat16, FactorType::kInt8}) {
+      const Tensor a = type == FactorType::kInt8 ? at::randint(-128, 128, {7, 203}, at::kChar)
+                                                 : at::randn({7, 203}).to(at::kBFloat16);
+      const Tensor expected = at::mv(a.to(at::kDouble), x.to(at::kDouble)), y = at::zeros({7});
+      factor_order(type, x.const_data_ptr<float>(), 203, kernels.lanes, ordered.mutable_data_ptr<float>());
+      kernels.project(type, a.const_data_ptr(), ordered.const_data_ptr<float>(), 203, 0, 7,
+                      y.mutable_data_ptr<float>());
+      const double size = at::mv(a.to(at::kDouble).abs(), x.to(at::kDouble).abs()).max().item<double>();
+      EXPECT_LT((y - expected).abs().max().item<double>(), 1e-6 * size) << kernels.name;
+    }
     for (int64_t bits = 2; bits <= 8; ++bits) {
       for (const bool symmetric : {true, false}) {
         const Case c{
             11, 1152, 40, {.num_bits = bits, .symmetric = symmetric, .strategy = Strategy::kGroup, .group_size = 64}};
         const Linear linear = random_linear(c);
         const Tensor token = at::randn({c.in_features});
-        ASSERT_LT(relative_error(decode_linear(linear.packed, token, kDecodeKernels[i]), linear, token), 1e-6)
-            << kDecodeKernels[i].name << " " << name(c);
+        ASSERT_LT(relative_error(decode_linear(linear.packed, token, kernels), linear, token), 1e-6)
+            << kernels.name << " " << name(c);
       }
     }
   }
@@ -173,8 +181,8 @@ TEST(DecodeLinear, TensorsMayBeViews) {
   const Linear linear = random_linear({33, 320, 7, {.num_bits = 3, .strategy = Strategy::kGroup, .group_size = 32}});
   const Tensor x = at::randn({320, 2}).select(1, 1);
   PackedLinear views = linear.packed;
-  views.lora_A = views.lora_A.t().contiguous().t();
-  views.lora_B = at::constant_pad_nd(views.lora_B, {1, 0}).slice(1, 1);
+  views.lora.A = views.lora.A.t().contiguous().t();
+  views.lora.B = at::constant_pad_nd(views.lora.B, {1, 0}).slice(1, 1);
   views.weight_packed = at::constant_pad_nd(views.weight_packed, {2, 3}).slice(1, 2, 32);
   EXPECT_TRUE(at::equal(decode_linear(views, x), decode_linear(linear.packed, x.contiguous())));
 }
@@ -215,10 +223,18 @@ TEST(DecodeLinear, WrongShapesAreNamed) {
   expect([](PackedLinear& l) { l.weight_scale = l.weight_scale.to(at::kDouble); }, "weight_scale is Double");
   expect([](PackedLinear& l) { l.spec.symmetric = false; }, "no weight_zero_point");
   expect([](PackedLinear& l) { l.weight_zero_point = at::zeros({2, 4}, at::kInt); }, "symmetric grid has zero points");
-  expect([](PackedLinear& l) { l.lora_B = Tensor(); }, "only one of lora_A and lora_B");
-  expect([](PackedLinear& l) { l.lora_A = l.lora_A.to(at::kFloat); }, "lora_A is Float");
-  expect([](PackedLinear& l) { l.lora_A = l.lora_A.slice(1, 1); }, "lora_A is BFloat16 [4, 127]");
-  expect([](PackedLinear& l) { l.lora_B = l.lora_B.slice(1, 1); }, "lora_B is BFloat16 [16, 3]");
+  expect([](PackedLinear& l) { l.lora.B = Tensor(); }, "only one of the factors");
+  expect([](PackedLinear& l) { l.lora.A = l.lora.A.to(at::kFloat); }, "A is Float");
+  expect([](PackedLinear& l) { l.lora.A = l.lora.A.slice(1, 1); }, "A is BFloat16 [4, 127]");
+  expect([](PackedLinear& l) { l.lora.B = l.lora.B.slice(1, 1); }, "B is BFloat16 [16, 3]");
+  expect([](PackedLinear& l) { l.lora.B = l.lora.B.to(at::kChar); }, "B is Char");
+  expect([](PackedLinear& l) { l.lora.A_scale = at::ones({4, 1}); }, "int8 factors and only they have scales");
+  expect(
+      [](PackedLinear& l) {
+        l.lora = store_factors(at::randn({4, 128}), at::randn({16, 4}), at::kChar);
+        l.lora.B_scale = l.lora.B_scale.t();
+      },
+      "B_scale is Float [4, 1]");
   expect([](PackedLinear& l) { l.bias = at::zeros({15}); }, "bias is Float [15]");
 }
 

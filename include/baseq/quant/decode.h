@@ -1,11 +1,12 @@
 #pragma once
 
+#include "baseq/quant/low_rank.h"
 #include "baseq/quant/quantize.h"
 
 namespace baseq {
 
-/// A quantized linear with a low-rank sub-branch as a checkpoint stores it: `W = dequantize(weight_packed) + lora_B
-/// lora_A`, [out_features, in_features].
+/// A quantized linear with a low-rank sub-branch as a checkpoint stores it: `W = dequantize(weight_packed) + B A`,
+/// [out_features, in_features].
 struct PackedLinear {
   /// A static grid: `num_bits`, kTensor, kChannel, or kGroup with a group size that is a multiple of 8 (of 4 above four
   /// bits).
@@ -14,13 +15,12 @@ struct PackedLinear {
   Tensor weight_packed;      ///< int32 [out_features, ceil(in_features * num_bits / 32)], of pack_to_int32
   Tensor weight_scale;       ///< float32, bfloat16 or float16 [out_features, groups]; kTensor: [1, 1]
   Tensor weight_zero_point;  ///< undefined, or int32 [ceil(out_features * num_bits / 32), groups], of pack_zero_points
-  Tensor lora_A;             ///< bfloat16 [rank, in_features]; undefined, as is lora_B: no sub-branch
-  Tensor lora_B;             ///< bfloat16 [out_features, rank]
+  LowRankFactors lora;       ///< bfloat16 or int8; undefined: no sub-branch
   Tensor bias;               ///< float32 [out_features] or undefined
 };
 
-/// y = W x + bias of one token on the CPU: t = lora_A x, then one pass over the packed weight in which every row's sum
-/// starts with its part of lora_B t. Nothing is dequantized to memory; sums are float32.
+/// y = W x + bias of one token on the CPU: t = A x, then one pass over the packed weight in which every row's sum
+/// starts with its part of B t. Nothing is dequantized to memory; sums are float32.
 /// @param x  [in_features] or [1, in_features], any floating type
 /// @return   [out_features] or [1, out_features] in the dtype of x
 /// Throws c10::Error when a shape, dtype or device is not as PackedLinear says.
