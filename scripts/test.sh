@@ -57,9 +57,18 @@ elif [[ $# -gt 0 ]]; then
   exit 2
 fi
 
-echo "== Python environment"
+# How a report looks is tested where there is a browser; that test says so when there is none.
+install_browser() {
+  if ! command -v chromium >/dev/null && [[ $(id -u) -eq 0 ]] && command -v apt-get >/dev/null; then
+    { apt-get update --quiet=2 && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends --quiet=2 \
+      chromium fonts-liberation >/dev/null; } || echo "test: chromium could not be installed" >&2
+  fi
+}
+
+echo "== test environment"
 install_requirements tests/requirements.txt
 install_torch
+install_browser
 
 stage configure cmake -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DBASEQ_BUILD_BENCHMARKS=ON -DBASEQ_WERROR=ON
 stage build cmake --build build
