@@ -1,6 +1,7 @@
 // ThreadSanitizer does not see libgomp's barriers and takes everything that crosses one for a race. In this build the
 // parallel regions of the library run on std::thread, which it knows, and those of LibTorch, which is not instrumented,
 // on one thread.
+#include <ATen/Context.h>
 #include <dlfcn.h>
 #include <omp.h>
 
@@ -22,6 +23,12 @@ bool is_ours(const void* code) {
   Dl_info caller{}, own{};
   return dladdr(code, &caller) != 0 && dladdr(&here, &own) != 0 && caller.dli_fbase == own.dli_fbase;
 }
+
+/// oneDNN would leave to threads that do not come their shares of a product; MKL asks how many there are.
+[[maybe_unused]] const bool without_onednn = [] {
+  at::globalContext().setUserEnabledMkldnn(false);
+  return true;
+}();
 
 }  // namespace
 
