@@ -26,6 +26,11 @@ volatile uint64_t g_sum;
 
 using Words = uint64_t __attribute__((vector_size(64), aligned(4), may_alias));
 
+uint64_t total(const Words (&sums)[4]) {
+  const Words all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  return all[0] + all[1] + all[2] + all[3] + all[4] + all[5] + all[6] + all[7];
+}
+
 /// Reads every byte, one after the other ...
 __attribute__((target_clones("avx512f", "avx2", "default"))) uint64_t sum_of(const char* bytes, int64_t n) {
   Words sums[4] = {};
@@ -33,8 +38,7 @@ __attribute__((target_clones("avx512f", "avx2", "default"))) uint64_t sum_of(con
 #pragma GCC unroll 4
     for (int64_t k = 0; k < 4; ++k) sums[k] += *reinterpret_cast<const Words*>(bytes + i + 64 * k);
   }
-  const Words all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  return all[0] + all[1] + all[2] + all[3] + all[4] + all[5] + all[6] + all[7];
+  return total(sums);
 }
 
 /// ... or of four rows of `row_bytes` side by side, with the next four on their way.
@@ -50,8 +54,7 @@ __attribute__((target_clones("avx512f", "avx2", "default"))) uint64_t sum_of_row
       }
     }
   }
-  const Words all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  return all[0] + all[1] + all[2] + all[3] + all[4] + all[5] + all[6] + all[7];
+  return total(sums);
 }
 
 template <class Fn>

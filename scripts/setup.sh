@@ -7,6 +7,7 @@
 # CMAKE_PREFIX_PATH or Torch_DIR offers, else the torch package in the virtual environment .venv. Sourced, it leaves
 # the caller in the repository root and defines
 #     venv_python              the Python of .venv
+#     apt_install P...         installs Debian packages, as root
 #     install_requirements F   installs a requirements file into .venv, once
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -53,6 +54,11 @@ missing_packages() {
   python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
 }
 
+apt_install() {
+  apt-get update --quiet=2 &&
+    DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends --quiet=2 "$@" >/dev/null
+}
+
 install_packages() {
   if ! command -v dpkg-query >/dev/null; then
     echo "setup: no Debian system; install what your distribution calls ${debian_packages[*]} if the build misses it" >&2
@@ -61,14 +67,12 @@ install_packages() {
   local missing
   mapfile -t missing < <(missing_packages)
   [[ ${#missing[@]} -eq 0 ]] && return
-  local -a command=(apt-get install --yes --no-install-recommends "${missing[@]}")
   if [[ $(id -u) -ne 0 ]] || ! command -v apt-get >/dev/null; then
     fail "these packages are missing; install them and run this again:
-    sudo ${command[*]}"
+    sudo apt-get install --yes --no-install-recommends ${missing[*]}"
   fi
   echo "setup: installing ${missing[*]}"
-  apt-get update --quiet=2
-  DEBIAN_FRONTEND=noninteractive "${command[@]}" --quiet=2 >/dev/null
+  apt_install "${missing[@]}"
   hash -r
 }
 

@@ -74,8 +74,7 @@ fi
 # How a report looks is tested where there is a browser; that test says so when there is none.
 install_browser() {
   if ! command -v chromium >/dev/null && [[ $(id -u) -eq 0 ]] && command -v apt-get >/dev/null; then
-    { apt-get update --quiet=2 && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends --quiet=2 \
-      chromium fonts-liberation >/dev/null; } || echo "test: chromium could not be installed" >&2
+    apt_install chromium fonts-liberation || echo "test: chromium could not be installed" >&2
   fi
 }
 

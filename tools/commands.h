@@ -35,9 +35,11 @@ void write_json(const CommonOptions& options, const nlohmann::json& object);
 
 /// Where tensors of one size come and go all the time, unmapping each costs more in page faults than the work on it.
 void keep_freed_memory();
-/// What is freed in one piece of at least `num_bytes`, 32 MiB at most, goes back to the system at once from now on.
-/// Where large tensors are made once, or are the work of seconds, what is kept only leaves holes that the next do not
-/// fit into.
+/// The most that glibc takes as a threshold.
+constexpr int kLargestPiece = 32 << 20;
+/// What is freed in one piece of at least `num_bytes`, kLargestPiece at most, goes back to the system at once from now
+/// on. Where large tensors are made once, or are the work of seconds, what is kept only leaves holes that the next do
+/// not fit into.
 void return_freed_memory(int num_bytes);
 /// Gives memory that is free back to the system. Between blocks: pieces that the next block does not happen to fit
 /// would otherwise add up, some 15 MB a block of a model of 3 M parameters a block.

@@ -38,9 +38,8 @@ nlohmann::json evaluate_model(const std::string& name, const OpenModel& model, c
                               const EvaluationContext& context) {
   const OpenModel* reference = context.reference;
   // Where a matrix is as large as this, the product with it takes so much longer than new pages.
-  constexpr int kLargeMatrix = 32 << 20;
   const ModelConfig& config = model.model.config();
-  if (config.hidden_size * config.intermediate_size * 4 >= kLargeMatrix) return_freed_memory(kLargeMatrix);
+  if (config.hidden_size * config.intermediate_size * 4 >= kLargestPiece) return_freed_memory(kLargestPiece);
   Evaluation result;
   {
     ProgressDisplay display(context.quiet);

@@ -68,7 +68,7 @@ void request_stop(int signal) {
 
 void run(const QuantizeArguments& arguments) {
   const auto start = std::chrono::steady_clock::now();
-  return_freed_memory(32 << 20);
+  return_freed_memory(kLargestPiece);
   PreparedRun prepared = arguments.resume.empty() ? prepare(arguments) : stored_run(arguments);
   auto& [model, output, recipe, windows, options, num_threads] = prepared.run;
   const Checkpoint& checkpoint = *prepared.checkpoint;

@@ -51,18 +51,18 @@ Sizes checked_sizes(const PackedLinear& linear, const Tensor& x) {
           {((one_scale ? 1 : out) * bits + 31) / 32, sizes.groups});
   }
   const auto& [A, B, A_scale, B_scale] = linear.lora;
-  TORCH_CHECK(A.defined() == B.defined(), "decode_linear: only one of the factors A and B is there");
+  TORCH_CHECK(A.defined() == B.defined(), "decode_linear: only one of lora_A and lora_B is there");
   if (A.defined()) {
-    TORCH_CHECK(A.dim() == 2, "decode_linear: A is ", A.sizes(), ", expected [rank, in_features]");
+    TORCH_CHECK(A.dim() == 2, "decode_linear: lora_A is ", A.sizes(), ", expected [rank, in_features]");
     sizes.rank = A.size(0);
-    check(A, "A", {at::kBFloat16, at::kChar}, {sizes.rank, in});
-    check(B, "B", {A.scalar_type()}, {out, sizes.rank});
+    check(A, "lora_A", {at::kBFloat16, at::kChar}, {sizes.rank, in});
+    check(B, "lora_B", {A.scalar_type()}, {out, sizes.rank});
     const bool codes = A.scalar_type() == at::kChar;
     TORCH_CHECK(A_scale.defined() == codes && B_scale.defined() == codes,
                 "decode_linear: int8 factors and only they have scales");
     if (codes) {
-      check(A_scale, "A_scale", {at::kFloat}, {sizes.rank, 1});
-      check(B_scale, "B_scale", {at::kFloat}, {1, sizes.rank});
+      check(A_scale, "lora_A_scale", {at::kFloat}, {sizes.rank, 1});
+      check(B_scale, "lora_B_scale", {at::kFloat}, {1, sizes.rank});
     }
   }
   if (linear.bias.defined()) check(linear.bias, "bias", {at::kFloat}, {out});

@@ -10,7 +10,8 @@
 namespace baseq {
 
 /// kLanes values side by side: as many as a register of the instruction set holds. All functions on them are inlined
-/// into one version for each instruction set.
+/// into one version for each instruction set. Spelled out for each size: g++ drops such an attribute from a type that
+/// depends on a template parameter.
 template <int kLanes>
 struct Vectors;
 template <>
