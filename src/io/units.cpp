@@ -7,8 +7,8 @@ namespace baseq {
 std::string format_bytes(int64_t bytes) {
   constexpr double kUnit = 1024.0;
   const auto value = static_cast<double>(bytes);
-  if (value < 10 * kUnit) return fmt::format("{} B", bytes);
-  if (value < 10 * kUnit * kUnit) return fmt::format("{:.0f} KiB", value / kUnit);
+  if (value < kUnit) return fmt::format("{} B", bytes);
+  if (value < kUnit * kUnit) return fmt::format("{:.0f} KiB", value / kUnit);
   if (value < 10 * kUnit * kUnit * kUnit) return fmt::format("{:.1f} MiB", value / (kUnit * kUnit));
   return fmt::format("{:.2f} GiB", value / (kUnit * kUnit * kUnit));
 }

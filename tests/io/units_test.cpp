@@ -7,10 +7,11 @@ namespace {
 
 constexpr int64_t kKibi = 1024, kMebi = kKibi * 1024, kGibi = kMebi * 1024;
 
-TEST(Units, BytesHaveTheLargestUnitOfWhichThereAreTen) {
+TEST(Units, BytesHaveTheLargestUnitOfWhichThereIsOneAndGibibytesFromTenOn) {
   EXPECT_EQ(format_bytes(0), "0 B");
-  EXPECT_EQ(format_bytes(10 * kKibi - 1), "10239 B");
-  EXPECT_EQ(format_bytes(10 * kKibi), "10 KiB");
+  EXPECT_EQ(format_bytes(kKibi - 1), "1023 B");
+  EXPECT_EQ(format_bytes(kKibi), "1 KiB");
+  EXPECT_EQ(format_bytes(6364 * kKibi), "6.2 MiB");
   EXPECT_EQ(format_bytes(10 * kMebi), "10.0 MiB");
   EXPECT_EQ(format_bytes(9 * kGibi), "9216.0 MiB");
   EXPECT_EQ(format_bytes(12 * kGibi + kGibi / 4), "12.25 GiB");
