@@ -7,6 +7,8 @@
 
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
+#include <string_view>
 
 #include "commands.h"
 
@@ -25,12 +27,19 @@ size_t terminal_columns() {
   return ::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
 }
 
+/// Not a "dumb" one, such as an editor's shell window.
+bool terminal_redraws_lines() {
+  const char* type = std::getenv("TERM");
+  return type != nullptr && *type != '\0' && std::string_view(type) != "dumb";
+}
+
 /// Nothing where no Hessian was damped.
 std::string damping_text(double damping) { return damping > 0 ? fmt::format("damping {:<6.3g} ", damping) : ""; }
 
 }  // namespace
 
-ProgressDisplay::ProgressDisplay(bool quiet) : quiet_(quiet), terminal_(isatty(STDERR_FILENO) != 0) {}
+ProgressDisplay::ProgressDisplay(bool quiet)
+    : quiet_(quiet), terminal_(isatty(STDERR_FILENO) != 0 && terminal_redraws_lines()) {}
 
 ProgressDisplay::~ProgressDisplay() { clear(); }
 
@@ -41,7 +50,8 @@ void ProgressDisplay::clear() {
 
 void ProgressDisplay::line(const std::string& text) {
   clear();
-  fmt::print(stderr, "{}\n", text);
+  // Not fmt::print, which throws: a run does not end because nobody reads its progress.
+  std::fputs((text + "\n").c_str(), stderr);
   draw();
 }
 
@@ -55,7 +65,7 @@ void ProgressDisplay::draw() {
   text += "  " + format_bytes(peak_memory_bytes());
   if (!detail_.empty()) text += "  " + detail_;
   // A line that wraps could not be taken back.
-  fmt::print(stderr, "\r\033[K{}", text.substr(0, terminal_columns() - 1));
+  std::fputs(("\r\033[K" + text.substr(0, terminal_columns() - 1)).c_str(), stderr);
   std::fflush(stderr);
   drawn_ = true;
 }
