@@ -82,6 +82,47 @@ TEST(ReadCalibration, ABrokenLineOfJsonIsNamed) {
   }
 }
 
+TEST(ReadCalibration, WhatIsWrongWithALineOfJsonIsSaid) {
+  const TempDirectory directory;
+  const Tokenizer tokenizer(kTokenizer);
+  const std::vector<std::pair<const char*, const char*>> lines = {
+      {"{\"text\": \"x\"", "is not valid JSON"},
+      {"{\"messages\": []}", "chat template"},
+      {"{\"body\": \"x\"}", "expected an object with a string \"text\""}};
+  for (const auto& [line, said] : lines) {
+    test::write_bytes(directory / "bad.JSONL", std::string(line) + "\n");
+    expect_error([&] { tokenize_file(directory / "bad.JSONL", tokenizer); }, {"bad.JSONL: line 1", said});
+  }
+  test::write_bytes(directory / "array.json", "[{\"text\": \"x\"}]");
+  expect_error([&] { tokenize_file(directory / "array.json", tokenizer); }, {"array.json", ".jsonl"});
+}
+
+TEST(ReadCalibration, AByteOrderMarkIsNoText) {
+  const TempDirectory directory;
+  const Tokenizer tokenizer(kTokenizer);
+  test::write_bytes(directory / "plain.txt", "some text");
+  test::write_bytes(directory / "marked.txt", "\xef\xbb\xbfsome text");
+  test::write_bytes(directory / "marked.jsonl", "\xef\xbb\xbf{\"text\": \"some text\"}");
+  for (const char* name : {"marked.txt", "marked.jsonl"}) {
+    EXPECT_TRUE(
+        at::equal(tokenize_file(directory / name, tokenizer), tokenize_file(directory / "plain.txt", tokenizer)));
+  }
+}
+
+TEST(ReadCalibration, AFileThatIsNoTextIsNamed) {
+  const TempDirectory directory;
+  test::write_bytes(directory / "latin.txt", "caf\xe9");
+  expect_error([&] { tokenize_file(directory / "latin.txt", Tokenizer(kTokenizer)); },
+               {"latin.txt", "not valid UTF-8"});
+}
+
+TEST(CheckTokenIds, NamesTheFileAndTheRange) {
+  const Tensor ids = at::tensor({3, 9}, at::kLong);
+  check_token_ids(ids, 10, "ids.safetensors");
+  expect_error([&] { check_token_ids(ids, 9, "ids.safetensors"); }, {"ids.safetensors", "3 to 9", "0 to 8"});
+  expect_error([&] { check_token_ids(ids - 4, 9, "ids.safetensors"); }, {"-1 to 5"});
+}
+
 TEST(ReadCalibration, WindowsOfAFileAreItsFirst) {
   const TempDirectory directory;
   const Tensor ids = test::random_ids({4, 12}, 50, 1);

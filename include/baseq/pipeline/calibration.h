@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <string>
 
 #include "baseq/tensor.h"
 #include "baseq/tokenizer/tokenizer.h"
@@ -23,7 +24,14 @@ struct CalibrationOptions {
 Tensor read_calibration(const std::filesystem::path& file, const std::filesystem::path& tokenizer_json,
                         const CalibrationOptions& options);
 
-/// Text of a file, JSONL or plain, tokenized: int64 [num_tokens].
+/// Text of a file, `.jsonl` or plain, tokenized: int64 [num_tokens]. A byte order mark is left out. Throws c10::Error
+/// naming the file, also for `.json`, whose braces are hardly meant as text.
 Tensor tokenize_file(const std::filesystem::path& file, const Tokenizer& tokenizer);
+
+/// The tensor `input_ids` of a `.safetensors` file, or the only one: int64, windows [n, seq_len] or ids [num_tokens].
+Tensor read_token_ids(const std::filesystem::path& file);
+
+/// Throws c10::Error "`who`: ..." unless all ids are from 0 to vocab_size - 1.
+void check_token_ids(const Tensor& ids, int64_t vocab_size, const std::string& who);
 
 }  // namespace baseq
