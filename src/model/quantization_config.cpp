@@ -61,9 +61,8 @@ QuantizationConfig quantization_config_from_json(const json& value, const std::s
   const std::string method = object.text("quant_method", "");
   TORCH_CHECK(
       method == QuantizationConfig::kMethod, path, ": quant_method is \"", method,
-      "\": the checkpoint is already quantized by another tool, and only \"", QuantizationConfig::kMethod,
-      "\", \"compressed-tensors\", \"gptq\" and \"awq\" are read (the last two through open_checkpoint); use the "
-      "original checkpoint in float32, float16 or bfloat16");
+      "\": the checkpoint is already quantized; quantize the original one in float32, float16 or bfloat16 instead (\"",
+      QuantizationConfig::kMethod, "\", \"compressed-tensors\", \"gptq\" and \"awq\" can be evaluated and exported)");
   const int64_t version = object.integer("format_version", 0, 0, INT64_MAX);
   TORCH_CHECK(version >= QuantizationConfig::kOldestFormatVersion && version <= QuantizationConfig::kFormatVersion,
               path, ": format_version ", version, " is not supported; this program reads versions ",
