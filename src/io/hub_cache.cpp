@@ -6,6 +6,8 @@
 #include <cctype>
 #include <cstdlib>
 #include <optional>
+#include <sstream>
+#include <string_view>
 #include <system_error>
 
 #include "files.h"
@@ -18,6 +20,9 @@ namespace fs = std::filesystem;
 
 constexpr const char* kWho = "checkpoint";
 constexpr size_t kMaxRefBytes = 1024;
+// The directory of "org/name" is called "models--org--name".
+constexpr const char* kRepositoryPrefix = "models--";
+constexpr const char* kSlash = "--";
 
 fs::path home() {
   const char* value = std::getenv("HOME");
@@ -45,6 +50,14 @@ bool is_repository(const std::string& text) {
   return is_part(std::string_view(text).substr(0, slash)) && is_part(std::string_view(text).substr(slash + 1));
 }
 
+/// The name of a branch or tag, as "refs/pr/1", or a commit.
+bool is_revision(const std::string& text) {
+  std::istringstream parts(text + "/");
+  bool plain = !text.empty();
+  for (std::string part; std::getline(parts, part, '/');) plain = plain && is_plain_name(part);
+  return plain;
+}
+
 }  // namespace
 
 fs::path hub_cache() {
@@ -58,21 +71,40 @@ fs::path hub_cache() {
 fs::path resolve_checkpoint(const std::string& model) {
   std::error_code error;
   if (fs::is_directory(model, error)) return model;
-  TORCH_CHECK(is_repository(model), kWho, ": ", model, " is not a directory, nor the \"org/name\" of a model");
+  const size_t at = model.find('@');
+  const std::string repository = model.substr(0, at);
+  const std::string revision = at == model.npos ? "main" : model.substr(at + 1);
+  TORCH_CHECK(is_repository(repository) && is_revision(revision), kWho, ": ", model,
+              " is not a directory, nor the \"org/name\" or \"org/name@revision\" of a model");
   const fs::path cache = hub_cache();
-  std::string folder = "models--" + model;
-  if (const size_t slash = folder.find('/'); slash != folder.npos) folder.replace(slash, 1, "--");
-  const fs::path reference = cache / folder / "refs" / "main";
+  std::string folder = kRepositoryPrefix + repository;
+  if (const size_t slash = folder.find('/'); slash != folder.npos) folder.replace(slash, 1, kSlash);
+  const std::string download = "hf download " + repository + (at == model.npos ? "" : " --revision " + revision);
+  const fs::path snapshots = cache / folder / "snapshots";
+  if (is_plain_name(revision) && fs::is_directory(snapshots / revision, error)) return snapshots / revision;
+  const fs::path reference = cache / folder / "refs" / revision;
   TORCH_CHECK(fs::is_regular_file(reference, error), kWho, ": ", model, " is neither a directory nor in the cache ",
-              cache.string(), " of the Hugging Face Hub; download it first, as with: hf download ", model);
+              cache.string(), " of the Hugging Face Hub; download it first, as with: ", download);
   std::string commit = read_file(kWho, reference, kMaxRefBytes);
   commit.erase(std::find_if(commit.begin(), commit.end(), [](unsigned char c) { return std::isspace(c) != 0; }),
                commit.end());
   TORCH_CHECK(is_plain_name(commit), kWho, ": ", reference.string(), " holds ", quote(commit), ", expected a commit");
-  const fs::path snapshot = cache / folder / "snapshots" / commit;
-  TORCH_CHECK(fs::is_directory(snapshot, error), kWho, ": ", snapshot.string(),
-              " does not exist though refs/main names it; download it again, as with: hf download ", model);
-  return snapshot;
+  TORCH_CHECK(fs::is_directory(snapshots / commit, error), kWho, ": ", (snapshots / commit).string(),
+              " does not exist though refs/", revision, " names it; download it again, as with: ", download);
+  return snapshots / commit;
+}
+
+std::string model_name(const fs::path& path) {
+  std::error_code error;
+  const fs::path whole = fs::absolute(path, error).lexically_normal();
+  const fs::path directory = whole.has_filename() ? whole : whole.parent_path();
+  std::string repository = directory.parent_path().parent_path().filename().string();
+  if (directory.parent_path().filename() != "snapshots" || !repository.starts_with(kRepositoryPrefix)) {
+    return directory.filename().string();
+  }
+  repository.erase(0, std::string_view(kRepositoryPrefix).size());
+  if (const size_t slash = repository.find(kSlash); slash != repository.npos) repository.replace(slash, 2, "/");
+  return repository;
 }
 
 }  // namespace baseq

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <utility>
 
+#include "baseq/io/hub_cache.h"
 #include "baseq/io/run_journal.h"
 #include "baseq/model/model.h"
 #include "baseq/model/modeling_source.h"
@@ -187,8 +188,7 @@ class Run {
   }
 
   RunStarted start_event() const {
-    const std::filesystem::path& path = checkpoint_.path();
-    return {.model = (path.has_filename() ? path : path.parent_path()).filename().string(),
+    return {.model = model_name(checkpoint_.path()),
             .num_blocks = model_.config().num_hidden_layers,
             .num_samples = windows_.defined() ? windows_.size(0) : 0,
             .seq_len = windows_.defined() ? windows_.size(1) : 0,

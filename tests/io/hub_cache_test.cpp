@@ -80,6 +80,33 @@ TEST(ResolveCheckpoint, FindsTheSnapshotOfMain) {
   expect_error([] { resolve_checkpoint("org/tiny.model-1"); }, {"refs/main", "commit"});
 }
 
+TEST(ResolveCheckpoint, FindsARevision) {
+  const TempDirectory cache;
+  const Environment environment({{"HF_HUB_CACHE", cache.path().string()}});
+  const fs::path folder = cache / "models--org--tiny";
+  for (const char* commit : {"0123abc", "4567def"}) fs::create_directories(folder / "snapshots" / commit);
+  fs::create_directories(folder / "refs" / "refs" / "pr");
+  test::write_bytes(folder / "refs" / "main", "0123abc");
+  test::write_bytes(folder / "refs" / "v1.0", "4567def");
+  test::write_bytes(folder / "refs" / "refs" / "pr" / "1", "4567def");
+  for (const char* revision : {"v1.0", "4567def", "refs/pr/1"}) {
+    EXPECT_EQ(resolve_checkpoint(std::string("org/tiny@") + revision), folder / "snapshots" / "4567def") << revision;
+  }
+  EXPECT_EQ(resolve_checkpoint("org/tiny@main"), folder / "snapshots" / "0123abc");
+  expect_error([] { resolve_checkpoint("org/tiny@v2"); }, {"org/tiny@v2", "hf download org/tiny --revision v2"});
+  for (const char* name : {"org/tiny@", "org/tiny@../x", "org/tiny@a//b", "org/tiny@/etc"}) {
+    expect_error([&] { resolve_checkpoint(name); }, {"is not a directory, nor"});
+  }
+}
+
+TEST(ModelName, IsThatOfTheHubForASnapshotElseTheLastOfThePath) {
+  EXPECT_EQ(model_name("/hub/models--org--tiny--model/snapshots/0123abc"), "org/tiny--model");
+  EXPECT_EQ(model_name("/hub/models--gpt2/snapshots/0123abc/"), "gpt2");
+  EXPECT_EQ(model_name("/hub/snapshots/0123abc"), "0123abc");
+  EXPECT_EQ(model_name("/models/tiny/"), "tiny");
+  EXPECT_EQ(model_name("models/./tiny"), "tiny");
+}
+
 TEST(ResolveCheckpoint, SaysWhereItLooked) {
   const TempDirectory cache;
   const Environment environment({{"HF_HUB_CACHE", cache.path().string()}});
