@@ -5,8 +5,13 @@
 #include <fmt/format.h>
 #include <malloc.h>
 
+#include <cctype>
+#include <charconv>
+#include <cmath>
+
 #include "baseq/io/hub_cache.h"
 #include "baseq/io/json_object.h"
+#include "output_files.h"
 
 namespace baseq::cli {
 
@@ -16,7 +21,12 @@ CLI::Validator checkpoint_validator(bool file) {
   return CLI::Validator(
       [file](std::string& model) {
         std::error_code error;
-        if (file && std::filesystem::is_regular_file(model, error)) return std::string();
+        if (std::filesystem::is_regular_file(model, error)) {
+          if (file) return std::string();
+          const bool gguf = std::filesystem::path(model).extension() == ".gguf";
+          return model + " is a file; expected the directory of a checkpoint in safetensors" +
+                 (gguf ? " (eval, compare, inspect and export read GGUF files)" : "");
+        }
         try {
           model = resolve_checkpoint(model).string();
           return std::string();
@@ -27,18 +37,85 @@ CLI::Validator checkpoint_validator(bool file) {
       "MODEL");
 }
 
+/// Of a number without sign that fits in 64 bits; CLI11 takes others and wraps them.
+CLI::Validator unsigned_number() {
+  return CLI::Validator(
+      [](std::string& text) {
+        uint64_t value = 0;
+        const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+        const bool all = error == std::errc() && end == text.data() + text.size();
+        return all ? std::string() : fmt::format("{} is not an integer from 0 to {}", text, UINT64_MAX);
+      },
+      "UINT64");
+}
+
+CLI::Validator device_name() {
+  return CLI::Validator(
+      [](std::string& text) {
+        const std::string index = text.starts_with("cuda:") ? text.substr(5) : "0";
+        const bool digits = !index.empty() && index.size() < 3 && index.find_first_not_of("0123456789") == index.npos;
+        const bool known = digits && (text == "cpu" || text.starts_with("cuda:") || text == "cuda");
+        return known ? std::string() : text + " is not a device; expected cpu, cuda, or one of several as cuda:1";
+      },
+      "DEVICE");
+}
+
 }  // namespace
+
+CLI::Validator input_file() {
+  return CLI::Validator(
+      [](std::string& file) {
+        if (file == "-") file = "/dev/stdin";
+        return CLI::ExistingFile(file);
+      },
+      "FILE");
+}
+
+CLI::Validator output_file() {
+  return CLI::Validator(
+      [](std::string& file) {
+        if (file == "-") file = "/dev/stdout";
+        return std::string();
+      },
+      "FILE");
+}
+
+CLI::Validator memory_size() {
+  return CLI::Validator(
+      [](std::string& text) {
+        double value = 0;
+        const char* const last = text.data() + text.size();
+        const auto [end, error] = std::from_chars(text.data(), last, value, std::chars_format::fixed);
+        std::string unit(end, last);
+        for (char& c : unit) c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+        if (unit.ends_with("B")) unit.pop_back();
+        if (unit.ends_with("I")) unit.pop_back();
+        const size_t power = unit.empty() ? 0 : std::string("KMGTP").find(unit) + 1;
+        const double bytes = std::floor(std::ldexp(value, static_cast<int>(10 * power)));
+        if (error != std::errc() || unit.size() > 1 || (power == 0 && !unit.empty()) || !(bytes >= 1 && bytes < 9e18)) {
+          return text + " is not a size; expected one such as 8G, 1.5G or 500M";
+        }
+        text = std::to_string(static_cast<uint64_t>(bytes));
+        return std::string();
+      },
+      "SIZE");
+}
 
 CLI::Validator checkpoint_directory() { return checkpoint_validator(/*file=*/false); }
 CLI::Validator checkpoint_path() { return checkpoint_validator(/*file=*/true); }
 
 void add_common_options(CLI::App& command, CommonOptions& options) {
-  command.add_option("--device", options.device, "Where to compute: cpu or cuda (cuda:1, ...)")->capture_default_str();
+  command.add_option("--device", options.device, "Where to compute: cpu or cuda (cuda:1, ...)")
+      ->capture_default_str()
+      ->check(device_name());
   command.add_option("--threads", options.threads, "CPU threads (default: as many as the machine has)")
       ->check(CLI::Range(1, 4096));
-  command.add_option("--seed", options.seed, "Seed of every random choice")->capture_default_str();
-  command.add_option("--json", options.json, "Write the results to this file as JSON");
-  command.add_flag("--quiet", options.quiet, "No progress on stderr");
+  command.add_option("--seed", options.seed, "Seed of every random choice")
+      ->capture_default_str()
+      ->check(unsigned_number());
+  command.add_option("--json", options.json, "Write the results to this file as JSON; - is stdout")
+      ->transform(output_file());
+  command.add_flag("--quiet", options.quiet, "No progress on stderr, only warnings and errors");
 }
 
 at::Device apply(const CommonOptions& options) {
@@ -49,8 +126,10 @@ at::Device apply(const CommonOptions& options) {
   return device;
 }
 
-void write_json(const CommonOptions& options, const nlohmann::json& object) {
+void write_json(const CommonOptions& options, nlohmann::json object) {
   if (options.json.empty()) return;
+  object["baseq"] = BASEQ_VERSION;
+  check_output_file("--json", options.json, kJsonMark);  // again: the work may have taken hours
   write_json_file(options.json, object);
 }
 

@@ -22,6 +22,12 @@ struct CommonOptions {
   bool quiet = false;
 };
 
+/// Of options that name a file to read: "-" is stdin.
+CLI::Validator input_file();
+/// Of options that name a file to write: "-" is stdout.
+CLI::Validator output_file();
+/// A size such as 8G or 1.5GiB, units of 1024; becomes bytes.
+CLI::Validator memory_size();
 /// Turns a checkpoint's directory, or "org/name" in the local Hugging Face cache, into the directory.
 CLI::Validator checkpoint_directory();
 /// The same, and leaves the name of a file (GGUF) as it is.
@@ -30,8 +36,8 @@ CLI::Validator checkpoint_path();
 void add_common_options(CLI::App& command, CommonOptions& options);
 /// Sets the thread count and returns the device; throws c10::Error when it does not exist.
 at::Device apply(const CommonOptions& options);
-/// Writes `object` to the file of --json, if there is one; beside it first, then renamed.
-void write_json(const CommonOptions& options, const nlohmann::json& object);
+/// Writes `object` and the program's version to the file of --json, if there is one.
+void write_json(const CommonOptions& options, nlohmann::json object);
 
 /// Where tensors of one size come and go all the time, unmapping each costs more in page faults than the work on it.
 void keep_freed_memory();

@@ -5,6 +5,7 @@
 #include "baseq/eval/checkpoint_summary.h"
 #include "commands.h"
 #include "evaluation.h"
+#include "output_files.h"
 #include "text_table.h"
 
 namespace baseq::cli {
@@ -19,6 +20,9 @@ struct CompareArguments {
 
 void run(const CompareArguments& arguments) {
   const at::Device device = apply(arguments.common);
+  check_outputs(arguments.common);
+  TORCH_CHECK(arguments.models.size() == 1 || arguments.windows.text != "/dev/stdin",
+              "--text -: each model reads the text anew; pass a file");
   const bool evaluated = !arguments.windows.text.empty() || !arguments.windows.tokens.empty();
   if (!arguments.reference.empty() && !evaluated) throw CLI::RequiredError("--text or --tokens (with --reference)");
   std::optional<OpenModel> reference;
@@ -57,7 +61,7 @@ void run(const CompareArguments& arguments) {
     rows.push_back(std::move(row));
   }
   constexpr size_t kTextColumns = 5;
-  fmt::print("{}", markdown_table(rows, kTextColumns));
+  print_text("{}", markdown_table(rows, kTextColumns));
   write_json(arguments.common, {{"models", models}});
 }
 

@@ -7,6 +7,7 @@
 #include "baseq/pipeline/progress.h"
 #include "commands.h"
 #include "evaluation.h"
+#include "output_files.h"
 
 namespace baseq::cli {
 namespace {
@@ -42,6 +43,8 @@ void run(const EvalArguments& arguments) {
     throw CLI::RequiredError("--text or --tokens");
   }
   const at::Device device = apply(arguments.common);
+  const OutputFile logits{"--logits", arguments.logits, kLogitsMark};
+  check_outputs(arguments.common, {logits});
   const OpenModel model(arguments.model, device);
   std::optional<OpenModel> reference;
   if (!arguments.reference.empty()) reference.emplace(arguments.reference, device);
@@ -52,17 +55,19 @@ void run(const EvalArguments& arguments) {
                       .activations_directory = choose_activations(arguments, model.model.config(), windows),
                       .quiet = arguments.common.quiet});
   if (!arguments.logits.empty()) {
-    save_safetensors(arguments.logits, {{"input_ids", windows}, {"logits", model.model.logits(windows).cpu()}});
+    check_output_file(logits.option, logits.path, logits.mark);
+    save_safetensors(arguments.logits, {{"input_ids", windows}, {"logits", model.model.logits(windows).cpu()}},
+                     {{"baseq", "logits"}, {"format", "pt"}});
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   json["seconds"] = seconds;
   json["peak_memory_bytes"] = peak_memory_bytes();
-  fmt::print("{}\n  perplexity      {:.4f}\n", arguments.model, json["perplexity"].get<double>());
+  print_text("{}\n  perplexity      {:.4f}\n", arguments.model, json["perplexity"].get<double>());
   if (reference) {
-    fmt::print("  mean KL         {:.5f} nats\n  top-1 agreement {:.2f} %\n", json["mean_kl"].get<double>(),
+    print_text("  mean KL         {:.5f} nats\n  top-1 agreement {:.2f} %\n", json["mean_kl"].get<double>(),
                100 * json["top1_agreement"].get<double>());
   }
-  fmt::print("  tokens          {} in {} windows of {}\n  time            {}\n  peak memory     {}\n",
+  print_text("  tokens          {} in {} windows of {}\n  time            {}\n  peak memory     {}\n",
              json["num_tokens"].get<int64_t>(), windows.size(0), windows.size(1), format_seconds(seconds),
              format_bytes(peak_memory_bytes()));
   write_json(arguments.common, json);
@@ -80,13 +85,15 @@ void add_eval(CLI::App& app) {
       ->transform(checkpoint_path());
   command->add_option("--reference", arguments->reference, "Checkpoint to compare with: KL divergence, top-1 agreement")
       ->transform(checkpoint_path());
-  command->add_option("--logits", arguments->logits,
-                      "Write input_ids and float32 logits [windows, tokens, vocabulary] to this .safetensors file");
+  command
+      ->add_option("--logits", arguments->logits,
+                   "Write input_ids and float32 logits [windows, tokens, vocabulary] to this .safetensors file")
+      ->transform(output_file());
   add_window_options(*command, arguments->windows);
   command
       ->add_option("--memory", arguments->memory,
                    "Budget such as 8G: hidden states go to mapped files in TMPDIR where it needs that")
-      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false));
+      ->transform(memory_size());
   add_common_options(*command, arguments->common);
   command->callback([arguments] { run(*arguments); });
 }

@@ -1,14 +1,16 @@
 #include "evaluation.h"
 
+#include <spdlog/spdlog.h>
+
 #include "baseq/pipeline/calibration.h"
 #include "progress_display.h"
 
 namespace baseq::cli {
 
 void add_window_options(CLI::App& command, WindowOptions& options) {
-  auto* text = command.add_option("--text", options.text, "Text or .jsonl file")->check(CLI::ExistingFile);
+  auto* text = command.add_option("--text", options.text, "Text or .jsonl file; - is stdin")->transform(input_file());
   command.add_option("--tokens", options.tokens, ".safetensors file with input_ids")
-      ->check(CLI::ExistingFile)
+      ->transform(input_file())
       ->excludes(text);
   command.add_option("--tokenizer", options.tokenizer, "tokenizer.json for --text (default: the one of the model)")
       ->check(CLI::ExistingFile);
@@ -21,16 +23,13 @@ void add_window_options(CLI::App& command, WindowOptions& options) {
 Tensor read_windows(const WindowOptions& options, const Checkpoint& checkpoint) {
   Tensor ids;
   if (options.text.empty()) {
-    const SafetensorsFile file(options.tokens);
-    TORCH_CHECK(file.contains("input_ids"), options.tokens, ": expected a tensor \"input_ids\"");
-    ids = file.tensor("input_ids");
-    TORCH_CHECK(at::isIntegralType(ids.scalar_type(), /*includeBool=*/false), options.tokens,
-                ": expected input_ids of integers, got ", ids.scalar_type());
-    ids = ids.to(at::kLong);
+    ids = read_token_ids(options.tokens);
   } else {
     ids = tokenize_file(options.text,
                         options.tokenizer.empty() ? open_tokenizer(checkpoint.path()) : Tokenizer(options.tokenizer));
   }
+  check_token_ids(ids, checkpoint.config().value("vocab_size", INT64_MAX),
+                  options.text.empty() ? options.tokens : options.text);
   return split_windows(ids, options.seq_len, options.max_windows);
 }
 
@@ -40,6 +39,10 @@ nlohmann::json evaluate_model(const std::string& name, const OpenModel& model, c
   // Where a matrix is as large as this, the product with it takes so much longer than new pages.
   const ModelConfig& config = model.model.config();
   if (config.hidden_size * config.intermediate_size * 4 >= kLargestPiece) return_freed_memory(kLargestPiece);
+  if (config.max_position_embeddings > 0 && windows.size(1) > config.max_position_embeddings) {
+    spdlog::warn("{}: windows of {} tokens, but the model was made for {}", name, windows.size(1),
+                 config.max_position_embeddings);
+  }
   Evaluation result;
   {
     ProgressDisplay display(context.quiet);

@@ -34,8 +34,7 @@ std::string now() {
 /// Cuts a last line without an end, which a full disk or a lost machine may have left.
 void cut_unfinished_line(const std::string& path, int descriptor) {
   struct stat status {};
-  TORCH_CHECK(::fstat(descriptor, &status) == 0 && (S_ISREG(status.st_mode) || S_ISCHR(status.st_mode)), "--log-json ",
-              path, ": is not a regular file");
+  TORCH_CHECK(::fstat(descriptor, &status) == 0, "--log-json ", path, ": ", message_of(errno));
   if (status.st_size == 0) return;
   char byte = 0;
   TORCH_CHECK(::pread(descriptor, &byte, 1, 0) == 1 && byte == '{', "--log-json ", path,
@@ -49,8 +48,13 @@ void cut_unfinished_line(const std::string& path, int descriptor) {
 
 EventLog::EventLog(const std::string& path) : path_(path) {
   if (path.empty()) return;
-  descriptor_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+  struct stat status {};
+  // A pipe or a device is written through. Opened for reading too, a pipe would not show that its reader is gone.
+  const bool through = ::stat(path.c_str(), &status) == 0 && !S_ISREG(status.st_mode);
+  descriptor_ = through ? ::open(path.c_str(), O_WRONLY | O_CLOEXEC | O_NOCTTY)
+                        : ::open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
   TORCH_CHECK(descriptor_ >= 0, "--log-json ", path, ": cannot be opened: ", message_of(errno));
+  if (through) return;
   try {
     cut_unfinished_line(path, descriptor_);
   } catch (...) {

@@ -7,7 +7,7 @@
 namespace baseq::cli {
 
 /// The file of --log-json: one JSON object a line for every event, with "time" (UTC). Each line is one write, so
-/// whenever the process dies the file is valid. A file that is there is continued.
+/// whenever the process dies the file is valid. A log that exists is continued; a pipe or a device is written through.
 class EventLog {
  public:
   /// @param path empty: nothing is written

@@ -2,11 +2,12 @@
 #include <fmt/ranges.h>
 
 #include <chrono>
+#include <cstdio>
 #include <memory>
 
 #include "baseq/export/export_checkpoint.h"
 #include "baseq/model/open_checkpoint.h"
-#include "commands.h"
+#include "output_files.h"
 #include "progress_display.h"
 
 namespace baseq::cli {
@@ -63,6 +64,7 @@ nlohmann::json to_json(const ExportArguments& arguments, const ExportPlan& plan)
 void run(const ExportArguments& arguments) {
   const auto start = std::chrono::steady_clock::now();
   apply(arguments.common);
+  check_outputs(arguments.common);
   return_freed_memory(1 << 20);
   if (arguments.output.empty() && !arguments.dry_run) throw CLI::RequiredError("--output or --dry-run");
   const Checkpoint checkpoint = open_checkpoint(arguments.model);
@@ -72,11 +74,11 @@ void run(const ExportArguments& arguments) {
   nlohmann::json report = to_json(arguments, plan);
   if (arguments.dry_run) {
     for (const PlannedTensor& tensor : plan.tensors) {
-      fmt::print("  {:<60} {:<5} [{}]\n", tensor.name, type_of(tensor), fmt::join(shape_of(tensor), ", "));
+      print_text("  {:<60} {:<5} [{}]\n", tensor.name, type_of(tensor), fmt::join(shape_of(tensor), ", "));
     }
   } else {
     if (!arguments.common.quiet) {
-      for (const std::string& note : plan.notes) fmt::print(stderr, "{}\n", note);
+      for (const std::string& note : plan.notes) std::fputs((note + "\n").c_str(), stderr);
     }
     ProgressDisplay display(arguments.common.quiet);
     write_export(checkpoint, plan, arguments.output,
@@ -84,11 +86,11 @@ void run(const ExportArguments& arguments) {
                  [&](int64_t done, int64_t total) { display.step(done, total, "tensors"); });
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  fmt::print("{}\n  format       {}\n  size         {} in {} tensors\n", arguments.dry_run ? "plan" : arguments.output,
+  print_text("{}\n  format       {}\n  size         {} in {} tensors\n", arguments.dry_run ? "plan" : arguments.output,
              arguments.format, format_bytes(plan.num_bytes()), plan.tensors.size());
-  for (const std::string& note : plan.notes) fmt::print("  note         {}\n", note);
+  for (const std::string& note : plan.notes) print_text("  note         {}\n", note);
   if (!arguments.dry_run) {
-    fmt::print("  time         {}\n  peak memory  {}\n", format_seconds(seconds), format_bytes(peak_memory_bytes()));
+    print_text("  time         {}\n  peak memory  {}\n", format_seconds(seconds), format_bytes(peak_memory_bytes()));
   }
   report["seconds"] = seconds;
   report["peak_memory_bytes"] = peak_memory_bytes();

@@ -5,7 +5,7 @@
 
 #include "baseq/eval/checkpoint_summary.h"
 #include "baseq/model/open_checkpoint.h"
-#include "commands.h"
+#include "output_files.h"
 
 namespace baseq::cli {
 namespace {
@@ -35,6 +35,7 @@ std::string describe_attention(const ModelConfig& config) {
 }
 
 void run(const InspectArguments& arguments) {
+  check_outputs(arguments.common);
   const Checkpoint checkpoint = open_checkpoint(arguments.model);
   const Model model(checkpoint);
   const ModelConfig& config = model.config();
@@ -46,21 +47,21 @@ void run(const InspectArguments& arguments) {
     tensors.push_back(
         {{"name", name}, {"dtype", c10::toString(tensor.scalar_type())}, {"shape", tensor.sizes().vec()}});
   }
-  fmt::print("{}\n  architecture  {}\n", arguments.model, config.architecture);
-  fmt::print("  layers        {}, hidden {}, heads {} of {}, key/value heads {}, ffn {}, vocabulary {}\n",
+  print_text("{}\n  architecture  {}\n", arguments.model, config.architecture);
+  print_text("  layers        {}, hidden {}, heads {} of {}, key/value heads {}, ffn {}, vocabulary {}\n",
              config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.head_dim,
              config.num_key_value_heads, config.intermediate_size, config.vocab_size);
-  fmt::print("  attention     {}\n", describe_attention(config));
-  fmt::print("  head          {}\n  size          {} in {} tensors\n", config.tie_word_embeddings ? "tied" : "untied",
+  print_text("  attention     {}\n", describe_attention(config));
+  print_text("  head          {}\n  size          {} in {} tensors\n", config.tie_word_embeddings ? "tied" : "untied",
              format_bytes(checkpoint.num_bytes()), tensors.size());
   if (const auto& quantization = model.quantization()) {
     const auto& quantizer = checkpoint.config()["quantization_config"];
-    fmt::print("  quantized by  {}{}\n", quantizer.value("read_from", quantizer.value("quant_method", "")),
+    print_text("  quantized by  {}{}\n", quantizer.value("read_from", quantizer.value("quant_method", "")),
                quantization->uniform ? "" : "; not all linears alike, the first is");
     std::string weights = describe(quantization->weights);
     if (quantization->lora_rank > 0) weights += fmt::format(", corrections of rank {}", quantization->lora_rank);
     if (quantization->weights) weights += fmt::format(": {:.3f} bits a weight in all", bits_per_weight(checkpoint));
-    fmt::print("  weights       {}\n  activations   {}\n  KV cache      {}\n", weights,
+    print_text("  weights       {}\n  activations   {}\n  KV cache      {}\n", weights,
                describe(quantization->input_activations), describe(quantization->kv_cache));
     std::string online;
     if (quantization->input_hadamard) online += " norm outputs,";
@@ -68,14 +69,14 @@ void run(const InspectArguments& arguments) {
     if (quantization->o_hadamard) online += " o_proj input,";
     if (quantization->down_hadamard) online += " down_proj input,";
     if (!online.empty()) online.pop_back();
-    fmt::print("  online        {}\n", online.empty() ? "nothing" : "Hadamard of" + online);
-    if (quantizer.contains("recipe")) fmt::print("  recipe        {}\n", quantizer["recipe"].value("name", ""));
+    print_text("  online        {}\n", online.empty() ? "nothing" : "Hadamard of" + online);
+    if (quantizer.contains("recipe")) print_text("  recipe        {}\n", quantizer["recipe"].value("name", ""));
   } else {
-    fmt::print("  quantization  none\n");
+    print_text("  quantization  none\n");
   }
   if (arguments.tensors) {
     for (const auto& tensor : tensors) {
-      fmt::print("  {:<60} {:<9} {}\n", tensor["name"].get<std::string>(), tensor["dtype"].get<std::string>(),
+      print_text("  {:<60} {:<9} {}\n", tensor["name"].get<std::string>(), tensor["dtype"].get<std::string>(),
                  tensor["shape"].dump());
     }
   }

@@ -2,8 +2,14 @@
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
+#include <cstdio>
+#include <string_view>
+
 #include "baseq/pipeline/quantize_checkpoint.h"
 #include "commands.h"
+#include "standard_streams.h"
+#include "suggestion.h"
 
 namespace {
 
@@ -12,9 +18,35 @@ constexpr int kFailure = 1;
 constexpr int kUsage = 2;
 constexpr int kInterrupted = 130;  // as a shell reports a process that SIGINT ended
 
+/// What a misspelled command or option was probably meant to be, as a sentence; empty when nothing is close.
+std::string suggestion(const CLI::App& app, int argc, char** argv) {
+  const auto said = [](const std::string& word, const std::vector<std::string>& known) {
+    const std::string closest = baseq::cli::closest_word(word, known);
+    return closest.empty() || closest == word ? "" : word + " is not known; did you mean " + closest + "?\n";
+  };
+  std::vector<std::string> words;
+  const CLI::App* command = nullptr;
+  for (const CLI::App* known : app.get_subcommands([](const CLI::App*) { return true; })) {
+    words.push_back(known->get_name());
+    if (argc > 1 && words.back() == argv[1]) command = known;
+  }
+  if (argc > 1 && command == nullptr) return argv[1][0] == '-' ? "" : said(argv[1], words);
+  words.clear();
+  for (const CLI::Option* option : command == nullptr ? app.get_options() : command->get_options()) {
+    for (const std::string& name : option->get_lnames()) words.push_back("--" + name);
+  }
+  for (int i = 2; i < argc; ++i) {
+    const std::string word = std::string(argv[i]).substr(0, std::string_view(argv[i]).find('='));
+    if (!word.starts_with("--") || std::find(words.begin(), words.end(), word) != words.end()) continue;
+    if (const std::string sentence = said(word, words); !sentence.empty()) return sentence;
+  }
+  return "";
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (!baseq::cli::open_closed_streams()) return kFailure;
   baseq::cli::keep_freed_memory();
   spdlog::set_default_logger(spdlog::stderr_color_mt("baseq"));
   spdlog::set_pattern("%^%l%$: %v");
@@ -30,10 +62,16 @@ int main(int argc, char** argv) {
   baseq::cli::add_compare(app);
   baseq::cli::add_sweep(app);
   try {
-    app.parse(argc, argv);
+    try {
+      app.parse(argc, argv);
+    } catch (const CLI::ParseError& error) {
+      if (app.exit(error) != 0) {
+        std::fputs(suggestion(app, argc, argv).c_str(), stderr);
+        return kUsage;
+      }
+    }
+    baseq::cli::flush_stdout();
     return 0;
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : kUsage;
   } catch (const baseq::Interrupted& interrupted) {
     spdlog::warn("{}", interrupted.what());
     return kInterrupted;

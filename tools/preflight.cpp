@@ -4,6 +4,7 @@
 
 #include "baseq/io/json_object.h"
 #include "baseq/pipeline/calibration.h"
+#include "output_files.h"
 
 namespace baseq::cli {
 namespace {
@@ -63,6 +64,10 @@ void throw_problems(const std::vector<std::string>& problems) {
   TORCH_CHECK(false, problems.size(), " problems:", list);
 }
 
+void check_quantize_outputs(const QuantizeArguments& arguments) {
+  check_outputs(arguments.common, {{"--log-json", arguments.log, kEventsMark}});
+}
+
 PreparedRun prepare(const QuantizeArguments& arguments) {
   PreparedRun prepared;
   StoredRun& run = prepared.run;
@@ -80,6 +85,7 @@ PreparedRun prepare(const QuantizeArguments& arguments) {
   run.model = arguments.model;
   run.output = arguments.output;
   attempt([&] { run.options = options_of(arguments); });
+  attempt([&] { check_quantize_outputs(arguments); });
   const bool has_recipe = attempt([&] { run.recipe = read_recipe(arguments); });
   attempt([&] { prepared.checkpoint = std::make_unique<Checkpoint>(run.model); });
   if (has_recipe) {
@@ -87,9 +93,13 @@ PreparedRun prepare(const QuantizeArguments& arguments) {
       TORCH_CHECK(!arguments.calibration.empty() || !run.recipe.needs_calibration(), "recipe \"", run.recipe.name,
                   "\" needs calibration data: pass --calibration FILE");
       if (arguments.calibration.empty()) return;
-      run.windows = read_calibration(
+      const Tensor windows = read_calibration(
           arguments.calibration, run.model / "tokenizer.json",
           {.num_samples = run.recipe.num_samples, .seq_len = run.recipe.seq_len, .seed = arguments.common.seed});
+      const nlohmann::json known =
+          prepared.checkpoint ? prepared.checkpoint->config().value("vocab_size", nlohmann::json()) : nlohmann::json();
+      if (known.is_number_integer()) check_token_ids(windows, known.get<int64_t>(), arguments.calibration);
+      run.windows = windows;
     });
   }
   if (has_recipe && prepared.checkpoint) {
@@ -103,18 +113,18 @@ PreparedRun prepare(const QuantizeArguments& arguments) {
 
 void print_plan(const QuantizeArguments& arguments, const PreparedRun& prepared, double seconds) {
   const RunPlan& plan = prepared.plan;
-  fmt::print("{}: {} blocks, nothing found that would stop this run\n", prepared.run.model.string(), plan.num_blocks);
-  fmt::print("  memory  {}, estimated\n", format_bytes(plan.memory.bytes()));
+  print_text("{}: {} blocks, nothing found that would stop this run\n", prepared.run.model.string(), plan.num_blocks);
+  print_text("  memory  {}, estimated\n", format_bytes(plan.memory.bytes()));
   nlohmann::json memory = nlohmann::json::object(), disk = nlohmann::json::object();
   for (const auto& [what, bytes] : plan.memory.parts) {
-    fmt::print("    {:<46} {}\n", what, format_bytes(bytes));
+    print_text("    {:<46} {}\n", what, format_bytes(bytes));
     memory[what] = bytes;
   }
   for (const auto& [directory, bytes] : plan.disk) {
-    fmt::print("  disk    {} in {}\n", format_bytes(bytes), directory);
+    print_text("  disk    {} in {}\n", format_bytes(bytes), directory);
     disk[directory] = disk.value(directory, int64_t{0}) + bytes;
   }
-  fmt::print("  time    {}, {} times the first block, which was quantized with few windows\n", format_seconds(seconds),
+  print_text("  time    {}, {} times the first block, which was quantized with few windows\n", format_seconds(seconds),
              plan.num_blocks);
   write_json(arguments.common, {{"memory_bytes", plan.memory.bytes()},
                                 {"memory", memory},

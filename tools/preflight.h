@@ -27,6 +27,9 @@ struct PreparedRun {
   std::string memory_choice;  ///< what --memory led to, a sentence; empty without it
 };
 
+/// Checks the files of --json and --log-json, see check_outputs().
+void check_quantize_outputs(const QuantizeArguments& arguments);
+
 /// Throws c10::Error with everything that was found wrong, not the first only.
 PreparedRun prepare(const QuantizeArguments& arguments);
 

@@ -10,6 +10,7 @@
 #include "baseq/pipeline/run_log.h"
 #include "commands.h"
 #include "event_log.h"
+#include "output_files.h"
 #include "preflight.h"
 #include "progress_display.h"
 
@@ -44,6 +45,7 @@ nlohmann::json describe_blocks(const RunRecord& record) {
 
 /// The run of --resume, with what it was started with.
 PreparedRun stored_run(const QuantizeArguments& arguments) {
+  check_quantize_outputs(arguments);
   PreparedRun prepared{.run = read_stored_run(arguments.resume)};
   CommonOptions common = arguments.common;
   common.threads = static_cast<int>(prepared.run.num_threads);
@@ -100,10 +102,10 @@ void run(const QuantizeArguments& arguments) {
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   const int64_t bytes = Checkpoint(output).num_bytes();
-  fmt::print("{}\n  recipe       {}\n  size         {} (original {})\n  time         {}\n  peak memory  {}\n",
+  print_text("{}\n  recipe       {}\n  size         {} (original {})\n  time         {}\n  peak memory  {}\n",
              output.string(), recipe.name, format_bytes(bytes), format_bytes(checkpoint.num_bytes()),
              format_seconds(seconds), format_bytes(peak_memory_bytes()));
-  if (!options.work_directory.empty()) {
+  if (!options.work_directory.empty() && !arguments.common.quiet) {
     spdlog::info("{} is no longer needed", options.work_directory.string());
   }
   write_json(arguments.common, {{"recipe", recipe.to_json()},
@@ -120,11 +122,11 @@ void add_quantize(CLI::App& app) {
   CLI::App* command = app.add_subcommand("quantize", "Quantize a Hugging Face checkpoint");
   command->add_option("model", arguments->model, "Checkpoint directory, or org/name in the local Hugging Face cache")
       ->transform(checkpoint_directory());
-  command->add_option("--recipe", arguments->recipe, "Recipe file, see configs/")->check(CLI::ExistingFile);
+  command->add_option("--recipe", arguments->recipe, "Recipe file, see configs/")->transform(input_file());
   command
       ->add_option("--calibration", arguments->calibration,
-                   "Text, .jsonl with \"text\", or .safetensors with input_ids")
-      ->check(CLI::ExistingFile);
+                   "Text, .jsonl with \"text\", or .safetensors with input_ids; - is text from stdin")
+      ->transform(input_file());
   command->add_option("--output", arguments->output, "Directory of the quantized checkpoint");
   command->add_option(
       "--work", arguments->work,
@@ -142,13 +144,14 @@ void add_quantize(CLI::App& app) {
   command
       ->add_option("--memory", arguments->memory,
                    "Budget such as 8G: chooses where the activation streams live and how many tokens go at a time")
-      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false))
+      ->transform(memory_size())
       ->excludes(command->get_option("--activations"));
   command->add_flag("--force", arguments->force, "Replace an existing output directory");
   command->add_flag("--dry-run", arguments->dry_run,
                     "Only say what is wrong, and what memory, disk and time the run would take");
-  command->add_option("--log-json", arguments->log,
-                      "Append every event of the run to this file, one JSON object a line");
+  command
+      ->add_option("--log-json", arguments->log, "Append every event of the run to this file, one JSON object a line")
+      ->transform(output_file());
   add_common_options(*command, arguments->common);
   // A run goes on as it was started.
   for (const char* other : {"model", "--recipe", "--calibration", "--output", "--work", "--set", "--shard-size",

@@ -2,11 +2,12 @@
 
 #include <fmt/format.h>
 
-#include <fstream>
 #include <memory>
 
+#include "baseq/io/hub_cache.h"
 #include "baseq/io/json_object.h"
-#include "commands.h"
+#include "baseq/model/open_checkpoint.h"
+#include "output_files.h"
 
 namespace baseq::cli {
 namespace {
@@ -34,20 +35,21 @@ std::vector<nlohmann::json> results_in(const nlohmann::json& json) {
   return found;
 }
 
-/// Results of this checkpoint in the files DIRECTORY-*.json beside it.
-std::vector<nlohmann::json> results_beside(const fs::path& directory, const std::string& name) {
+/// Results of the checkpoint called `name` in the files DIRECTORY-*.json of `folder`.
+std::vector<nlohmann::json> results_in_folder(const fs::path& folder, const std::string& name) {
+  const std::string directory = fs::path(name).filename().string();
   std::vector<fs::path> files;
   std::error_code ignored;
-  for (const auto& entry : fs::directory_iterator(directory.parent_path(), ignored)) {
+  for (const auto& entry : fs::directory_iterator(folder, ignored)) {
     const std::string file = entry.path().filename().string();
-    if (file.starts_with(name + "-") && file.ends_with(".json")) files.push_back(entry.path());
+    if (file.starts_with(directory + "-") && file.ends_with(".json")) files.push_back(entry.path());
   }
   std::sort(files.begin(), files.end());
   std::vector<nlohmann::json> found;
   for (const fs::path& file : files) {
     try {
       for (nlohmann::json& result : results_in(read_json_file(file.string()))) {
-        if (directory_name(result["model"].get<std::string>()) == name) found.push_back(std::move(result));
+        if (model_name(result["model"].get<std::string>()) == name) found.push_back(std::move(result));
       }
     } catch (const c10::Error&) {
       // Not ours: nobody named it.
@@ -57,26 +59,29 @@ std::vector<nlohmann::json> results_beside(const fs::path& directory, const std:
 }
 
 void run(const ReportArguments& arguments) {
-  const Checkpoint checkpoint(arguments.model);
+  const std::string name = model_name(arguments.model);
+  const fs::path directory = fs::absolute(arguments.model).lexically_normal() / "";
+  // Files about a model in the cache of the Hub belong to the user's directory, not into the cache.
+  const bool cached = name.find('/') != name.npos;
+  const fs::path folder = cached ? fs::current_path() : directory.parent_path().parent_path();
+  const fs::path output = arguments.output.empty() ? folder / (fs::path(name).filename().string() + "-report.html")
+                                                   : fs::path(arguments.output);
+  const OutputFile page{"--output", output.string(), kPageMark};
+  check_outputs({}, {page});
+  const Checkpoint checkpoint = open_checkpoint(arguments.model);
   const Model model(checkpoint);
   Report report{.summary = summarize(checkpoint, model), .config = checkpoint.config(), .run = {}, .results = {}};
-  const fs::path directory = fs::absolute(arguments.model).lexically_normal();
-  const fs::path parent = directory.has_filename() ? directory : directory.parent_path();
-  const fs::path log = arguments.log.empty() ? parent / kRunLogFile : fs::path(arguments.log);
+  const fs::path log = arguments.log.empty() ? directory / kRunLogFile : fs::path(arguments.log);
   if (!arguments.log.empty() || fs::exists(log)) report.run = read_run_log(log);
-  if (arguments.results.empty()) report.results = results_beside(parent, report.summary.name);
+  if (arguments.results.empty()) report.results = results_in_folder(folder, name);
   for (const std::string& file : arguments.results) {
     std::vector<nlohmann::json> found = results_in(read_json_file(file));
     TORCH_CHECK(!found.empty(), file, ": holds no results; expected what eval --json or compare --json writes");
     report.results.insert(report.results.end(), found.begin(), found.end());
   }
-  const fs::path output = arguments.output.empty() ? parent.parent_path() / (report.summary.name + "-report.html")
-                                                   : fs::path(arguments.output);
-  std::ofstream file(output, std::ios::binary | std::ios::trunc);
-  file << html_report(report);
-  file.close();
-  TORCH_CHECK(file.good(), output.string(), ": cannot be written");
-  fmt::print("{}\n", output.string());
+  check_output_file(page.option, page.path, page.mark);
+  write_output_file(output, html_report(report));
+  print_text("{}\n", output.string());
 }
 
 }  // namespace
@@ -87,7 +92,10 @@ void add_report(CLI::App& app) {
   command->add_option("model", arguments->model, "Directory of a quantized checkpoint")
       ->required()
       ->transform(checkpoint_directory());
-  command->add_option("--output", arguments->output, "The page; default: MODEL-report.html beside the directory");
+  command
+      ->add_option("--output", arguments->output,
+                   "The page; default: MODEL-report.html next to the directory; - is stdout")
+      ->transform(output_file());
   command
       ->add_option("--results", arguments->results,
                    "Files of eval --json or compare --json; default: MODEL-*.json beside the directory")

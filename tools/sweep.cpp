@@ -9,6 +9,7 @@
 #include "baseq/pipeline/quantize_checkpoint.h"
 #include "child_process.h"
 #include "commands.h"
+#include "output_files.h"
 #include "sweep_plan.h"
 #include "text_table.h"
 
@@ -211,10 +212,11 @@ std::string summary_table(const json& jobs) {
 }
 
 void run(const SweepArguments& arguments) {
+  check_outputs(arguments.common);
   const SweepPlan plan = read_sweep_plan(arguments.file);
   const auto num_jobs = static_cast<int64_t>(plan.jobs.size());
   if (arguments.list) {
-    for (int64_t i = 0; i < num_jobs; ++i) fmt::print("{} {}\n", i, plan.jobs[static_cast<size_t>(i)].name);
+    for (int64_t i = 0; i < num_jobs; ++i) print_text("{} {}\n", i, plan.jobs[static_cast<size_t>(i)].name);
     return;
   }
   TORCH_CHECK(arguments.only < num_jobs, "--only ", arguments.only, ": ", arguments.file, " has jobs 0 to ",
@@ -233,10 +235,10 @@ void run(const SweepArguments& arguments) {
     }
   }
   const std::string table = summary_table(jobs);
-  fmt::print("{}", table);
+  print_text("{}", table);
   if (all) {
     write_json_file(plan.output / "summary.json", {{"jobs", jobs}});
-    std::ofstream(plan.output / "summary.md") << table;
+    write_output_file(plan.output / "summary.md", table);
   }
   write_json(arguments.common, {{"jobs", jobs}});
   if (was_signalled()) throw Interrupted("stopped; the same command goes on");

@@ -4,7 +4,7 @@
 
 #include <set>
 
-#include "baseq/eval/checkpoint_summary.h"
+#include "baseq/io/hub_cache.h"
 #include "baseq/io/json_object.h"
 
 namespace baseq::cli {
@@ -71,9 +71,10 @@ SweepPlan read_sweep_plan(const std::string& file) {
     plan.jobs.push_back(std::move(job));
   };
   for (const std::string& model : models) {
-    if (originals) add({.name = directory_name(model), .model = model, .recipe = "", .overrides = {}});
+    const std::string name = std::filesystem::path(model_name(model)).filename().string();
+    if (originals) add({.name = name, .model = model, .recipe = "", .overrides = {}});
     for (const Variant& variant : variants) {
-      add({.name = directory_name(model) + "-" + variant.name,
+      add({.name = name + "-" + variant.name,
            .model = model,
            .recipe = variant.recipe,
            .overrides = variant.overrides});

@@ -7,7 +7,7 @@
 
 #include "baseq/io/safetensors.h"
 #include "baseq/pipeline/calibration.h"
-#include "commands.h"
+#include "output_files.h"
 
 namespace baseq::cli {
 namespace {
@@ -20,6 +20,8 @@ struct TokenizeArguments {
 
 void run(const TokenizeArguments& arguments) {
   apply(arguments.common);
+  const OutputFile output{"--output", arguments.output, kTokenIdsMark};
+  check_outputs(arguments.common, {output});
   const auto start = std::chrono::steady_clock::now();
   const std::filesystem::path model(arguments.model);
   const Tokenizer tokenizer(std::filesystem::is_directory(model) ? model / "tokenizer.json" : model);
@@ -31,12 +33,13 @@ void run(const TokenizeArguments& arguments) {
                 arguments.seq_len);
     ids = ids.narrow(0, 0, num_windows * arguments.seq_len).view({num_windows, arguments.seq_len});
   }
-  save_safetensors(arguments.output, {{"input_ids", ids}});
+  check_output_file(output.option, output.path, output.mark);
+  save_safetensors(arguments.output, {{"input_ids", ids}}, {{"baseq", "token ids"}, {"format", "pt"}});
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (ids.dim() == 2) {
-    fmt::print("{}: {} windows of {} of {} tokens\n", arguments.output, ids.size(0), ids.size(1), num_tokens);
+    print_text("{}: {} windows of {} of {} tokens\n", arguments.output, ids.size(0), ids.size(1), num_tokens);
   } else {
-    fmt::print("{}: {} tokens\n", arguments.output, num_tokens);
+    print_text("{}: {} tokens\n", arguments.output, num_tokens);
   }
   write_json(arguments.common, {{"model", arguments.model},
                                 {"text", arguments.text},
@@ -55,8 +58,12 @@ void add_tokenize(CLI::App& app) {
   command->add_option("model", arguments->model, "Checkpoint directory, org/name, or a tokenizer.json")
       ->required()
       ->transform(CLI::ExistingFile | checkpoint_directory());
-  command->add_option("--text", arguments->text, "Text or .jsonl file")->required()->check(CLI::ExistingFile);
-  command->add_option("--output", arguments->output, ".safetensors file: int32 input_ids [num_tokens]")->required();
+  command->add_option("--text", arguments->text, "Text or .jsonl file; - is stdin")
+      ->required()
+      ->transform(input_file());
+  command->add_option("--output", arguments->output, ".safetensors file: int32 input_ids [num_tokens]")
+      ->required()
+      ->transform(output_file());
   command->add_option("--seq-len", arguments->seq_len, "Cut into windows, input_ids [n, N]; the rest is left out")
       ->check(CLI::Range(1, 1 << 24));
   add_common_options(*command, arguments->common);

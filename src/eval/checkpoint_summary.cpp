@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
+#include "baseq/io/hub_cache.h"
+
 namespace baseq {
 namespace {
 
@@ -61,13 +63,8 @@ std::string describe(const std::optional<QuantSpec>& spec) {
   return text;
 }
 
-std::string directory_name(const std::filesystem::path& directory) {
-  const std::filesystem::path path = std::filesystem::absolute(directory).lexically_normal();
-  return (path.has_filename() ? path : path.parent_path()).filename().string();
-}
-
 CheckpointSummary summarize(const Checkpoint& checkpoint, const Model& model) {
-  CheckpointSummary summary{.name = directory_name(checkpoint.path()), .num_bytes = checkpoint.num_bytes()};
+  CheckpointSummary summary{.name = model_name(checkpoint.path()), .num_bytes = checkpoint.num_bytes()};
   const auto& quantization = model.quantization();
   summary.weights = describe(quantization ? quantization->weights : std::nullopt);
   if (quantization && quantization->lora_rank > 0) {

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <set>
 
+#include "baseq/io/hub_cache.h"
 #include "baseq/io/units.h"
 #include "html.h"
 #include "report_style.h"
@@ -120,7 +121,7 @@ std::string model_section(const Report& report) {
   std::string cards;
   for (const json& result : report.results) {
     const double perplexity = number_at(result, "perplexity");
-    if (std::isfinite(perplexity) && directory_name(text_at(result, "model")) == summary.name) {
+    if (std::isfinite(perplexity) && model_name(text_at(result, "model")) == summary.name) {
       cards += card(show(perplexity, "{:.3f}"), "perplexity");
       break;
     }
@@ -341,6 +342,7 @@ std::string html_report(const Report& report) {
   const std::string title = escape_html(report.summary.name);
   std::string html = fmt::format(
       "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
+      "<meta name=\"generator\" content=\"baseq\">\n"
       "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n"
       "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
       "<title>{} &#8211; baseq report</title>\n<style>{}</style>\n</head>\n<body>\n<h1>{}</h1>\n",

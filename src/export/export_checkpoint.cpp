@@ -10,6 +10,7 @@
 #include <numeric>
 #include <sstream>
 
+#include "baseq/io/output_file.h"
 #include "baseq/model/modeling_source.h"
 #include "baseq/pipeline/run_log.h"
 #include "export_source.h"
@@ -28,6 +29,24 @@ std::string source_readme(const Checkpoint& checkpoint) {
   std::ostringstream content;
   if (file) content << file.rdbuf() << "\n";
   return content.str();
+}
+
+ExportPlan plan_format(std::shared_ptr<const ExportSource> source, at::ScalarType dtype, const ExportOptions& options) {
+  switch (options.format) {
+    case ExportFormat::kHuggingFace:
+      return plan_hugging_face(std::move(source), dtype);
+    case ExportFormat::kCompressedTensors:
+      return plan_compressed_tensors(std::move(source), dtype);
+    case ExportFormat::kGptq:
+      return plan_gptq(std::move(source), dtype);
+    case ExportFormat::kAwq:
+      return plan_awq(std::move(source), dtype);
+    case ExportFormat::kPeft:
+      return plan_peft(std::move(source), dtype);
+    case ExportFormat::kGguf:
+      return plan_gguf(std::move(source), options.gguf_type);
+  }
+  TORCH_INTERNAL_ASSERT(false, "unknown ExportFormat");
 }
 
 }  // namespace
@@ -71,21 +90,12 @@ ExportPlan plan_export(const Checkpoint& checkpoint, const ExportOptions& option
   TORCH_CHECK(dequantized || source->quantization().uniform, source->path(),
               ": the linears are quantized in different ways, or with groups of scattered columns; formats hf and gguf "
               "F16 carry the dequantized weights");
-  switch (options.format) {
-    case ExportFormat::kHuggingFace:
-      return plan_hugging_face(std::move(source), dtype);
-    case ExportFormat::kCompressedTensors:
-      return plan_compressed_tensors(std::move(source), dtype);
-    case ExportFormat::kGptq:
-      return plan_gptq(std::move(source), dtype);
-    case ExportFormat::kAwq:
-      return plan_awq(std::move(source), dtype);
-    case ExportFormat::kPeft:
-      return plan_peft(std::move(source), dtype);
-    case ExportFormat::kGguf:
-      return plan_gguf(std::move(source), options.gguf_type);
+  ExportPlan plan = plan_format(std::move(source), dtype, options);
+  if (options.format != ExportFormat::kGguf && checkpoint.directory() != checkpoint.path()) {
+    plan.notes.push_back(
+        "The result has no tokenizer: a GGUF file holds none of its files. Copy them from the original model.");
   }
-  TORCH_INTERNAL_ASSERT(false, "unknown ExportFormat");
+  return plan;
 }
 
 void write_export(const Checkpoint& checkpoint, const ExportPlan& plan, const std::filesystem::path& output,
@@ -93,6 +103,7 @@ void write_export(const Checkpoint& checkpoint, const ExportPlan& plan, const st
                   const std::function<void(int64_t done, int64_t total)>& progress) {
   const c10::NoGradGuard no_grad;
   if (plan.write_file) return plan.write_file(plan, output, options.force, progress);
+  check_disk_space("export", output, plan.num_bytes());
   CheckpointWriter writer(output, options);
   const auto total = static_cast<int64_t>(plan.tensors.size());
   for (int64_t i = 0; i < total; ++i) {

@@ -1,11 +1,13 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
-#include <fstream>
 #include <map>
 
+#include "../io/files.h"
 #include "../model/gguf_checkpoint.h"
 #include "baseq/io/gguf_file.h"
+#include "baseq/io/hub_cache.h"
+#include "baseq/io/output_file.h"
 #include "baseq/model/rotary_embedding.h"
 #include "export_source.h"
 #include "gguf_file.h"
@@ -16,7 +18,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr const char* kWho = "export";
 constexpr int64_t kBlock = 32;
+/// By which a file is known to be ours.
+constexpr const char* kVersionKey = "baseq.version";
 
 const std::map<std::string, GgufType> kTypes = {
     {"F16", GgufType::kF16}, {"Q8_0", GgufType::kQ8_0}, {"Q4_0", GgufType::kQ4_0}, {"Q4_1", GgufType::kQ4_1}};
@@ -82,7 +87,8 @@ GgufMetadata metadata_of(const ExportSource& source, GgufType type) {
   const auto size = [](int64_t value) { return static_cast<uint32_t>(value); };
   const std::string name = architecture_of(config)->name;
   metadata.add("general.architecture", name);
-  metadata.add("general.name", fs::absolute(source.checkpoint().path()).lexically_normal().filename().string());
+  metadata.add(kVersionKey, BASEQ_VERSION);
+  metadata.add("general.name", model_name(source.checkpoint().path()));
   metadata.add("general.file_type", kFileTypes.at(type));
   metadata.add("general.quantization_version", uint32_t{2});
   const int64_t context = source.checkpoint().config().value("max_position_embeddings", int64_t{2048});
@@ -138,43 +144,41 @@ struct GgufPlan {
   std::vector<std::function<Tensor()>> values;
 };
 
+/// Throws unless the file can be written and nothing is lost by it.
+void check_gguf_output(const fs::path& output, bool force, int64_t num_bytes) {
+  const WriteTarget target = write_target(kWho, output);
+  TORCH_CHECK(target.regular, kWho, ": ", output.string(),
+              " is not a regular file; a GGUF export is read back to check it");
+  TORCH_CHECK(force || !path_exists(kWho, target.path), output.string(), ": exists; pass --force to replace it");
+  check_output_file(kWho, output, kVersionKey);
+  check_disk_space(kWho, output, num_bytes);
+}
+
 void write_gguf(const ExportPlan& plan, const GgufPlan& gguf, const fs::path& output, bool force,
                 const std::function<void(int64_t, int64_t)>& progress) {
-  TORCH_CHECK(force || !fs::exists(output), output.string(), ": exists; pass --force to replace it");
-  TORCH_CHECK(!fs::is_directory(output), output.string(), ": is a directory; a GGUF export is one file");
-  fs::path partial = output;
-  partial += ".partial";
-  try {
-    std::ofstream file(partial, std::ios::binary);
-    const std::string header = gguf_header(gguf.metadata, gguf.tensors);
-    file.write(header.data(), static_cast<std::streamsize>(header.size()));
-    const auto total = static_cast<int64_t>(plan.tensors.size());
-    for (int64_t i = 0; i < total; ++i) {
-      const Tensor tensor = made(plan.tensors[static_cast<size_t>(i)]).contiguous();
-      const auto bytes = static_cast<int64_t>(tensor.nbytes());
-      file.write(static_cast<const char*>(tensor.const_data_ptr()), bytes);
-      file.write(std::string(kBlock, '\0').data(), gguf_padded(bytes) - bytes);
-      if (progress) progress(i + 1, total);
-    }
-    file.close();
-    TORCH_CHECK(file.good(), partial.string(), ": cannot be written");
-    const GgufFile written(partial);
-    TORCH_CHECK(written.tensors().size() == gguf.tensors.size(), "export: ", partial.string(), " holds ",
-                written.tensors().size(), " tensors but ", gguf.tensors.size(), " were planned");
-    for (size_t i = 0; i < gguf.tensors.size(); ++i) {
-      const auto& [name, type, shape] = gguf.tensors[i];
-      const GgufFile::Entry& entry = written.tensors().at(name);
-      TORCH_CHECK(entry.type == static_cast<uint32_t>(type) && entry.shape == shape, "export: ", name,
-                  " was not written as planned");
-      expect_written(gguf_values(written, name).to(at::kFloat), gguf.values[i](), name);
-      written.release_pages();
-    }
-    fs::rename(partial, output);
-  } catch (...) {
-    std::error_code ignored;
-    fs::remove(partial, ignored);
-    throw;
+  check_gguf_output(output, force, plan.num_bytes());
+  FileWriter file(kWho, output);
+  file.write(gguf_header(gguf.metadata, gguf.tensors));
+  const auto total = static_cast<int64_t>(plan.tensors.size());
+  for (int64_t i = 0; i < total; ++i) {
+    const Tensor tensor = made(plan.tensors[static_cast<size_t>(i)]).contiguous();
+    const auto bytes = static_cast<int64_t>(tensor.nbytes());
+    file.write(tensor.const_data_ptr(), tensor.nbytes());
+    file.write(std::string(static_cast<size_t>(gguf_padded(bytes) - bytes), '\0'));
+    if (progress) progress(i + 1, total);
   }
+  const GgufFile written(file.temporary());
+  TORCH_CHECK(written.tensors().size() == gguf.tensors.size(), "export: ", output.string(), " holds ",
+              written.tensors().size(), " tensors but ", gguf.tensors.size(), " were planned");
+  for (size_t i = 0; i < gguf.tensors.size(); ++i) {
+    const auto& [name, type, shape] = gguf.tensors[i];
+    const GgufFile::Entry& entry = written.tensors().at(name);
+    TORCH_CHECK(entry.type == static_cast<uint32_t>(type) && entry.shape == shape, "export: ", name,
+                " was not written as planned");
+    expect_written(gguf_values(written, name).to(at::kFloat), gguf.values[i](), name);
+    written.release_pages();
+  }
+  file.commit();
 }
 
 }  // namespace

@@ -2,13 +2,16 @@
 
 #include <ATen/ATen.h>
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <system_error>
+#include <utility>
 
 namespace baseq {
 namespace {
@@ -91,15 +94,63 @@ std::string read_file(std::string_view who, const std::filesystem::path& path, s
   return content;
 }
 
-FileWriter::FileWriter(std::string_view who, const std::filesystem::path& path) : who_(who), path_(path) {
-  temporary_ = path_;
-  temporary_ += ".tmp";
-  // What an earlier process left makes way; a link in its place is not followed to wherever it points.
-  ::unlink(temporary_.c_str());
-  descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-  if (descriptor_ < 0) {
-    throw_system_error(who_, "create", temporary_, errno);
+WriteTarget write_target(std::string_view who, const std::filesystem::path& path) {
+  namespace fs = std::filesystem;
+  constexpr int kMostLinks = 40;  // as many as Linux follows
+  WriteTarget target{.path = path};
+  std::error_code error;
+  for (int links = 0; fs::is_symlink(fs::symlink_status(target.path, error)); ++links) {
+    if (links == kMostLinks) throw_system_error(who, "write", path, ELOOP);
+    const fs::path directory = target.path.has_parent_path() ? target.path.parent_path() : ".";
+    if (fs::equivalent(directory, "/proc/self/fd", error)) {
+      target.descriptor = std::atoi(target.path.filename().c_str());
+      target.regular = false;
+      return target;
+    }
+    target.path = directory / fs::read_symlink(target.path, error);
   }
+  const fs::file_status status = fs::status(target.path, error);
+  if (fs::is_directory(status)) throw_system_error(who, "write", path, EISDIR);
+  target.regular = !fs::exists(status) || fs::is_regular_file(status);
+  return target;
+}
+
+FileWriter::FileWriter(std::string_view who, const std::filesystem::path& path) : who_(who) {
+  const WriteTarget target = write_target(who_, path);
+  path_ = target.path;
+  if (target.regular) {
+    create_temporary();
+    return;
+  }
+  descriptor_ = target.descriptor >= 0 ? ::fcntl(target.descriptor, F_DUPFD_CLOEXEC, 0)
+                                       : ::open(path_.c_str(), O_WRONLY | O_CLOEXEC | O_NOCTTY);
+  if (descriptor_ < 0) throw_system_error(who_, "open", path_, errno);
+}
+
+void FileWriter::create_temporary() {
+  std::filesystem::path temporary = path_;
+  temporary += ".baseq.tmp";
+  // A link in its place is not followed to wherever it points.
+  constexpr int kFlags = O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;
+  descriptor_ = ::open(temporary.c_str(), kFlags, 0666);
+  if (descriptor_ < 0 && errno == EEXIST) {
+    // What an earlier process left makes way; the file of one that still writes is locked.
+    const int other = ::open(temporary.c_str(), O_WRONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    const bool locked = other >= 0 && ::flock(other, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    if (!locked) ::unlink(temporary.c_str());
+    if (other >= 0) ::close(other);
+    TORCH_CHECK(!locked, who_, ": another process is writing ", path_.string());
+    descriptor_ = ::open(temporary.c_str(), kFlags, 0666);
+  }
+  if (descriptor_ < 0) throw_system_error(who_, "create", temporary, errno);
+  // Without a lock where the file system has none.
+  struct stat status {};
+  const bool locked = ::flock(descriptor_, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK;
+  if (!locked || ::fstat(descriptor_, &status) != 0 || status.st_nlink == 0) {
+    ::close(descriptor_);
+    TORCH_CHECK(false, who_, ": another process is writing ", path_.string());
+  }
+  temporary_ = temporary;
 }
 
 FileWriter::~FileWriter() {
@@ -132,20 +183,21 @@ void write_bytes(std::string_view who, int descriptor, const std::filesystem::pa
 }  // namespace
 
 void FileWriter::write(const void* data, size_t num_bytes) {
-  write_bytes(who_, descriptor_, temporary_, data, num_bytes);
+  write_bytes(who_, descriptor_, temporary_.empty() ? path_ : temporary_, data, num_bytes);
 }
 
 void FileWriter::commit() {
-  if (::fsync(descriptor_) != 0) {
-    throw_system_error(who_, "write", temporary_, errno);
+  const std::filesystem::path& written = temporary_.empty() ? path_ : temporary_;
+  if (!temporary_.empty() && ::fsync(descriptor_) != 0) {
+    throw_system_error(who_, "write", written, errno);
   }
-  // Network file systems report a full disk here at the latest.
-  const int closed = ::close(descriptor_);
-  const int error = errno;
-  descriptor_ = -1;
-  if (closed != 0) {
-    throw_system_error(who_, "write", temporary_, error);
+  // Renamed while the lock is held. Network file systems report a full disk at the latest when the file is closed, so
+  // another descriptor of it is closed first.
+  const int second = temporary_.empty() ? std::exchange(descriptor_, -1) : ::fcntl(descriptor_, F_DUPFD_CLOEXEC, 0);
+  if (second < 0 || ::close(second) != 0) {
+    throw_system_error(who_, "write", written, errno);
   }
+  if (temporary_.empty()) return;
   if (::rename(temporary_.c_str(), path_.c_str()) != 0) {
     throw_system_error(who_, "rename the finished file to", path_, errno);
   }

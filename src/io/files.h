@@ -44,7 +44,19 @@ size_t read_bytes(std::string_view who, const FileDescriptor& file, const std::f
 /// The whole file; throws when it is longer than `max_bytes`.
 std::string read_file(std::string_view who, const std::filesystem::path& path, size_t max_bytes);
 
-/// Writes `<path>.tmp`; commit() syncs it to the disk and renames it. Destroyed before commit(), it removes it.
+/// Where bytes that are written to a path end up.
+struct WriteTarget {
+  std::filesystem::path path;  ///< links followed
+  int descriptor = -1;         ///< the open file of this process that the path names, as /dev/stdout does; -1: none
+  bool regular = true;         ///< a regular file, or nothing yet; false for a pipe or a device
+};
+
+/// Follows links, also one to a file that does not exist yet. Throws for a directory and for a circle of links.
+WriteTarget write_target(std::string_view who, const std::filesystem::path& path);
+
+/// Writes a file as a whole: to `<path>.baseq.tmp` first, which commit() syncs to the disk and renames. Destroyed
+/// before commit(), it removes that file. A link is followed. A pipe or a device is written through, and so is a path
+/// such as /dev/stdout, where that file stands. A second writer of the same file is refused.
 class FileWriter {
  public:
   FileWriter(std::string_view who, const std::filesystem::path& path);
@@ -53,9 +65,12 @@ class FileWriter {
   FileWriter& operator=(const FileWriter&) = delete;
   void write(const void* data, size_t num_bytes);
   void write(std::string_view text) { write(text.data(), text.size()); }
+  /// The file that holds what was written so far, to look at before commit(). Empty for a pipe or a device.
+  const std::filesystem::path& temporary() const { return temporary_; }
   void commit();
 
  private:
+  void create_temporary();
   std::string who_;
   std::filesystem::path path_, temporary_;
   int descriptor_ = -1;

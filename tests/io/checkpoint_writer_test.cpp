@@ -106,7 +106,7 @@ TEST(CheckpointWriter, ALinkInTheWayIsNotWrittenThrough) {
   const TempDirectory dir;
   write_bytes(dir / "victim", "mine");
   CheckpointWriter writer(dir / "out", {});
-  fs::create_symlink(dir / "victim", dir / "out.partial/config.json.tmp");
+  fs::create_symlink(dir / "victim", dir / "out.partial/config.json.baseq.tmp");
   writer.add("a", at::ones({4}));
   writer.finish(kConfig);
   EXPECT_EQ(read_bytes(dir / "victim"), "mine");

@@ -155,6 +155,9 @@ def test_model_in_the_hugging_face_cache_is_named_by_its_repository(run, tmp_pat
         done = run("inspect", "org/tiny", variables=variables)
         assert done.returncode == 0, done.stderr
         assert "LlamaForCausalLM" in done.stdout
+    done = run("compare", "org/tiny", "org/tiny@0123abc", variables={"HF_HUB_CACHE": tmp_path / "hub"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("| org/tiny ") == 2
     done = run("inspect", "org/absent", variables={"HF_HUB_CACHE": tmp_path / "hub"})
     assert done.returncode == 2
     assert str(tmp_path / "hub") in done.stderr
@@ -265,13 +268,13 @@ def test_tokens_must_be_integers(run, tmp_path):
 
 
 def test_unknown_device_fails(run, windows):
-    assert run("eval", TINY, "--tokens", windows, "--device", "abacus").returncode == 1
+    assert run("eval", TINY, "--tokens", windows, "--device", "abacus").returncode == 2
 
 
 def test_reports(quantize, evaluate, run, tmp_path):
     report = quantize(RTN | {"rounding": {"method": "gptq"}, "input_activations": {"num_bits": 8},
                              "learn_activations": {"epochs": 1}}, tmp_path / "out")
-    assert set(report) == {"recipe", "seconds", "peak_memory_bytes", "output_bytes", "blocks"}
+    assert set(report) == {"baseq", "recipe", "seconds", "peak_memory_bytes", "output_bytes", "blocks"}
     assert len(report["blocks"]) == 2
     for block in report["blocks"]:
         assert set(block) == {"linears", "stages", "relative_error", "seconds"}
@@ -280,12 +283,12 @@ def test_reports(quantize, evaluate, run, tmp_path):
         assert [stage["name"] for stage in block["stages"]] == ["activations"]
         assert block["stages"][0]["loss_after"] <= block["stages"][0]["loss_before"]
     result = evaluate(tmp_path / "out")
-    assert set(result) == {"model", "perplexity", "num_tokens", "num_windows", "seq_len", "mean_kl", "top1_agreement",
-                           "model_bytes", "seconds", "peak_memory_bytes"}
+    assert set(result) == {"baseq", "model", "perplexity", "num_tokens", "num_windows", "seq_len", "mean_kl",
+                           "top1_agreement", "model_bytes", "seconds", "peak_memory_bytes"}
     assert result["mean_kl"] is None
     assert run("inspect", tmp_path / "out", "--tensors", "--json", tmp_path / "inspect.json").returncode == 0
     inspected = json.loads((tmp_path / "inspect.json").read_text())
-    assert set(inspected) == {"model", "config", "bytes", "num_values", "bits_per_weight", "tensors"}
+    assert set(inspected) == {"baseq", "model", "config", "bytes", "num_values", "bits_per_weight", "tensors"}
     assert {tensor["name"] for tensor in inspected["tensors"]} >= {"model.layers.0.mlp.down_proj.weight_packed",
                                                                    "model.layers.1.mlp.input_quant.clip"}
 

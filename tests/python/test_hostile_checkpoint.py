@@ -47,8 +47,8 @@ def test_links_and_odd_side_files_stay_inside(run, recipe, tmp_path):
     outside.mkdir()
     (outside / "victim.txt").write_text("mine")
     # Links are read, as in a Hugging Face cache, and never written through; the names are those the writer works with.
-    for name in ("notes.txt", "config.json.tmp", "model-1.safetensors.tmp", ".scratch", "modeling_baseq.py",
-                 "model.safetensors.index.json.tmp"):
+    for name in ("notes.txt", "config.json.baseq.tmp", "model-1.safetensors.baseq.tmp", ".scratch", "modeling_baseq.py",
+                 "model.safetensors.index.json.baseq.tmp"):
         (model / name).symlink_to(outside / "victim.txt")
     (model / "sub").symlink_to(outside, target_is_directory=True)
     os.mkfifo(model / "pipe.txt")

@@ -12,7 +12,7 @@ std::string describe(const std::optional<QuantSpec>& spec);
 
 /// What stands in a row about a checkpoint before it is evaluated.
 struct CheckpointSummary {
-  std::string name;     ///< of its directory
+  std::string name;     ///< see model_name()
   std::string recipe;   ///< its name; empty: not quantized, or unnamed
   std::string weights;  ///< describe() of the grids
   std::string input_activations, kv_cache;
@@ -26,8 +26,5 @@ double bits_per_weight(const Checkpoint& checkpoint);
 
 /// Reads headers, and the shapes of packed matrices.
 CheckpointSummary summarize(const Checkpoint& checkpoint, const Model& model);
-
-/// The last name of a directory's path, with or without a slash at its end.
-std::string directory_name(const std::filesystem::path& directory);
 
 }  // namespace baseq

@@ -52,8 +52,8 @@ class SafetensorsFile {
   std::map<std::string, std::string> metadata_;
 };
 
-/// Writes `<path>.tmp`, then renames it: a file that exists is complete, and `path` may be a file that `tensors` are
-/// views of. Same tensors, same bytes: the data lies in the order of falling element size, then of name. Tensors on
+/// Writes `<path>.baseq.tmp`, then renames it: a file that exists is complete, and `path` may be a file that `tensors`
+/// are views of. Same tensors, same bytes: the data lies in the order of falling element size, then of name. Tensors on
 /// other devices and non-contiguous ones are copied, one at a time.
 /// Throws when a dtype is not one that SafetensorsFile reads, a name is not valid UTF-8 or is "__metadata__", or the
 /// file cannot be written; the temporary file is then removed.
