@@ -10,6 +10,7 @@
 #include <numbers>
 #include <vector>
 
+#include "finite.h"
 #include "grid.h"
 #include "product.h"
 
@@ -42,14 +43,6 @@ Factors start_factors(const Tensor& weight, const Tensor& moments, const QuantSp
 /// Steps of learning between two searches of the clip ratios, and ratios that one tries.
 constexpr int64_t kStepsPerSearch = 10, kRatiosPerSearch = 20;
 
-/// Half a step, and what the rounding of the scale to its type cuts off the range.
-double largest_error_in_steps(const QuantSpec& spec) {
-  const double roundoff = spec.scale_dtype == at::kBFloat16 ? 0x1p-8
-                          : spec.scale_dtype == at::kHalf   ? 0x1p-11
-                                                            : 0x1p-20;
-  return 0.5 + static_cast<double>(num_steps(spec)) * roundoff;
-}
-
 }  // namespace
 
 Tensor clip_of(const Tensor& x, const QuantSpec& spec, const Tensor& scale) {
@@ -59,19 +52,9 @@ Tensor clip_of(const Tensor& x, const QuantSpec& spec, const Tensor& scale) {
 QuantizedWeight round_beside(const Tensor& weight, const LowRankFactors& lora, const QuantSpec& spec,
                              const Tensor& clip) {
   const at::NoGradGuard no_grad;
-  const Tensor product = lora.product(), rest = weight - product;
+  const Tensor rest = weight - lora.product();
   const QParams qparams = compute_qparams(rest, spec, clip);
-  QuantizedWeight result{spec, quantize(rest, qparams, spec), qparams};
-  const Tensor error = weight - (result.dequantized() + product);
-  Tensor in_steps = group_view(error, spec).abs() / qparams.scale.unsqueeze(-1);
-  if (clip.defined()) {
-    const Tensor codes = group_view(result.codes, spec);
-    in_steps = in_steps.masked_fill(codes.eq(code_min(spec)).logical_or_(codes.eq(code_max(spec))), 0);
-  }
-  const double steps = in_steps.max().item<double>();
-  TORCH_INTERNAL_ASSERT(steps <= largest_error_in_steps(spec) + 1e-3, "fbquant: the stored weight is ", steps,
-                        " steps off, the bound is ", largest_error_in_steps(spec));
-  return result;
+  return {spec, quantize(rest, qparams, spec), qparams};
 }
 
 Tensor feedback_weight(const Tensor& weight, const Tensor& A, const Tensor& B, const QuantSpec& spec,
@@ -88,7 +71,7 @@ Tensor feedback_weight(const Tensor& weight, const Tensor& A, const Tensor& B, c
 
 FbquantResult fbquant(const Tensor& weight, const Tensor& moments, const QuantSpec& spec,
                       const FbquantOptions& options) {
-  check_spec("fbquant", spec);
+  check_weight_spec("fbquant", spec);
   TORCH_CHECK(weight.dim() == 2 && weight.is_floating_point(), "fbquant: weight is ", weight.scalar_type(), " of size ",
               weight.sizes(), ", expected a floating type and [out_features, in_features]");
   const int64_t columns = weight.size(1);
@@ -100,8 +83,7 @@ FbquantResult fbquant(const Tensor& weight, const Tensor& moments, const QuantSp
   const at::NoGradGuard no_grad;
   const Tensor source = weight.to(at::kFloat).contiguous();
   const Tensor h = moments.to(source.options());
-  TORCH_CHECK(source.isfinite().all().item<bool>() && h.isfinite().all().item<bool>(),
-              "fbquant: weight or moments have a value that is not finite");
+  TORCH_CHECK(all_finite(source) && all_finite(h), "fbquant: weight or moments have a value that is not finite");
   const double energy = quadratic_form(source, h), unit = energy > 0 ? energy : 1;
 
   Factors learned = start_factors(source, moments, spec, options);

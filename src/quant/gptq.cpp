@@ -3,8 +3,9 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
-#include <cmath>
+#include <limits>
 
+#include "finite.h"
 #include "gptq_block.h"
 #include "grid.h"
 #include "product.h"
@@ -16,7 +17,19 @@ namespace {
 /// sums would lose the small eigenvalues.
 constexpr int64_t kHessianChunk = 2048;
 
-/// Lower triangular L with A = L L^T; undefined when A has none.
+/// Whether every pivot of a Cholesky factor says something: a pivot is what is left of a diagonal value when the
+/// columns before it are known. One that is less than the rounding errors of its own diagonal value comes from them
+/// alone, and one that is nothing beside the largest value makes a feedback without bound. Any damping worth the name
+/// keeps both away.
+/// @param diagonal of the matrix
+bool has_usable_pivots(const Tensor& lower, const Tensor& diagonal) {
+  constexpr double kNothing = 1e-18;
+  const double rounding = static_cast<double>(diagonal.size(0)) * std::numeric_limits<double>::epsilon();
+  const Tensor least = at::maximum(diagonal * rounding, diagonal.max() * kNothing);
+  return lower.diagonal().square().ge(least).all().item<bool>();
+}
+
+/// Lower triangular L with A = L L^T; undefined when A has none, or none that is more than rounding errors.
 ///
 /// With rows and columns of A = L L^T and of L in reverse, A becomes H = R R^T with an upper triangular R. GPTQ's
 /// feedback needs no more than this. With the inverse of the Hessian factored as U^T U, U = R^-1, GPTQ subtracts
@@ -25,11 +38,12 @@ constexpr int64_t kHessianChunk = 2048;
 /// 2307.13304, Theorem 6): the Hessian is factored once and never inverted.
 /// Overwrites `matrix`, symmetric and contiguous, with the factor.
 Tensor factor_in_place(const Tensor& matrix) {
+  const Tensor diagonal = matrix.diagonal().clone();
   Tensor lower = matrix.t();  // column-major, as LAPACK works
   Tensor info = at::empty({}, at::kInt);
   at::linalg_cholesky_ex_out(lower, info, lower);
   // What is not finite in a row makes the row's diagonal so.
-  if (info.item<int64_t>() != 0 || !lower.diagonal().isfinite().all().item<bool>()) return {};
+  if (info.item<int64_t>() != 0 || !all_finite(lower.diagonal()) || !has_usable_pivots(lower, diagonal)) return {};
   return lower;
 }
 
@@ -67,8 +81,8 @@ QParams by_row(const QParams& qparams, int64_t rows) {
   return {expand(qparams.scale), expand(qparams.zero_point)};
 }
 
-int64_t block_size_for(const GptqOptions& options, const QuantSpec& spec, bool params_on_the_way) {
-  if (!params_on_the_way) return options.block_size;
+int64_t block_size_for(const GptqOptions& options, const QuantSpec& spec, int64_t columns, bool params_on_the_way) {
+  if (!params_on_the_way) return std::min(options.block_size, columns);
   // A group has to begin where all earlier columns have been made up for, that is with a block.
   int64_t size = std::min(options.block_size, spec.group_size);
   while (spec.group_size % size != 0) --size;
@@ -117,15 +131,17 @@ double quadratic_form(const Tensor& matrix, const Tensor& hessian) {
 QuantizedWeight round_to_nearest(const Tensor& weight, const QuantSpec& spec, bool mse_clip, const MseSearch& search) {
   TORCH_CHECK(weight.dim() == 2 && weight.is_floating_point(), "round_to_nearest: weight is ", weight.scalar_type(),
               " of size ", weight.sizes(), ", expected a floating type and [out_features, in_features]");
+  check_weight_spec("round_to_nearest", spec);
   const at::NoGradGuard no_grad;
   const Tensor source = weight.to(at::kFloat);
+  TORCH_CHECK(all_finite(source), "round_to_nearest: weight has a value that is not finite");
   const QParams qparams = mse_clip ? search_qparams(source, spec, search) : compute_qparams(source, spec);
   return {spec, quantize(source, qparams, spec), qparams};
 }
 
 GptqResult gptq(const Tensor& weight, const Tensor& hessian, const QuantSpec& spec, const GptqOptions& options,
                 const Tensor& cross) {
-  check_spec("gptq", spec);
+  check_weight_spec("gptq", spec);
   TORCH_CHECK(weight.dim() == 2 && weight.is_floating_point(), "gptq: weight is ", weight.scalar_type(), " of size ",
               weight.sizes(), ", expected a floating type and [out_features, in_features]");
   const int64_t rows = weight.size(0), columns = weight.size(1);
@@ -141,17 +157,21 @@ GptqResult gptq(const Tensor& weight, const Tensor& hessian, const QuantSpec& sp
               "cannot store; expected static_groups = true");
   const at::NoGradGuard no_grad;
   const Tensor source = weight.to(at::kCPU, at::kFloat).contiguous();
-  TORCH_CHECK(source.isfinite().all().item<bool>(), "gptq: weight has a value that is not finite");
+  TORCH_CHECK(all_finite(source), "gptq: weight has a value that is not finite");
   const Tensor h = hessian.to(at::kCPU, at::kDouble).contiguous();
 
   const auto qparams_of = [&](const Tensor& w, const QuantSpec& grid) {
     return options.mse_clip ? search_qparams(w, grid, options.search) : compute_qparams(w, grid);
   };
   GptqResult result{.weight = {spec, {}, {}}};
+  const bool known = all_finite(h);
+  const auto energy_of = [&](const Tensor& w) {
+    return known ? quadratic_form(w, h) : w.square().sum(at::kDouble).item<double>();
+  };
   const auto finish = [&] {
     const Tensor error = result.weight.dequantized().sub_(source);
-    const double energy = quadratic_form(source, h);
-    result.relative_error = energy == 0 ? 0 : quadratic_form(error, h) / energy;
+    const double energy = energy_of(source);
+    result.relative_error = energy == 0 ? 0 : energy_of(error) / energy;
     return result;
   };
   const auto fall_back = [&] {
@@ -160,12 +180,13 @@ GptqResult gptq(const Tensor& weight, const Tensor& hessian, const QuantSpec& sp
     return finish();
   };
   const Tensor diagonal = h.diagonal();
-  // The sum is finite when all are, and needs no copy.
-  if (!std::isfinite(h.sum().item<double>()) || (diagonal < 0).any().item<bool>()) return fall_back();
+  if (!known || (diagonal < 0).any().item<bool>()) return fall_back();
 
-  // Inputs that are always zero constrain nothing; a one on their diagonal rounds them on their own.
-  const Tensor alive = at::where(diagonal == 0, 1.0, diagonal);
-  const double mean_diagonal = alive.mean().item<double>();
+  // Inputs that are always zero constrain nothing and say nothing of the others: they do not count in the mean, and
+  // with it on their diagonal they are rounded on their own.
+  const Tensor live = diagonal.masked_select(diagonal != 0);
+  const double mean_diagonal = live.numel() > 0 ? live.mean().item<double>() : 1.0;
+  const Tensor filled = at::where(diagonal == 0, mean_diagonal, diagonal);
   const Tensor order = options.activation_order ? at::argsort(diagonal, /*stable=*/true, /*dim=*/0, /*descending=*/true)
                                                 : at::arange(columns);
   Tensor target = options.activation_order ? source.index_select(1, order) : source;
@@ -174,7 +195,7 @@ GptqResult gptq(const Tensor& weight, const Tensor& hessian, const QuantSpec& sp
     const Tensor reverse = order.flip(0);
     for (result.damping = options.damping;; result.damping = std::min(1.0, std::max(10 * result.damping, 1e-4))) {
       Tensor damped = h.index({reverse.unsqueeze(1), reverse});  // a copy
-      damped.diagonal().copy_(alive.index_select(0, reverse) + result.damping * mean_diagonal);
+      damped.diagonal().copy_(filled.index_select(0, reverse) + result.damping * mean_diagonal);
       lower = factor_in_place(damped);
       if (lower.defined()) break;
       if (result.damping >= 1) return fall_back();
@@ -183,7 +204,7 @@ GptqResult gptq(const Tensor& weight, const Tensor& hessian, const QuantSpec& sp
 
   if (cross.defined()) {
     Tensor d = cross.to(at::kCPU, at::kDouble);
-    TORCH_CHECK(d.isfinite().all().item<bool>(), "gptq: cross has a value that is not finite");
+    TORCH_CHECK(all_finite(d), "gptq: cross has a value that is not finite");
     if (options.activation_order) d = d.index({order.unsqueeze(1), order});
     target = add_cross_term(target, lower.flip({0, 1}), d, options.cross_strength);
   }
@@ -203,7 +224,7 @@ GptqResult gptq(const Tensor& weight, const Tensor& hessian, const QuantSpec& sp
   lower = Tensor();
   const Tensor corrected = target.clone();
   const Tensor codes = at::empty({rows, columns}, at::kChar);
-  const int64_t block_size = block_size_for(options, spec, params_on_the_way);
+  const int64_t block_size = block_size_for(options, spec, columns, params_on_the_way);
   const Tensor errors = at::empty({rows, block_size});
   for (int64_t begin = 0; begin < columns; begin += block_size) {
     const int64_t end = std::min(begin + block_size, columns);

@@ -24,7 +24,7 @@ __attribute__((target_clones("avx512f", "avx2", "default"))) void round_column(c
                                                                                float* __restrict error) {
   for (int64_t lane = 0; lane < kRows; ++lane) {
     float position = corrected[lane] / scale[lane] + zero_point[lane];
-    position = position < low ? low : position;
+    position = position > low ? position : low;  // NaN becomes a code as well
     position = position > high ? high : position;
     code[lane] = (position + kRounder) - kRounder;
     error[lane] = target[lane] - (code[lane] - zero_point[lane]) * scale[lane];

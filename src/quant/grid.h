@@ -39,5 +39,7 @@ RangeGrid grid_over(const Extremes& range, float clip, const QuantSpec& spec);
 
 /// Throws c10::Error when a field of `spec` is out of range.
 void check_spec(const char* who, const QuantSpec& spec);
+/// Throws c10::Error for what check_spec refuses, and for a grid whose ranges come from each row as it passes.
+void check_weight_spec(const char* who, const QuantSpec& spec);
 
 }  // namespace baseq

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "baseq/quant/gptq.h"
+#include "finite.h"
 #include "product.h"
 
 namespace baseq {
@@ -75,7 +76,7 @@ LowRankCorrection reconstruct_error(const Tensor& error, const Tensor& moments, 
   const at::NoGradGuard no_grad;
   const Tensor e = error.to(at::kDouble);
   const Tensor r = moments.defined() ? moments.to(e.options()) : Tensor();
-  TORCH_CHECK(e.isfinite().all().item<bool>() && (!r.defined() || r.isfinite().all().item<bool>()),
+  TORCH_CHECK(all_finite(e) && (!r.defined() || all_finite(r)),
               "reconstruct_error: the error or the moments have a value that is not finite");
   rank = std::min({rank, rows, columns});
   Eigenvectors found;

@@ -51,6 +51,14 @@ void check_spec(const char* who, const QuantSpec& spec) {
               ": scale_dtype is ", spec.scale_dtype, ", expected float32, float16 or bfloat16");
 }
 
+void check_weight_spec(const char* who, const QuantSpec& spec) {
+  check_spec(who, spec);
+  TORCH_CHECK(
+      !spec.dynamic && spec.strategy != Strategy::kToken, who,
+      ": the grid is one of activations (dynamic or Strategy::kToken), expected a static one by tensor, channel "
+      "or group");
+}
+
 Tensor group_view(const Tensor& x, const QuantSpec& spec) {
   TORCH_CHECK(x.dim() >= 1, "group_view: tensor has no dimension, expected at least one");
   if (spec.strategy == Strategy::kTensor) return x.reshape({1, 1, x.numel()});

@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/optim/adam.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -193,7 +194,7 @@ TEST(Fbquant, WhatIsLearnedIsWhatIsStored) {
 }
 
 TEST(Fbquant, ACorrectionThatIsAddedBehindTheRoundingHasNoBound) {
-  // The same factors beside Q(W): what the assertion in round_beside would catch.
+  // The same factors beside Q(W).
   const Tensor weight = weight_of();
   const FbquantResult result = fbquant(weight, second_moments(9, 2), kGrid, {.rank = 8, .steps = 60});
   const QuantizedWeight nearest = round_to_nearest(weight, kGrid);
@@ -216,6 +217,46 @@ TEST(Fbquant, AWeightOfZerosStaysZero) {
   EXPECT_EQ(stored_weight(result).abs().max().item<double>(), 0);
 }
 
+/// Half the distance from `scale` to its neighbours in float16, with eleven bits down to 2^-14 and fewer below.
+Tensor float16_rounding(const Tensor& scale) {
+  const Tensor exponent = scale.log2().floor().clamp_min(-14);
+  return (exponent - 11).exp2();
+}
+
+TEST(Fbquant, TheBoundCountsWhatFloat16ScalesAreRoundedBy) {
+  for (const int64_t bits : {3, 4}) {
+    double largest = 0;
+    for (const double size : {1.0, 2e-4, 1e-4, 5e-5, 1e-5}) {
+      for (const bool symmetric : {true, false}) {
+        QuantSpec spec = kGrid;
+        spec.num_bits = bits;
+        spec.symmetric = symmetric;
+        spec.scale_dtype = at::kHalf;
+        const Tensor weight = size * random_normal({400, kColumns}, 11, at::kFloat).tanh();
+        const LowRankFactors lora =
+            store_factors(std::sqrt(size) * random_normal({4, kColumns}, 12, at::kFloat),
+                          0.1 * std::sqrt(size) * random_normal({400, 4}, 13, at::kFloat), at::kFloat);
+        const QuantizedWeight rounded = round_beside(weight, lora, spec);
+        const Tensor scale = rounded.qparams.scale.to(at::kDouble);
+        const Tensor error = group_view(weight - (rounded.dequantized() + lora.product()), spec).abs().to(at::kDouble);
+        const Tensor steps = error.amax(-1) / scale;
+        const Tensor bound = 0.5 + std::ldexp(1, int(bits)) * float16_rounding(scale) / scale;
+        EXPECT_TRUE((steps <= bound + 1e-3).all().item<bool>()) << bits << " bits, " << size << ", " << symmetric;
+        largest = std::max(largest, steps.max().item<double>());
+      }
+    }
+    // What float16 rounds of a scale of normal size would not explain it.
+    EXPECT_GT(largest, 0.5 + std::ldexp(1, int(bits) - 11) + 1e-3);
+  }
+}
+
+TEST(Fbquant, CorrectionsThatWentAstrayAreRoundedAllTheSame) {
+  const Tensor weight = weight_of();
+  const LowRankFactors lora = store_factors(1e4 * random_normal({4, kColumns}, 3, at::kFloat),
+                                            1e4 * random_normal({kRows, 4}, 4, at::kFloat), at::kFloat);
+  EXPECT_NO_THROW(round_beside(weight, lora, kGrid));
+}
+
 TEST(Fbquant, RefusesWhatDoesNotFit) {
   const Tensor weight = weight_of(), moments = second_moments(500, 2);
   expect_error([&] { fbquant(weight, moments.slice(0, 1), kGrid); }, {"[63, 64]", "[40, 64]"});
@@ -223,6 +264,7 @@ TEST(Fbquant, RefusesWhatDoesNotFit) {
   expect_error([&] { fbquant(weight, moments, kGrid, {.steps = -1}); }, {"steps -1"});
   const Tensor wrong = at::full_like(moments, std::numeric_limits<double>::quiet_NaN());
   expect_error([&] { fbquant(weight, wrong, kGrid); }, {"not finite"});
+  expect_error([&] { fbquant(weight, moments, {.dynamic = true}); }, {"fbquant", "static"});
 }
 
 }  // namespace

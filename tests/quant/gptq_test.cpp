@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 
 namespace baseq {
 namespace {
@@ -185,7 +186,10 @@ TEST(Gptq, NotANumberInTheHessianIsFlagged) {
     hessian[3][4] = hessian[4][3] = bad;
     const GptqResult result = gptq(weight, hessian, {.num_bits = 4});
     EXPECT_TRUE(result.fell_back_to_rtn);
-    EXPECT_TRUE(at::equal(result.weight.codes, round_to_nearest(weight, {.num_bits = 4}, true).codes));
+    const QuantizedWeight nearest = round_to_nearest(weight, {.num_bits = 4}, true);
+    EXPECT_TRUE(at::equal(result.weight.codes, nearest.codes));
+    const Tensor error = nearest.dequantized() - weight;
+    EXPECT_NEAR(result.relative_error, (error.square().sum() / weight.square().sum()).item<double>(), 1e-6);
   }
 }
 
@@ -204,6 +208,82 @@ TEST(Gptq, DeadColumnsAreRoundedOnTheirOwn) {
   }
   EXPECT_LT(output_error(result.weight, weight, x), output_error(nearest, weight, x));
   EXPECT_TRUE(std::isfinite(gptq(weight, at::zeros({48, 48}, kF64), spec).relative_error));
+}
+
+/// `matrix` with `count` rows and columns of zeros behind its own.
+Tensor padded(const Tensor& matrix, int64_t count) {
+  const int64_t n = matrix.size(0);
+  const Tensor result = at::zeros({n + count, n + count}, matrix.options());
+  result.narrow(0, 0, n).narrow(1, 0, n).copy_(matrix);
+  return result;
+}
+
+TEST(Gptq, DeadInputsChangeNothingForTheOthers) {
+  at::manual_seed(14);
+  for (int repetition = 0; repetition < 12; ++repetition) {
+    const int64_t rows = at::randint(1, 40, {1}).item<int64_t>(), groups = at::randint(1, 6, {1}).item<int64_t>();
+    const int64_t columns = 16 * groups, dead = 16 * at::randint(1, 20, {1}).item<int64_t>();
+    // As quiet as the inputs of a down_proj: beside them a one is loud.
+    const Tensor x = 0.01 * correlated_inputs(200, columns), weight = at::randn({rows, columns});
+    const Tensor full = x + at::randn(x.sizes()) * 0.2 * x.std();
+    const Tensor hessian = hessian_of(x), cross = at::mm((full - x).t(), x).to(at::kDouble) / 200;
+    const Tensor wide = at::cat({weight, at::zeros({rows, dead})}, 1);
+    for (const Strategy strategy : {Strategy::kTensor, Strategy::kChannel, Strategy::kGroup}) {
+      for (const bool symmetric : {true, false}) {
+        for (const bool activation_order : {true, false}) {
+          const QuantSpec spec{.num_bits = 4, .symmetric = symmetric, .strategy = strategy, .group_size = 16};
+          GptqOptions options{.activation_order = activation_order};
+          options.static_groups = activation_order || repetition % 2 == 0;
+          for (const bool compensated : {false, true}) {
+            const GptqResult alone = gptq(weight, hessian, spec, options, compensated ? cross : Tensor());
+            const GptqResult beside =
+                gptq(wide, padded(hessian, dead), spec, options, compensated ? padded(cross, dead) : Tensor());
+            EXPECT_TRUE(at::equal(beside.weight.codes.slice(1, 0, columns), alone.weight.codes))
+                << (beside.weight.codes.slice(1, 0, columns) != alone.weight.codes).sum().item<int64_t>()
+                << " codes differ of " << alone.weight.codes.sizes() << ", " << dead << " dead inputs";
+            EXPECT_EQ(beside.damping, alone.damping);
+            EXPECT_NEAR(beside.relative_error, alone.relative_error, 1e-5);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Gptq, PivotsOfRoundingErrorsAreNoFactor) {
+  // One token fewer than features: the last pivot is zero up to rounding, above or below.
+  for (uint64_t seed = 0; seed < 20; ++seed) {
+    at::manual_seed(seed);
+    const Tensor x = at::randn({31, 32}, kF64), weight = at::randn({8, 32});
+    const GptqResult result = gptq(weight, at::mm(x.t(), x) / 31, {.num_bits = 4}, {.damping = 0});
+    EXPECT_FALSE(result.fell_back_to_rtn) << seed;
+    EXPECT_GE(result.damping, 1e-4) << seed;
+  }
+  // Exactly definite, with a feedback of 1e50.
+  const Tensor steep = at::tensor({2.0, 1e-50, 1e-50, 1e-100}, kF64).view({2, 2});
+  for (const bool activation_order : {true, false}) {
+    const GptqResult result =
+        gptq(at::randn({8, 2}), steep, {.num_bits = 4}, {.damping = 0, .activation_order = activation_order});
+    EXPECT_GE(result.damping, 1e-4);
+    EXPECT_TRUE(std::isfinite(result.relative_error));
+  }
+}
+
+TEST(Gptq, QuietInputsNeedNoDamping) {
+  at::manual_seed(15);
+  const Tensor loudness = at::logspace(0, -7, 48, 10, kF64), x = at::randn({500, 48}, kF64) * loudness;
+  const GptqResult result = gptq(at::randn({8, 48}), at::mm(x.t(), x) / 500, {.num_bits = 4}, {.damping = 0});
+  EXPECT_EQ(result.damping, 0);
+  EXPECT_FALSE(result.fell_back_to_rtn);
+}
+
+TEST(Gptq, BlocksAreNoWiderThanTheWeight) {
+  at::manual_seed(16);
+  const Tensor weight = at::randn({1 << 16, 8}), hessian = hessian_of(correlated_inputs(100, 8));
+  const GptqOptions options{.mse_clip = false};
+  GptqOptions wide = options;
+  wide.block_size = 1 << 24;
+  EXPECT_TRUE(at::equal(gptq(weight, hessian, {}, wide).weight.codes, gptq(weight, hessian, {}, options).weight.codes));
 }
 
 TEST(Gptq, CrossTermEqualsTheReferenceColumnLoop) {
@@ -255,6 +335,12 @@ TEST(Gptq, ThrowsOnWrongShapesAndValues) {
   EXPECT_THROW(gptq(weight, at::eye(8, kF64), {.strategy = Strategy::kGroup, .group_size = 3}), c10::Error);
   EXPECT_THROW(gptq(weight / 0, at::eye(8, kF64), {}), c10::Error);
   EXPECT_THROW(round_to_nearest(at::zeros({4, 8}, at::kInt), {}), c10::Error);
+  EXPECT_THROW(round_to_nearest(weight / 0, {}), c10::Error);
+  // Grids of activations, whose ranges come from each row as it passes.
+  for (const QuantSpec& spec : {QuantSpec{.dynamic = true}, QuantSpec{.strategy = Strategy::kToken}}) {
+    EXPECT_THROW(gptq(weight, at::eye(8, kF64), spec), c10::Error);
+    EXPECT_THROW(round_to_nearest(weight, spec), c10::Error);
+  }
 }
 
 }  // namespace

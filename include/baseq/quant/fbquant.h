@@ -30,7 +30,9 @@ struct FbquantResult {
 /// compute_qparams gives the grid back.
 Tensor clip_of(const Tensor& x, const QuantSpec& spec, const Tensor& scale);
 
-/// Codes of W - B A: what its grid covers is within half a step of W beside the correction, which is asserted.
+/// Codes of W - B A: what its grid covers is within half a step of W beside the correction. A scale that its type
+/// rounds down by a share r does not reach the ends of the range: there the error is up to num_steps * r steps more. r
+/// is at most 2^-8 for bfloat16 and 2^-11 for float16, and more for a float16 below 6.1e-5, which has fewer bits.
 /// @param weight W, float32 [out_features, in_features]
 /// @param clip   [out_features, groups, 1], see compute_qparams; undefined: the grid covers everything
 QuantizedWeight round_beside(const Tensor& weight, const LowRankFactors& lora, const QuantSpec& spec,

@@ -19,7 +19,7 @@ class Hessian {
 
 struct GptqOptions {
   int64_t block_size = 128;
-  double damping = 0.01;         ///< fraction of the mean diagonal; grows tenfold when the Cholesky factor fails
+  double damping = 0.01;         ///< share of the mean diagonal of live inputs; grows tenfold when the factor fails
   bool activation_order = true;  ///< columns in order of falling Hessian diagonal
   bool static_groups = true;     ///< group scales from the original weight (needed with activation_order)
   bool mse_clip = true;          ///< search_qparams instead of compute_qparams
@@ -36,7 +36,7 @@ struct QuantizedWeight {
 
 struct GptqResult {
   QuantizedWeight weight;
-  double relative_error = 0;      ///< tr(D H D^T) / tr(W H W^T), D = W - dequantized
+  double relative_error = 0;      ///< tr(D H D^T) / tr(W H W^T), D = W - dequantized; H = I where it is not finite
   double damping = 0;             ///< what was used in the end
   bool fell_back_to_rtn = false;  ///< the Hessian had no usable Cholesky factor at any damping
 };
@@ -46,7 +46,7 @@ struct GptqResult {
 /// @param hessian [features, features], symmetric
 double quadratic_form(const Tensor& matrix, const Tensor& hessian);
 
-/// Round to nearest.
+/// Round to nearest. Throws c10::Error when the grid is one of activations or a value is not finite.
 QuantizedWeight round_to_nearest(const Tensor& weight, const QuantSpec& spec, bool mse_clip = false,
                                  const MseSearch& search = {});
 
@@ -55,6 +55,8 @@ QuantizedWeight round_to_nearest(const Tensor& weight, const QuantSpec& spec, bo
 /// @param hessian  [in_features, in_features], E[x^T x] of the inputs the quantized layer will see
 /// @param cross    optional [in_features, in_features], E[(x_fp - x)^T x]: GPTAQ's asymmetric term (arXiv 2504.02692),
 ///                 with ResComp's correction (arXiv 2604.07955) that multiplies it with the original weights
+/// Throws c10::Error when shapes do not fit, the grid is one of activations, or a weight or `cross` is not finite. A
+/// Hessian that is not finite falls back to round to nearest.
 GptqResult gptq(const Tensor& weight, const Tensor& hessian, const QuantSpec& spec, const GptqOptions& options = {},
                 const Tensor& cross = {});
 
