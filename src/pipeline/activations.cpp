@@ -5,15 +5,17 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <iterator>
 
 #include "../io/files.h"
 
 namespace baseq {
 
 Tensor ActivationStorage::allocate(at::IntArrayRef sizes) const {
-  TORCH_CHECK(dtype == at::kFloat || dtype == at::kBFloat16, "activations: dtype is ", dtype,
-              ", expected float32 or bfloat16");
+  TORCH_CHECK(std::find(std::begin(kDtypes), std::end(kDtypes), dtype) != std::end(kDtypes), "activations: dtype is ",
+              dtype, ", expected one of ", at::ArrayRef(kDtypes));
   if (directory.empty()) return at::empty(sizes, dtype);
 
   std::string name = (directory / ".baseq-activations-XXXXXX").string();

@@ -4,6 +4,7 @@
 #include <c10/core/GradMode.h>
 #include <torch/optim/adamw.h>
 
+#include <algorithm>
 #include <cmath>
 #include <numbers>
 #include <numeric>
@@ -42,6 +43,8 @@ OptimizeResult optimize_block(const std::function<Tensor(const Tensor&)>& loss, 
   TORCH_CHECK(num_samples > 0 && options.epochs > 0 && options.batch_size > 0,
               "optimize_block: samples, epochs and batch size must be positive, got ", num_samples, ", ",
               options.epochs, " and ", options.batch_size);
+  TORCH_CHECK(std::any_of(groups.begin(), groups.end(), [](const auto& group) { return !group.parameters.empty(); }),
+              "optimize_block: there are no parameters to learn");
   const at::AutoGradMode with_grad(true);
   const auto measure = [&] {
     const c10::NoGradGuard no_grad;

@@ -64,8 +64,8 @@ int64_t rounding_bytes(const ModelConfig& config, const Recipe& recipe, const Ru
 
 /// While a stage is learned: weights in float32 and in the dtype of the products, and the graph of one step.
 int64_t learning_bytes(const ModelConfig& config, const Recipe& recipe, const RunShape& shape) {
+  if (!recipe.learns()) return 0;
   const bool low_rank = recipe.low_rank && recipe.low_rank->block_epochs > 0;
-  if (recipe.learn_transforms.epochs == 0 && recipe.learn_activations.epochs == 0 && !low_rank) return 0;
   const int64_t values = block_values(config), tokens = recipe.batch_size * shape.seq_len;
   int64_t bytes = values * (kFloatBytes + size_of(recipe.products));
   // v, o, up and down are rotated, scaled and rounded anew in each step, which keeps several stages of each.

@@ -1,8 +1,11 @@
 #include "baseq/pipeline/recipe.h"
 
+#include <c10/util/ArrayRef.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+
+#include "baseq/pipeline/activations.h"
 
 namespace baseq {
 namespace {
@@ -12,12 +15,31 @@ using nlohmann::json;
 const std::vector<std::string> kRoundings = {"rtn", "gptq"};
 const std::vector<std::string> kLowRankMethods = {"svd", "l2qer", "qera-approx", "qera-exact", "fbquant"};
 const std::vector<std::string> kFbquantStarts = {"qera", "zero", "svd"};
-const std::vector<std::string> kDtypes = {"float32", "float16", "bfloat16"};
-const std::vector<std::string> kFactorDtypes = {"float32", "float16", "bfloat16", "int8"};
-constexpr at::ScalarType kDtypeValues[] = {at::kFloat, at::kHalf, at::kBFloat16, at::kChar};
 
-ptrdiff_t dtype_index(at::ScalarType dtype) {
-  return std::find(std::begin(kDtypeValues), std::end(kDtypeValues), dtype) - std::begin(kDtypeValues);
+constexpr at::ScalarType kDtypes[] = {at::kFloat, at::kHalf, at::kBFloat16};
+constexpr at::ScalarType kFactorDtypes[] = {at::kFloat, at::kHalf, at::kBFloat16, at::kChar};
+
+std::string dtype_name(at::ScalarType dtype) {
+  switch (dtype) {
+    case at::kFloat:
+      return "float32";
+    case at::kHalf:
+      return "float16";
+    case at::kBFloat16:
+      return "bfloat16";
+    case at::kChar:
+      return "int8";
+    default:
+      TORCH_INTERNAL_ASSERT(false, "no recipe names ", dtype);
+  }
+}
+
+at::ScalarType read_dtype(JsonObject& object, const char* key, at::ScalarType fallback,
+                          at::ArrayRef<at::ScalarType> dtypes) {
+  std::vector<std::string> names;
+  for (const at::ScalarType dtype : dtypes) names.push_back(dtype_name(dtype));
+  const size_t index = std::find(dtypes.begin(), dtypes.end(), fallback) - dtypes.begin();
+  return dtypes[object.choice(key, index, names)];
 }
 
 const std::vector<std::string> kShifts = {"none", "zero", "mean"};
@@ -36,8 +58,8 @@ struct Reader {
   void choice(const char* key, Enum& value, const std::vector<std::string>& names) {
     value = static_cast<Enum>(object.choice(key, static_cast<size_t>(value), names));
   }
-  void dtype(const char* key, at::ScalarType& value, const std::vector<std::string>& names = kDtypes) {
-    value = kDtypeValues[object.choice(key, static_cast<size_t>(dtype_index(value)), names)];
+  void dtype(const char* key, at::ScalarType& value, at::ArrayRef<at::ScalarType> dtypes = kDtypes) {
+    value = read_dtype(object, key, value, dtypes);
   }
   /// A transform that is either absent or a Hadamard matrix.
   void hadamard(const char* key, bool& value) { value = object.choice(key, value, {"none", "hadamard"}) == 1; }
@@ -52,8 +74,8 @@ struct Writer {
   void choice(const char* key, const Enum& value, const std::vector<std::string>& names) {
     object[key] = names[static_cast<size_t>(value)];
   }
-  void dtype(const char* key, const at::ScalarType& value, const std::vector<std::string>& names = kDtypes) {
-    object[key] = names[dtype_index(value)];
+  void dtype(const char* key, const at::ScalarType& value, at::ArrayRef<at::ScalarType> = kDtypes) {
+    object[key] = dtype_name(value);
   }
   void hadamard(const char* key, const bool& value) { object[key] = value ? "hadamard" : "none"; }
 };
@@ -151,7 +173,7 @@ template <class Visitor, class R>
 void visit_calibration(Visitor& visit, R& recipe) {
   visit.integer("num_samples", recipe.num_samples, 1);
   visit.integer("seq_len", recipe.seq_len, 2);
-  visit.dtype("activations_dtype", recipe.activations_dtype);
+  visit.dtype("activations_dtype", recipe.activations_dtype, ActivationStorage::kDtypes);
 }
 
 /// Calls visit_section for an object that may be missing, and reports its unknown keys.
@@ -210,11 +232,18 @@ Recipe Recipe::from_json(const json& value, const std::string& path) {
               ": transforms: residual and input rotate the same channels; choose one");
   read_section(object, "learn_transforms",
                [&](auto& visit) { visit_learn_transforms(visit, recipe.learn_transforms); });
+  if (const TransformLearning& learning = recipe.learn_transforms; learning.epochs > 0) {
+    TORCH_CHECK(recipe.weights, path, ": learn_transforms: epochs need weights, which are rounded while it learns");
+    TORCH_CHECK(recipe.input_activations || learning.value_rotation || learning.value_scale || learning.down_scale,
+                path,
+                ": learn_transforms: there is nothing to learn; o_scale and clips need input_activations, and "
+                "value_rotation, value_scale and down_scale are false");
+  }
   read_section(object, "learn_activations",
                [&](auto& visit) { visit_learn_activations(visit, recipe.learn_activations); });
   read_section(object, "objective", [&](auto& visit) { visit_objective(visit, recipe); });
   read_section(object, "calibration", [&](auto& visit) { visit_calibration(visit, recipe); });
-  if (object.contains("dtype")) recipe.dtype = kDtypeValues[object.choice("dtype", 0, kDtypes)];
+  if (object.contains("dtype")) recipe.dtype = read_dtype(object, "dtype", at::kFloat, kDtypes);
   object.ignore("dtype");
   object.finish();
   return recipe;
@@ -240,7 +269,7 @@ json Recipe::to_json() const {
         write_section([&](auto& visit) { visit_input_activations(visit, *input_activations); });
   }
   if (kv_cache) result["kv_cache"] = write_section([&](auto& visit) { visit_activations(visit, *kv_cache); });
-  if (dtype) result["dtype"] = kDtypes[dtype_index(*dtype)];
+  if (dtype) result["dtype"] = dtype_name(*dtype);
   return result;
 }
 
@@ -254,11 +283,14 @@ bool Recipe::rounding_needs_moments() const {
   return weights && (rounding == Rounding::kGptq || (low_rank && low_rank->method != LowRank::Method::kSvd));
 }
 
+bool Recipe::learns() const {
+  return learn_transforms.epochs > 0 || learn_activations.epochs > 0 || (low_rank && low_rank->block_epochs > 0);
+}
+
 bool Recipe::needs_calibration() const {
   const bool scales =
       transforms.scale_norm || transforms.scale_value || transforms.scale_query_key || transforms.scale_down;
-  return rounding_needs_moments() || scales || has_mean_shift() || learn_transforms.epochs > 0 ||
-         learn_activations.epochs > 0;
+  return rounding_needs_moments() || scales || has_mean_shift() || learns();
 }
 
 QuantizationConfig Recipe::quantization_config() const {

@@ -126,6 +126,12 @@ TEST(OptimizeBlock, RefusesNothingToDo) {
   Regression regression;
   test::expect_error([&] { regression.run(0.1, {.epochs = 0}); }, {"optimize_block", "positive"});
   test::expect_error([&] { regression.run(0.1, {.batch_size = 0}); }, {"optimize_block", "positive"});
+  const auto nothing = [&](const std::vector<ParameterGroup>& groups) {
+    optimize_block([&](const Tensor& indices) { return regression.loss(indices); },
+                   [&] { return regression.monitor(); }, Regression::kSamples, groups, {});
+  };
+  test::expect_error([&] { nothing({}); }, {"optimize_block", "no parameters"});
+  test::expect_error([&] { nothing({{{}, 0.1}}); }, {"optimize_block", "no parameters"});
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "../io/temp_directory.h"
+#include "baseq/pipeline/activations.h"
 
 namespace baseq {
 namespace {
@@ -116,8 +117,34 @@ TEST(Recipe, ImpossibleValuesAreNamedWithTheirPath) {
   expect_refused(R"({"transforms": {"residual": "hadamard", "input": "hadamard"}})", {"transforms", "residual"});
   expect_refused(R"({"learn_activations": {"epochs": -1}})", {"learn_activations", "epochs", "-1"});
   expect_refused(R"({"calibration": {"seq_len": 1}})", {"calibration", "seq_len", "1"});
+  expect_refused(R"({"calibration": {"activations_dtype": "float16"}})",
+                 {"calibration", "activations_dtype", "float16"});
+  expect_refused(R"({"objective": {"products": "int8"}})", {"objective", "products", "int8"});
+  expect_refused(R"({"learn_transforms": {"epochs": 1}})", {"learn_transforms", "weights"});
+  expect_refused(R"({"weights": {}, "learn_transforms": {"epochs": 1, "value_rotation": false, "value_scale": false,
+                     "down_scale": false}})",
+                 {"learn_transforms", "nothing to learn"});
   expect_refused(R"({"dtype": "int4"})", {"dtype", "int4"});
   expect_refused(R"([])", {"recipe.json", "object"});
+}
+
+TEST(Recipe, ActivationStreamsAreOfTheTypesThatTheirStorageHas) {
+  for (const at::ScalarType dtype : ActivationStorage::kDtypes) {
+    const std::string name = dtype == at::kFloat ? "float32" : "bfloat16";
+    const Recipe recipe = Recipe::from_json({{"calibration", {{"activations_dtype", name}}}}, "r");
+    EXPECT_EQ(recipe.activations_dtype, dtype);
+    EXPECT_EQ(ActivationStorage{.dtype = recipe.activations_dtype}.allocate({4}).scalar_type(), dtype);
+  }
+}
+
+TEST(Recipe, SwitchesThatAreOffMatterOnlyToWhatIsLearned) {
+  // Without epochs, or with points whose clips are learned, there is nothing wrong with them.
+  for (const char* text :
+       {R"({"learn_transforms": {"value_rotation": false, "value_scale": false, "down_scale": false}})",
+        R"({"weights": {}, "input_activations": {}, "learn_transforms": {"epochs": 1, "value_rotation": false,
+            "value_scale": false, "o_scale": false, "down_scale": false}})"}) {
+    EXPECT_NO_THROW(Recipe::from_json(json::parse(text), "r")) << text;
+  }
 }
 
 TEST(Recipe, KnowsWhetherItNeedsCalibration) {
@@ -134,7 +161,7 @@ TEST(Recipe, KnowsWhetherItNeedsCalibration) {
   EXPECT_FALSE(needs(R"({"kv_cache": {"shift": "zero"}})"));
   EXPECT_TRUE(needs(R"({"kv_cache": {"shift": "mean"}})"));
   EXPECT_TRUE(needs(R"({"input_activations": {"norm_shift": "mean"}})"));
-  EXPECT_TRUE(needs(R"({"learn_transforms": {"epochs": 1}})"));
+  EXPECT_TRUE(needs(R"({"weights": {}, "learn_transforms": {"epochs": 1}})"));
   EXPECT_TRUE(needs(R"({"learn_activations": {"epochs": 1}})"));
 }
 

@@ -9,7 +9,9 @@ namespace baseq {
 
 /// Where the activation streams of a run live: beside one block, they are the largest thing that it holds.
 struct ActivationStorage {
-  at::ScalarType dtype = at::kFloat;  ///< kFloat or kBFloat16
+  /// A residual stream leaves the range of float16.
+  static constexpr at::ScalarType kDtypes[] = {at::kFloat, at::kBFloat16};
+  at::ScalarType dtype = at::kFloat;  ///< one of kDtypes
   /// Empty: in host memory. Otherwise in mapped files of this directory, which have no name once they are open and so
   /// vanish with the process.
   std::filesystem::path directory;

@@ -116,6 +116,7 @@ struct Recipe {
   nlohmann::json to_json() const;
 
   bool needs_calibration() const;
+  bool learns() const;  ///< whether a stage takes gradient steps on a block's output
   /// GPTQ and every low-rank correction but the plain SVD ask for moments of the inputs.
   bool rounding_needs_moments() const;
   bool has_mean_shift() const;
