@@ -1,11 +1,13 @@
 #include "block_quantizer.h"
 
 #include <ATen/ATen.h>
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <limits>
 #include <utility>
 
+#include "../quant/finite.h"
 #include "baseq/pipeline/balance.h"
 #include "baseq/pipeline/layer_state.h"
 #include "baseq/pipeline/learn.h"
@@ -20,6 +22,22 @@ namespace {
 
 /// Calibration tokens that the ranges in the log are of.
 constexpr int64_t kMeasuredTokens = 2048;
+
+/// What is not finite here was not found before the run, whose caller did not look (plan_run does).
+void check_finite(const DecoderLayer& layer, int64_t block) {
+  const auto check = [&](const std::string& name, const Tensor& tensor) {
+    TORCH_CHECK(!tensor.defined() || all_finite(tensor), "quantize: ", layer_prefix(block), name,
+                " has a value that is not finite");
+  };
+  check("input_layernorm.weight", layer.input_layernorm.weight);
+  check("post_attention_layernorm.weight", layer.post_attention_layernorm.weight);
+  check("self_attn.q_norm.weight", layer.self_attn.q_norm.weight);
+  check("self_attn.k_norm.weight", layer.self_attn.k_norm.weight);
+  layer.for_each_linear([&](const std::string& name, const Linear& linear) {
+    check(name + ".weight", linear.weight);
+    check(name + ".bias", linear.bias);
+  });
+}
 
 bool has_block_hadamards(const Recipe::Transforms& transforms) {
   return transforms.input || transforms.value || transforms.query_key || transforms.o || transforms.down;
@@ -57,6 +75,7 @@ std::map<std::string, Tensor*> BlockQuantizer::streams() {
 /// The block in the basis of the streams, transforms of the residual merged in float64.
 DecoderLayer BlockQuantizer::read_block(int64_t block) const {
   DecoderLayer layer = model_.layer(block);
+  check_finite(layer, block);
   if (recipe_.transforms.residual) {
     fuse_norm_gains(layer);
     rotate_residual(layer);
@@ -80,7 +99,12 @@ std::map<std::string, ActivationRange> BlockQuantizer::original_ranges(int64_t b
 }
 
 void BlockQuantizer::transform(DecoderLayer& layer, const LearningTask& task) const {
-  if (windows_.defined()) balance(layer, recipe_.transforms, streams_, task.token_weights);
+  if (windows_.defined()) {
+    for (const std::string& name : balance(layer, recipe_.transforms, streams_, task.token_weights)) {
+      options_.report(Warning{fmt::format(
+          "block {}: {} is left out: what the calibration windows show there is not finite", task.block, name)});
+    }
+  }
   if (recipe_.learn_transforms.epochs > 0) {
     learn_transforms(layer, task);
     return;
@@ -115,6 +139,12 @@ DecoderLayer BlockQuantizer::quantize(int64_t block, std::optional<StageEnd> rea
     layer = std::move(layer).to(options_.compute);
     advance(layer, streams_.full_precision, target_, streams_.rope, options_.pass);
     weights = token_weights(target_, recipe_.loss, options_.compute);
+    if (const auto ignored = weights.eq(0).sum().item<int64_t>(); ignored > 0 && !reached) {
+      options_.report(
+          Warning{fmt::format("block {}: its output is not finite for {} of {} calibration tokens, which do not "
+                              "count in this block",
+                              block, ignored, weights.numel())});
+    }
   }
   const LearningTask task{.recipe = recipe_,
                           .inputs = streams_,
@@ -169,7 +199,7 @@ double BlockQuantizer::stream_error() const {
     const Tensor exact = streams_.full_precision.narrow(0, begin, windows.size(0)).to(options_.compute);
     errors.push_back((windows - exact).square().sum(-1) / exact.square().sum(-1));
   });
-  return at::cat(errors).median().item<double>();
+  return at::cat(errors).nanmedian().item<double>();
 }
 
 }  // namespace baseq

@@ -34,6 +34,7 @@ class PointParameters {
       const bool cache = &point == &layer.self_attn.k_cache || &point == &layer.self_attn.v_cache;
       Leaves& leaves = leaves_[name];
       if (choice.clip) {
+        leaves.start_clip = point.clip;
         leaves.clip_logit = leaf(at::logit(point.clip.clamp_max(kLargestClip)));
       }
       if (choice.shift && point.shift.defined()) leaves.shift = leaf(point.shift);
@@ -52,6 +53,16 @@ class PointParameters {
     });
   }
 
+  /// Where learning kept the start: clips above kLargestClip are again what they were.
+  void restore_full_clips(DecoderLayer& layer) const {
+    layer.for_each_quant_point([&](const std::string& name, QuantPoint& point) {
+      const auto it = leaves_.find(name);
+      if (it == leaves_.end() || !it->second.start_clip.defined()) return;
+      const Tensor& start = it->second.start_clip;
+      point.clip = at::where(start > kLargestClip, start, point.clip);
+    });
+  }
+
   void add_groups(std::vector<ParameterGroup>& groups, double lr_clip, double lr_shift, double lr_gain) const {
     const auto add = [&](Tensor Leaves::*member, double learning_rate) {
       ParameterGroup group{.parameters = {}, .learning_rate = learning_rate};
@@ -67,7 +78,7 @@ class PointParameters {
 
  private:
   struct Leaves {
-    Tensor clip_logit, shift, gain;
+    Tensor start_clip, clip_logit, shift, gain;
   };
 
   static Tensor ones(const DecoderLayer& layer, const QuantPoint& point) {
@@ -84,6 +95,11 @@ void convert_linears(DecoderLayer& layer, at::ScalarType dtype) {
   layer.for_each_linear([&](const std::string&, Linear& linear) { linear.weight = linear.weight.to(dtype); });
 }
 
+/// Windows of which every token counts: one that does not would make the loss of its window NaN.
+Tensor countable_windows(const Tensor& token_weights) {
+  return token_weights.ne(0).all(1).nonzero().flatten().to(at::kCPU);
+}
+
 /// Runs the optimizer over the windows for a layer that `build` makes from the current parameters. Returns whether an
 /// epoch was better than the start.
 bool learn(const LearningTask& task, const std::string& stage, int64_t epochs, double final_lr,
@@ -97,20 +113,23 @@ bool learn(const LearningTask& task, const std::string& stage, int64_t epochs, d
     return (error * weights).mean();
   };
   const at::TensorOptions compute = task.inputs.compute();
-  const auto loss = [&](const Tensor& indices) {
+  const Tensor windows = countable_windows(task.token_weights);
+  const int64_t num_samples = windows.size(0);
+  if (num_samples == 0) return false;  // the run was told that no token counts
+  const auto loss = [&](const Tensor& chosen) {
     task.inputs.pass.step();
+    const Tensor indices = windows.index_select(0, chosen);
     return loss_of(build(), stream.index_select(0, indices).to(compute),
                    task.target.index_select(0, indices).to(compute),
                    task.token_weights.index_select(0, indices.to(compute.device())));
   };
-  const int64_t num_samples = stream.size(0);
   const int64_t num_monitored = std::min(task.recipe.num_monitored, num_samples);
   const auto monitor = [&] {
     const DecoderLayer layer = build();
     double sum = 0;
     for (int64_t i = 0; i < num_monitored; ++i) {
       // Spread over the samples rather than the first ones.
-      const int64_t n = i * num_samples / num_monitored;
+      const auto n = windows[i * num_samples / num_monitored].item<int64_t>();
       task.inputs.pass.step();
       sum += loss_of(layer, stream.narrow(0, n, 1).to(compute), task.target.narrow(0, n, 1).to(compute),
                      task.token_weights.narrow(0, n, 1))
@@ -261,12 +280,13 @@ void learn_transforms(DecoderLayer& layer, const LearningTask& task) {
   }
   if (!scales.parameters.empty()) groups.push_back(scales);
   points.add_groups(groups, learning.lr_clip, learning.lr_shift, 0);
-  learn(task, "transforms", learning.epochs, learning.final_lr, groups, build);
+  const bool better = learn(task, "transforms", learning.epochs, learning.final_lr, groups, build);
 
   const c10::NoGradGuard no_grad;
   layer = transformed();
   start_quant_points(layer, recipe, task.inputs, task.token_weights);
   points.apply(layer);
+  if (!better) points.restore_full_clips(layer);
   layer = layer.detach();
   if (o_scale.requires_grad()) layer.self_attn.o_input.gain = o_scale.detach().exp();
   merge_down_scale(layer);
@@ -285,9 +305,10 @@ void learn_activations(DecoderLayer& layer, const LearningTask& task) {
   std::vector<ParameterGroup> groups;
   points.add_groups(groups, learning.lr_clip, learning.lr_shift, learning.lr_gain);
   if (groups.empty()) return;
-  learn(task, "activations", learning.epochs, learning.final_lr, groups, build);
+  const bool better = learn(task, "activations", learning.epochs, learning.final_lr, groups, build);
   const c10::NoGradGuard no_grad;
   points.apply(layer);
+  if (!better) points.restore_full_clips(layer);
   layer = layer.detach();
 }
 

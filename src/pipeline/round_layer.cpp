@@ -6,12 +6,15 @@
 #include <chrono>
 #include <cmath>
 
+#include "../quant/finite.h"
 #include "../quant/product.h"
+#include "baseq/pipeline/statistics.h"
 
 namespace baseq {
 namespace {
 
 struct Statistics {
+  bool known = true;      ///< false where no input is finite or the sums are not: then all inputs count as alike
   Tensor hessian;         ///< E[x^T x], float64
   Tensor cross;           ///< E[(x_fp - x)^T x]; undefined unless the recipe compensates streams
   Tensor mean_magnitude;  ///< E|x|; undefined unless the low-rank correction asks for it
@@ -23,30 +26,41 @@ void accumulate(Tensor& sum, const Tensor& term) { sum = sum.defined() ? sum.add
 Statistics collect(InputPoint point, const DecoderLayer& layer, const DecoderLayer& original, const Recipe& recipe,
                    const BlockInputs& inputs, const Tensor& weights) {
   Statistics result;
+  const bool magnitudes = recipe.low_rank && recipe.low_rank->method == Recipe::LowRank::Method::kL2qer;
+  double dropped = 0;
   const auto add = [&](int64_t begin, const Tensor& windows) {
-    const Tensor x = layer.input_of(point, windows, inputs.rope).flatten(0, 1);
-    const Tensor weighted = x * weights.narrow(0, begin, windows.size(0)).reshape({-1, 1});
-    accumulate(result.hessian, matrix_product(weighted.t(), x));
-    if (recipe.low_rank && recipe.low_rank->method == Recipe::LowRank::Method::kL2qer) {
-      accumulate(result.mean_magnitude, weighted.abs().sum(0, /*keepdim=*/false, at::kDouble));
+    Tensor x = layer.input_of(point, windows, inputs.rope).flatten(0, 1), full;
+    Tensor weight = weights.narrow(0, begin, windows.size(0)).reshape({-1, 1});
+    if (recipe.compensate_streams) {
+      full = inputs.full_precision.narrow(0, begin, windows.size(0)).to(inputs.compute());
+      full = original.input_of(point, full, inputs.rope).flatten(0, 1);
     }
-    if (!recipe.compensate_streams) return;
-    const Tensor full = inputs.full_precision.narrow(0, begin, windows.size(0)).to(inputs.compute());
-    const Tensor drift = original.input_of(point, full, inputs.rope).flatten(0, 1) - x;
-    accumulate(result.cross, matrix_product(drift.t(), weighted));
+    dropped += drop_tokens_not_finite({&x, &full}, weight);
+    const Tensor weighted = x * weight;
+    accumulate(result.hessian, matrix_product(weighted.t(), x));
+    if (magnitudes) accumulate(result.mean_magnitude, weighted.abs().sum(0, /*keepdim=*/false, at::kDouble));
+    if (full.defined()) accumulate(result.cross, matrix_product((full - x).t(), weighted));
   };
   for_each_batch(inputs.quantized, inputs.compute(), add, inputs.pass);
-  const double total = weights.sum(at::kDouble).item<double>();
-  result.hessian.div_(total);
-  if (result.cross.defined()) result.cross.div_(total);
-  if (result.mean_magnitude.defined()) result.mean_magnitude.div_(total);
+  const double total = weights.sum(at::kDouble).item<double>() - dropped;
+  for (Tensor* moment : {&result.hessian, &result.cross, &result.mean_magnitude}) {
+    if (!moment->defined()) continue;
+    moment->div_(total);
+    result.known = result.known && all_finite(*moment);
+  }
+  if (!result.known) {
+    result.hessian = at::eye(result.hessian.size(0), result.hessian.options());
+    result.mean_magnitude = magnitudes ? at::ones_like(result.mean_magnitude) : Tensor();
+    result.cross = Tensor();
+  }
   return result;
 }
 
 /// Of the linear's output over the inputs that `hessian` describes, or of its weight when that is undefined.
 double relative_error(const Tensor& weight, const Linear& rounded, const Tensor& hessian) {
   const Tensor source = weight.to(at::kFloat), error = source - rounded.dequantized().to(source.device());
-  if (!hessian.defined()) return (error.square().sum() / source.square().sum()).item<double>();
+  if (!hessian.defined())
+    return source.any().item<bool>() ? (error.square().sum() / source.square().sum()).item<double>() : 0;
   const double energy = quadratic_form(source, hessian);
   return energy > 0 ? quadratic_form(error, hessian) / energy : 0;
 }
@@ -110,9 +124,17 @@ void round_layer(DecoderLayer& layer, const Recipe& recipe, const BlockInputs& i
   DecoderLayer seen = layer;
   set_quant_points(seen, recipe.quantized_inputs);
 
+  bool all_known = true;
   const auto round = [&](InputPoint point, std::initializer_list<const char*> readers) {
     Statistics statistics;
     if (moments) statistics = collect(point, seen, original, recipe, inputs, weights);
+    if (all_known && !statistics.known && progress) {
+      progress(
+          Warning{"block " + std::to_string(block) + ", " + *readers.begin() +
+                  ": its calibration inputs are not finite; where that is so, weights are rounded as if all inputs "
+                  "were alike"});
+    }
+    all_known = all_known && statistics.known;
     layer.for_each_linear([&](const std::string& name, Linear& linear) {
       if (std::find(readers.begin(), readers.end(), name) == readers.end()) return;
       inputs.pass.step();

@@ -3,6 +3,9 @@
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 
+#include <algorithm>
+
+#include "../quant/finite.h"
 #include "../quant/product.h"
 
 namespace baseq {
@@ -14,17 +17,19 @@ class MomentSums {
   explicit MomentSums(bool with_covariance = false) : with_covariance_(with_covariance) {}
 
   /// x: [tokens, features], weights [tokens, 1].
-  void add(const Tensor& x, const Tensor& weights) {
+  void add(Tensor x, Tensor weights) {
+    dropped_ += drop_tokens_not_finite({&x}, weights);
     const Tensor weighted = x * weights;
     accumulate(first_, weighted.sum(0, /*keepdim=*/false, at::kDouble));
     accumulate(second_, with_covariance_ ? matrix_product(weighted.t(), x).to(at::kDouble)
                                          : (weighted * x).sum(0, /*keepdim=*/false, at::kDouble));
   }
 
-  /// Everything undefined when nothing was added.
-  Moments over(double total) const {
+  /// Everything undefined when nothing was added, zero when no token counted.
+  Moments over(double weight_of_all) const {
     Moments moments;
     if (!first_.defined()) return moments;
+    const double counted = weight_of_all - dropped_, total = counted > 0 ? counted : 1;
     moments.mean = first_ / total;
     if (with_covariance_) {
       moments.covariance = second_ / total - at::outer(moments.mean, moments.mean);
@@ -41,20 +46,37 @@ class MomentSums {
   static void accumulate(Tensor& sum, const Tensor& term) { sum = sum.defined() ? sum.add_(term) : term; }
 
   bool with_covariance_;
+  double dropped_ = 0;  ///< weight of the tokens that were left out
   Tensor first_, second_;
 };
 
 }  // namespace
 
 Tensor token_weights(const Tensor& target, Recipe::Loss loss, const at::TensorOptions& compute) {
-  const auto shape = target.sizes().slice(0, 2);
-  if (loss == Recipe::Loss::kMse) return at::ones(shape, compute);
-  std::vector<Tensor> weights;
-  for_each_batch(target, compute, [&](int64_t, const Tensor& windows) {
-    weights.push_back(1.0 / windows.square().mean(-1).clamp_min(1e-12));
-  });
-  const Tensor all = at::cat(weights);
-  return all / all.mean();
+  std::vector<Tensor> energies;
+  for_each_batch(target, compute,
+                 [&](int64_t, const Tensor& windows) { energies.push_back(windows.square().mean(-1)); });
+  const Tensor energy = at::cat(energies), counted = energy.isfinite();
+  const Tensor weights = loss == Recipe::Loss::kMse ? at::ones_like(energy) : 1.0 / energy.clamp_min(1e-12);
+  if (!counted.all().item<bool>()) {
+    return at::where(counted, weights / weights.masked_select(counted).mean(), 0.0);
+  }
+  return loss == Recipe::Loss::kMse ? weights : weights / weights.mean();
+}
+
+double drop_tokens_not_finite(std::initializer_list<Tensor*> inputs, Tensor& weights) {
+  const auto finite = [](const Tensor* x) { return !x->defined() || all_finite(*x); };
+  if (std::all_of(inputs.begin(), inputs.end(), finite)) return 0;
+  Tensor counted = at::ones_like(weights, at::kBool);
+  for (const Tensor* x : inputs) {
+    if (x->defined()) counted = counted.logical_and_(x->isfinite().all(-1, /*keepdim=*/true));
+  }
+  for (Tensor* x : inputs) {
+    if (x->defined()) *x = at::where(counted, *x, 0.0);
+  }
+  const Tensor before = weights;
+  weights = at::where(counted, weights, 0.0);
+  return (before - weights).sum(at::kDouble).item<double>();
 }
 
 BlockMoments measure_block(const DecoderLayer& layer, const Tensor& stream, const RotaryEmbedding& rope,

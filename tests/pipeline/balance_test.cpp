@@ -2,7 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
+#include <limits>
 
 #include "../tiny_model.h"
 #include "baseq/pipeline/statistics.h"
@@ -111,6 +113,87 @@ TEST_P(Balance, ValueMatricesLowerTheirTraceProduct) {
   EXPECT_LT(product(balanced([](auto& t) { t.scale_value = true; })), product(layer));
 }
 
+const auto kAll = [](Recipe::Transforms& t) { t.scale_norm = t.scale_value = t.scale_query_key = t.scale_down = true; };
+
+void expect_finite(const DecoderLayer& layer) {
+  for (const auto& [name, tensor] : layer_tensors(layer, "", at::kDouble)) {
+    EXPECT_TRUE(tensor.isfinite().all().item<bool>()) << name;
+  }
+}
+
+TEST_P(Balance, ProjectionsOfZerosAreLeftWhole) {
+  const DecoderLayer whole = layer;
+  for (const std::vector<std::string>& zeros :
+       std::vector<std::vector<std::string>>{{"self_attn.o_proj"},
+                                             {"self_attn.v_proj"},
+                                             {"self_attn.v_proj", "self_attn.o_proj"},
+                                             {"self_attn.q_proj"},
+                                             {"self_attn.q_proj", "self_attn.k_proj"},
+                                             {"mlp.down_proj"},
+                                             {"mlp.gate_proj", "mlp.up_proj"},
+                                             {"self_attn.o_proj", "mlp.down_proj"}}) {
+    for (const bool bias_too : {false, true}) {
+      SCOPED_TRACE(zeros.front() + (bias_too ? " and its bias" : ""));
+      layer = whole;
+      layer.for_each_linear([&](const std::string& name, Linear& linear) {
+        if (std::find(zeros.begin(), zeros.end(), name) == zeros.end()) return;
+        linear.weight = at::zeros_like(linear.weight);
+        if (linear.bias.defined() && bias_too) linear.bias = at::zeros_like(linear.bias);
+      });
+      const DecoderLayer changed = balanced(kAll);
+      expect_finite(changed);
+      expect_kept(changed);
+    }
+  }
+}
+
+TEST_P(Balance, ValuesThatNothingReadsStayAsTheyAre) {
+  layer.self_attn.o_proj.weight = at::zeros_like(layer.self_attn.o_proj.weight);
+  const DecoderLayer changed = balanced([](auto& t) { t.scale_value = true; });
+  EXPECT_TRUE(at::equal(changed.self_attn.v_proj.weight, layer.self_attn.v_proj.weight));
+}
+
+TEST_P(Balance, TokensThatAreNotFiniteDoNotCount) {
+  DecoderLayer expected = layer, changed = layer;
+  Recipe::Transforms transforms;
+  kAll(transforms);
+  const auto of_windows = [&](const Tensor& windows) {
+    return BlockInputs{.full_precision = windows, .quantized = windows, .rope = inputs.rope};
+  };
+  balance(expected, transforms, of_windows(x.narrow(0, 1, kSamples - 1)), weights.narrow(0, 1, kSamples - 1));
+  Tensor broken = x.clone();
+  broken[0] = std::numeric_limits<double>::quiet_NaN();
+  EXPECT_TRUE(balance(changed, transforms, of_windows(broken), weights).empty());
+  const auto wanted = layer_tensors(expected, "", at::kDouble);
+  for (const auto& [name, tensor] : layer_tensors(changed, "", at::kDouble)) {
+    EXPECT_TRUE(at::allclose(tensor, wanted.at(name), 1e-9, 1e-12)) << name;
+  }
+}
+
+TEST_P(Balance, WhatHasNoFiniteMomentsIsLeftOutByName) {
+  const DecoderLayer single = layer.to(at::kFloat);
+  inputs = {.full_precision = x.to(at::kFloat),
+            .quantized = x.to(at::kFloat),
+            .rope = test::tiny_rope(shape, kSeq, at::kFloat)};
+  weights = weights.to(at::kFloat);
+  Recipe::Transforms transforms;
+  kAll(transforms);
+  // Values whose squares leave the range of float32.
+  constexpr double kLoud = 1e22;
+  DecoderLayer loud = single;
+  loud.mlp.up_proj.weight = loud.mlp.up_proj.weight * kLoud;
+  DecoderLayer changed = loud;
+  EXPECT_EQ(balance(changed, transforms, inputs, weights), std::vector<std::string>{"scale_down"});
+  EXPECT_TRUE(at::equal(changed.mlp.down_proj.weight, loud.mlp.down_proj.weight));
+  EXPECT_FALSE(at::equal(changed.input_layernorm.weight, loud.input_layernorm.weight));
+  loud = single;
+  loud.self_attn.v_proj.weight = loud.self_attn.v_proj.weight * kLoud;
+  changed = loud;
+  transforms = {.scale_value = true};
+  EXPECT_EQ(balance(changed, transforms, inputs, weights), std::vector<std::string>{"scale_value"});
+  EXPECT_TRUE(at::equal(changed.self_attn.v_proj.weight, loud.self_attn.v_proj.weight));
+}
+
 INSTANTIATE_TEST_SUITE_P(Shapes, Balance, testing::ValuesIn(test::tiny_shapes()),
                          [](const auto& shape) { return shape.param.name; });
 
@@ -137,6 +220,38 @@ TEST(TokenWeights, HaveMeanOneAndInverseEnergy) {
   EXPECT_NEAR(weights.mean().item<double>(), 1.0, 1e-12);
   const Tensor product = weights * target.square().mean(-1);
   EXPECT_NEAR((product.max() / product.min()).item<double>(), 1.0, 1e-10);
+}
+
+TEST(TokenWeights, ATokenThatIsNotFiniteCountsNothing) {
+  const Tensor target = test::random_normal({3, 5, 16}, 1);
+  for (const double bad : {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+    Tensor broken = target.clone();
+    broken[1][2][7] = bad;
+    for (const auto loss : {Recipe::Loss::kMse, Recipe::Loss::kRelative}) {
+      const Tensor weights = token_weights(broken, loss, at::kDouble), whole = token_weights(target, loss, at::kDouble);
+      EXPECT_EQ(weights[1][2].item<double>(), 0);
+      EXPECT_EQ(weights.eq(0).sum().item<int64_t>(), 1);
+      EXPECT_NEAR(weights.sum().item<double>(), 14, 1e-12);
+      // The others among themselves as without it.
+      const Tensor ratio = weights.flatten().narrow(0, 0, 7) / whole.flatten().narrow(0, 0, 7);
+      EXPECT_NEAR((ratio.max() / ratio.min()).item<double>(), 1, 1e-12);
+      const Tensor none = token_weights(at::full_like(target, bad), loss, at::kDouble);
+      EXPECT_TRUE(at::equal(none, at::zeros({3, 5}, at::kDouble)));
+    }
+  }
+}
+
+TEST(DropTokens, LeavesFiniteTensorsAlone) {
+  Tensor x = test::random_normal({6, 4}, 1), other = test::random_normal({6, 3}, 2), weights = at::ones({6, 1}), none;
+  const Tensor x_before = x, weights_before = weights;
+  EXPECT_EQ(drop_tokens_not_finite({&x, &none, &other}, weights), 0);
+  EXPECT_TRUE(x.is_same(x_before) && weights.is_same(weights_before));
+  other = other.clone();
+  other[4][1] = std::numeric_limits<double>::quiet_NaN();
+  EXPECT_EQ(drop_tokens_not_finite({&x, &none, &other}, weights), 1);
+  EXPECT_EQ(weights.sum().item<double>(), 5);
+  EXPECT_EQ(x[4].abs().sum().item<double>() + other[4].abs().sum().item<double>(), 0);
+  EXPECT_TRUE(at::equal(x.narrow(0, 0, 4), x_before.narrow(0, 0, 4)));
 }
 
 TEST(MeasureBlock, FindsTheWeightedMomentsOfEveryPoint) {

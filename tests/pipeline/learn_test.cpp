@@ -206,6 +206,26 @@ TEST_P(Learn, ActivationsNeverEndAboveTheirStart) {
   EXPECT_LE(stages.back().loss_after, stages.back().loss_before);
 }
 
+TEST_P(Learn, WhereNoEpochIsBetterClipsAreWhatTheyWere) {
+  recipe.input_activations->clip = recipe.kv_cache->clip = 1;
+  // So far that nothing can be better.
+  recipe.learn_activations.lr_clip = recipe.learn_activations.lr_shift = recipe.learn_activations.lr_gain = 10.0;
+  recipe.learn_transforms.lr_rotation = recipe.learn_transforms.lr_scale = recipe.learn_transforms.lr_clip = 10.0;
+  recipe.learn_activations.final_lr = recipe.learn_transforms.final_lr = 10.0;
+  DecoderLayer learned = layer;
+  const auto expect_full = [&] {
+    ASSERT_EQ(stages.back().loss_after, stages.back().loss_before) << "an epoch was better";
+    learned.for_each_quant_point([](const std::string& name, QuantPoint& point) {
+      EXPECT_TRUE(at::equal(point.clip, at::ones_like(point.clip))) << name;
+      EXPECT_FALSE(point.clip.requires_grad()) << name;
+    });
+  };
+  learn_transforms(learned, task());
+  expect_full();
+  learn_activations(learned, task());
+  expect_full();
+}
+
 TEST_P(Learn, ActivationsLeaveWeightsAlone) {
   DecoderLayer learned = layer;
   apply_quarot(learned);

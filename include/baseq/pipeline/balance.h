@@ -1,5 +1,8 @@
 #pragma once
 
+#include <string>
+#include <vector>
+
 #include "baseq/pipeline/recipe.h"
 #include "baseq/pipeline/round_layer.h"
 
@@ -17,9 +20,11 @@ namespace baseq {
 ///   and k takes a scale of its input back, so there s is in the weights of the norms, the same for all heads;
 /// - scale_value: an invertible matrix T a key/value head. With C the covariance of what o_proj reads of the head and
 ///   B = W_o^T W_o, tr(T^T C T) tr(T^-1 B T^-T) is least where T T^T is the geometric mean of C^-1 and B.
+/// Where nothing decides, as for a projection of zeros, the transform is the identity.
 /// @param weights of the tokens, see token_weights
-void balance(DecoderLayer& layer, const Recipe::Transforms& transforms, const BlockInputs& inputs,
-             const Tensor& weights);
+/// @return the transforms that were left out because moments of the inputs are not finite, for a message
+std::vector<std::string> balance(DecoderLayer& layer, const Recipe::Transforms& transforms, const BlockInputs& inputs,
+                                 const Tensor& weights);
 
 /// The geometric mean A # B of symmetric positive definite matrices [.., n, n], float64: the positive definite
 /// solution X of X A^-1 X = B.

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <initializer_list>
+
 #include "baseq/pipeline/activations.h"
 #include "baseq/pipeline/recipe.h"
 #include "baseq/pipeline/round_layer.h"
@@ -7,9 +9,16 @@
 
 namespace baseq {
 
-/// What a token counts, [num_samples, seq] with the options `compute`, mean 1: the same for all, or the inverse of its
-/// energy in the block's output (Recipe::Loss::kRelative).
+/// What a token counts, [num_samples, seq] with the options `compute`, mean 1 over those that count: the same for all,
+/// or the inverse of its energy in the block's output (Recipe::Loss::kRelative). Zero where that output is not finite.
 Tensor token_weights(const Tensor& target, Recipe::Loss loss, const at::TensorOptions& compute);
+
+/// Takes the tokens that have a value which is not finite in one of `inputs` out of all of them: their values and
+/// weights become zero. Where there is none, the tensors stay the same ones.
+/// @param inputs  [tokens, features] each, or undefined
+/// @param weights [tokens, 1]
+/// @return the sum of the weights that became zero
+double drop_tokens_not_finite(std::initializer_list<Tensor*> inputs, Tensor& weights);
 
 /// Weighted first and second moments of a tensor's channels, float64.
 struct Moments {
@@ -26,6 +35,7 @@ struct BlockMoments {
 };
 
 /// Passes a stream through `layer`, whose quant points are looked past.
+/// Tokens that are not finite at a point do not count there.
 /// @param weights           of the tokens, [num_samples, seq]
 /// @param with_o_covariance also the covariance at o
 /// @param last              where the pass ends; moments of what lies behind it stay undefined
