@@ -15,6 +15,7 @@
 #include "baseq/io/units.h"
 #include "baseq/model/model.h"
 #include "baseq/transform/hadamard.h"
+#include "finite_weights.h"
 
 namespace baseq {
 namespace {
@@ -225,6 +226,7 @@ RunPlan plan_run(const Checkpoint& checkpoint, const Recipe& recipe, const Tenso
                               ": is already quantized; quantize the original checkpoint instead");
     } else {
       check_shapes(model, plan);
+      for (std::string& problem : weights_not_finite(checkpoint, model)) plan.problems.push_back(std::move(problem));
     }
   } catch (const c10::Error& error) {
     plan.problems.push_back(text_of(error));

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <limits>
+
 #include "../tiny_model.h"
 
 namespace baseq {
@@ -62,6 +64,52 @@ TEST(Plan, AQuantizedCheckpointIsAProblem) {
   const RunPlan plan = plan_run(Checkpoint(directory / "out"), recipe_of(kGptq), {}, directory / "again", {});
   ASSERT_EQ(plan.problems.size(), 1U);
   EXPECT_NE(plan.problems[0].find("already quantized"), std::string::npos);
+}
+
+std::string text_of(const std::vector<std::string>& sentences) {
+  std::string text;
+  for (const std::string& sentence : sentences) text += sentence + "\n";
+  return text;
+}
+
+TEST(Plan, WeightsThatAreNotFiniteAreNamed) {
+  for (const TinyShape& shape : test::tiny_shapes()) {
+    SCOPED_TRACE(shape.name);
+    const TempDirectory directory;
+    auto tensors = test::tiny_tensors(shape, 1);
+    const bool fused = tensors.contains("model.layers.1.mlp.gate_up_proj.weight");
+    const std::string up = std::string("model.layers.1.mlp.") + (fused ? "gate_up_proj" : "up_proj") + ".weight";
+    tensors.at(up)[3][5] = std::numeric_limits<float>::quiet_NaN();
+    tensors.at(up)[0][0] = -std::numeric_limits<float>::infinity();
+    tensors.at("model.layers.0.input_layernorm.weight")[1] = std::numeric_limits<float>::infinity();
+    tensors.at("model.embed_tokens.weight") = tensors.at("model.embed_tokens.weight").to(at::kBFloat16);
+    tensors.at("model.embed_tokens.weight")[7][2] = std::numeric_limits<float>::quiet_NaN();
+    std::vector<std::string> expected{
+        "model.embed_tokens.weight: 1 of " + std::to_string(shape.vocab_size * shape.hidden_size),
+        "model.layers.0.input_layernorm.weight (block 0): 1 of " + std::to_string(shape.hidden_size),
+        up + " (block 1): 2 of " + std::to_string((fused ? 2 : 1) * shape.intermediate_size * shape.hidden_size)};
+    if (!shape.tied) {
+      tensors.at("lm_head.weight")[0][0] = std::numeric_limits<float>::quiet_NaN();
+      expected.push_back("lm_head.weight: 1 of");
+    }
+    test::write_checkpoint(directory / "in", test::tiny_config(shape), tensors);
+    const RunPlan plan =
+        plan_run(Checkpoint(directory / "in"), recipe_of({{"weights", {{"num_bits", 4}}}}), {}, directory / "out", {});
+    EXPECT_EQ(plan.problems.size(), expected.size()) << text_of(plan.problems);
+    for (const std::string& part : expected) {
+      EXPECT_NE(text_of(plan.problems).find(part), std::string::npos) << part << " in\n" << text_of(plan.problems);
+    }
+  }
+}
+
+TEST(Plan, ManyWeightsThatAreNotFiniteAreCounted) {
+  const TempDirectory directory;
+  auto tensors = test::tiny_tensors({}, 1);
+  for (auto& [name, tensor] : tensors) tensor = at::full_like(tensor, std::numeric_limits<float>::quiet_NaN());
+  test::write_checkpoint(directory / "in", test::tiny_config({}), tensors);
+  const RunPlan plan = plan_run(Checkpoint(directory / "in"), recipe_of(kGptq), {}, directory / "out", {});
+  EXPECT_EQ(plan.problems.size(), 11U);
+  EXPECT_EQ(plan.problems.back(), "and 10 more tensors with NaN or infinities");
 }
 
 TEST(Footprint, MemoryDoesNotDependOnTheNumberOfBlocksButOutputDoes) {
