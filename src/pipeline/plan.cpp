@@ -16,6 +16,7 @@
 #include "baseq/model/model.h"
 #include "baseq/transform/hadamard.h"
 #include "finite_weights.h"
+#include "instruction_set.h"
 
 namespace baseq {
 namespace {
@@ -116,6 +117,14 @@ void check_windows(const ModelConfig& config, const Tensor& windows, const RunSh
     plan.warnings.push_back(fmt::format("calibration: windows of {} tokens, but the model was made for {}",
                                         shape.seq_len, config.max_position_embeddings));
   }
+}
+
+void check_products(const Recipe& recipe, const QuantizeOptions& options, RunPlan& plan) {
+  if (!recipe.learns() || !options.device.is_cpu() || multiplies(recipe.products)) return;
+  plan.warnings.push_back(
+      fmt::format("objective.products: this processor has no products of {}; learning with "
+                  "\"float32\" is faster here, to slightly other results",
+                  recipe.products == at::kHalf ? "float16" : "bfloat16"));
 }
 
 /// The directory itself, or the nearest one above it that is there.
@@ -233,6 +242,7 @@ RunPlan plan_run(const Checkpoint& checkpoint, const Recipe& recipe, const Tenso
   }
   check_recipe(config, recipe, plan);
   check_windows(config, windows, shape, plan);
+  check_products(recipe, options, plan);
 
   plan.num_blocks = config.num_hidden_layers;
   plan.memory = quantization_memory(config, recipe, shape);

@@ -5,6 +5,7 @@
 #include <chrono>
 
 #include "baseq/model/quantization_config.h"
+#include "instruction_set.h"
 
 namespace baseq {
 namespace {
@@ -52,6 +53,7 @@ RunJournal::Description describe_run(const Checkpoint& checkpoint, const Recipe&
                                                    {"seed", options.seed},
                                                    {"device", options.device.str()},
                                                    {"threads", at::get_num_threads()},
+                                                   {"instruction_set", instruction_set()},
                                                    {"tokens_per_batch", options.tokens_per_batch}},
                                       .details = {{"model", path},
                                                   {"modified", times},

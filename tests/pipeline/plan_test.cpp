@@ -4,6 +4,7 @@
 
 #include <limits>
 
+#include "../../src/pipeline/instruction_set.h"
 #include "../tiny_model.h"
 
 namespace baseq {
@@ -110,6 +111,22 @@ TEST(Plan, ManyWeightsThatAreNotFiniteAreCounted) {
   const RunPlan plan = plan_run(Checkpoint(directory / "in"), recipe_of(kGptq), {}, directory / "out", {});
   EXPECT_EQ(plan.problems.size(), 11U);
   EXPECT_EQ(plan.problems.back(), "and 10 more tensors with NaN or infinities");
+}
+
+TEST(Plan, SaysWhereProductsOfFewerBitsAreSlower) {
+  const TempDirectory directory;
+  test::write_checkpoint(directory / "in", TinyShape{});
+  const auto warned = [&](const char* products, int64_t epochs) {
+    json recipe = {{"weights", {{"num_bits", 4}}},
+                   {"learn_transforms", {{"epochs", epochs}}},
+                   {"objective", {{"products", products}}}};
+    const RunPlan plan = plan_run(Checkpoint(directory / "in"), recipe_of(recipe), {}, directory / "out", {});
+    return text_of(plan.warnings).find("objective.products") != std::string::npos;
+  };
+  EXPECT_FALSE(warned("float32", 1));
+  EXPECT_FALSE(warned("bfloat16", 0));
+  EXPECT_EQ(warned("bfloat16", 1), !multiplies(at::kBFloat16));
+  EXPECT_EQ(warned("float16", 1), !multiplies(at::kHalf));
 }
 
 TEST(Footprint, MemoryDoesNotDependOnTheNumberOfBlocksButOutputDoes) {

@@ -190,6 +190,18 @@ def test_changed_recipe_is_refused_with_what_differs(command, run, tmp_path):
     assert "recipe/weights/num_bits (4, now 3)" in done.stderr
 
 
+def test_another_instruction_set_is_refused(command, run, tmp_path):
+    output, work = tmp_path / "output", tmp_path / "work"
+    begin = command(output, work)
+    subprocess.run(begin, check=True, capture_output=True, env=ENVIRONMENT)
+    shutil.rmtree(output)
+    done = subprocess.run(begin, capture_output=True, text=True, check=False,
+                          env=ENVIRONMENT | {"ATEN_CPU_CAPABILITY": "default"})
+    assert done.returncode == 1
+    assert re.search(r"holds another run; what differs: instruction_set \(.*, now \"(DEFAULT|NO AVX)", done.stderr), done.stderr
+    assert run(*begin[1:]).returncode == 0
+
+
 def test_a_changed_model_is_refused_and_a_copy_is_not(command, deep, run, tmp_path):
     output, work = tmp_path / "output", tmp_path / "work"
     subprocess.run(command(output, work), check=True, capture_output=True, env=ENVIRONMENT)
