@@ -1,19 +1,16 @@
 #include "baseq/io/run_journal.h"
 
 #include <ATen/ATen.h>
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <sys/file.h>
-#include <unistd.h>
 #include <zlib.h>
 
-#include <cerrno>
 #include <set>
 
 #include "baseq/io/json_object.h"
 #include "baseq/io/safetensors.h"
 #include "files.h"
+#include "safetensors_layout.h"
 #include "strict_json.h"
 
 namespace baseq {
@@ -27,6 +24,8 @@ constexpr const char* kRun = "run.json";
 constexpr const char* kInputs = "inputs.safetensors";
 constexpr const char* kJournal = "journal.json";
 constexpr const char* kLock = "lock";
+// Of the files and what journal.json says of them.
+constexpr int64_t kJournalVersion = 2;
 
 RunJournal::Tensors tensors_of(const fs::path& path) {
   const SafetensorsFile file(path);
@@ -62,9 +61,12 @@ void check_intact(bool intact, const fs::path& path) {
               " is damaged: its size or checksum is not the one that was written; the run cannot be continued");
 }
 
-void write_with_checksum(const fs::path& path, json object) {
+/// Durable, and so is every file of its directory by then: a file system need not keep the order of renames.
+void replace_json(const fs::path& path, json object) {
   object["crc32"] = crc32_of_json(object);
+  sync_directory(kWho, path.parent_path());
   write_json_file(path, object);
+  sync_directory(kWho, path.parent_path());
 }
 
 json read_with_checksum(const fs::path& path) {
@@ -93,12 +95,17 @@ uint32_t crc32_of_file(const fs::path& path) {
   return static_cast<uint32_t>(crc);
 }
 
+bool RunJournal::is_held(const fs::path& directory) { return LockFile::is_held(directory / kLock); }
+
 bool RunJournal::exists(const fs::path& directory) { return path_exists(kWho, directory / kRun); }
 
 RunJournal::Description RunJournal::describe(const fs::path& directory) {
   const fs::path path = directory / kRun;
   TORCH_CHECK(exists(directory), kWho, ": ", directory.string(), " holds no run (no ", kRun, ")");
   const json run = read_with_checksum(path);
+  TORCH_CHECK(run.value("journal_version", json()) == kJournalVersion, kWho, ": ", directory.string(),
+              " was begun by another version of this program; finish it with that one, or start over in another "
+              "directory");
   TORCH_CHECK(run.contains("identity") && run.contains("details") && run.contains("inputs"), kWho, ": ", path.string(),
               " is not the description of a run");
   check_intact(run["inputs"] == crc32_of_file(directory / kInputs), directory / kInputs);
@@ -113,41 +120,31 @@ RunJournal::RunJournal(const fs::path& directory, const Description& description
     TORCH_CHECK(belongs_to_a_run(entry.path().filename().string()), kWho, ": ", directory.string(), " holds ",
                 entry.path().filename().string(), ", which belongs to no run; choose an empty or a new directory");
   }
-  lock_ = ::open((directory / kLock).c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-  if (lock_ < 0) throw_system_error(kWho, "create", directory / kLock, errno);
-  try {
-    TORCH_CHECK(::flock(lock_, LOCK_EX | LOCK_NB) == 0, kWho, ": another process works in ", directory.string());
-    const auto write_run = [&] {
-      write_with_checksum(directory / kRun, {{"identity", description.identity},
-                                             {"details", description.details},
-                                             {"inputs", crc32_of_file(directory / kInputs)}});
-      sync_directory(kWho, directory);
-    };
-    if (!exists(directory)) {
-      save_safetensors(directory / kInputs, description.inputs);
-      write_run();
-      return;
-    }
-    const Description was = describe(directory);
-    const std::vector<std::string> changed = differences(was.identity, description.identity);
-    TORCH_CHECK(changed.empty(), kWho, ": ", directory.string(),
-                " holds another run; what differs: ", fmt::format("{}", fmt::join(changed, ", ")),
-                "; choose another directory or start over without it");
-    bool same_inputs = was.inputs.size() == description.inputs.size();
-    for (const auto& [name, tensor] : description.inputs) {
-      same_inputs = same_inputs && was.inputs.contains(name) && at::equal(was.inputs.at(name), tensor);
-    }
-    TORCH_CHECK(same_inputs, kWho, ": ", directory.string(), " holds a run with other inputs (calibration data)");
-    read_journal();
-    remove_leftovers();
-    if (was.details != description.details) write_run();
-  } catch (...) {
-    ::close(lock_);
-    throw;
+  lock_.emplace(kWho, directory / kLock, "another process works in " + directory.string());
+  const auto write_run = [&](uint32_t inputs_crc32) {
+    replace_json(directory / kRun, {{"journal_version", kJournalVersion},
+                                    {"identity", description.identity},
+                                    {"details", description.details},
+                                    {"inputs", inputs_crc32}});
+  };
+  if (!exists(directory)) {
+    write_run(save(kInputs, description.inputs).crc32);
+    return;
   }
+  const Description was = describe(directory);
+  const std::vector<std::string> changed = differences(was.identity, description.identity);
+  TORCH_CHECK(changed.empty(), kWho, ": ", directory.string(),
+              " holds another run; what differs: ", fmt::format("{}", fmt::join(changed, ", ")),
+              "; choose another directory or start over without it");
+  bool same_inputs = was.inputs.size() == description.inputs.size();
+  for (const auto& [name, tensor] : description.inputs) {
+    same_inputs = same_inputs && was.inputs.contains(name) && at::equal(was.inputs.at(name), tensor);
+  }
+  TORCH_CHECK(same_inputs, kWho, ": ", directory.string(), " holds a run with other inputs (calibration data)");
+  read_journal();
+  remove_leftovers();
+  if (was.details != description.details) write_run(crc32_of_file(directory / kInputs));
 }
-
-RunJournal::~RunJournal() { ::close(lock_); }
 
 void RunJournal::read_journal() {
   if (!path_exists(kWho, directory_ / kJournal)) return;
@@ -172,8 +169,11 @@ void RunJournal::read_journal() {
     steps_.push_back(read(step));
     notes_.push_back(step.value("notes", json()));
   }
-  if (object.contains("state")) state_ = read(journal["state"]);
-  TORCH_CHECK(state_.has_value() == !steps_.empty(), kWho, ": ", path, " is not a journal");
+  TORCH_CHECK(journal.contains("state") && journal["state"].is_object(), kWho, ": ", path, " is not a journal");
+  for (const auto& [name, value] : journal["state"].items()) {
+    const int64_t num_steps = JsonObject(value, path).integer("num_steps", 0, 1, num_steps());
+    state_.emplace(name, StateFile{read(value), num_steps});
+  }
   if (!object.contains("partial")) return;
   partial_ = read(journal["partial"]);
   partial_notes_ = journal["partial"].value("notes", json());
@@ -188,19 +188,22 @@ void RunJournal::write_journal() const {
   };
   json journal{{"steps", json::array()}};
   for (size_t i = 0; i < steps_.size(); ++i) journal["steps"].push_back(entry(steps_[i], notes_[i]));
-  if (state_) journal["state"] = entry(*state_, {});
+  journal["state"] = json::object();
+  for (const auto& [name, kept] : state_) {
+    journal["state"][name] = entry(kept.file, {});
+    journal["state"][name]["num_steps"] = kept.num_steps;
+  }
   if (partial_) {
     journal["partial"] = entry(*partial_, partial_notes_);
     journal["partial"]["number"] = num_partials_;
   }
-  write_with_checksum(directory_ / kJournal, std::move(journal));
-  sync_directory(kWho, directory_);
+  replace_json(directory_ / kJournal, std::move(journal));
 }
 
 void RunJournal::remove_leftovers() const {
   std::set<std::string> named{kRun, kInputs, kJournal, kLock};
   for (const File& step : steps_) named.insert(step.name);
-  if (state_) named.insert(state_->name);
+  for (const auto& [name, kept] : state_) named.insert(kept.file.name);
   if (partial_) named.insert(partial_->name);
   std::vector<fs::path> leftovers;
   for (const auto& entry : fs::directory_iterator(directory_)) {
@@ -211,22 +214,28 @@ void RunJournal::remove_leftovers() const {
 }
 
 RunJournal::File RunJournal::save(const std::string& name, const Tensors& tensors) const {
-  const fs::path path = directory_ / name;
-  save_safetensors(path, tensors);
-  const FileDescriptor file = open_regular_file(kWho, path);
-  return {name, static_cast<int64_t>(size_of(kWho, file, path)), crc32_of_file(path)};
+  const StoredFile file = write_safetensors(directory_ / name, tensors, {{"format", "pt"}});
+  return {name, file.num_bytes, file.crc32};
 }
 
 RunJournal::Tensors RunJournal::load(const File& file) const { return tensors_of(directory_ / file.name); }
 
 RunJournal::Tensors RunJournal::step(int64_t index) const { return load(steps_.at(static_cast<size_t>(index))); }
 
-RunJournal::Tensors RunJournal::state() const { return state_ ? load(*state_) : Tensors{}; }
+std::map<std::string, RunJournal::State> RunJournal::state() const {
+  std::map<std::string, State> state;
+  for (const auto& [name, kept] : state_) state[name] = {load(kept.file).at(name), kept.num_steps};
+  return state;
+}
 
 void RunJournal::finish_step(const Tensors& result, const Tensors& state, const json& notes) {
   steps_.push_back(save(fmt::format("step-{:05}.safetensors", num_steps()), result));
   notes_.push_back(notes);
-  state_ = save(fmt::format("state-{:05}.safetensors", num_steps()), state);
+  for (const auto& [name, tensor] : state) {
+    TORCH_CHECK(is_plain_name(name), kWho, ": ", quote(name), " cannot be the name of a state");
+    const std::string file = fmt::format("state-{:05}-{}.safetensors", num_steps(), name);
+    state_.insert_or_assign(name, StateFile{save(file, {{name, tensor}}), num_steps()});
+  }
   partial_.reset();
   num_partials_ = 0;
   write_journal();

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <sys/mman.h>
+#include <zlib.h>
 
 #include <algorithm>
 #include <array>
@@ -272,8 +273,8 @@ Tensor storable(const Tensor& tensor, const std::string& what) {
   return tensor.detach().to(at::kCPU).resolve_neg().contiguous();
 }
 
-void save_safetensors(const std::filesystem::path& path, const std::map<std::string, Tensor>& tensors,
-                      const std::map<std::string, std::string>& metadata) {
+StoredFile write_safetensors(const std::filesystem::path& path, const std::map<std::string, Tensor>& tensors,
+                             const std::map<std::string, std::string>& metadata) {
   const std::string where = std::string(kWho) + ": " + path.string();
   std::map<std::string, TensorInfo> infos;
   for (const auto& [name, tensor] : tensors) {
@@ -282,12 +283,24 @@ void save_safetensors(const std::filesystem::path& path, const std::map<std::str
   }
   const StoredLayout layout = safetensors_layout(infos, metadata, where);
   FileWriter file(kWho, path);
-  file.write(layout.header);
+  StoredFile written;
+  const auto write = [&](const void* data, size_t num_bytes) {
+    file.write(data, num_bytes);
+    written.num_bytes += static_cast<int64_t>(num_bytes);
+    written.crc32 = static_cast<uint32_t>(::crc32_z(written.crc32, static_cast<const Bytef*>(data), num_bytes));
+  };
+  write(layout.header.data(), layout.header.size());
   for (const std::string& name : layout.order) {
     const Tensor data = storable(tensors.at(name), where + ": tensor " + quote(name));
-    file.write(data.const_data_ptr(), data.nbytes());
+    write(data.const_data_ptr(), data.nbytes());
   }
   file.commit();
+  return written;
+}
+
+void save_safetensors(const std::filesystem::path& path, const std::map<std::string, Tensor>& tensors,
+                      const std::map<std::string, std::string>& metadata) {
+  (void)write_safetensors(path, tensors, metadata);
 }
 
 }  // namespace baseq

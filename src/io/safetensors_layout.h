@@ -1,6 +1,8 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <filesystem>
 #include <map>
 #include <string>
 #include <vector>
@@ -18,6 +20,16 @@ struct StoredLayout {
 /// Throws on what save_safetensors refuses; messages begin with `where`.
 StoredLayout safetensors_layout(const std::map<std::string, TensorInfo>& tensors,
                                 const std::map<std::string, std::string>& metadata, const std::string& where);
+
+/// What is known of a file by the time that it is written.
+struct StoredFile {
+  int64_t num_bytes = 0;
+  uint32_t crc32 = 0;
+};
+
+/// save_safetensors, and what it wrote.
+StoredFile write_safetensors(const std::filesystem::path& path, const std::map<std::string, Tensor>& tensors,
+                             const std::map<std::string, std::string>& metadata);
 
 /// Bytes of the data of a tensor.
 size_t stored_bytes(const TensorInfo& info);

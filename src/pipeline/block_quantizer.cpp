@@ -69,7 +69,12 @@ void BlockQuantizer::start(const Tensor& embedding) {
 
 std::map<std::string, Tensor*> BlockQuantizer::streams() {
   if (!windows_.defined()) return {};
-  return {{"full_precision", &streams_.full_precision}, {"quantized", &streams_.quantized}};
+  return {{kFullPrecision, &streams_.full_precision}, {kQuantized, &streams_.quantized}};
+}
+
+void BlockQuantizer::pass_full_precision(int64_t block) {
+  const DecoderLayer layer = read_block(block).to(options_.compute);
+  advance(layer, streams_.full_precision, streams_.full_precision, streams_.rope, options_.pass);
 }
 
 /// The block in the basis of the streams, transforms of the residual merged in float64.

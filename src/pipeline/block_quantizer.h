@@ -11,6 +11,10 @@
 
 namespace baseq {
 
+/// Names of the streams.
+inline constexpr const char* kFullPrecision = "full_precision";
+inline constexpr const char* kQuantized = "quantized";
+
 /// What a block is after one of its stages, see layer_state.
 struct StageEnd {
   std::string stage;
@@ -37,6 +41,8 @@ class BlockQuantizer {
   void start(const Tensor& embedding);
   /// The streams by name, to be stored and filled again between two blocks; empty when there is no calibration.
   std::map<std::string, Tensor*> streams();
+  /// Takes the full-precision stream through a block, to the same bits as quantize() does.
+  void pass_full_precision(int64_t block);
 
   /// Quantizes a block and takes the streams behind it.
   /// @param reached what an earlier attempt gave `stage_ended` last; it goes on from there to the same bits

@@ -254,8 +254,8 @@ RunPlan plan_run(const Checkpoint& checkpoint, const Recipe& recipe, const Tenso
   const int64_t stream = shape.num_windows * shape.seq_len * config.hidden_size *
                          static_cast<int64_t>(c10::elementSize(recipe.activations_dtype));
   if (!options.work_directory.empty()) {
-    // The streams of a block are laid out, then written, before those of the block before go.
-    const int64_t kept = blocks + 3 * 2 * stream + stage_bytes(config, recipe);
+    // The streams of a block are written before those of an earlier one go.
+    const int64_t kept = blocks + 2 * 2 * stream + stage_bytes(config, recipe);
     plan.disk.push_back(
         {options.work_directory.string(), std::max<int64_t>(0, kept - bytes_in(options.work_directory))});
   }

@@ -23,6 +23,10 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+/// How often a work directory gets the full-precision stream. Resuming passes it through the blocks since then again,
+/// 1.5 passes on average where quantizing a block takes at least five, and a run writes 1.25 streams a block, not 2.
+constexpr int64_t kBlocksPerFullPrecisionStream = 4;
+
 /// Rows of the embedding that are rotated in float64 at a time.
 constexpr int64_t kRowsPerChunk = 4096;
 
@@ -74,12 +78,9 @@ class Run {
     for (int64_t block = 0; block < first; ++block) {
       add_to_output(writer, journal_->step(block), journal_->notes(block));
     }
-    if (first > 0) {
-      const auto streams = blocks_.streams();
-      for (const auto& [name, tensor] : journal_->state()) streams.at(name)->copy_(tensor);
-    }
     Reached reached = take_up();
     if (first > 0 || reached.stage) tell(RunResumed{first, num_blocks, reached.stage ? reached.stage->stage : ""});
+    if (first > 0 && first < num_blocks) restore_streams(first);
     for (int64_t block = first; block < num_blocks; ++block) {
       finish_block(writer, block, std::exchange(reached, {}));
     }
@@ -168,13 +169,33 @@ class Run {
     // Into the journal with the rest of the block, but told only when the block is durable.
     const BlockFinished finished{block, num_blocks, blocks_.stream_error(), seconds(), peak_memory_bytes()};
     block_events_.push_back(to_json(finished));
-    if (journal_) {
-      RunJournal::Tensors streams;
-      for (const auto& [name, stream] : blocks_.streams()) streams[name] = *stream;
-      journal_->finish_step(tensors, streams, block_events_);
-    }
+    if (journal_) journal_->finish_step(tensors, streams_to_keep(block + 1), block_events_);
     add_to_output(writer, tensors, block_events_);
     tell(finished);
+  }
+
+  /// What the journal gets of the streams after so many blocks. Of the full-precision one only every few blocks: the
+  /// original blocks make it again, to the same bits.
+  RunJournal::Tensors streams_to_keep(int64_t num_blocks) {
+    RunJournal::Tensors kept;
+    if (num_blocks == model_.config().num_hidden_layers) return kept;  // nothing follows that would need them
+    for (const auto& [name, stream] : blocks_.streams()) {
+      if (name == kFullPrecision && num_blocks % kBlocksPerFullPrecisionStream != 0) continue;
+      kept[name] = *stream;
+    }
+    return kept;
+  }
+
+  /// Puts the streams of a run that is taken up behind its finished blocks.
+  void restore_streams(int64_t num_finished) {
+    block_ = num_finished;
+    int64_t passed = 0;  // blocks that the full-precision stream has behind it
+    const auto streams = blocks_.streams();
+    for (const auto& [name, kept] : journal_->state()) {
+      streams.at(name)->copy_(kept.tensor);
+      if (name == kFullPrecision) passed = kept.num_steps;
+    }
+    for (; passed < num_finished && !streams.empty(); ++passed) blocks_.pass_full_precision(passed);
   }
 
   /// Throws when the caller wants the run to end.

@@ -32,12 +32,13 @@ TEST(RunJournal, AnotherProcessFindsWhatWasFinished) {
   const RunJournal journal(directory / "work", description());
   ASSERT_EQ(journal.num_steps(), 3);
   for (int64_t i = 0; i < 3; ++i) EXPECT_TRUE(at::equal(journal.step(i).at("x"), numbers(i).at("x")));
-  EXPECT_TRUE(at::equal(journal.state().at("x"), numbers(20).at("x")));
+  EXPECT_TRUE(at::equal(journal.state().at("x").tensor, numbers(20).at("x")));
+  EXPECT_EQ(journal.state().at("x").num_steps, 3);
   const auto described = RunJournal::describe(directory / "work");
   EXPECT_EQ(described.identity, description().identity);
   EXPECT_EQ(described.details, description().details);
   EXPECT_TRUE(at::equal(described.inputs.at("ids"), at::arange(6)));
-  EXPECT_FALSE(fs::exists(directory / "work" / "state-00002.safetensors")) << "only the newest state is kept";
+  EXPECT_FALSE(fs::exists(directory / "work" / "state-00002-x.safetensors")) << "only the newest state is kept";
 }
 
 TEST(RunJournal, AnotherRunIsRefusedWithWhatDiffers) {
@@ -55,7 +56,7 @@ TEST(RunJournal, AnotherRunIsRefusedWithWhatDiffers) {
 
 TEST(RunJournal, DamageIsFound) {
   const TempDirectory directory;
-  for (const char* name : {"step-00001.safetensors", "state-00003.safetensors", "inputs.safetensors"}) {
+  for (const char* name : {"step-00001.safetensors", "state-00003-x.safetensors", "inputs.safetensors"}) {
     SCOPED_TRACE(name);
     const fs::path work = directory / name, file = work / name;
     make_run(work);
@@ -69,6 +70,39 @@ TEST(RunJournal, DamageIsFound) {
     fs::remove(file);
     expect_error([&] { RunJournal(work, description()); }, {name});
   }
+}
+
+TEST(RunJournal, OfEachStateTheNewestIsKept) {
+  const TempDirectory directory;
+  {
+    RunJournal journal(directory / "work", description());
+    EXPECT_TRUE(journal.state().empty());
+    journal.finish_step(numbers(0), {{"a", at::full({2}, 1)}, {"b", at::full({2}, 1)}});
+    journal.finish_step(numbers(1), {{"b", at::full({2}, 2)}});
+    journal.finish_step(numbers(2), {});
+    expect_error([&] { journal.finish_step(numbers(3), {{"a/b", at::ones(1)}}); }, {"\"a/b\"", "name"});
+  }
+  const RunJournal journal(directory / "work", description());
+  const auto state = journal.state();
+  ASSERT_EQ(state.size(), 2U);
+  EXPECT_EQ(state.at("a").num_steps, 1);
+  EXPECT_EQ(state.at("a").tensor[0].item<int64_t>(), 1);
+  EXPECT_EQ(state.at("b").num_steps, 2);
+  EXPECT_EQ(state.at("b").tensor[0].item<int64_t>(), 2);
+}
+
+TEST(RunJournal, ARunOfAnotherVersionIsRefusedInASentence) {
+  const TempDirectory directory;
+  make_run(directory / "work");
+  const fs::path path = directory / "work" / "run.json";
+  auto run = nlohmann::json::parse(test::read_bytes(path));
+  run.erase("journal_version");
+  run.erase("crc32");
+  test::write_bytes(path, run.dump());
+  run["crc32"] = crc32_of_file(path);
+  test::write_bytes(path, run.dump());
+  expect_error([&] { RunJournal(directory / "work", description()); }, {"another version of this program"});
+  expect_error([&] { RunJournal::describe(directory / "work"); }, {"another version of this program"});
 }
 
 TEST(RunJournal, NotesAreKeptWithTheirStep) {
@@ -90,7 +124,7 @@ TEST(RunJournal, WhatTheJournalDoesNotNameDoesNotCount) {
   make_run(directory / "work");
   // A process died after it wrote a step and before it said so.
   test::write_bytes(directory / "work" / "step-00003.safetensors", "half");
-  test::write_bytes(directory / "work" / "state-00004.safetensors.tmp", "half");
+  test::write_bytes(directory / "work" / "state-00004-x.safetensors.tmp", "half");
   RunJournal journal(directory / "work", description());
   EXPECT_EQ(journal.num_steps(), 3);
   journal.finish_step(numbers(3), numbers(30));
@@ -161,8 +195,10 @@ TEST(RunJournal, OnlyOneProcessAndOnlyItsOwnDirectory) {
   const TempDirectory directory;
   {
     const RunJournal journal(directory / "work", description());
+    EXPECT_TRUE(RunJournal::is_held(directory / "work"));
     expect_error([&] { RunJournal(directory / "work", description()); }, {"another process"});
   }
+  EXPECT_FALSE(RunJournal::is_held(directory / "work"));
   fs::create_directory(directory / "photos");
   test::write_bytes(directory / "photos" / "cat.jpg", "meow");
   expect_error([&] { RunJournal(directory / "photos", description()); }, {"cat.jpg"});

@@ -141,7 +141,7 @@ def test_truncated_shard_is_named(run, tmp_path, keep):
 
 
 # What is damaged and, in files that stay JSON, behind which text a digit changes.
-DAMAGES = [("step-00000.safetensors", None), ("state-00001.safetensors", None), ("inputs.safetensors", None),
+DAMAGES = [("step-00000.safetensors", None), ("state-00001-quantized.safetensors", None), ("inputs.safetensors", None),
            ("run.json", b'"seed": '), ("journal.json", b'"relative_error": 0.')]
 
 

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "baseq/io/lock_file.h"
 #include "baseq/tensor.h"
 
 namespace baseq {
@@ -19,12 +20,12 @@ uint32_t crc32_of_file(const std::filesystem::path& path);
 /// synced and renamed, and counts only once the journal names it with its size and CRC-32: whenever a process dies,
 /// what the journal holds is whole.
 ///
-///     run.json                identity, details, and checksums of itself and the inputs
-///     inputs.safetensors      what the run was given
-///     step-N.safetensors      what step N made
-///     state-N.safetensors     what the first N steps leave for the next one; only the newest is kept
-///     partial-N-K.safetensors what step N has reached; only the newest is kept, until the step is finished
-///     journal.json            the finished steps, what the next one has reached, and a checksum of itself
+///     run.json                 identity, details, and checksums of itself and the inputs
+///     inputs.safetensors       what the run was given
+///     step-N.safetensors       what step N made
+///     state-N-NAME.safetensors what the first N steps leave for the next one; of each name only the newest is kept
+///     partial-N-K.safetensors  what step N has reached; only the newest is kept, until the step is finished
+///     journal.json             the finished steps, what the next one has reached, and a checksum of itself
 class RunJournal {
  public:
   using Tensors = std::map<std::string, Tensor>;
@@ -41,23 +42,32 @@ class RunJournal {
 
   /// Starts a run in `directory` (made when missing), or opens the one that is there.
   /// Throws c10::Error when the run there has another identity or other inputs (naming what differs), when a file is
-  /// missing or damaged, when the directory holds something else, or another process works in it.
+  /// missing or damaged, when the directory holds something else or the run of another version of this program, or when
+  /// another process works in it.
   RunJournal(const std::filesystem::path& directory, const Description& description);
-  ~RunJournal();
   RunJournal(const RunJournal&) = delete;
   RunJournal& operator=(const RunJournal&) = delete;
 
   /// Whether `directory` holds a run.
   static bool exists(const std::filesystem::path& directory);
-  /// What a run was started with. Throws c10::Error when `directory` holds none.
+  /// Whether some process works in `directory` now.
+  static bool is_held(const std::filesystem::path& directory);
+  /// What a run was started with. Throws c10::Error when `directory` holds none that this version can read.
   static Description describe(const std::filesystem::path& directory);
 
   int64_t num_steps() const { return static_cast<int64_t>(steps_.size()); }
   Tensors step(int64_t index) const;  ///< mapped, read-only; see SafetensorsFile::tensor
-  Tensors state() const;              ///< of the last finished step; empty before the first
+  struct State {
+    Tensor tensor;          ///< as those of step()
+    int64_t num_steps = 0;  ///< how many had been finished by then
+  };
+  /// By name, what the steps have left; empty before the first.
+  std::map<std::string, State> state() const;
   /// What finish_step was told of a step; null for nothing.
   const nlohmann::json& notes(int64_t index) const { return notes_.at(static_cast<size_t>(index)); }
   /// Makes the next step durable.
+  /// @param state takes the place of what earlier steps left under the same names, which are plain file names; other
+  ///              names keep what they have
   /// @param notes kept in the journal itself; small, and no part of the run's identity
   void finish_step(const Tensors& result, const Tensors& state, const nlohmann::json& notes = {});
 
@@ -80,10 +90,15 @@ class RunJournal {
   void remove_leftovers() const;
 
   std::filesystem::path directory_;
-  int lock_ = -1;
+  std::optional<LockFile> lock_;
   std::vector<File> steps_;
   std::vector<nlohmann::json> notes_;  ///< of the steps
-  std::optional<File> state_, partial_;
+  struct StateFile {
+    File file;
+    int64_t num_steps;
+  };
+  std::map<std::string, StateFile> state_;
+  std::optional<File> partial_;
   nlohmann::json partial_notes_;
   int64_t num_partials_ = 0;  ///< of the next step, so far
 };
