@@ -67,9 +67,13 @@ ExportPlan plan_dense_parts(std::shared_ptr<const ExportSource> source, at::Scal
         "The online Hadamard transform of queries and keys is left out: without a quantized cache the "
         "two sides cancel.");
   }
-  plan.check_weights = [=](const Checkpoint& written) {
-    for (const std::string& name : source->others()) expect_written(written.tensor(name), other(name), name);
+  plan.check_weights = [=](const Checkpoint& written, const std::function<void()>& step) {
+    for (const std::string& name : source->others()) {
+      step();
+      expect_written(written.tensor(name), other(name), name);
+    }
     for (const SourceLinear& linear : source->linears()) {
+      step();
       check_linear(written, linear);
       const std::string name = linear.full_name + ".bias";
       if (source->writes_bias(linear)) expect_written(written.tensor(name), bias(linear), name);

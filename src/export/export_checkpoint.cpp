@@ -10,6 +10,8 @@
 #include <numeric>
 #include <sstream>
 
+#include "../pipeline/run_description.h"
+#include "baseq/io/apart.h"
 #include "baseq/io/output_file.h"
 #include "baseq/model/modeling_source.h"
 #include "baseq/pipeline/run_log.h"
@@ -47,6 +49,12 @@ ExportPlan plan_format(std::shared_ptr<const ExportSource> source, at::ScalarTyp
       return plan_gguf(std::move(source), options.gguf_type);
   }
   TORCH_INTERNAL_ASSERT(false, "unknown ExportFormat");
+}
+
+CheckpointWriter::Options writer_options(const Checkpoint& checkpoint, CheckpointWriter::Options options) {
+  options.source = checkpoint.path();
+  options.own_files = own_files();
+  return options;
 }
 
 }  // namespace
@@ -98,14 +106,29 @@ ExportPlan plan_export(const Checkpoint& checkpoint, const ExportOptions& option
   return plan;
 }
 
+void check_export_place(const Checkpoint& checkpoint, const ExportPlan& plan, const std::filesystem::path& output,
+                        const CheckpointWriter::Options& options) {
+  if (!plan.write_file) return CheckpointWriter::check_place(output, writer_options(checkpoint, options));
+  check_apart(output, checkpoint.path());
+  TORCH_CHECK(options.force || !std::filesystem::exists(output), output.string(), ": exists; pass --force to replace it");
+}
+
 void write_export(const Checkpoint& checkpoint, const ExportPlan& plan, const std::filesystem::path& output,
                   const CheckpointWriter::Options& options,
                   const std::function<void(int64_t done, int64_t total)>& progress) {
   const c10::NoGradGuard no_grad;
-  if (plan.write_file) return plan.write_file(plan, output, options.force, progress);
+  if (plan.write_file) {
+    check_apart(output, checkpoint.path());
+    return plan.write_file(plan, output, options.force, progress);
+  }
   check_disk_space("export", output, plan.num_bytes());
-  CheckpointWriter writer(output, options);
+  CheckpointWriter writer(output, writer_options(checkpoint, options));
   const auto total = static_cast<int64_t>(plan.tensors.size());
+  std::vector<CheckpointWriter::Expected> expected;
+  for (const PlannedTensor& planned : plan.tensors) {
+    expected.push_back({planned.name, {planned.dtype, planned.shape}, planned.file});
+  }
+  writer.expect(expected);
   for (int64_t i = 0; i < total; ++i) {
     const PlannedTensor& planned = plan.tensors[static_cast<size_t>(i)];
     if (planned.file.empty()) {
@@ -125,7 +148,9 @@ void write_export(const Checkpoint& checkpoint, const ExportPlan& plan, const st
                                        [](const PlannedTensor& tensor) { return tensor.file.empty(); });
     TORCH_CHECK(static_cast<int64_t>(written.names().size()) == planned, "export: ", written.names().size(),
                 " tensors were written but ", planned, " were planned");
-    plan.check_weights(written);
+    plan.check_weights(written, [&] {
+      if (progress) progress(total, total);
+    });
   });
 }
 

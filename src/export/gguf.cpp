@@ -171,6 +171,7 @@ void write_gguf(const ExportPlan& plan, const GgufPlan& gguf, const fs::path& ou
   TORCH_CHECK(written.tensors().size() == gguf.tensors.size(), "export: ", output.string(), " holds ",
               written.tensors().size(), " tensors but ", gguf.tensors.size(), " were planned");
   for (size_t i = 0; i < gguf.tensors.size(); ++i) {
+    if (progress) progress(total, total);
     const auto& [name, type, shape] = gguf.tensors[i];
     const GgufFile::Entry& entry = written.tensors().at(name);
     TORCH_CHECK(entry.type == static_cast<uint32_t>(type) && entry.shape == shape, "export: ", name,

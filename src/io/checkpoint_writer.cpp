@@ -5,9 +5,11 @@
 #include <system_error>
 #include <utility>
 
+#include "baseq/io/apart.h"
 #include "baseq/io/checkpoint.h"
 #include "checkpoint_files.h"
 #include "files.h"
+#include "partial_directory.h"
 #include "safetensors_layout.h"
 #include "safetensors_stream.h"
 #include "strict_json.h"
@@ -49,19 +51,36 @@ fs::path resolve(const fs::path& directory) {
   return resolved;
 }
 
+bool is_weights_or_config(std::string_view name) {
+  for (const std::string_view ending : {".safetensors", ".bin", ".pth", ".gguf", ".index.json"}) {
+    if (name.ends_with(ending)) {
+      return true;
+    }
+  }
+  return name == kConfigName;
+}
+
 // Throws unless the checkpoint may take the place of what `directory` is now.
-void check_replaceable(const fs::path& directory, bool force) {
+void check_replaceable(const fs::path& directory, const CheckpointWriter::Options& options) {
+  if (!options.source.empty()) check_apart(directory, options.source);
   if (!path_exists(kWho, directory)) {
     return;
   }
   std::error_code error;
-  TORCH_CHECK(fs::is_directory(directory, error), kWho, ": ", directory.string(), " exists and is not a directory");
-  TORCH_CHECK(force, kWho, ": ", directory.string(), " exists; pass --force to replace it");
+  TORCH_CHECK(fs::is_directory(directory, error), directory.string(), ": exists and is not a directory");
+  TORCH_CHECK(options.force, directory.string(), ": exists; pass --force to replace it");
   // --force is for an earlier checkpoint, not for somebody's home directory.
   const bool empty = fs::is_empty(directory, error);
   check(error, "read", directory);
   TORCH_CHECK(empty || path_exists(kWho, directory / kConfigName), kWho, ": ", directory.string(),
               " has files but no config.json; it does not look like a checkpoint and is not replaced");
+  for (fs::directory_iterator entry(directory, error), end; !error && entry != end; entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    const bool written = name == kConfigName || name == kIndexName || name.ends_with(".safetensors");
+    const bool side_file = !is_weights_or_config(name) && !options.source.empty() && fs::exists(options.source / name);
+    TORCH_CHECK(written || side_file || options.own_files.contains(name), directory.string(), ": holds ", name,
+                ", which is no part of the checkpoint that would replace it; move it away");
+  }
 }
 
 // Moves `partial` to `directory`; what was there is removed only after that.
@@ -91,45 +110,23 @@ void replace_directory(const fs::path& partial, const fs::path& directory) {
               error.message());
 }
 
-bool is_weights_or_config(std::string_view name) {
-  for (const std::string_view ending : {".safetensors", ".bin", ".pth", ".gguf", ".index.json"}) {
-    if (name.ends_with(ending)) {
-      return true;
-    }
-  }
-  return name == kConfigName;
-}
-
 }  // namespace
+
+void CheckpointWriter::check_place(const fs::path& directory, const Options& options) {
+  TORCH_CHECK(options.shard_bytes > 0, kWho, ": shard_bytes is ", options.shard_bytes, ", expected more than 0");
+  const fs::path resolved = resolve(directory);
+  check_replaceable(resolved, options);
+  PartialDirectory::check(kWho, resolved);
+}
 
 CheckpointWriter::CheckpointWriter(const fs::path& directory, const Options& options)
     : directory_(resolve(directory)), options_(options) {
-  TORCH_CHECK(options_.shard_bytes > 0, kWho, ": shard_bytes is ", options_.shard_bytes, ", expected more than 0");
-  check_replaceable(directory_, options_.force);
-  partial_ = directory_;
-  partial_ += ".partial";
-  std::error_code error;
-  const fs::file_status stale = fs::symlink_status(partial_, error);
-  TORCH_CHECK(!fs::exists(stale) || fs::is_directory(stale), kWho, ": ", partial_.string(),
-              " is needed for writing but is not a directory");
-  fs::remove_all(partial_, error);
-  check(error, "remove", partial_);
-  fs::create_directories(partial_, error);
-  check(error, "create", partial_);
-  try {
-    shard_ = std::make_unique<SafetensorsStream>(kWho, partial_);
-  } catch (...) {
-    fs::remove_all(partial_, error);
-    throw;
-  }
+  check_place(directory, options);
+  place_ = std::make_unique<PartialDirectory>(kWho, directory_);
+  partial_ = place_->checkpoint();
 }
 
-CheckpointWriter::~CheckpointWriter() {
-  if (!finished_) {
-    std::error_code ignored;
-    fs::remove_all(partial_, ignored);
-  }
-}
+CheckpointWriter::~CheckpointWriter() = default;
 
 Tensor CheckpointWriter::checked(const std::string& name, const Tensor& tensor) const {
   TORCH_CHECK(!finished_, kWho, ": ", directory_.string(), " is finished");
@@ -140,14 +137,39 @@ Tensor CheckpointWriter::checked(const std::string& name, const Tensor& tensor) 
 void CheckpointWriter::add(const std::string& name, const Tensor& tensor) {
   const Tensor data = checked(name, tensor);
   TORCH_CHECK(!shard_of_.contains(name), kWho, ": tensor ", quote(name), " was added before");
-  const auto shard_bytes = static_cast<size_t>(options_.shard_bytes);
-  if (shard_->num_bytes() + data.nbytes() > shard_bytes) {
+  if (shard_ && is_full(shard_->num_bytes(), data.nbytes())) {
     flush();
   }
+  if (!shard_) {
+    const auto index = static_cast<size_t>(num_shards_);
+    shard_ = std::make_unique<SafetensorsStream>(
+        kWho, partial_ / fmt::format("model-{}.safetensors", ++num_shards_),
+        index < expected_shards_.size() ? expected_shards_[index] : Infos{});
+  }
   shard_->add(name, data);
-  shard_of_.emplace(name, num_shards_ + 1);
-  if (shard_->num_bytes() >= shard_bytes) {
-    flush();
+  shard_of_.emplace(name, num_shards_);
+}
+
+/// Whether a shard of `num_bytes` has no room for `more`.
+bool CheckpointWriter::is_full(size_t num_bytes, size_t more) const {
+  return num_bytes + more > static_cast<size_t>(options_.shard_bytes);
+}
+
+void CheckpointWriter::expect(const std::vector<Expected>& tensors) {
+  TORCH_CHECK(num_shards_ == 0 && beside_.empty(), kWho, ": tensors were added before they were expected");
+  size_t shard_bytes = 0;
+  for (const Expected& tensor : tensors) {
+    if (!tensor.file.empty()) {
+      expected_beside_[tensor.file].emplace(tensor.name, tensor.info);
+      continue;
+    }
+    const size_t num_bytes = stored_bytes(tensor.info);
+    if (expected_shards_.empty() || is_full(shard_bytes, num_bytes)) {
+      expected_shards_.emplace_back();
+      shard_bytes = 0;
+    }
+    expected_shards_.back().emplace(tensor.name, tensor.info);
+    shard_bytes += num_bytes;
   }
 }
 
@@ -155,20 +177,20 @@ void CheckpointWriter::add_beside(const std::string& file, const std::string& na
   const Tensor data = checked(name, tensor);
   TORCH_CHECK(file.ends_with(".safetensors") && file.find('/') != std::string::npos, kWho, ": ", quote(file),
               " is no safetensors file of a subdirectory");
-  place(file);
+  const fs::path path = place(file);
   std::unique_ptr<SafetensorsStream>& stream = beside_[file];
-  if (!stream) stream = std::make_unique<SafetensorsStream>(kWho, partial_);
+  if (!stream) stream = std::make_unique<SafetensorsStream>(kWho, path, expected_beside_[file]);
   TORCH_CHECK(!stream->contains(name), kWho, ": tensor ", quote(name), " of ", file, " was added before");
   stream->add(name, data);
 }
 
 void CheckpointWriter::flush() {
-  if (shard_->empty()) {
+  if (!shard_) {
     return;
   }
-  ++num_shards_;
   total_bytes_ += static_cast<int64_t>(shard_->num_bytes());
-  shard_->write(partial_ / fmt::format("model-{}.safetensors", num_shards_));
+  shard_->finish();
+  shard_.reset();
 }
 
 void CheckpointWriter::copy_side_files(const fs::path& source, const std::set<std::string>& except) {
@@ -238,22 +260,23 @@ void CheckpointWriter::finish(const json& config, const std::function<void(const
     }
     write_json(kIndexName, {{"metadata", {{"total_size", total_bytes_}}}, {"weight_map", std::move(weight_map)}});
   }
-  for (auto& [name, stream] : beside_) stream->write(partial_ / name);
+  for (auto& [name, stream] : beside_) stream->finish();
   for (const fs::path& subdirectory : subdirectories_) sync_directory(kWho, subdirectory);
   sync_directory(kWho, partial_);
   if (check_written) {
     check_written(Checkpoint(partial_));
   }
-  finished_ = true;  // from here on the work is worth keeping even if it cannot get its name
+  finished_ = true;
   try {
-    check_replaceable(directory_, options_.force);
+    check_replaceable(directory_, options_);
     replace_directory(partial_, directory_);
   } catch (const c10::Error& error) {
     std::error_code ignored;
-    TORCH_CHECK(!fs::exists(partial_, ignored), error.what_without_backtrace(), "; the complete checkpoint is kept as ",
-                partial_.string());
-    throw;
+    if (!fs::exists(partial_, ignored)) throw;
+    place_->give_up();
+    TORCH_CHECK(false, error.what_without_backtrace(), "; the complete checkpoint is kept as ", partial_.string());
   }
+  place_.reset();
 }
 
 }  // namespace baseq

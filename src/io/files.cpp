@@ -204,23 +204,39 @@ void FileWriter::commit() {
   temporary_.clear();
 }
 
-ScratchFile::ScratchFile(std::string_view who, const std::filesystem::path& directory)
-    : who_(who), path_(directory / ".scratch") {
-  descriptor_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+PieceFile::PieceFile(std::string_view who, const std::filesystem::path& path)
+    : who_(who), path_(path), temporary_(path) {
+  temporary_ += ".pieces";
+  descriptor_ = ::open(temporary_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
   if (descriptor_ < 0) {
-    throw_system_error(who_, "create", path_, errno);
+    throw_system_error(who_, "create", temporary_, errno);
   }
-  ::unlink(path_.c_str());
 }
 
-ScratchFile::~ScratchFile() { ::close(descriptor_); }
-
-void ScratchFile::append(const void* data, size_t num_bytes) {
-  write_bytes(who_, descriptor_, path_, data, num_bytes);
-  size_ += num_bytes;
+PieceFile::~PieceFile() {
+  if (descriptor_ < 0) return;
+  ::close(descriptor_);
+  ::unlink(temporary_.c_str());
 }
 
-void ScratchFile::copy_to(FileWriter& target, size_t offset, size_t num_bytes) const {
+void PieceFile::write(const void* data, size_t num_bytes, size_t offset) {
+  const char* next = static_cast<const char*>(data);
+  while (num_bytes > 0) {
+    const ssize_t count =
+        ::pwrite(descriptor_, next, std::min(num_bytes, kMaxBytesPerCall), static_cast<off_t>(offset));
+    if (count < 0 && errno == EINTR) {
+      continue;
+    }
+    if (count < 0) {
+      throw_system_error(who_, "write", temporary_, errno);
+    }
+    next += count;
+    offset += static_cast<size_t>(count);
+    num_bytes -= static_cast<size_t>(count);
+  }
+}
+
+void PieceFile::copy_to(FileWriter& target, size_t offset, size_t num_bytes) const {
   std::string buffer(std::min(num_bytes, size_t{1} << 20), '\0');
   while (num_bytes > 0) {
     const ssize_t count =
@@ -229,7 +245,7 @@ void ScratchFile::copy_to(FileWriter& target, size_t offset, size_t num_bytes) c
       continue;
     }
     if (count <= 0) {
-      throw_system_error(who_, "read", path_, count < 0 ? errno : EIO);
+      throw_system_error(who_, "read", temporary_, count < 0 ? errno : EIO);
     }
     target.write(buffer.data(), static_cast<size_t>(count));
     offset += static_cast<size_t>(count);
@@ -237,11 +253,17 @@ void ScratchFile::copy_to(FileWriter& target, size_t offset, size_t num_bytes) c
   }
 }
 
-void ScratchFile::clear() {
-  if (::ftruncate(descriptor_, 0) != 0 || ::lseek(descriptor_, 0, SEEK_SET) != 0) {
-    throw_system_error(who_, "empty", path_, errno);
+void PieceFile::commit() {
+  if (::fsync(descriptor_) != 0) {
+    throw_system_error(who_, "write", temporary_, errno);
   }
-  size_ = 0;
+  if (::rename(temporary_.c_str(), path_.c_str()) != 0) {
+    throw_system_error(who_, "rename the finished file to", path_, errno);
+  }
+  // Network file systems report a full disk here at the latest.
+  if (::close(std::exchange(descriptor_, -1)) != 0) {
+    throw_system_error(who_, "write", path_, errno);
+  }
 }
 
 void copy_file(std::string_view who, const std::filesystem::path& from, const std::filesystem::path& to) {

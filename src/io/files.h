@@ -76,23 +76,22 @@ class FileWriter {
   int descriptor_ = -1;
 };
 
-/// A file without a name in `directory`: takes bytes, gives them back by position, vanishes with this object.
-class ScratchFile {
+/// Writes `<path>.pieces` in any order and gives bytes of it back; commit() syncs it to the disk and renames it to `path`.
+/// Destroyed before commit(), it removes it.
+class PieceFile {
  public:
-  ScratchFile(std::string_view who, const std::filesystem::path& directory);
-  ~ScratchFile();
-  ScratchFile(const ScratchFile&) = delete;
-  ScratchFile& operator=(const ScratchFile&) = delete;
-  void append(const void* data, size_t num_bytes);
-  size_t size() const { return size_; }
+  PieceFile(std::string_view who, const std::filesystem::path& path);
+  ~PieceFile();
+  PieceFile(const PieceFile&) = delete;
+  PieceFile& operator=(const PieceFile&) = delete;
+  void write(const void* data, size_t num_bytes, size_t offset);
   void copy_to(FileWriter& target, size_t offset, size_t num_bytes) const;
-  void clear();
+  void commit();
 
  private:
   std::string who_;
-  std::filesystem::path path_;
+  std::filesystem::path path_, temporary_;
   int descriptor_ = -1;
-  size_t size_ = 0;
 };
 
 /// Copies the content of a regular file (links are followed) through a FileWriter.

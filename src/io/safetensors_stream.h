@@ -7,25 +7,28 @@
 
 namespace baseq {
 
-/// A safetensors file whose tensors come one at a time: their data goes to a file without a name, for the header, which
-/// comes first, names them all. Not installed.
+/// A safetensors file whose tensors come one at a time. Data of tensors that were announced go where they stay, behind
+/// room for the header; when others come, or some do not, all are moved once it is known what there is. Not installed.
 class SafetensorsStream {
  public:
-  /// `directory` is where the data waits.
-  SafetensorsStream(std::string who, const std::filesystem::path& directory) : who_(who), scratch_(who, directory) {}
+  using Infos = std::map<std::string, TensorInfo>;
+  /// @param expected  what will be added, as far as that is known
+  SafetensorsStream(std::string who, const std::filesystem::path& path, const Infos& expected);
   bool contains(const std::string& name) const { return infos_.contains(name); }
-  bool empty() const { return infos_.empty(); }
-  size_t num_bytes() const { return scratch_.size(); }
+  size_t num_bytes() const { return num_bytes_; }  ///< of all tensors so far
   /// `tensor` as storable() returns it, under a name that is new.
   void add(const std::string& name, const Tensor& tensor);
-  /// Writes the file through a FileWriter and forgets the tensors.
-  void write(const std::filesystem::path& path);
+  /// Gives the file its name.
+  void finish();
 
  private:
   std::string who_;
-  ScratchFile scratch_;
-  std::map<std::string, TensorInfo> infos_;
-  std::map<std::string, size_t> offsets_;  ///< in scratch_
+  std::filesystem::path path_;
+  PieceFile file_;
+  Infos expected_, infos_;
+  std::map<std::string, size_t> planned_, offsets_;  ///< in the file: of what is expected, of what was added
+  size_t end_ = 0;                                   ///< where what nobody expected goes
+  size_t num_bytes_ = 0;
 };
 
 }  // namespace baseq

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -18,18 +19,20 @@ Tensor ActivationStorage::allocate(at::IntArrayRef sizes) const {
               dtype, ", expected one of ", at::ArrayRef(kDtypes));
   if (directory.empty()) return at::empty(sizes, dtype);
 
+  const auto num_bytes = static_cast<size_t>(c10::multiply_integers(sizes)) * c10::elementSize(dtype);
+  if (num_bytes == 0) return at::empty(sizes, dtype);
   std::string name = (directory / ".baseq-activations-XXXXXX").string();
-  const int descriptor = ::mkstemp(name.data());
+  const int descriptor = ::mkostemp(name.data(), O_CLOEXEC);
   if (descriptor < 0) throw_system_error("activations", "create", name, errno);
-  // Reserved now: a full disk is an error here and not a signal in the middle of the run.
-  const auto num_bytes = static_cast<off_t>(c10::multiply_integers(sizes) * c10::elementSize(dtype));
-  const int error = num_bytes > 0 ? ::posix_fallocate(descriptor, 0, num_bytes) : 0;
-  ::close(descriptor);
-  Tensor result;
-  if (error == 0) result = at::from_file(name, /*shared=*/true, c10::multiply_integers(sizes), dtype).view(sizes);
+  const FileDescriptor file(descriptor);
+  // Without a name from the start: however the process ends, nothing of it stays.
   ::unlink(name.c_str());
+  // Reserved now: a full disk is an error here and not a signal in the middle of the run.
+  const int error = ::posix_fallocate(descriptor, 0, static_cast<off_t>(num_bytes));
   if (error != 0) throw_system_error("activations", "reserve space for", name, error);
-  return result;
+  void* address = ::mmap(nullptr, num_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
+  if (address == MAP_FAILED) throw_system_error("activations", "map", name, errno);
+  return at::from_blob(address, sizes, [num_bytes](void* data) { ::munmap(data, num_bytes); }, dtype);
 }
 
 void for_each_batch(const Tensor& stream, const at::TensorOptions& compute,

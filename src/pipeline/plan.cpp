@@ -17,6 +17,7 @@
 #include "baseq/transform/hadamard.h"
 #include "finite_weights.h"
 #include "instruction_set.h"
+#include "run_description.h"
 
 namespace baseq {
 namespace {
@@ -135,13 +136,6 @@ fs::path existing(fs::path path) {
   return path;
 }
 
-void check_output(const fs::path& output, const QuantizeOptions& options, RunPlan& plan) {
-  std::error_code error;
-  if (fs::exists(output, error) && !options.output.force) {
-    plan.problems.push_back(output.string() + ": exists; pass --force to replace it");
-  }
-}
-
 int64_t bytes_in(const fs::path& directory) {
   int64_t bytes = 0;
   std::error_code error;
@@ -220,7 +214,7 @@ RunPlan plan_run(const Checkpoint& checkpoint, const Recipe& recipe, const Tenso
     shape.num_windows = windows.defined() ? windows.size(0) : recipe.num_samples;
     shape.seq_len = windows.defined() ? windows.size(1) : recipe.seq_len;
   }
-  check_output(output, options, plan);
+  plan.problems = find_obstacles(checkpoint.path(), output, options);
   ModelConfig config;
   try {
     config = config_of(checkpoint);
@@ -248,9 +242,7 @@ RunPlan plan_run(const Checkpoint& checkpoint, const Recipe& recipe, const Tenso
   plan.memory = quantization_memory(config, recipe, shape);
   const OutputBytes written = output_bytes(config, recipe, shape.checkpoint_dtype);
   const int64_t blocks = written.block * config.num_hidden_layers;
-  // A shard is laid out when all of it is there: for a moment the last one is on the disk twice.
-  const int64_t shard = std::min(options.output.shard_bytes, blocks + written.surroundings);
-  plan.disk.push_back({fs::absolute(output).parent_path().string(), blocks + written.surroundings + shard});
+  plan.disk.push_back({fs::absolute(output).parent_path().string(), blocks + written.surroundings});
   const int64_t stream = shape.num_windows * shape.seq_len * config.hidden_size *
                          static_cast<int64_t>(c10::elementSize(recipe.activations_dtype));
   if (!options.work_directory.empty()) {

@@ -65,18 +65,22 @@ class Run {
   }
 
   void write(const std::filesystem::path& output) {
-    CheckpointWriter writer(output, options_.output);
+    const std::vector<std::string> obstacles = find_obstacles(checkpoint_.path(), output, options_);
+    TORCH_CHECK(obstacles.empty(), obstacles.front());
+    // Before the writer removes what an earlier process left: that one may still be at work.
     if (!options_.work_directory.empty()) {
       journal_.emplace(options_.work_directory, describe_run(checkpoint_, recipe_, windows_, output, options_));
     }
-    blocks_.start(write_surroundings(writer));
+    CheckpointWriter writer(output, writer_options(checkpoint_.path(), options_));
+    embedding_ = quantized_embedding();
+    blocks_.start(embedding_);
     const auto run_start = Clock::now();
     const RunStarted started = start_event();
     log_ = log_line(to_json(started));
     tell(started);
     const int64_t first = journal_ ? journal_->num_steps() : 0, num_blocks = started.num_blocks;
     for (int64_t block = 0; block < first; ++block) {
-      add_to_output(writer, journal_->step(block), journal_->notes(block));
+      add_to_output(writer, block, journal_->step(block), journal_->notes(block));
     }
     Reached reached = take_up();
     if (first > 0 || reached.stage) tell(RunResumed{first, num_blocks, reached.stage ? reached.stage->stage : ""});
@@ -133,7 +137,9 @@ class Run {
             .events = notes.at("events")};
   }
 
-  void add_to_output(CheckpointWriter& writer, const RunJournal::Tensors& tensors, const nlohmann::json& events) {
+  void add_to_output(CheckpointWriter& writer, int64_t block, const RunJournal::Tensors& tensors,
+                     const nlohmann::json& events) {
+    if (block == 0) write_surroundings(writer, tensors);
     for (const auto& [name, tensor] : tensors) writer.add(name, tensor);
     for (const nlohmann::json& event : events) log_ += log_line(event);
   }
@@ -170,7 +176,7 @@ class Run {
     const BlockFinished finished{block, num_blocks, blocks_.stream_error(), seconds(), peak_memory_bytes()};
     block_events_.push_back(to_json(finished));
     if (journal_) journal_->finish_step(tensors, streams_to_keep(block + 1), block_events_);
-    add_to_output(writer, tensors, block_events_);
+    add_to_output(writer, block, tensors, block_events_);
     tell(finished);
   }
 
@@ -224,25 +230,48 @@ class Run {
     return recipe_.transforms.residual ? rotate_rows(table, {}, dtype_) : table.to(dtype_);
   }
 
-  /// Writes what surrounds the blocks: embedding, final norm, head. Returns the embedding.
-  Tensor write_surroundings(CheckpointWriter& writer) const {
-    if (recipe_.transforms.residual) {
-      const Tensor table = model_.tensors().tensor("model.embed_tokens.weight").to(options_.device);
-      const RmsNorm norm = model_.final_norm();
-      const Tensor head =
-          model_.config().tie_word_embeddings ? table : model_.tensors().tensor("lm_head.weight").to(options_.device);
-      writer.add("lm_head.weight", rotate_rows(head, norm.weight, dtype_).cpu());
-      writer.add("model.norm.weight", at::ones_like(norm.weight, at::kFloat).cpu());
-    } else {
-      writer.add("model.norm.weight", model_.final_norm().weight.to(at::kFloat).cpu());
-      if (!model_.config().tie_word_embeddings) {
-        writer.add("lm_head.weight", model_.tensors().tensor("lm_head.weight").to(dtype_));
+  /// A tensor of the output that is in no block.
+  struct Surrounding {
+    std::string name;
+    TensorInfo info;
+    std::function<Tensor()> make;
+  };
+
+  /// Embedding, final norm and head, in the order in which they are written.
+  std::vector<Surrounding> surroundings() const {
+    const Tensor norm = model_.final_norm().weight;
+    const bool rotated = recipe_.transforms.residual, tied = model_.config().tie_word_embeddings;
+    const Surrounding final_norm{"model.norm.weight", {at::kFloat, norm.sizes().vec()}, [rotated, norm] {
+                                   return rotated ? at::ones_like(norm, at::kFloat).cpu() : norm.to(at::kFloat).cpu();
+                                 }};
+    const std::vector<int64_t> table{model_.config().vocab_size, model_.config().hidden_size};
+    const Surrounding head{"lm_head.weight", {dtype_, table}, [this, norm, rotated, tied] {
+                             const Tensor stored =
+                                 model_.tensors().tensor(tied ? "model.embed_tokens.weight" : "lm_head.weight");
+                             return rotated ? rotate_rows(stored.to(options_.device), norm, dtype_).cpu()
+                                            : stored.to(dtype_);
+                           }};
+    const Surrounding embedding{"model.embed_tokens.weight", {dtype_, table}, [this] { return embedding_; }};
+    if (rotated) return {head, final_norm, embedding};
+    if (tied) return {final_norm, embedding};
+    return {final_norm, head, embedding};
+  }
+
+  /// Writes what surrounds the blocks, and says what follows: blocks with the tensors of the first one.
+  void write_surroundings(CheckpointWriter& writer, const RunJournal::Tensors& first_block) {
+    const std::vector<Surrounding> parts = surroundings();
+    std::vector<CheckpointWriter::Expected> expected;
+    for (const auto& [name, info, make] : parts) expected.push_back({name, info});
+    for (int64_t block = 0; block < model_.config().num_hidden_layers; ++block) {
+      for (const auto& [name, tensor] : first_block) {
+        expected.push_back({layer_prefix(block) + name.substr(layer_prefix(0).size()),
+                            {tensor.scalar_type(), tensor.sizes().vec()}});
       }
     }
-    const Tensor embedding = quantized_embedding();
-    writer.add("model.embed_tokens.weight", embedding);
+    writer.expect(expected);
+    for (const auto& [name, info, make] : parts) writer.add(name, make());
+    embedding_ = {};
     checkpoint_.release_pages();
-    return embedding;
   }
 
   /// The file is a Llama; it knows nothing of what sets the other architectures apart.
@@ -264,6 +293,7 @@ class Run {
   Model model_;
   Tensor windows_;
   at::ScalarType dtype_;
+  Tensor embedding_;  ///< as the output has it, until it is written
   std::optional<RunJournal> journal_;
   std::string log_;  ///< kRunLogFile so far
   nlohmann::json block_events_ = nlohmann::json::array();

@@ -4,7 +4,11 @@
 
 #include <chrono>
 
+#include "../io/partial_directory.h"
+#include "baseq/io/apart.h"
+#include "baseq/model/modeling_source.h"
 #include "baseq/model/quantization_config.h"
+#include "baseq/pipeline/run_log.h"
 #include "instruction_set.h"
 
 namespace baseq {
@@ -87,6 +91,36 @@ StoredRun read_stored_run(const fs::path& work_directory) {
   } catch (const json::exception& error) {
     TORCH_CHECK(false, work_directory.string(), ": run.json does not describe a quantization: ", error.what());
   }
+}
+
+std::set<std::string> own_files() { return {kModelingFile, kRunLogFile, "README.md", "adapter"}; }
+
+CheckpointWriter::Options writer_options(const fs::path& model, const QuantizeOptions& options) {
+  CheckpointWriter::Options result = options.output;
+  result.source = model;
+  result.own_files = own_files();
+  return result;
+}
+
+std::vector<std::string> find_obstacles(const fs::path& model, const fs::path& output, const QuantizeOptions& options) {
+  std::vector<std::string> found;
+  const auto attempt = [&](const auto& step) {
+    try {
+      step();
+    } catch (const c10::Error& error) {
+      found.emplace_back(error.what_without_backtrace());
+    }
+  };
+  attempt([&] { CheckpointWriter::check_place(output, writer_options(model, options)); });
+  const fs::path& work = options.work_directory;
+  if (work.empty()) return found;
+  attempt([&] { check_apart(work, model); });
+  if (RunJournal::is_held(work)) found.push_back(work.string() + ": another process works in this directory");
+  if (lies_in(work, output) || lies_in(work, PartialDirectory::path_of(output)) || lies_in(output, work)) {
+    found.push_back(work.string() + ": the work directory and the output " + output.string() +
+                    " lie in one another; choose two directories apart");
+  }
+  return found;
 }
 
 }  // namespace baseq

@@ -1,5 +1,9 @@
 #pragma once
 
+#include <set>
+#include <string>
+#include <vector>
+
 #include "baseq/io/run_journal.h"
 #include "baseq/pipeline/quantize_checkpoint.h"
 
@@ -10,5 +14,17 @@ namespace baseq {
 /// program. Files whose size and time are the ones that options.work_directory knows are not read again.
 RunJournal::Description describe_run(const Checkpoint& checkpoint, const Recipe& recipe, const Tensor& windows,
                                      const std::filesystem::path& output, const QuantizeOptions& options);
+
+/// Names of the files and directories that checkpoints of this program have besides weights, config.json and what they
+/// have from the source.
+std::set<std::string> own_files();
+
+/// How a run writes its output.
+CheckpointWriter::Options writer_options(const std::filesystem::path& model, const QuantizeOptions& options);
+
+/// Everything that keeps a run from writing where it is asked to, each a sentence: what CheckpointWriter refuses, and a
+/// work directory that lies in the model or the output, or holds one of them.
+std::vector<std::string> find_obstacles(const std::filesystem::path& model, const std::filesystem::path& output,
+                                        const QuantizeOptions& options);
 
 }  // namespace baseq

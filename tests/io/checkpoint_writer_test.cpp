@@ -27,6 +27,8 @@ void write_checkpoint(const fs::path& directory, double value, bool force = fals
   writer.finish(kConfig);
 }
 
+const std::string kMark = "out.partial/.baseq-partial";
+
 double value_of(const fs::path& directory) { return Checkpoint(directory).tensor("a")[0].item<double>(); }
 
 TEST(CheckpointWriter, WritesOneFile) {
@@ -92,6 +94,63 @@ TEST(CheckpointWriter, SameTensorsGiveTheSameBytes) {
   }
 }
 
+/// Bytes that this process has handed to write() and its like.
+int64_t bytes_written() {
+  std::istringstream io(read_bytes("/proc/self/io"));
+  std::string key;
+  for (int64_t value = 0; io >> key >> value;) {
+    if (key == "wchar:") return value;
+  }
+  return -1;
+}
+
+TEST(CheckpointWriter, WhatIsExpectedIsWrittenOnceAndWhatIsNotTwiceToTheSameBytes) {
+  const TempDirectory dir;
+  std::vector<CheckpointWriter::Expected> all;
+  std::vector<Tensor> tensors;
+  for (int i = 0; i < 9; ++i) {
+    tensors.push_back(at::full({i % 3 == 0 ? 70001 : 50000}, i, i % 2 ? at::kChar : at::kFloat));
+    all.push_back({c10::str("t", i), {tensors.back().scalar_type(), tensors.back().sizes().vec()}, i == 4 ? "sub/x.safetensors" : ""});
+  }
+  const auto written = [&](const char* name, const std::vector<CheckpointWriter::Expected>& expected) {
+    const int64_t before = bytes_written();
+    CheckpointWriter writer(dir / name, {.shard_bytes = 500000});
+    writer.expect(expected);
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      if (all[i].file.empty()) {
+        writer.add(all[i].name, tensors[i]);
+      } else {
+        writer.add_beside(all[i].file, all[i].name, tensors[i]);
+      }
+    }
+    writer.finish(kConfig);
+    return bytes_written() - before;
+  };
+  const int64_t twice = written("nothing", {}), once = written("all", all);
+  EXPECT_LT(once, 0.55 * static_cast<double>(twice));
+  auto wrong = all;
+  wrong[1].info.dtype = at::kFloat;  // its neighbours lie elsewhere, and so does the cut between the shards
+  wrong[6].info.shape = {7};
+  wrong[7].name = "never";
+  std::swap(wrong[2], wrong[8]);
+  written("wrong", wrong);
+  written("more", [&] {
+    auto more = all;
+    more.insert(more.begin() + 3, {"never", {at::kHalf, {1000}}});
+    return more;
+  }());
+  written("fewer", {all.begin(), all.end() - 2});
+  ASSERT_EQ(list(dir / "all").size(), 7U);
+  for (const char* other : {"all", "wrong", "more", "fewer"}) {
+    ASSERT_EQ(list(dir / other), list(dir / "nothing"));
+    for (const std::string& name : list(dir / other)) {
+      if (name == "sub") continue;
+      EXPECT_TRUE(read_bytes(dir / other / name) == read_bytes(dir / "nothing" / name)) << other << " " << name;
+    }
+    EXPECT_TRUE(read_bytes(dir / other / "sub/x.safetensors") == read_bytes(dir / "nothing/sub/x.safetensors")) << other;
+  }
+}
+
 TEST(CheckpointWriter, WritesATensorWhenItIsAdded) {
   const TempDirectory dir;
   CheckpointWriter writer(dir / "out", {});
@@ -106,7 +165,7 @@ TEST(CheckpointWriter, ALinkInTheWayIsNotWrittenThrough) {
   const TempDirectory dir;
   write_bytes(dir / "victim", "mine");
   CheckpointWriter writer(dir / "out", {});
-  fs::create_symlink(dir / "victim", dir / "out.partial/config.json.baseq.tmp");
+  fs::create_symlink(dir / "victim", dir / "out.partial/checkpoint/config.json.baseq.tmp");
   writer.add("a", at::ones({4}));
   writer.finish(kConfig);
   EXPECT_EQ(read_bytes(dir / "victim"), "mine");
@@ -126,11 +185,99 @@ TEST(CheckpointWriter, DestroyedBeforeFinishLeavesNothing) {
 
 TEST(CheckpointWriter, RemovesWhatAnInterruptedRunLeft) {
   const TempDirectory dir;
-  fs::create_directories(dir / "out.partial/sub");
-  write_bytes(dir / "out.partial/model-1.safetensors", "half");
+  fs::create_directories(dir / "out.partial/checkpoint/sub");
+  write_bytes(dir / "out.partial/checkpoint/model-1.safetensors", "half");
+  write_bytes(dir / kMark, "");
   write_checkpoint(dir / "out", 5);
   EXPECT_EQ(list(dir.path()), Names{"out"});
   EXPECT_EQ(list(dir / "out"), (Names{"config.json", "model.safetensors"}));
+}
+
+TEST(CheckpointWriter, LeavesAPartialDirectoryThatNoWriterMadeAlone) {
+  const TempDirectory dir;
+  fs::create_directory(dir / "out.partial");
+  write_checkpoint(dir / "out", 5);  // an empty one is in nobody's way
+  fs::create_directory(dir / "out.partial");
+  write_bytes(dir / "out.partial/thesis.tex", "years");
+  for (const bool force : {false, true}) {
+    fs::remove_all(dir / "out");
+    expect_error([&] { write_checkpoint(dir / "out", 5, force); }, {"out.partial", "no unfinished run left", "move it"});
+    EXPECT_EQ(read_bytes(dir / "out.partial/thesis.tex"), "years");
+  }
+  // Next to what a run left, too.
+  write_bytes(dir / kMark, "");
+  write_checkpoint(dir / "out", 6);
+  EXPECT_EQ(value_of(dir / "out"), 6);
+  EXPECT_EQ(list(dir / "out.partial"), Names{"thesis.tex"});
+}
+
+TEST(CheckpointWriter, ASecondWriterIsRefusedAndTheFirstEndsAsIfAlone) {
+  const TempDirectory dir;
+  write_checkpoint(dir / "alone", 5);
+  {
+    CheckpointWriter writer(dir / "out", {});
+    writer.add("a", at::full({4}, 5));
+    for (const bool force : {false, true}) {
+      expect_error([&] { write_checkpoint(dir / "out", 6, force); }, {"another process writes to", "out.partial"});
+      expect_error([&] { CheckpointWriter::check_place(dir / "out", {.force = force}); }, {"another process writes to"});
+    }
+    writer.finish(kConfig);
+    EXPECT_EQ(list(dir.path()), (Names{"alone", "out"}));
+  }
+  for (const std::string& name : list(dir / "alone")) {
+    EXPECT_EQ(read_bytes(dir / "out" / name), read_bytes(dir / "alone" / name)) << name;
+  }
+}
+
+TEST(CheckpointWriter, CheckingChangesNothing) {
+  const TempDirectory dir;
+  CheckpointWriter::check_place(dir / "a/out", {});
+  EXPECT_TRUE(list(dir.path()).empty());
+}
+
+TEST(CheckpointWriter, NeverTouchesItsSource) {
+  const TempDirectory dir;
+  write_checkpoint(dir / "in/model", 1);
+  write_bytes(dir / "in/config.json", "{}");
+  fs::create_directory_symlink("in", dir / "link");
+  fs::create_directory(dir / "linked");
+  write_bytes(dir / "linked/config.json", "{}");
+  fs::create_symlink("../in/model/model.safetensors", dir / "linked/model.safetensors");
+  const fs::path before = fs::current_path();
+  fs::current_path(dir.path());
+  const auto refused = [&](const fs::path& output, const fs::path& source, const std::string& why) {
+    for (const bool force : {false, true}) {
+      const CheckpointWriter::Options options{.force = force, .source = source};
+      expect_error([&] { CheckpointWriter(output, options); }, {why, "choose another output"});
+      expect_error([&] { CheckpointWriter::check_place(output, options); }, {why});
+    }
+  };
+  for (const fs::path& source : {dir / "in/model", dir / "link/model", fs::path("in/../link/model/")}) {
+    refused(dir / "in/model", source, "is the model itself");
+    refused("link/model", source, "is the model itself");
+    refused(dir / "in", source, "holds the model");
+    refused(dir / "link", source, "holds the model");
+    refused(dir / "in/model/sub", source, "lies in the model");
+    refused("link/model/a/../b/c", source, "lies in the model");
+  }
+  refused(dir / "in/model/model.safetensors", dir / "link/model/model.safetensors", "is the model itself");
+  refused(dir / "in/model", dir / "in/model/model.safetensors", "holds the model");
+  refused(dir / "in/model", dir / "linked", "which is");
+  EXPECT_EQ(list(dir.path()), (Names{"in", "link", "linked"}));
+  EXPECT_EQ(list(dir / "in"), (Names{"config.json", "model"}));
+  EXPECT_EQ(value_of(dir / "linked"), 1);
+  CheckpointWriter allowed(dir / "in/model-2", {.source = dir / "in/model"});
+  fs::current_path(before);
+}
+
+TEST(CheckpointWriter, ALinkThatChangesWhileItWritesDoesNotLeadToTheSource) {
+  const TempDirectory dir;
+  write_checkpoint(dir / "model", 1);
+  CheckpointWriter writer(dir / "out", {.force = true, .source = dir / "model"});
+  writer.add("a", at::full({4}, 5));
+  fs::create_directory_symlink("model", dir / "out");
+  expect_error([&] { writer.finish(kConfig); }, {"is the model itself", "the complete checkpoint is kept as"});
+  EXPECT_EQ(value_of(dir / "model"), 1);
 }
 
 TEST(CheckpointWriter, ReplacesACheckpointOnlyWithForceAndOnlyInFinish) {
@@ -138,20 +285,26 @@ TEST(CheckpointWriter, ReplacesACheckpointOnlyWithForceAndOnlyInFinish) {
   write_checkpoint(dir / "out", 1);
   write_bytes(dir / "out/old.txt", "old");
   expect_error([&] { write_checkpoint(dir / "out", 2); },
-               {(dir / "out").string() + " exists; pass --force to replace it"});
+               {(dir / "out").string() + ": exists; pass --force to replace it"});
   EXPECT_EQ(value_of(dir / "out"), 1);
   const Tensor old = Checkpoint(dir / "out").tensor("a");
   {
-    CheckpointWriter writer(dir / "out", {.force = true});
+    fs::create_directory(dir / "in");
+    write_bytes(dir / "in/old.txt", "old");
+    CheckpointWriter writer(dir / "out", {.force = true, .source = dir / "in"});
     writer.add("a", old * 3);
     EXPECT_EQ(value_of(dir / "out"), 1);
-    writer.copy_side_files(dir / "out");  // the source may be what is replaced
+    writer.copy_side_files(dir / "in");
     writer.finish(kConfig);
   }
   EXPECT_EQ(value_of(dir / "out"), 3);
   EXPECT_EQ(old[0].item<double>(), 1);
-  EXPECT_EQ(list(dir.path()), Names{"out"});
+  EXPECT_EQ(list(dir.path()), (Names{"in", "out"}));
   EXPECT_EQ(list(dir / "out"), (Names{"config.json", "model.safetensors", "old.txt"}));
+  // What is neither the source's nor this program's was put there by the user.
+  expect_error([&] { write_checkpoint(dir / "out", 4, /*force=*/true); }, {"holds old.txt", "move it away"});
+  EXPECT_EQ(value_of(dir / "out"), 3);
+  fs::rename(dir / "out/old.txt", dir / "in/kept.txt");
   write_checkpoint(dir / "out", 4, /*force=*/true);
   EXPECT_EQ(list(dir / "out"), (Names{"config.json", "model.safetensors"}));
 }
@@ -201,7 +354,10 @@ TEST(CheckpointWriter, KeepsTheWorkWhenTheNameIsTakenMeanwhile) {
                  {"exists and is not a directory", "the complete checkpoint is kept as", "out.partial"});
   }
   EXPECT_EQ(read_bytes(dir / "out"), "somebody else's");
-  EXPECT_EQ(value_of(dir / "out.partial"), 5);
+  EXPECT_EQ(value_of(dir / "out.partial/checkpoint"), 5);
+  fs::remove(dir / "out");
+  expect_error([&] { write_checkpoint(dir / "out", 6); }, {"no unfinished run left"});
+  EXPECT_EQ(value_of(dir / "out.partial/checkpoint"), 5) << "kept until the user has moved it away";
 }
 
 TEST(CheckpointWriter, CopiesSideFilesByteForByte) {

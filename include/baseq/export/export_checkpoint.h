@@ -53,8 +53,8 @@ struct ExportPlan {
   std::map<std::string, std::string> files;  ///< written beside the weights, by name
   std::string readme;                        ///< what README.md gets, behind what the source's says; empty: nothing
   /// Throws naming the tensor in which a written checkpoint does not hold what the source holds, the weights
-  /// dequantized from the written format.
-  std::function<void(const Checkpoint& written)> check_weights;
+  /// dequantized from the written format. Calls `step` before each.
+  std::function<void(const Checkpoint& written, const std::function<void()>& step)> check_weights;
   /// GGUF only: writes, checks and names the file.
   std::function<void(const ExportPlan& plan, const std::filesystem::path& output, bool force,
                      const std::function<void(int64_t done, int64_t total)>& progress)>
@@ -69,10 +69,16 @@ struct ExportPlan {
 /// @param checkpoint  a native or an unquantized checkpoint; must outlive the plan
 ExportPlan plan_export(const Checkpoint& checkpoint, const ExportOptions& options);
 
+/// Throws what write_export would throw of `output` before it begins, and changes nothing: the output exists, it is the
+/// source or in its way, another process writes to it.
+void check_export_place(const Checkpoint& checkpoint, const ExportPlan& plan, const std::filesystem::path& output,
+                        const CheckpointWriter::Options& options);
+
 /// Writes what `plan` says and copies the side files of `checkpoint` byte for byte. Holds one block of the source.
 /// Before the directory gets its name everything is read back, dequantized and compared with the source: a difference
 /// is an error.
-/// @param progress  called with tensors done and tensors in all; may be empty
+/// @param progress  called with tensors done and tensors in all, with both equal while they are read back; what it throws
+///                  ends the export and leaves nothing behind. May be empty
 void write_export(const Checkpoint& checkpoint, const ExportPlan& plan, const std::filesystem::path& output,
                   const CheckpointWriter::Options& options = {},
                   const std::function<void(int64_t done, int64_t total)>& progress = {});

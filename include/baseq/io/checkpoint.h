@@ -48,27 +48,45 @@ class Checkpoint {
   int64_t num_bytes_ = 0;
 };
 
+class PartialDirectory;
 class SafetensorsStream;
 
 /// Writes a checkpoint directory shard by shard; nothing of a tensor stays in memory. Everything goes to a sibling
-/// directory `<directory>.partial`, which finish() renames: a directory that exists is complete. Destroyed before
-/// finish(), it removes what it wrote. One writer at a time for a directory: a `.partial` left by an earlier run is
-/// removed.
+/// directory `<directory>.partial`, from which finish() renames it: a directory that exists is complete. Destroyed before
+/// finish(), it removes what it wrote. One writer at a time for a directory, in whatever process: the sibling is locked,
+/// and marked, so that what an earlier run left is removed and what somebody else put there is not.
 class CheckpointWriter {
  public:
   struct Options {
     /// The 5 GB of transformers. Only a shard of a single tensor may hold more.
     int64_t shard_bytes = 5'000'000'000;
     bool force = false;  ///< replace an existing checkpoint (in finish())
+    /// The model that the checkpoint is made of, a directory or a file: never replaced, even with `force`. May be empty.
+    std::filesystem::path source{};
+    /// Names of files and directories that such a checkpoint has besides weights, config.json and what the source has.
+    /// `force` removes nothing else.
+    std::set<std::string> own_files{};
   };
   /// `directory` may end in a slash or be a link to a directory; its parents are created.
-  /// Throws when `directory` exists and `force` is false, and even with `force` when it is not a directory or has files
-  /// but no config.json.
+  /// Throws when `directory` exists and `force` is false, and even with `force` when it is not a directory, has files
+  /// but no config.json, or holds files that are no part of such a checkpoint; when it is the source, holds it or lies
+  /// in it; when another process writes to it; when `<directory>.partial` holds what no writer left.
   CheckpointWriter(const std::filesystem::path& directory, const Options& options);
+  /// Throws what the constructor would throw now, and changes nothing.
+  static void check_place(const std::filesystem::path& directory, const Options& options);
   ~CheckpointWriter();
   CheckpointWriter(const CheckpointWriter&) = delete;
   CheckpointWriter& operator=(const CheckpointWriter&) = delete;
-  /// Writes the tensor's data at once; it gets its place in the shard when that is complete. Throws on a duplicate name
+  /// A tensor that add() (`file` is empty) or add_beside() will be given.
+  struct Expected {
+    std::string name;
+    TensorInfo info;
+    std::string file{};
+  };
+  /// What will be added, in this order, to be called before any of it: a file whose tensors are all known goes to the
+  /// disk once. One that turns out otherwise is written a second time when it is complete. The bytes are the same.
+  void expect(const std::vector<Expected>& tensors);
+  /// Writes the tensor's data at once; it gets its name in the shard when that is complete. Throws on a duplicate name
   /// and, at the latest when the shard is written, on what save_safetensors refuses.
   void add(const std::string& name, const Tensor& tensor);
   /// Copies every regular file of `source` (links are followed, subdirectories are not) that is neither weights
@@ -83,16 +101,22 @@ class CheckpointWriter {
   void write_file(const std::string& name, std::string_view content);
   /// Writes the last shard, the index (when there is more than one shard) and config.json, hands what was written to
   /// `check_written`, then renames. When that throws, nothing gets the final name.
-  /// Throws when there are no tensors. When only the last rename fails, the message says so and `.partial` is kept.
+  /// Throws when there are no tensors. When only the last rename fails, the message says where the checkpoint is kept.
   void finish(const nlohmann::json& config, const std::function<void(const Checkpoint&)>& check_written = {});
 
  private:
+  using Infos = std::map<std::string, TensorInfo>;
+  bool is_full(size_t num_bytes, size_t more) const;
   void flush();
   Tensor checked(const std::string& name, const Tensor& tensor) const;
   std::filesystem::path place(const std::string& name);  ///< of a file beside the weights; makes its subdirectory
-  std::filesystem::path directory_, partial_;
+  std::filesystem::path directory_;
   Options options_;
-  std::unique_ptr<SafetensorsStream> shard_;  ///< the current one
+  std::unique_ptr<PartialDirectory> place_;
+  std::filesystem::path partial_;             ///< where the files are until finish()
+  std::vector<Infos> expected_shards_;
+  std::map<std::string, Infos> expected_beside_;
+  std::unique_ptr<SafetensorsStream> shard_;  ///< the current one; null before its first tensor
   std::map<std::string, std::unique_ptr<SafetensorsStream>> beside_;
   std::set<std::filesystem::path> subdirectories_;
   std::map<std::string, int64_t> shard_of_;  ///< tensor name -> number of its shard, from 1
