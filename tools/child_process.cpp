@@ -2,41 +2,58 @@
 
 #include <c10/util/Exception.h>
 #include <fcntl.h>
-#include <spawn.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <csignal>
 #include <system_error>
 
-extern char** environ;
+#include "stop_signals.h"
 
 namespace baseq::cli {
 namespace {
 
 std::atomic<pid_t> child{0};
-std::atomic<bool> signalled{false};
 
 void forward(int signal) {
-  signalled = true;
   if (const pid_t pid = child; pid > 0) ::kill(pid, signal);
 }
 
-void check(int error, const std::string& action) {
-  TORCH_CHECK(error == 0, "cannot ", action, ": ", std::generic_category().message(error));
+/// What a child does between fork and exec, with nothing but system calls: other threads of its parent are gone, and what
+/// they held is not.
+[[noreturn]] void become(char* const* words, const char* log, int failure, pid_t parent, const sigset_t& mask) {
+  const auto fail = [failure] {
+    const int error = errno;
+    (void)!::write(failure, &error, sizeof(error));
+    ::_exit(127);
+  };
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGPIPE}) {
+    struct sigaction action {};
+    if (::sigaction(signal, nullptr, &action) == 0 && action.sa_handler != SIG_IGN) std::signal(signal, SIG_DFL);
+  }
+  // A group of its own: Ctrl-C reaches it once, through forward().
+  ::setpgid(0, 0);
+  // Killed and not asked: whoever starts the parent again finds the work directory free.
+  if (::prctl(PR_SET_PDEATHSIG, SIGKILL) != 0) fail();
+  if (::getppid() != parent) ::_exit(127);  // it ended before the line above
+  const int input = ::open("/dev/null", O_RDONLY), output = ::open(log, O_WRONLY | O_CREAT | O_APPEND, 0666);
+  if (input < 0 || output < 0 || ::dup2(input, 0) < 0 || ::dup2(output, 1) < 0 || ::dup2(output, 2) < 0) fail();
+  for (const int descriptor : {input, output}) {
+    if (descriptor > 2) ::close(descriptor);
+  }
+  ::sigprocmask(SIG_SETMASK, &mask, nullptr);
+  ::execv("/proc/self/exe", words);
+  fail();
+  ::_exit(127);
 }
 
 }  // namespace
 
-void forward_signals() {
-  struct sigaction action {};
-  action.sa_handler = forward;
-  action.sa_flags = SA_RESTART;
-  for (const int signal : {SIGINT, SIGTERM}) ::sigaction(signal, &action, nullptr);
-}
-
-bool was_signalled() { return signalled; }
+void forward_signals_to_child() { forward_stop_signals(forward); }
 
 ChildStatus run_self(const std::vector<std::string>& arguments, const std::filesystem::path& log) {
   std::vector<std::string> words{"baseq"};
@@ -44,26 +61,33 @@ ChildStatus run_self(const std::vector<std::string>& arguments, const std::files
   std::vector<char*> pointers;
   for (std::string& word : words) pointers.push_back(word.data());
   pointers.push_back(nullptr);
-  posix_spawn_file_actions_t files;
-  posix_spawnattr_t attributes;
-  check(posix_spawn_file_actions_init(&files), "start a process");
-  check(posix_spawnattr_init(&attributes), "start a process");
-  posix_spawn_file_actions_addopen(&files, 0, "/dev/null", O_RDONLY, 0);
-  posix_spawn_file_actions_addopen(&files, 1, log.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0666);
-  posix_spawn_file_actions_adddup2(&files, 1, 2);
-  // A group of its own: Ctrl-C reaches it once, through forward().
-  posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP);
-  pid_t pid = 0;
-  const int error = posix_spawn(&pid, "/proc/self/exe", &files, &attributes, pointers.data(), environ);
-  posix_spawn_file_actions_destroy(&files);
-  posix_spawnattr_destroy(&attributes);
-  check(error, "start a process that writes to " + log.string());
-  child = pid;
-  // A signal between the two lines above found no child to forward to.
-  if (signalled) ::kill(pid, SIGTERM);
+  const auto check = [&](bool done, int error) {
+    TORCH_CHECK(done, "cannot start a process that writes to ", log.string(), ": ",
+                std::generic_category().message(error));
+  };
+  std::array<int, 2> failure{};  // closed by exec; what comes through it is why there was none
+  check(::pipe2(failure.data(), O_CLOEXEC) == 0, errno);
+  // No signal between the birth of the child and the moment that forward() knows of it.
+  sigset_t all, mask;
+  ::sigfillset(&all);
+  ::sigprocmask(SIG_BLOCK, &all, &mask);
+  const bool stopping = stop_requested();  // by a signal that had no child to go to
+  const pid_t parent = ::getpid(), pid = ::fork();
+  if (pid == 0) become(pointers.data(), log.c_str(), failure[1], parent, mask);
+  const int fork_error = errno;
+  if (pid > 0) child = pid;
+  if (pid > 0 && stopping) ::kill(pid, SIGTERM);
+  ::sigprocmask(SIG_SETMASK, &mask, nullptr);
+  ::close(failure[1]);
+  int error = 0;
+  ssize_t count = 0;
+  while (pid > 0 && (count = ::read(failure[0], &error, sizeof(error))) < 0 && errno == EINTR) continue;
+  ::close(failure[0]);
+  check(pid > 0, fork_error);
   int status = 0;
   while (::waitpid(pid, &status, 0) < 0) TORCH_CHECK(errno == EINTR, "cannot wait for process ", pid);
   child = 0;
+  check(count <= 0, error);
   return {.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : 0,
           .signal = WIFSIGNALED(status) ? WTERMSIG(status) : 0};
 }

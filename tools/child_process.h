@@ -14,12 +14,11 @@ struct ChildStatus {
   bool success() const { return signal == 0 && exit_code == 0; }
 };
 
-/// Runs this program again with `arguments` and waits; what it prints is appended to `log`. Signals that
-/// forward_signals() catches are passed on to it. Throws c10::Error when it cannot be started.
-ChildStatus run_self(const std::vector<std::string>& arguments, const std::filesystem::path& log);
+/// From now on the signals of forward_stop_signals() are passed on to the child of run_self().
+void forward_signals_to_child();
 
-/// From now on SIGINT and SIGTERM are for the child, and remembered.
-void forward_signals();
-bool was_signalled();
+/// Runs this program again with `arguments` and waits; what it prints is appended to `log`. However this process ends,
+/// the child ends with it. Throws c10::Error when it cannot be started. To be called from the main thread.
+ChildStatus run_self(const std::vector<std::string>& arguments, const std::filesystem::path& log);
 
 }  // namespace baseq::cli

@@ -7,8 +7,10 @@
 
 #include "baseq/export/export_checkpoint.h"
 #include "baseq/model/open_checkpoint.h"
+#include "baseq/pipeline/quantize_checkpoint.h"
 #include "output_files.h"
 #include "progress_display.h"
+#include "stop_signals.h"
 
 namespace baseq::cli {
 namespace {
@@ -71,6 +73,8 @@ void run(const ExportArguments& arguments) {
   ExportOptions options{.format = export_format(arguments.format), .gguf_type = arguments.gguf_type};
   if (!arguments.dtype.empty()) options.dtype = kDtypes.at(arguments.dtype);
   const ExportPlan plan = plan_export(checkpoint, options);
+  const CheckpointWriter::Options output{.shard_bytes = arguments.shard_megabytes << 20, .force = arguments.force};
+  if (!arguments.output.empty()) check_export_place(checkpoint, plan, arguments.output, output);
   nlohmann::json report = to_json(arguments, plan);
   if (arguments.dry_run) {
     for (const PlannedTensor& tensor : plan.tensors) {
@@ -81,9 +85,11 @@ void run(const ExportArguments& arguments) {
       for (const std::string& note : plan.notes) std::fputs((note + "\n").c_str(), stderr);
     }
     ProgressDisplay display(arguments.common.quiet);
-    write_export(checkpoint, plan, arguments.output,
-                 {.shard_bytes = arguments.shard_megabytes << 20, .force = arguments.force},
-                 [&](int64_t done, int64_t total) { display.step(done, total, "tensors"); });
+    catch_stop_signals();
+    write_export(checkpoint, plan, arguments.output, output, [&](int64_t done, int64_t total) {
+      if (stop_requested()) throw Interrupted("stopped; nothing of " + arguments.output + " is left");
+      display.step(done, total, "tensors");
+    });
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   print_text("{}\n  format       {}\n  size         {} in {} tensors\n", arguments.dry_run ? "plan" : arguments.output,

@@ -9,16 +9,6 @@
 namespace baseq::cli {
 namespace {
 
-Recipe read_recipe(const QuantizeArguments& arguments) {
-  nlohmann::json json = read_json_file(arguments.recipe);
-  for (const std::string& text : arguments.overrides) {
-    const size_t equals = text.find('=');
-    TORCH_CHECK(equals != std::string::npos, "--set ", text, ": expected KEY=VALUE");
-    override_recipe(json, text.substr(0, equals), text.substr(equals + 1));
-  }
-  return Recipe::from_json(json, arguments.recipe);
-}
-
 /// Directory of the streams when they live on disk.
 std::filesystem::path beside(const std::string& output) { return std::filesystem::absolute(output).parent_path(); }
 
@@ -57,6 +47,16 @@ void fit(const QuantizeArguments& arguments, PreparedRun& prepared, std::vector<
 
 }  // namespace
 
+Recipe read_recipe(const std::string& file, const std::vector<std::string>& overrides) {
+  nlohmann::json json = read_json_file(file);
+  for (const std::string& text : overrides) {
+    const size_t equals = text.find('=');
+    TORCH_CHECK(equals != std::string::npos, "--set ", text, ": expected KEY=VALUE");
+    override_recipe(json, text.substr(0, equals), text.substr(equals + 1));
+  }
+  return Recipe::from_json(json, file);
+}
+
 void throw_problems(const std::vector<std::string>& problems) {
   TORCH_CHECK(problems.size() != 1, problems[0]);
   std::string list;
@@ -86,7 +86,7 @@ PreparedRun prepare(const QuantizeArguments& arguments) {
   run.output = arguments.output;
   attempt([&] { run.options = options_of(arguments); });
   attempt([&] { check_quantize_outputs(arguments); });
-  const bool has_recipe = attempt([&] { run.recipe = read_recipe(arguments); });
+  const bool has_recipe = attempt([&] { run.recipe = read_recipe(arguments.recipe, arguments.overrides); });
   attempt([&] { prepared.checkpoint = std::make_unique<Checkpoint>(run.model); });
   if (has_recipe) {
     attempt([&] {

@@ -1,9 +1,7 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
-#include <atomic>
 #include <chrono>
-#include <csignal>
 #include <memory>
 
 #include "baseq/pipeline/quantize_checkpoint.h"
@@ -13,6 +11,7 @@
 #include "output_files.h"
 #include "preflight.h"
 #include "progress_display.h"
+#include "stop_signals.h"
 
 namespace baseq::cli {
 namespace {
@@ -47,6 +46,10 @@ nlohmann::json describe_blocks(const RunRecord& record) {
 PreparedRun stored_run(const QuantizeArguments& arguments) {
   check_quantize_outputs(arguments);
   PreparedRun prepared{.run = read_stored_run(arguments.resume)};
+  const std::filesystem::path& output = prepared.run.output;
+  TORCH_CHECK(prepared.run.options.output.force || !std::filesystem::exists(output), "--resume ", arguments.resume, ": ",
+              output.string(), " exists. If it is the result of this run, ", arguments.resume,
+              " is no longer needed; move ", output.string(), " away to have it written again");
   CommonOptions common = arguments.common;
   common.threads = static_cast<int>(prepared.run.num_threads);
   common.device = prepared.run.options.device.str();
@@ -60,24 +63,16 @@ void say(const QuantizeArguments& arguments, const PreparedRun& prepared) {
   if (!prepared.memory_choice.empty() && !arguments.common.quiet) spdlog::info("{}", prepared.memory_choice);
 }
 
-std::atomic<bool> stop_requested{false};
-
-/// The first signal asks the run to stop where it can be continued, the second ends the process.
-void request_stop(int signal) {
-  stop_requested = true;
-  std::signal(signal, SIG_DFL);
-}
-
 void run(const QuantizeArguments& arguments) {
   const auto start = std::chrono::steady_clock::now();
   return_freed_memory(kLargestPiece);
   PreparedRun prepared = arguments.resume.empty() ? prepare(arguments) : stored_run(arguments);
   auto& [model, output, recipe, windows, options, num_threads] = prepared.run;
   const Checkpoint& checkpoint = *prepared.checkpoint;
-  if (!options.work_directory.empty() && !arguments.dry_run) {
-    std::signal(SIGINT, request_stop);
-    std::signal(SIGTERM, request_stop);
-    options.should_stop = [] { return stop_requested.load(); };
+  if (!arguments.dry_run) {
+    // Also without a work directory: a run that is asked to stop removes what it wrote.
+    catch_stop_signals();
+    options.should_stop = stop_requested;
   }
   say(arguments, prepared);
   if (arguments.dry_run) {
@@ -96,6 +91,7 @@ void run(const QuantizeArguments& arguments) {
     try {
       quantize_checkpoint(checkpoint, recipe, windows, output, options);
     } catch (const Interrupted& interrupted) {
+      if (options.work_directory.empty()) throw;
       throw Interrupted(fmt::format("{}; continue with: baseq quantize --resume {}", interrupted.what(),
                                     options.work_directory.string()));
     }

@@ -1,15 +1,21 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <csignal>
 #include <fstream>
+#include <iterator>
 #include <memory>
 
 #include "baseq/io/json_object.h"
+#include "baseq/io/lock_file.h"
+#include "baseq/io/run_journal.h"
 #include "baseq/pipeline/quantize_checkpoint.h"
 #include "child_process.h"
 #include "commands.h"
 #include "output_files.h"
+#include "preflight.h"
+#include "stop_signals.h"
 #include "sweep_plan.h"
 #include "text_table.h"
 
@@ -28,7 +34,7 @@ struct SweepArguments {
 
 /// The files of one job, all beside each other in the output directory.
 struct JobFiles {
-  fs::path checkpoint, work, job, quantize, eval, events, log;
+  fs::path checkpoint, work, job, quantize, eval, events, log, lock;
 
   JobFiles(const fs::path& output, const std::string& name)
       : checkpoint(output / name),
@@ -37,43 +43,67 @@ struct JobFiles {
         quantize(output / (name + "-quantize.json")),
         eval(output / (name + "-eval.json")),
         events(output / (name + "-log.jsonl")),
-        log(output / (name + "-output.txt")) {}
+        log(output / (name + "-output.txt")),
+        lock(output / ("." + name + "-lock")) {}
 };
 
-/// The last line that a process printed: its error.
-std::string last_line(const fs::path& file) {
+/// The error that a process printed, all of its lines, or else the last line.
+/// @param begin  where in the file it began to print
+std::string error_in(const fs::path& file, std::streamoff begin) {
+  constexpr std::string_view kError = "error: ";
   std::ifstream stream(file);
+  stream.seekg(begin);
   std::string line, last;
+  bool within = false;
   while (std::getline(stream, line)) {
-    if (!line.empty()) last = line;
+    if (line.empty()) continue;
+    const bool starts = line.starts_with(kError);
+    last = within && !starts ? last + "\n" + line : line.substr(starts ? kError.size() : 0);
+    within = within || starts;
   }
   return last;
 }
 
-std::string describe(const ChildStatus& status, const fs::path& log) {
+std::string describe(const ChildStatus& status, const fs::path& log, std::streamoff begin) {
   if (status.signal == SIGKILL) return "killed (out of memory?)";
   if (status.signal != 0) return fmt::format("ended by signal {}", status.signal);
-  return last_line(log);
+  return error_in(log, begin);
 }
 
 /// One sweep in its output directory.
 class Sweep {
  public:
-  Sweep(const SweepPlan& plan, const SweepArguments& arguments) : plan_(plan), arguments_(arguments) {
+  /// Throws c10::Error when another process works on one of the jobs.
+  Sweep(const SweepPlan& plan, const SweepArguments& arguments, const std::vector<SweepJob>& jobs)
+      : plan_(plan), arguments_(arguments) {
     fs::create_directories(plan.output);
+    try {
+      for (const SweepJob& job : jobs) {
+        const fs::path lock = JobFiles(plan.output, job.name).lock;
+        locks_.emplace_back("sweep", lock, "another process works on " + job.name + " in " + plan.output.string());
+      }
+    } catch (const c10::Error&) {
+      remove_locks();
+      throw;
+    }
   }
+  ~Sweep() { remove_locks(); }
+  Sweep(const Sweep&) = delete;
+  Sweep& operator=(const Sweep&) = delete;
 
   /// What the job came to: "status" is "passed", "failed" or "interrupted"; what is there already is not made again.
   json run(const SweepJob& job) const {
     const JobFiles files(plan_.output, job.name);
     json result = describe_job(job);
+    bool same = false;
     try {
       check_same_job(job, files);
+      same = true;
       if (!job.recipe.empty() && !fs::exists(files.checkpoint)) {
         step(job, files, fs::exists(files.work / "run.json") ? resume(files) : quantize(job, files));
       }
       std::error_code ignored;
-      fs::remove_all(files.work, ignored);
+      if (!job.recipe.empty() && RunJournal::exists(files.work)) fs::remove_all(files.work, ignored);
       if (evaluates() && !fs::exists(files.eval)) step(job, files, evaluate(job, files));
       result["status"] = "passed";
     } catch (const Interrupted&) {
@@ -81,12 +111,19 @@ class Sweep {
     } catch (const c10::Error& error) {
       result["status"] = "failed";
       result["error"] = error.what_without_backtrace();
-    } catch (const fs::filesystem_error& error) {
+    } catch (const std::exception& error) {  // of the file system, of JSON, out of memory: the other jobs go on
       result["status"] = "failed";
       result["error"] = error.what();
     }
-    add_results(result, files);
+    if (same) add_results(result, files);  // else what is there belongs to other settings
     return result;
+  }
+
+  /// Whether run() would find nothing to do.
+  static bool is_finished(const SweepPlan& plan, const SweepJob& job) {
+    const JobFiles files(plan.output, job.name);
+    const bool evaluated = (plan.text.empty() && plan.tokens.empty()) || fs::exists(files.eval);
+    return evaluated && (job.recipe.empty() || fs::exists(files.checkpoint));
   }
 
   json describe_job(const SweepJob& job) const {
@@ -97,6 +134,10 @@ class Sweep {
   }
 
  private:
+  void remove_locks() {
+    for (LockFile& lock : locks_) lock.remove();
+  }
+
   bool evaluates() const { return !plan_.text.empty() || !plan_.tokens.empty(); }
 
   /// What the results of a job depend on. A result of other settings is never taken for one of these.
@@ -122,51 +163,48 @@ class Sweep {
     }
   }
 
+  // Values are one word with their option, and the model comes last, after "--": any of them may begin with a dash.
   std::vector<std::string> quantize(const SweepJob& job, const JobFiles& files) const {
-    std::vector<std::string> words{"quantize",   job.model,
-                                   "--recipe",   job.recipe,
-                                   "--output",   files.checkpoint.string(),
-                                   "--work",     files.work.string(),
-                                   "--log-json", files.events.string(),
-                                   "--json",     files.quantize.string()};
-    if (!plan_.calibration.empty()) words.insert(words.end(), {"--calibration", plan_.calibration});
-    for (const auto& [key, value] : job.overrides) words.insert(words.end(), {"--set", key + "=" + value.dump()});
-    return with_common(std::move(words));
+    std::vector<std::string> words{"quantize",
+                                   "--recipe=" + job.recipe,
+                                   "--output=" + files.checkpoint.string(),
+                                   "--work=" + files.work.string(),
+                                   "--log-json=" + files.events.string(),
+                                   "--json=" + files.quantize.string()};
+    if (!plan_.calibration.empty()) words.push_back("--calibration=" + plan_.calibration);
+    for (const std::string& setting : job.settings()) words.push_back("--set=" + setting);
+    return with_common(std::move(words), job.model);
   }
 
   std::vector<std::string> resume(const JobFiles& files) const {
-    return {"quantize",
-            "--resume",
-            files.work.string(),
-            "--log-json",
-            files.events.string(),
-            "--json",
-            files.quantize.string()};
+    return {"quantize", "--resume=" + files.work.string(), "--log-json=" + files.events.string(),
+            "--json=" + files.quantize.string()};
   }
 
   std::vector<std::string> evaluate(const SweepJob& job, const JobFiles& files) const {
-    const std::string model = job.recipe.empty() ? job.model : files.checkpoint.string();
-    std::vector<std::string> words{
-        "eval", model, "--seq-len", std::to_string(plan_.seq_len), "--json", files.eval.string()};
-    words.insert(words.end(),
-                 {plan_.text.empty() ? "--tokens" : "--text", plan_.text.empty() ? plan_.tokens : plan_.text});
-    if (plan_.max_windows > 0) words.insert(words.end(), {"--max-windows", std::to_string(plan_.max_windows)});
-    if (plan_.reference && !job.recipe.empty()) words.insert(words.end(), {"--reference", job.model});
-    return with_common(std::move(words));
+    std::vector<std::string> words{"eval", "--seq-len=" + std::to_string(plan_.seq_len),
+                                   "--json=" + files.eval.string()};
+    words.push_back(plan_.text.empty() ? "--tokens=" + plan_.tokens : "--text=" + plan_.text);
+    if (plan_.max_windows > 0) words.push_back("--max-windows=" + std::to_string(plan_.max_windows));
+    if (plan_.reference && !job.recipe.empty()) words.push_back("--reference=" + job.model);
+    return with_common(std::move(words), job.recipe.empty() ? job.model : files.checkpoint.string());
   }
 
-  std::vector<std::string> with_common(std::vector<std::string> words) const {
+  std::vector<std::string> with_common(std::vector<std::string> words, const std::string& model) const {
     const CommonOptions& common = arguments_.common;
-    words.insert(words.end(), {"--device", common.device, "--seed", std::to_string(common.seed)});
-    if (common.threads > 0) words.insert(words.end(), {"--threads", std::to_string(common.threads)});
+    words.insert(words.end(), {"--device=" + common.device, "--seed=" + std::to_string(common.seed)});
+    if (common.threads > 0) words.push_back("--threads=" + std::to_string(common.threads));
+    words.insert(words.end(), {"--", model});
     return words;
   }
 
   void step(const SweepJob& job, const JobFiles& files, const std::vector<std::string>& words) const {
     if (!arguments_.common.quiet) spdlog::info("{}: {} (output in {})", job.name, words[0], files.log.string());
+    std::error_code absent;
+    const auto printed = static_cast<std::streamoff>(fs::exists(files.log, absent) ? fs::file_size(files.log) : 0);
     const ChildStatus status = run_self(words, files.log);
-    if (was_signalled()) throw Interrupted(job.name);
-    TORCH_CHECK(status.success(), words[0], ": ", describe(status, files.log));
+    if (stop_requested()) throw Interrupted(job.name);
+    TORCH_CHECK(status.success(), words[0], ": ", describe(status, files.log, printed));
   }
 
   void add_results(json& result, const JobFiles& files) const {
@@ -191,6 +229,7 @@ class Sweep {
 
   const SweepPlan& plan_;
   const SweepArguments& arguments_;
+  std::vector<LockFile> locks_;
 };
 
 std::string summary_table(const json& jobs) {
@@ -222,12 +261,20 @@ void run(const SweepArguments& arguments) {
   TORCH_CHECK(arguments.only < num_jobs, "--only ", arguments.only, ": ", arguments.file, " has jobs 0 to ",
               num_jobs - 1);
   const bool all = arguments.only < 0;
-  const Sweep sweep(plan, arguments);
-  forward_signals();
+  std::vector<SweepJob> chosen = plan.jobs;
+  if (!all) chosen = {plan.jobs[static_cast<size_t>(arguments.only)]};
+  std::vector<SweepJob> unfinished;
+  std::copy_if(chosen.begin(), chosen.end(), std::back_inserter(unfinished),
+               [&](const SweepJob& job) { return !Sweep::is_finished(plan, job); });
+  const std::vector<std::string> problems = find_problems(plan, unfinished);
+  if (!problems.empty()) throw_problems(problems);
+  const Sweep sweep(plan, arguments, chosen);
+  forward_signals_to_child();
   json jobs = json::array();
   int64_t num_failed = 0;
-  for (int64_t i = all ? 0 : arguments.only; i < (all ? num_jobs : arguments.only + 1) && !was_signalled(); ++i) {
-    jobs.push_back(sweep.run(plan.jobs[static_cast<size_t>(i)]));
+  for (const SweepJob& job : chosen) {
+    if (stop_requested()) break;
+    jobs.push_back(sweep.run(job));
     const json& result = jobs.back();
     num_failed += result["status"] == "failed";
     if (result["status"] == "failed") {
@@ -241,7 +288,7 @@ void run(const SweepArguments& arguments) {
     write_output_file(plan.output / "summary.md", table);
   }
   write_json(arguments.common, {{"jobs", jobs}});
-  if (was_signalled()) throw Interrupted("stopped; the same command goes on");
+  if (stop_requested()) throw Interrupted("stopped; the same command goes on");
   TORCH_CHECK(num_failed == 0, num_failed, " of ", jobs.size(), " jobs failed; the same command tries them again");
 }
 

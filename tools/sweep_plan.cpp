@@ -2,10 +2,15 @@
 
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <set>
+#include <utility>
 
+#include "baseq/io/apart.h"
 #include "baseq/io/hub_cache.h"
 #include "baseq/io/json_object.h"
+#include "baseq/model/open_checkpoint.h"
+#include "preflight.h"
 
 namespace baseq::cli {
 namespace {
@@ -40,6 +45,53 @@ bool is_file_name(const std::string& name) {
 }
 
 }  // namespace
+
+std::vector<std::string> SweepJob::settings() const {
+  std::vector<std::string> settings;
+  for (const auto& [key, value] : overrides) settings.push_back(key + "=" + value.dump());
+  return settings;
+}
+
+std::vector<std::string> find_problems(const SweepPlan& plan, const std::vector<SweepJob>& jobs) {
+  std::vector<std::string> problems;
+  const auto attempt = [&](const auto& step) {
+    std::string problem;
+    try {
+      step();
+      return;
+    } catch (const c10::Error& error) {
+      problem = error.what_without_backtrace();
+    } catch (const std::exception& error) {
+      problem = error.what();
+    }
+    // Jobs share models and recipes.
+    if (std::find(problems.begin(), problems.end(), problem) == problems.end()) problems.push_back(problem);
+  };
+  std::error_code ignored;
+  const std::vector<std::pair<const char*, std::string>> files{
+      {"calibration", plan.calibration}, {"text", plan.text}, {"tokens", plan.tokens}};
+  for (const auto& [key, file] : files) {
+    if (!file.empty() && !std::filesystem::exists(file, ignored)) {
+      problems.push_back(std::string(key) + ": " + file + " does not exist");
+    }
+  }
+  std::set<std::string> opened;
+  for (const SweepJob& job : jobs) {
+    attempt([&] {
+      const bool file = std::filesystem::is_regular_file(job.model, ignored);
+      const std::filesystem::path model = file ? std::filesystem::path(job.model) : resolve_checkpoint(job.model);
+      check_apart(plan.output / job.name, model);
+      if (opened.insert(job.model).second) (void)open_checkpoint(model);
+    });
+    if (job.recipe.empty()) continue;
+    attempt([&] {
+      const Recipe recipe = read_recipe(job.recipe, job.settings());
+      TORCH_CHECK(!plan.calibration.empty() || !recipe.needs_calibration(), job.recipe,
+                  ": needs calibration data; give the sweep a \"calibration\"");
+    });
+  }
+  return problems;
+}
 
 SweepPlan read_sweep_plan(const std::string& file) {
   const nlohmann::json json = read_json_file(file);

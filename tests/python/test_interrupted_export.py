@@ -1,4 +1,5 @@
-"""An export that is killed leaves nothing that looks complete, and the next one cleans up."""
+"""An export that is killed leaves nothing that looks complete, and the next one cleans up; one that is asked to stop
+cleans up itself."""
 
 import json
 import os
@@ -55,3 +56,18 @@ def test_a_killed_export_leaves_no_directory_that_looks_complete(binary, native,
     export(native, name, out, "--shard-size", "8")
     assert digests(out) == whole
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"whole", "out"}
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda sent: sent.name)
+@pytest.mark.parametrize("name", ["hf", "gguf"])
+def test_an_export_that_is_asked_to_stop_leaves_nothing_behind(binary, native, tmp_path, name, sent):
+    command = [binary, "export", str(native), "--format", name, "--output", str(tmp_path / "out"), "--quiet"]
+    process = subprocess.Popen(command + (["--gguf-type", "F16"] if name == "gguf" else []), stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    while process.poll() is None and not any(tmp_path.iterdir()):
+        time.sleep(0.001)
+    process.send_signal(sent)
+    message = process.communicate()[1]
+    assert process.returncode == 130, message
+    assert "stopped" in message
+    assert not any(tmp_path.iterdir())

@@ -1,6 +1,8 @@
 """Many runs from one file."""
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import time
@@ -17,12 +19,13 @@ def sweep(run, windows, tmp_path):
     for recipe in (RTN, LEARNED):
         (tmp_path / f"{recipe['name']}.json").write_text(
             json.dumps(recipe | {"calibration": {"num_samples": 4, "seq_len": 48}}))
-    (tmp_path / "broken.json").write_text('{"wieghts": {}}')
     settings = {"output": str(tmp_path / "sweep"), "models": [str(TINY)], "calibration": str(windows),
                 "tokens": str(windows), "seq_len": 48, "originals": True,
                 "recipes": [str(tmp_path / "rtn.json"),
                             {"recipe": str(tmp_path / "rtn.json"), "name": "rtn-3", "set": {"weights.num_bits": 3}},
-                            str(tmp_path / "broken.json"), str(tmp_path / "learned.json")]}
+                            {"recipe": str(tmp_path / "rtn.json"), "name": "greedy",
+                             "set": {"calibration.num_samples": 5000, "weights.group_size": 7, "weights.strategy": "group"}},
+                            str(tmp_path / "learned.json")]}
 
     def call(changes: dict, *options):
         (tmp_path / "sweep.json").write_text(json.dumps(settings | changes))
@@ -35,7 +38,7 @@ def summary(folder: Path) -> dict:
     return {job["name"]: job for job in json.loads((folder / "sweep" / "summary.json").read_text())["jobs"]}
 
 
-NAMES = [f"tiny_llama_base{ending}" for ending in ("", "-rtn", "-rtn-3", "-broken", "-learned")]
+NAMES = [f"tiny_llama_base{ending}" for ending in ("", "-rtn", "-rtn-3", "-greedy", "-learned")]
 
 
 def test_a_failure_does_not_stop_a_sweep_and_the_next_call_continues(sweep, tmp_path):
@@ -45,7 +48,9 @@ def test_a_failure_does_not_stop_a_sweep_and_the_next_call_continues(sweep, tmp_
     jobs = summary(tmp_path)
     assert list(jobs) == NAMES
     assert [job["status"] for job in jobs.values()] == ["passed", "passed", "passed", "failed", "passed"]
-    assert "wieghts" in jobs[NAMES[3]]["error"]
+    # Everything that is wrong with it, not the last line alone.
+    assert "problems:" in jobs[NAMES[3]]["error"] and "5000" in jobs[NAMES[3]]["error"]
+    assert "weights.group_size: 7 does not divide" in jobs[NAMES[3]]["error"]
     assert jobs[NAMES[0]]["mean_kl"] is None
     assert jobs[NAMES[1]]["mean_kl"] < jobs[NAMES[2]]["mean_kl"]
     assert jobs[NAMES[1]]["model_bytes"] > 0
@@ -58,16 +63,21 @@ def test_a_failure_does_not_stop_a_sweep_and_the_next_call_continues(sweep, tmp_
 
     # What is finished stays as it is; what failed is tried again.
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep").rglob("*.safetensors")}
-    (tmp_path / "broken.json").write_text(json.dumps(RTN | {"name": "mended", "calibration": {"num_samples": 4, "seq_len": 48}}))
-    done = sweep({})
+    recipes = [str(tmp_path / "rtn.json"),
+               {"recipe": str(tmp_path / "rtn.json"), "name": "rtn-3", "set": {"weights.num_bits": 3}},
+               {"recipe": str(tmp_path / "rtn.json"), "name": "mended"}, str(tmp_path / "learned.json")]
+    done = sweep({"recipes": recipes})
     assert done.returncode == 0, done.stderr
     assert [job["status"] for job in summary(tmp_path).values()] == ["passed"] * 5
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
-    # Results of other settings are not taken for these.
-    done = sweep({"recipes": [{"recipe": str(tmp_path / "rtn.json"), "set": {"weights.num_bits": 5}}]})
+    # Results of other settings are not taken for these, nor shown.
+    done = sweep({"recipes": [{"recipe": str(tmp_path / "rtn.json"), "set": {"weights.num_bits": 5}}], "originals": False})
     assert done.returncode == 1
     assert "other settings" in done.stderr
+    job = summary(tmp_path)[NAMES[1]]
+    assert job["status"] == "failed" and not {"perplexity", "model_bytes", "seconds"} & set(job)
+    assert done.stdout.splitlines()[-1].count("| -") == 6
 
 
 def test_an_interrupted_sweep_goes_on_where_it_was(sweep, binary, windows, tmp_path):
@@ -116,3 +126,101 @@ def test_a_wrong_sweep_is_named(sweep, tmp_path, changes, named):
     assert named in done.stderr
     assert "sweep.json" in done.stderr
     assert not (tmp_path / "sweep").exists()
+
+
+def test_what_is_wrong_is_found_before_the_first_job(sweep, tmp_path):
+    (tmp_path / "broken.json").write_text('{"wieghts": {}}')
+    rtn = str(tmp_path / "rtn.json")
+    recipes = [rtn, str(tmp_path / "broken.json"), str(tmp_path / "absent.json"),
+               {"recipe": rtn, "name": "x", "set": {"weights.num_bits": 99}}]
+    done = sweep({"models": [str(TINY), str(tmp_path / "no-model")], "recipes": recipes, "calibration": "no-text.txt"})
+    assert done.returncode == 1
+    for part in ("5 problems", "wieghts", "absent.json", "num_bits", "no-model", "calibration: no-text.txt"):
+        assert part in done.stderr, done.stderr
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_sweep_does_not_write_into_its_models(sweep, tmp_path):
+    model = tmp_path / "m"
+    shutil.copytree(TINY, model)
+    (tmp_path / "link").symlink_to(model)
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    for output in (model, model / "sweep", tmp_path / "link"):
+        done = sweep({"models": [str(model)], "output": str(output), "recipes": [str(tmp_path / "rtn.json")]})
+        assert done.returncode == 1
+        assert "lies in the model" in done.stderr
+        assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+
+
+def test_a_model_whose_name_begins_with_a_dash(sweep, tmp_path, monkeypatch):
+    shutil.copytree(TINY, tmp_path / "-x")
+    monkeypatch.chdir(tmp_path)
+    changes = {"models": ["-x"], "recipes": [str(tmp_path / "rtn.json")], "output": "-out"}
+    done = sweep(changes)
+    assert done.returncode == 0, done.stderr
+    jobs = json.loads((tmp_path / "-out" / "summary.json").read_text())["jobs"]
+    assert [job["name"] for job in jobs] == ["-x", "-x-rtn"]
+    assert jobs[1]["mean_kl"] > 0
+
+
+@pytest.fixture
+def long_sweep(sweep, binary, tmp_path):
+    """long_sweep() -> the process of a sweep that has begun to learn, its settings, and the log of its first job."""
+    slow = {"recipe": str(tmp_path / "learned.json"), "name": "slow", "set": {"learn_activations.epochs": 60}}
+    changes = {"recipes": [slow, str(tmp_path / "rtn.json")], "originals": False}
+    sweep(changes, "--list")
+    process = subprocess.Popen([binary, "sweep", str(tmp_path / "sweep.json"), "--threads", "1"], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "sweep" / "tiny_llama_base-slow-log.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (log.exists() and "linear_rounded" in log.read_text()):
+        time.sleep(0.002)
+    yield process, changes, log
+    process.kill()
+    process.communicate()
+
+
+def children_of(process: subprocess.Popen) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def test_children_end_with_a_sweep_that_is_killed(long_sweep, sweep):
+    process, changes, log = long_sweep
+    (child,) = children_of(process)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{child}").exists() and "zombie" not in Path(f"/proc/{child}/status").read_text():
+        assert time.monotonic() < deadline, "the child lives on"
+        time.sleep(0.01)
+    done = sweep(changes)
+    assert done.returncode == 0, done.stderr
+    assert "run_resumed" in [event["event"] for event in events_of(log)]
+
+
+def test_a_second_sweep_is_refused_and_the_first_ends_as_if_alone(long_sweep, sweep, tmp_path):
+    process, changes, _ = long_sweep
+    (child,) = children_of(process)
+    for pid in (child, process.pid):
+        os.kill(pid, signal.SIGSTOP)
+    for options in ([], ["--only", 0], ["--only", 1]):
+        done = sweep(changes, *options)
+        assert done.returncode == 1
+        assert "another process works on tiny_llama_base-" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+    for pid in (child, process.pid):
+        os.kill(pid, signal.SIGCONT)
+    _, message = process.communicate()
+    assert process.returncode == 0, message
+    assert [job["status"] for job in summary(tmp_path).values()] == ["passed", "passed"]
+    assert not list((tmp_path / "sweep").glob(".*"))
+
+
+def test_a_closed_terminal_interrupts_a_sweep(long_sweep, tmp_path):
+    process, _, log = long_sweep
+    process.send_signal(signal.SIGHUP)
+    _, message = process.communicate()
+    assert process.returncode == 130, message
+    assert "run_finished" not in log.read_text()
+    assert (tmp_path / "sweep" / "tiny_llama_base-slow-work" / "run.json").exists()
+    assert not list((tmp_path / "sweep").glob("*.partial"))
