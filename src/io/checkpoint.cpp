@@ -16,12 +16,11 @@ using nlohmann::json;
 namespace fs = std::filesystem;
 
 constexpr const char* kWho = "checkpoint";
-constexpr size_t kMaxJsonBytes = 100'000'000;
 
 json read_object(const fs::path& path, DuplicateKeys duplicates) {
-  const std::string where = std::string(kWho) + ": " + path.string();
-  json value = parse_json(read_file(kWho, path, kMaxJsonBytes), where, duplicates);
-  TORCH_CHECK(value.is_object(), where, " holds a JSON ", value.type_name(), ", expected an object");
+  json value = read_json(kWho, path, duplicates);
+  TORCH_CHECK(value.is_object(), kWho, ": ", path.string(), " holds a JSON ", value.type_name(),
+              ", expected an object");
   return value;
 }
 

@@ -94,6 +94,11 @@ std::string read_file(std::string_view who, const std::filesystem::path& path, s
   return content;
 }
 
+void refuse_lfs_pointer(std::string_view content, std::string_view where) {
+  TORCH_CHECK(!content.starts_with("version https://git-lfs.github.com/spec/"), where,
+              " is a git-lfs pointer and not the file itself; run \"git lfs pull\" in the clone it belongs to");
+}
+
 WriteTarget write_target(std::string_view who, const std::filesystem::path& path) {
   namespace fs = std::filesystem;
   constexpr int kMostLinks = 40;  // as many as Linux follows

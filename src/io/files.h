@@ -44,6 +44,10 @@ size_t read_bytes(std::string_view who, const FileDescriptor& file, const std::f
 /// The whole file; throws when it is longer than `max_bytes`.
 std::string read_file(std::string_view who, const std::filesystem::path& path, size_t max_bytes);
 
+/// Throws when `content`, the start of a file, is that of a git-lfs pointer: what a clone without git-lfs leaves in
+/// place of a large file.
+void refuse_lfs_pointer(std::string_view content, std::string_view where);
+
 /// Where bytes that are written to a path end up.
 struct WriteTarget {
   std::filesystem::path path;  ///< links followed

@@ -20,7 +20,8 @@ constexpr const char* kWho = "gguf";
 constexpr uint32_t kMagic = 0x46554747;  // "GGUF"
 constexpr uint64_t kMaxAlignment = 1 << 20;
 constexpr uint32_t kMaxDimensions = 4;
-constexpr int kMaxNesting = 4;  // of arrays
+constexpr int kMaxNesting = 4;       // of arrays
+constexpr size_t kEntryBytes = 200;  // of a tensor in memory beside its name, rounded up
 
 enum ValueType : uint32_t {
   kUint8,
@@ -38,10 +39,16 @@ enum ValueType : uint32_t {
   kFloat64
 };
 
-/// Reads values from memory; what lies past its end is an error.
+/// Reads values from memory; what lies past its end is an error, and so are values that take more than JsonBudget
+/// allows: a byte of an array becomes sixteen.
 class Cursor {
  public:
-  Cursor(const unsigned char* begin, size_t size, const std::string& name) : begin_(begin), size_(size), name_(name) {}
+  Cursor(const unsigned char* begin, size_t size, const std::string& name)
+      : begin_(begin),
+        size_(size),
+        name_(name),
+        where_(std::string(kWho) + ": the header of " + name),
+        budget_(where_) {}
   size_t position() const { return position_; }
   size_t left() const { return size_ - position_; }
 
@@ -53,9 +60,11 @@ class Cursor {
     position_ += sizeof(T);
     return result;
   }
+  JsonBudget& budget() { return budget_; }
   std::string text() {
     const auto size = value<uint64_t>();
     need(size);
+    budget_.add_text(size);
     std::string result(reinterpret_cast<const char*>(begin_ + position_), size);
     position_ += size;
     return result;
@@ -103,7 +112,10 @@ class Cursor {
     const auto type = value<uint32_t>();
     const auto count = value<uint64_t>();
     need(count);  // an element takes at least a byte
+    budget_.add_container();
+    budget_.add_values(count);
     json result = json::array();
+    result.get_ref<json::array_t&>().reserve(count);
     for (uint64_t i = 0; i < count; ++i) result.push_back(metadata_value(type, depth + 1));
     return result;
   }
@@ -111,6 +123,8 @@ class Cursor {
   const unsigned char* begin_;
   size_t size_, position_ = 0;
   const std::string& name_;
+  std::string where_;
+  JsonBudget budget_;
 };
 
 }  // namespace
@@ -131,6 +145,7 @@ GgufFile::GgufFile(std::shared_ptr<const void> bytes, size_t size, std::string n
 
 void GgufFile::read_header() {
   Cursor cursor(static_cast<const unsigned char*>(bytes_.get()), size_, name_);
+  refuse_lfs_pointer({static_cast<const char*>(bytes_.get()), size_}, std::string(kWho) + ": " + name_);
   TORCH_CHECK(cursor.value<uint32_t>() == kMagic, kWho, ": ", name_, " is not a GGUF file");
   const auto version = cursor.value<uint32_t>();
   TORCH_CHECK(version == 2 || version == 3, kWho, ": ", name_, " has version ", version,
@@ -138,6 +153,7 @@ void GgufFile::read_header() {
   const auto num_tensors = cursor.value<uint64_t>(), num_pairs = cursor.value<uint64_t>();
   for (uint64_t i = 0; i < num_pairs; ++i) {
     const std::string key = cursor.text();
+    cursor.budget().add_member(key.size());
     json value = cursor.metadata_value(cursor.value<uint32_t>());
     TORCH_CHECK(metadata_.emplace(key, std::move(value)).second, kWho, ": ", name_, " has the key ", quote(key),
                 " twice");
@@ -146,11 +162,12 @@ void GgufFile::read_header() {
   if (const auto it = metadata_.find("general.alignment"); it != metadata_.end()) {
     TORCH_CHECK(
         it->is_number_unsigned() && it->get<uint64_t>() <= kMaxAlignment && std::has_single_bit(it->get<uint64_t>()),
-        kWho, ": ", name_, ": general.alignment is ", it->dump(), ", expected a power of two");
+        kWho, ": ", name_, ": general.alignment is ", short_json(*it), ", expected a power of two");
     alignment = it->get<uint64_t>();
   }
   for (uint64_t i = 0; i < num_tensors; ++i) {
     const std::string name = cursor.text();
+    cursor.budget().add(kEntryBytes);
     const std::string where = std::string(kWho) + ": " + name_ + ": tensor " + quote(name) + " ";
     const auto dimensions = cursor.value<uint32_t>();
     TORCH_CHECK(dimensions <= kMaxDimensions, where, "has ", dimensions, " dimensions, expected at most ",

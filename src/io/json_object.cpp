@@ -5,6 +5,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <array>
 #include <fstream>
 
 #include "files.h"
@@ -14,7 +15,7 @@ namespace baseq {
 using nlohmann::json;
 
 JsonObject::JsonObject(const json& value, std::string path) : value_(value), path_(std::move(path)) {
-  TORCH_CHECK(value.is_object(), path_, ": expected an object, got ", value.dump());
+  TORCH_CHECK(value.is_object(), path_, ": expected an object, got ", short_json(value));
 }
 
 const json* JsonObject::find(std::string_view key) {
@@ -24,8 +25,7 @@ const json* JsonObject::find(std::string_view key) {
 }
 
 void JsonObject::fail(std::string_view key, const std::string& expected, const json& got) const {
-  TORCH_CHECK(false, path_, ": ", key, ": expected ", expected, ", got ",
-              got.dump(-1, ' ', false, json::error_handler_t::replace));
+  TORCH_CHECK(false, path_, ": ", key, ": expected ", expected, ", got ", short_json(got));
 }
 
 bool JsonObject::contains(std::string_view key) const {
@@ -105,18 +105,28 @@ std::vector<double> JsonObject::numbers(std::string_view key, double min, double
 void JsonObject::ignore(std::string_view key) { asked_.emplace(key); }
 
 void JsonObject::finish() const {
+  constexpr size_t kMaxNamed = 10;
   std::vector<std::string> unknown;
+  size_t count = 0;
   for (const auto& [key, value] : value_.items()) {
-    if (!asked_.contains(key)) unknown.push_back(key);
+    if (!asked_.contains(key) && ++count <= kMaxNamed) unknown.push_back(shortened(key, 200));
   }
-  TORCH_CHECK(unknown.empty(), path_, ": unknown key \"", fmt::format("{}", fmt::join(unknown, "\", \"")),
-              "\"; known are \"", fmt::format("{}", fmt::join(asked_, "\", \"")), "\"");
+  TORCH_CHECK(count == 0, path_, ": unknown key \"", fmt::format("{}", fmt::join(unknown, "\", \"")), "\"",
+              count > kMaxNamed ? fmt::format(" and {} more", count - kMaxNamed) : "", "; known are \"",
+              fmt::format("{}", fmt::join(asked_, "\", \"")), "\"");
 }
 
 json read_json_file(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   TORCH_CHECK(file.good(), path, ": cannot be opened");
-  const std::string text{std::istreambuf_iterator<char>(file), {}};
+  // Not read_file: a recipe may come through a pipe.
+  std::string text;
+  std::array<char, size_t{1} << 16> part;
+  while (file.read(part.data(), part.size()), file.gcount() > 0) {
+    text.append(part.data(), static_cast<size_t>(file.gcount()));
+    TORCH_CHECK(text.size() <= kMaxJsonBytes, path, ": has more than ", kMaxJsonBytes,
+                " bytes, the most that is read of a JSON file");
+  }
   return parse_json(text, path, DuplicateKeys::kLastWins);
 }
 

@@ -14,6 +14,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "baseq/io/dtype_name.h"
 #include "files.h"
 #include "safetensors_layout.h"
 #include "strict_json.h"
@@ -139,6 +140,11 @@ void check_extents(std::vector<Extent> extents, size_t data_size, const std::str
 
 }  // namespace
 
+const char* dtype_name(at::ScalarType dtype) {
+  const auto found = std::find_if(kDTypes.begin(), kDTypes.end(), [&](const DType& d) { return d.type == dtype; });
+  return found != kDTypes.end() ? found->name : c10::toString(dtype);
+}
+
 SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : path_(path) {
   const std::string file_name = path_.string();
   const FileDescriptor file = open_regular_file(kWho, path_);
@@ -148,6 +154,7 @@ SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : path_(path
   mapping_ = map_file(kWho, file, file_size, path_);
   mapped_bytes_ = file_size;
   const auto* bytes = static_cast<const unsigned char*>(mapping_.get());
+  refuse_lfs_pointer({reinterpret_cast<const char*>(bytes), file_size}, std::string(kWho) + ": " + file_name);
   size_t header_size = 0;
   const json header = parse_header(bytes, file_size, file_name, &header_size);
   data_ = bytes + kLengthBytes + header_size;
@@ -244,7 +251,7 @@ StoredLayout safetensors_layout(const std::map<std::string, TensorInfo>& tensors
     const TensorInfo& info = tensors.at(name);
     const auto dtype =
         std::find_if(kDTypes.begin(), kDTypes.end(), [&](const DType& d) { return d.type == info.dtype; });
-    TORCH_CHECK(dtype != kDTypes.end(), where, ": tensor ", quote(name), " has dtype ", info.dtype,
+    TORCH_CHECK(dtype != kDTypes.end(), where, ": tensor ", quote(name), " has dtype ", dtype_name(info.dtype),
                 ", expected one of ", kDTypeNames);
     const size_t end = offset + stored_bytes(info);
     header += header.size() > 1 ? "," : "";

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "../io/strict_json.h"
 #include "baseq/io/json_object.h"
 #include "baseq/model/rotary_embedding.h"
 #include "baseq/quant/gguf_blocks.h"
@@ -26,8 +27,8 @@ const GgufArchitecture& architecture_of(const GgufFile& file) {
   const std::string name = JsonObject(file.metadata(), file.name()).text("general.architecture", "");
   const auto* it = std::find_if(std::begin(kGgufArchitectures), std::end(kGgufArchitectures),
                                 [&](const GgufArchitecture& known) { return known.name == name; });
-  TORCH_CHECK(it != std::end(kGgufArchitectures), file.name(), ": general.architecture \"", name,
-              "\" is not supported; supported are \"llama\", \"qwen2\" and \"qwen3\"");
+  TORCH_CHECK(it != std::end(kGgufArchitectures), file.name(), ": general.architecture ", quote(name),
+              " is not supported; supported are \"llama\", \"qwen2\" and \"qwen3\"");
   return *it;
 }
 

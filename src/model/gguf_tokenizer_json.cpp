@@ -6,6 +6,7 @@
 
 #include <set>
 
+#include "../io/strict_json.h"
 #include "baseq/io/json_object.h"
 
 namespace baseq {
@@ -64,8 +65,8 @@ json gguf_tokenizer_json(const GgufFile& file) {
   const auto& known = gguf_pre_tokenizers();
   std::vector<std::string> names;
   for (const auto& [name, value] : known) names.push_back(name);
-  TORCH_CHECK(model == "gpt2" && known.contains(pre), file.name(), ": the tokenizer is \"", model, "\" with \"", pre,
-              "\" in front; supported is \"gpt2\" with ", fmt::format("{}", fmt::join(names, ", ")),
+  TORCH_CHECK(model == "gpt2" && known.contains(pre), file.name(), ": the tokenizer is ", quote(model), " with ",
+              quote(pre), " in front; supported is \"gpt2\" with ", fmt::format("{}", fmt::join(names, ", ")),
               "; name a tokenizer.json with --tokenizer");
   const json& tokens = required_array(file, "tokenizer.ggml.tokens");
   const json& types = required_array(file, "tokenizer.ggml.token_type");
@@ -77,7 +78,7 @@ json gguf_tokenizer_json(const GgufFile& file) {
     TORCH_CHECK(types[id].is_number_integer(), file.name(), ": tokenizer.ggml.token_type: expected integers");
     const auto type = static_cast<GgufTokenType>(types[id].get<int32_t>());
     if (type == GgufTokenType::kUnused) continue;
-    TORCH_CHECK(vocab.emplace(token, id).second, file.name(), ": the token \"", token, "\" is there twice");
+    TORCH_CHECK(vocab.emplace(token, id).second, file.name(), ": the token ", quote(token), " is there twice");
     if (type == GgufTokenType::kNormal) continue;
     added.push_back({{"id", id},
                      {"content", token},

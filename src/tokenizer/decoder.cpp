@@ -29,14 +29,14 @@ std::optional<char> fallback_byte(std::string_view token) {
   return static_cast<char>(value);
 }
 
-void apply(decoders::ByteLevel, Tokens& tokens) {
+void apply(decoders::ByteLevel, Tokens& tokens, size_t /*original*/) {
   std::string bytes;
   for (const std::string& token : tokens) bytes += token_to_bytes(token);
   tokens = {replace_invalid_utf8(bytes)};
 }
 
 // A run of bytes becomes its text or, when it is none, as many U+FFFD.
-void apply(decoders::ByteFallback, Tokens& tokens) {
+void apply(decoders::ByteFallback, Tokens& tokens, size_t /*original*/) {
   Tokens result;
   std::string bytes;
   const auto flush = [&] {
@@ -60,9 +60,9 @@ void apply(decoders::ByteFallback, Tokens& tokens) {
   tokens = std::move(result);
 }
 
-void apply(decoders::Fuse, Tokens& tokens) { tokens = {join(tokens)}; }
+void apply(decoders::Fuse, Tokens& tokens, size_t /*original*/) { tokens = {join(tokens)}; }
 
-void apply(const decoders::Strip& step, Tokens& tokens) {
+void apply(const decoders::Strip& step, Tokens& tokens, size_t /*original*/) {
   std::string content;
   append_utf8(step.content, content);
   for (std::string& token : tokens) {
@@ -73,8 +73,9 @@ void apply(const decoders::Strip& step, Tokens& tokens) {
   }
 }
 
-void apply(const decoders::Replace& step, Tokens& tokens) {
+void apply(const decoders::Replace& step, Tokens& tokens, size_t original) {
   Regex::Workspace workspace;
+  size_t size = 0;
   for (std::string& token : tokens) {
     std::string result;
     size_t done = 0;
@@ -82,13 +83,15 @@ void apply(const decoders::Replace& step, Tokens& tokens) {
       result += std::string_view(token).substr(done, begin - done);
       result += step.content;
       done = end;
+      check_growth(original, size + result.size());
     });
     result += std::string_view(token).substr(done);
+    size += result.size();
     token = std::move(result);
   }
 }
 
-void apply(const decoders::Metaspace& step, Tokens& tokens) {
+void apply(const decoders::Metaspace& step, Tokens& tokens, size_t /*original*/) {
   std::string replacement;
   append_utf8(step.replacement, replacement);
   for (size_t i = 0; i < tokens.size(); ++i) {
@@ -111,8 +114,10 @@ std::string decode(const std::vector<Decoder>& steps, std::vector<std::string> t
   if (steps.empty()) {  // as the package does, though no model wants it
     for (size_t i = 1; i < tokens.size(); ++i) tokens[i].insert(0, " ");
   }
+  size_t original = 0;
+  for (const std::string& token : tokens) original += token.size();
   for (const Decoder& step : steps) {
-    std::visit([&](const auto& s) { apply(s, tokens); }, step);
+    std::visit([&](const auto& s) { apply(s, tokens, original); }, step);
   }
   return join(tokens);
 }

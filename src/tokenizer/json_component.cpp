@@ -6,17 +6,19 @@
 #include <limits>
 #include <utility>
 
+#include "../io/strict_json.h"
 #include "unicode.h"
 
 namespace baseq {
 
 using nlohmann::json;
 
-std::string short_dump(const json& value) {
-  std::string text = value.dump();
-  if (text.size() > 60) text = text.substr(0, 57) + "...";
-  return text;
-}
+namespace {
+
+constexpr size_t kMaxShown = 60;                        // of a value in a message
+constexpr size_t kMaxListed = 20, kMaxItemBytes = 500;  // of what is not supported
+
+}  // namespace
 
 JsonComponent::JsonComponent(const json& value, std::string place) : value_(&value), place_(std::move(place)) {
   TORCH_CHECK(value.is_object(), place_.empty() ? "the file" : place_, " is ", value.type_name(),
@@ -33,15 +35,6 @@ const json& JsonComponent::get(const std::string& key) const {
   static const json null;
   const auto found = value_->find(key);
   return found == value_->end() ? null : *found;
-}
-
-std::vector<JsonComponent> JsonComponent::objects(const std::string& key) const {
-  const json& values = array(key);
-  std::vector<JsonComponent> result;
-  for (size_t i = 0; i < values.size(); ++i) {
-    result.emplace_back(values[i], place_of(key) + "[" + std::to_string(i) + "]");
-  }
-  return result;
 }
 
 const json& JsonComponent::array(const std::string& key) const {
@@ -72,7 +65,7 @@ char32_t JsonComponent::character(const std::string& key) const {
 int64_t JsonComponent::count(const std::string& key) const {
   const json& value = at(key);
   TORCH_CHECK(value.is_number_unsigned() && value.get<uint64_t>() <= std::numeric_limits<int32_t>::max(), place_of(key),
-              " is ", short_dump(value), ", expected an integer from 0");
+              " is ", short_json(value, kMaxShown), ", expected an integer from 0");
   return value.get<int64_t>();
 }
 
@@ -87,13 +80,17 @@ size_t JsonComponent::choice(const std::string& key, const std::vector<std::stri
 
 int32_t read_token_id(const json& value, const std::string& place) {
   constexpr auto kMax = std::numeric_limits<int32_t>::max();
-  TORCH_CHECK(value.is_number_unsigned() && value.get<uint64_t>() <= kMax, place, " is ", short_dump(value),
+  TORCH_CHECK(value.is_number_unsigned() && value.get<uint64_t>() <= kMax, place, " is ", short_json(value, kMaxShown),
               ", expected a token id from 0 to ", kMax);
   return value.get<int32_t>();
 }
 
+void Unsupported::add(const std::string& what) {
+  if (++count_ <= kMaxListed) items_.push_back(shortened(what, kMaxItemBytes));
+}
+
 void Unsupported::unless(bool supported, const JsonComponent& object, const std::string& key) {
-  if (!supported) add(object.place_of(key) + " = " + short_dump(object.get(key)));
+  if (!supported) add(object.place_of(key) + " = " + short_json(object.get(key), kMaxShown));
 }
 
 void Unsupported::other_keys(const JsonComponent& object, const std::set<std::string, std::less<>>& known) {
@@ -106,6 +103,7 @@ void Unsupported::check() const {
   if (items_.empty()) return;
   std::string list;
   for (const std::string& item : items_) list += (list.empty() ? "" : ", ") + item;
+  if (count_ > kMaxListed) list += " and " + std::to_string(count_ - kMaxListed) + " more";
   TORCH_CHECK(false, "it needs what is not supported: ", list);
 }
 

@@ -20,21 +20,21 @@ void lowercase_all(std::string_view text, std::string& result) {
   }
 }
 
-void apply(NormalizationForm form, NormalizedText& value) {
+void apply(NormalizationForm form, NormalizedText& value, size_t /*original*/) {
   const size_t first_size =
       to_normalization_form(std::string_view(value.text).substr(0, value.first_size), form).size();
   value.text = to_normalization_form(value.text, form);
   value.first_size = value.first_size == 0 ? 0 : std::clamp<size_t>(first_size, 1, value.text.size());
 }
 
-void apply(const normalizers::Prepend& step, NormalizedText& value) {
+void apply(const normalizers::Prepend& step, NormalizedText& value, size_t /*original*/) {
   if (value.text.empty()) return;
   value.text.insert(0, step.prepend);
   if (value.first_size > 0) value.first_size += step.prepend.size();
 }
 
 // What replaces a match stands for the last character of the match.
-void apply(const normalizers::Replace& step, NormalizedText& value) {
+void apply(const normalizers::Replace& step, NormalizedText& value, size_t original) {
   const std::string_view text = value.text;
   Regex::Workspace workspace;
   std::string result;
@@ -42,6 +42,7 @@ void apply(const normalizers::Replace& step, NormalizedText& value) {
   const auto append = [&](std::string_view part, size_t of_first) {
     if (first_size == result.size()) first_size += of_first;
     result += part;
+    check_growth(original, result.size());
   };
   const auto keep = [&](size_t end) {
     append(text.substr(done, end - done), std::min(end, std::max(done, value.first_size)) - done);
@@ -56,7 +57,7 @@ void apply(const normalizers::Replace& step, NormalizedText& value) {
   value = {std::move(result), first_size};
 }
 
-void apply(normalizers::Lowercase, NormalizedText& value) {
+void apply(normalizers::Lowercase, NormalizedText& value, size_t /*original*/) {
   std::string result;
   result.reserve(value.text.size());
   lowercase_all(std::string_view(value.text).substr(0, value.first_size), result);
@@ -65,7 +66,7 @@ void apply(normalizers::Lowercase, NormalizedText& value) {
   value = {std::move(result), first_size};
 }
 
-void apply(const normalizers::Strip& step, NormalizedText& value) {
+void apply(const normalizers::Strip& step, NormalizedText& value, size_t /*original*/) {
   const CharTable& table = CharTable::instance();
   const std::string_view text = value.text;
   size_t begin = 0, end = text.size();
@@ -87,7 +88,8 @@ void apply(const normalizers::Strip& step, NormalizedText& value) {
 NormalizedText normalize(const std::vector<Normalizer>& steps, std::string_view text) {
   NormalizedText value{std::string(text), text.empty() ? 0 : code_point_at(text, 0).num_bytes};
   for (const Normalizer& step : steps) {
-    std::visit([&](const auto& s) { apply(s, value); }, step);
+    std::visit([&](const auto& s) { apply(s, value, text.size()); }, step);
+    check_growth(text.size(), value.text.size());
     // The end may be stripped, and what the first character falls apart into be sorted or joined with what follows it.
     size_t& first = value.first_size = std::min(value.first_size, value.text.size());
     while (first < value.text.size() && (static_cast<uint8_t>(value.text[first]) & 0xC0) == 0x80) ++first;

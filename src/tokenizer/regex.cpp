@@ -7,10 +7,12 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 #include <map>
 #include <set>
 #include <span>
 
+#include "../io/strict_json.h"
 #include "regex_syntax.h"
 
 namespace baseq {
@@ -20,6 +22,18 @@ using Signature = uint64_t;  // bit i: set i of the expression contains the code
 constexpr size_t kMaxSets = 64;
 constexpr size_t kMaxSymbols = 256;
 constexpr char32_t kEnd = 0x110000;
+
+// A search first sees so many symbols from where it begins, and may go so many steps for each that it sees. Known
+// expressions take up to four.
+constexpr size_t kFirstWindow = 64;
+constexpr size_t kStepsPerSymbol = 16;
+// Where that does not suffice, it sees and may go four times as much, and the texts pay: each symbol with so many
+// steps. Where all words are longer than the first window, known expressions take up to 86.
+constexpr size_t kGrowth = 4;
+constexpr size_t kStepsPaidBySymbol = 1024;
+// A step of a word that is searched without end takes some 32 bytes of the stack.
+constexpr size_t kFirstStackBytes = size_t{1} << 20, kMaxStackBytes = size_t{1} << 27;
+constexpr uint32_t kMaxHeapKibibytes = 1 << 17;  // the same of the interpreter
 
 std::string error_text(int code) {
   std::array<PCRE2_UCHAR, 128> text{};
@@ -79,13 +93,13 @@ std::vector<Signature> assign_symbols(const std::vector<const CodePointSet*>& se
 
 }  // namespace
 
-Regex::Regex(const std::string& pattern) {
+Regex::Regex(const std::string& pattern) : pattern_(shortened(pattern, 200)) {
   const RegexParts parts = parse_regex(pattern);
   std::vector<const CodePointSet*> sets;
   for (const auto& part : parts) {
     if (const auto* set = std::get_if<CodePointSet>(&part)) sets.push_back(set);
   }
-  TORCH_CHECK(sets.size() <= kMaxSets, "regular expression '", pattern, "' has ", sets.size(),
+  TORCH_CHECK(sets.size() <= kMaxSets, "regular expression '", pattern_, "' has ", sets.size(),
               " characters and classes, at most ", kMaxSets, " are supported");
   const std::vector<Signature> signatures = assign_symbols(sets, symbol_of_);
   std::string translated;
@@ -97,22 +111,23 @@ Regex::Regex(const std::string& pattern) {
 
   int error = 0;
   PCRE2_SIZE offset = 0;
-  code_.reset(
-      pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(), 0, &error, &offset, nullptr),
-      [](const pcre2_code* code) { pcre2_code_free(const_cast<pcre2_code*>(code)); });
-  TORCH_CHECK(code_, "regular expression '", pattern, "' is not valid: ", error_text(error));
+  code_.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(), PCRE2_USE_OFFSET_LIMIT,
+                            &error, &offset, nullptr),
+              [](const pcre2_code* code) { pcre2_code_free(const_cast<pcre2_code*>(code)); });
+  TORCH_CHECK(code_, "regular expression '", pattern_, "' is not valid: ", error_text(error));
   uint32_t matches_empty = 0;
   pcre2_pattern_info(code_.get(), PCRE2_INFO_MATCHEMPTY, &matches_empty);
-  TORCH_CHECK(!matches_empty, "regular expression '", pattern, "' may match the empty text, which is not supported");
+  TORCH_CHECK(!matches_empty, "regular expression '", pattern_, "' may match the empty text, which is not supported");
   // Where the machine has no compiler of PCRE2's, the expression is interpreted.
-  pcre2_jit_compile(const_cast<pcre2_code*>(code_.get()), PCRE2_JIT_COMPLETE);
+  pcre2_jit_compile(const_cast<pcre2_code*>(code_.get()), PCRE2_JIT_COMPLETE | PCRE2_JIT_PARTIAL_HARD);
 }
 
 void Regex::Workspace::Free::operator()(pcre2_match_data* p) const { pcre2_match_data_free(p); }
 void Regex::Workspace::Free::operator()(pcre2_match_context* p) const { pcre2_match_context_free(p); }
 void Regex::Workspace::Free::operator()(pcre2_jit_stack* p) const { pcre2_jit_stack_free(p); }
 
-void Regex::read_symbols(std::string_view text, std::vector<uint8_t>& symbols) const {
+void Regex::read_symbols(std::string_view text, Workspace& workspace) const {
+  auto& symbols = workspace.symbols_;
   symbols.resize(text.size());
   size_t count = 0;
   for (size_t i = 0; i < text.size();) {
@@ -121,28 +136,72 @@ void Regex::read_symbols(std::string_view text, std::vector<uint8_t>& symbols) c
     i += num_bytes;
   }
   symbols.resize(count);
+  workspace.steps_left_ += count * kStepsPaidBySymbol;
 }
 
-std::optional<Regex::Match> Regex::find(size_t begin, Workspace& workspace) const {
-  const auto match = [&] {
-    return pcre2_match(code_.get(), workspace.symbols_.data(), workspace.symbols_.size(), begin, 0,
-                       workspace.match_data_.get(), workspace.context_.get());
-  };
-  if (!workspace.match_data_) workspace.match_data_.reset(pcre2_match_data_create(1, nullptr));
-  TORCH_CHECK(workspace.match_data_, "tokenizer: no memory for a regular expression");
-  int found = match();
-  if (found == PCRE2_ERROR_JIT_STACKLIMIT && !workspace.stack_) {
+void Regex::spend(size_t steps, Workspace& workspace) const {
+  TORCH_CHECK(steps <= workspace.steps_left_, "tokenizer: the regular expression '", pattern_,
+              "' takes too long: more than ", kStepsPaidBySymbol, " steps for each character of a text of ",
+              workspace.symbols_.size());
+  workspace.steps_left_ -= steps;
+}
+
+// PCRE2's result for a match that starts from `begin` on, or only there, and looks at nothing from `end` on.
+int Regex::match(size_t begin, size_t end, size_t max_steps, bool only_here, Workspace& workspace) const {
+  if (!workspace.match_data_) {
+    workspace.match_data_.reset(pcre2_match_data_create(1, nullptr));
     workspace.context_.reset(pcre2_match_context_create(nullptr));
-    workspace.stack_.reset(pcre2_jit_stack_create(size_t{1} << 20, size_t{1} << 30, nullptr));
-    TORCH_CHECK(workspace.context_ && workspace.stack_, "tokenizer: no memory for a regular expression");
-    pcre2_jit_stack_assign(workspace.context_.get(), nullptr, workspace.stack_.get());
-    found = match();
+    TORCH_CHECK(workspace.match_data_ && workspace.context_, "tokenizer: no memory for a regular expression");
+    pcre2_set_heap_limit(workspace.context_.get(), kMaxHeapKibibytes);
   }
-  if (found == PCRE2_ERROR_NOMATCH) return std::nullopt;
-  TORCH_CHECK(found >= 0, "tokenizer: a regular expression failed on a text of ", workspace.symbols_.size(),
-              " characters: ", error_text(found));
-  const PCRE2_SIZE* ends = pcre2_get_ovector_pointer(workspace.match_data_.get());
-  return Match{ends[0], ends[1]};
+  constexpr size_t kLargest = std::numeric_limits<uint32_t>::max();
+  pcre2_set_match_limit(workspace.context_.get(), static_cast<uint32_t>(std::min(kLargest, max_steps)));
+  pcre2_set_offset_limit(workspace.context_.get(), only_here ? begin : PCRE2_UNSET);
+  const uint32_t options = end < workspace.symbols_.size() ? PCRE2_PARTIAL_HARD : 0;
+  const auto found = [&] {
+    return pcre2_match(code_.get(), workspace.symbols_.data(), end, begin, options, workspace.match_data_.get(),
+                       workspace.context_.get());
+  };
+  const int result = found();
+  if (result != PCRE2_ERROR_JIT_STACKLIMIT || workspace.stack_) return result;
+  workspace.stack_.reset(pcre2_jit_stack_create(kFirstStackBytes, kMaxStackBytes, nullptr));
+  TORCH_CHECK(workspace.stack_, "tokenizer: no memory for a regular expression");
+  pcre2_jit_stack_assign(workspace.context_.get(), nullptr, workspace.stack_.get());
+  return found();
+}
+
+// The first match from `begin` on. What a match looks at is limited, and so are its steps: an expression such as
+// .+x would look at all of a text from each of its characters.
+std::optional<Regex::Match> Regex::find(size_t begin, Workspace& workspace) const {
+  const size_t size = workspace.symbols_.size();
+  size_t window = kFirstWindow;
+  while (begin < size) {
+    const bool first = window == kFirstWindow;
+    const size_t end = begin + std::min(window, size - begin), max_steps = window * kStepsPerSymbol;
+    if (!first) spend(max_steps, workspace);
+    const int result = match(begin, end, max_steps, /*only_here=*/!first, workspace);
+    const PCRE2_SIZE* ends = pcre2_get_ovector_pointer(workspace.match_data_.get());
+    if (result >= 0) return Match{ends[0], ends[1]};
+    if (result == PCRE2_ERROR_NOMATCH) {  // nor does a match start in the window, or here
+      begin = first ? end : begin + 1;
+      window = kFirstWindow;
+      continue;
+    }
+    TORCH_CHECK(result == PCRE2_ERROR_PARTIAL || result == PCRE2_ERROR_MATCHLIMIT,
+                "tokenizer: the regular expression '", pattern_, "' failed on a text of ", size,
+                " characters: ", error_text(result));
+    // From where a match may have started more has to be seen.
+    if (result == PCRE2_ERROR_PARTIAL) begin = ends[0];
+    window *= kGrowth;
+  }
+  return std::nullopt;
+}
+
+void check_growth(size_t original, size_t size) {
+  constexpr size_t kMaxGrowth = 32, kMaxAdded = 256;
+  TORCH_CHECK(size <= original * kMaxGrowth + kMaxAdded, "tokenizer: a text of ", original,
+              " bytes becomes one of more than ", kMaxGrowth, " times as many and ", kMaxAdded,
+              " by what the tokenizer replaces in it");
 }
 
 }  // namespace baseq

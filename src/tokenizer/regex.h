@@ -26,7 +26,8 @@ class Regex {
   /// text.
   explicit Regex(const std::string& pattern);
 
-  /// Memory of calls of for_each_match, one per expression and thread; taken when it is needed.
+  /// Memory of calls of for_each_match, one per expression and thread; taken when it is needed. It also counts what the
+  /// calls took: their texts pay for it together.
   class Workspace {
     friend class Regex;
     struct Free {
@@ -38,9 +39,11 @@ class Regex {
     std::unique_ptr<pcre2_real_match_context_8, Free> context_;
     std::unique_ptr<pcre2_real_jit_stack_8, Free> stack_;  // where 32 KiB of the machine's do not suffice
     std::vector<uint8_t> symbols_;
+    size_t steps_left_ = size_t{1} << 20;  // so many are free: a few milliseconds
   };
 
   /// Calls `on_match(begin, end)` with the bytes of each match in valid UTF-8 `text`, in order; none is empty.
+  /// Takes time proportional to the text, whatever the expression: throws c10::Error where that does not suffice.
   template <class Fn>
   void for_each_match(std::string_view text, Workspace& workspace, Fn&& on_match) const;
 
@@ -48,16 +51,19 @@ class Regex {
   struct Match {
     size_t begin, end;  // in symbols
   };
-  void read_symbols(std::string_view text, std::vector<uint8_t>& symbols) const;
+  void read_symbols(std::string_view text, Workspace& workspace) const;
   std::optional<Match> find(size_t begin, Workspace& workspace) const;
+  int match(size_t begin, size_t end, size_t max_steps, bool only_here, Workspace& workspace) const;
+  void spend(size_t steps, Workspace& workspace) const;
 
+  std::string pattern_;  // for messages
   std::shared_ptr<const pcre2_real_code_8> code_;
   std::vector<uint8_t> symbol_of_;  // of each code point
 };
 
 template <class Fn>
 void Regex::for_each_match(std::string_view text, Workspace& workspace, Fn&& on_match) const {
-  read_symbols(text, workspace.symbols_);
+  read_symbols(text, workspace);
   const bool one_byte_each = workspace.symbols_.size() == text.size();
   size_t symbol = 0, byte = 0;
   const auto byte_of = [&](size_t target) {
@@ -87,5 +93,9 @@ struct Pattern {
     }
   }
 };
+
+/// Throws c10::Error when a text of `original` bytes has become one of `size` by what a tokenizer.json replaces and
+/// adds: sixty steps that each double a text would fill any memory. Compatibility forms make 33 bytes of 3.
+void check_growth(size_t original, size_t size);
 
 }  // namespace baseq

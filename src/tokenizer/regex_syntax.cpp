@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <string_view>
 
+#include "../io/strict_json.h"
 #include "unicode.h"
 
 namespace baseq {
@@ -86,7 +87,7 @@ class Parser {
     return pattern_.substr(offsets_[begin], offsets_[std::min(end, chars_.size())] - offsets_[begin]);
   }
   void require(bool supported, size_t begin, const char* what) const {
-    TORCH_CHECK(supported, "regular expression '", pattern_, "': ", what, " at '",
+    TORCH_CHECK(supported, "regular expression '", shortened(pattern_, 200), "': ", what, " at '",
                 text(std::min(begin, chars_.size()), begin + 8), "' is not supported");
   }
 

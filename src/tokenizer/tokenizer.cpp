@@ -10,6 +10,7 @@
 #include <unordered_set>
 #include <utility>
 
+#include "../io/strict_json.h"
 #include "added_tokens.h"
 #include "bpe.h"
 #include "decoder.h"
@@ -120,8 +121,7 @@ struct Tokenizer::Impl {
 };
 
 Tokenizer::Tokenizer(const std::filesystem::path& tokenizer_json)
-    : impl_(naming_file(tokenizer_json.string(),
-                        [&] { return std::make_unique<Impl>(read_tokenizer_json(tokenizer_json)); })) {}
+    : Tokenizer(read_json("tokenizer", tokenizer_json, DuplicateKeys::kLastWins), tokenizer_json.string()) {}
 Tokenizer::Tokenizer(const nlohmann::json& tokenizer_json, const std::string& name)
     : impl_(naming_file(name, [&] { return std::make_unique<Impl>(read_tokenizer_json(tokenizer_json)); })) {}
 Tokenizer::~Tokenizer() = default;

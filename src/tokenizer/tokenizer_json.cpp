@@ -3,18 +3,22 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <unordered_set>
 #include <utility>
 
+#include "../io/strict_json.h"
 #include "tokenizer_json_steps.h"
 
 namespace baseq {
 namespace {
 
 using nlohmann::json;
+
+constexpr size_t kMaxShown = 60;
+// Every position of a text is compared with added tokens to their end. Known ones have up to 256 bytes.
+constexpr size_t kMaxContentBytes = 1024;
 
 bool absent_or_empty(const json& value) { return value.is_null() || value == ""; }
 
@@ -43,7 +47,7 @@ void read_merges(const JsonComponent& model, TokenizerJson& result) {
       result.merges.emplace_back(text.substr(0, space), text.substr(space + 1));
     } else {
       TORCH_CHECK(merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string(),
-                  "model.merges[", i, "] is ", short_dump(merge), ", expected two tokens");
+                  "model.merges[", i, "] is ", short_json(merge, kMaxShown), ", expected two tokens");
       result.merges.emplace_back(merge[0].get<std::string>(), merge[1].get<std::string>());
     }
   }
@@ -69,7 +73,7 @@ void read_model(const JsonComponent& model, TokenizerJson& result, Unsupported& 
 }
 
 void read_added_tokens(const JsonComponent& root, TokenizerJson& result, Unsupported& unsupported) {
-  for (const JsonComponent& token : root.objects("added_tokens")) {
+  root.for_each_object("added_tokens", [&](const JsonComponent& token) {
     unsupported.other_keys(token, {"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"});
     result.added_tokens.push_back({.content = token.string("content"),
                                    .id = read_token_id(token.at("id"), token.place_of("id")),
@@ -78,7 +82,7 @@ void read_added_tokens(const JsonComponent& root, TokenizerJson& result, Unsuppo
                                    .rstrip = token.boolean("rstrip"),
                                    .normalized = token.boolean("normalized"),
                                    .special = token.boolean("special")});
-  }
+  });
 }
 
 // `tokenizers` does not believe the ids of added tokens: one that the vocabulary has keeps that id, any other gets the
@@ -88,6 +92,8 @@ void check_added_tokens(const TokenizerJson& file) {
   int64_t next_free = static_cast<int64_t>(file.vocab.size());
   for (const AddedToken& token : file.added_tokens) {
     TORCH_CHECK(!token.content.empty(), "the added token ", token.id, " has no content");
+    TORCH_CHECK(token.content.size() <= kMaxContentBytes, "the added token ", token.id, " has ", token.content.size(),
+                " bytes, expected at most ", kMaxContentBytes);
     TORCH_CHECK(contents.insert(token.content).second, "the added token '", token.content, "' is there twice");
     const auto known = file.vocab.find(token.content);
     const int64_t expected = known != file.vocab.end() ? known->second : next_free;
@@ -105,10 +111,11 @@ TokenizerJson read(const json& root_value) {
                                 "post_processor", "decoder", "model"});
   unsupported.unless(root.string("version") == "1.0", root, "version");
   for (const char* key : {"truncation", "padding"}) unsupported.unless(root.get(key).is_null(), root, key);
-  result.normalizer = read_normalizer(root, unsupported);
-  result.pre_tokenizer = read_pre_tokenizer(root, unsupported);
-  result.post_processor = read_post_processor(root, unsupported);
-  result.decoder = read_decoder(root, unsupported);
+  StepReading steps{unsupported};
+  result.normalizer = read_normalizer(root, steps);
+  result.pre_tokenizer = read_pre_tokenizer(root, steps);
+  result.post_processor = read_post_processor(root, steps);
+  result.decoder = read_decoder(root, steps);
   read_model(root.object("model"), result, unsupported);
   result.model.byte_level =
       !result.pre_tokenizer.empty() && std::holds_alternative<pre_tokenizers::ByteLevel>(result.pre_tokenizer.back());
@@ -126,18 +133,6 @@ TokenizerJson read_tokenizer_json(const json& value) {
   } catch (const json::exception& error) {
     TORCH_CHECK(false, "it is not valid JSON: ", error.what());
   }
-}
-
-TokenizerJson read_tokenizer_json(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  TORCH_CHECK(file, "cannot open the file");
-  json value;
-  try {
-    value = json::parse(file);
-  } catch (const json::exception& error) {
-    TORCH_CHECK(false, "it is not valid JSON: ", error.what());
-  }
-  return read_tokenizer_json(value);
 }
 
 }  // namespace baseq

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <filesystem>
 #include <nlohmann/json_fwd.hpp>
 #include <vector>
 
@@ -31,7 +30,6 @@ struct TokenizerJson {
 };
 
 /// Throws c10::Error that names every component and option that is not supported, or the first malformed value.
-TokenizerJson read_tokenizer_json(const std::filesystem::path& path);
 TokenizerJson read_tokenizer_json(const nlohmann::json& value);
 
 }  // namespace baseq

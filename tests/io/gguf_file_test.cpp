@@ -157,5 +157,26 @@ TEST(GgufFile, SizesThatNoFileCanHoldAreRefusedBeforeMemoryIsTaken) {
   refused(Bytes().header(0, 1).text("general.alignment").put(uint32_t{4}).put(uint32_t{3}), "power of two");
 }
 
+TEST(GgufFile, MetadataAreNotAllowedManyTimesTheMemoryOfTheirText) {
+  // A byte becomes a value of 16 bytes, an empty text of 8 one of 48, and a tensor of 32 an entry of 200.
+  constexpr uint64_t kBytes = 16 << 20;
+  Bytes bytes;
+  bytes.header(0, 1).text("k").put(uint32_t{9}).put(uint32_t{0}).put(kBytes);
+  expect_error([&] { open(bytes.get() + std::string(kBytes, '\1')); },
+               {"the header of x.gguf takes more than 224 MiB of memory"});
+  Bytes texts;
+  texts.header(0, 1).text("k").put(uint32_t{9}).put(uint32_t{8}).put(kBytes / 4);
+  expect_error([&] { open(texts.get() + std::string(8 * kBytes / 4, '\0')); }, {"takes more than 224 MiB"});
+  Bytes tensors;
+  tensors.header(kBytes / 8, 0);
+  for (uint64_t i = 0; i < kBytes / 8; ++i) tensors.tensor(std::to_string(i), {1}, 0, 0);
+  expect_error([&] { open(tensors.get()); }, {"takes more than 224 MiB"});
+}
+
+TEST(GgufFile, AGitLfsPointerIsNamed) {
+  expect_error([] { open("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"); },
+               {"x.gguf", "git-lfs pointer", "git lfs pull"});
+}
+
 }  // namespace
 }  // namespace baseq

@@ -35,6 +35,33 @@ TEST(JsonObject, ReadsEachTypeAndFallsBack) {
   EXPECT_TRUE(object.numbers("absent", 0, 1).empty());
 }
 
+TEST(JsonObject, LargeValuesMakeShortMessages) {
+  const json value = {{"s", std::string(1'000'000, 'x')}, {"l", std::vector<int>(1'000'000, 1)}, {"k", "\u00e9"}};
+  JsonObject object(value, "file");
+  for (const char* key : {"s", "l"}) {
+    const std::string message = test::error_of([&] { object.integer(key, 0, 0, 9); });
+    EXPECT_TRUE(message.ends_with("...")) << message;
+    EXPECT_LT(message.size(), 300U);
+  }
+  expect_error([&] { object.integer("k", 0, 0, 9); }, {"got \"\u00e9\""});
+  expect_error(
+      [&] {
+        JsonObject(json::array({json::object({{"a", {1, nullptr}}}), 2}), "file");
+      },
+      {R"(expected an object, got [{"a":[1,null]},2])"});
+  json many;
+  for (int i = 0; i < 100'000; ++i) many["key" + std::to_string(i)] = 0;
+  const std::string message = test::error_of([&] { JsonObject(many, "file").finish(); });
+  EXPECT_NE(message.find("\" and 99990 more; known are"), message.npos) << message.substr(0, 1000);
+}
+
+TEST(JsonFile, IsNotReadWithoutEnd) {
+  const test::TempDirectory directory;
+  test::write_bytes(directory / "x.json", "");
+  std::filesystem::resize_file(directory / "x.json", (size_t{64} << 20) + 1);
+  expect_error([&] { read_json_file((directory / "x.json").string()); }, {"x.json", "more than 67108864 bytes"});
+}
+
 TEST(JsonObject, NullIsAbsent) {
   const json value = json::parse(R"({"z": null})");
   JsonObject object(value, "file");

@@ -86,6 +86,11 @@ TEST_F(SafetensorsHostile, EveryFlippedBitIsRefusedOrLoads) {
   }
 }
 
+TEST_F(SafetensorsHostile, AGitLfsPointerIsNamed) {
+  const std::string message = open_bytes("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n");
+  EXPECT_NE(message.find("git lfs pull"), std::string::npos) << message;
+}
+
 TEST_F(SafetensorsHostile, ImpossibleHeaderLengthsAreRefused) {
   EXPECT_NE(open_bytes(length_bytes(100'000'001) + "{}").find("expected at most 100000000"), std::string::npos);
   EXPECT_NE(open_bytes(length_bytes(UINT64_MAX) + "{}").find("expected at most 100000000"), std::string::npos);

@@ -63,6 +63,19 @@ TEST(Decoder, MetaspaceTakesTheFirstTokensReplacementsUnlessNonePrepends) {
   EXPECT_EQ(decoded(metaspace("never"), {"_a", "_b"}), " a b");
 }
 
+TEST(Decoder, TextsDoNotGrowWithoutEnd) {
+  json steps = json::array();
+  for (int i = 0; i < 40; ++i) {
+    steps.push_back({{"type", "Replace"}, {"pattern", {{"String", "a"}}}, {"content", "aa"}});
+  }
+  const json doubles = {{"type", "Sequence"}, {"decoders", steps}};
+  EXPECT_EQ(decoded(doubles, {"b", "c"}), "bc");
+  EXPECT_NE(test::error_of([&] {
+              decoded(doubles, {"a", "a"});
+            }).find("a text of 2 bytes becomes one of more than 32"),
+            std::string::npos);
+}
+
 TEST(Decoder, WithoutOneTokensAreJoinedBySpaces) { EXPECT_EQ(decoded(nullptr, {"a", "b", "a"}), "a b a"); }
 
 }  // namespace

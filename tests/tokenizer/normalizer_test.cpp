@@ -91,5 +91,26 @@ TEST(Normalizer, PrependComesBeforeEachPartThatIsNotEmpty) {
   EXPECT_EQ(tokenizer.decode(tokenizer.encode("a b<x> c<x>")), "_a_b<x>__c<x>");
 }
 
+TEST(Normalizer, TextsDoNotGrowWithoutEnd) {
+  json steps = json::array();
+  for (int i = 0; i < 40; ++i) {
+    steps.push_back({{"type", "Replace"}, {"pattern", {{"String", "a"}}}, {"content", "aa"}});
+  }
+  json file = byte_fallback_tokenizer();
+  file["normalizer"] = {{"type", "Sequence"}, {"normalizers", steps}};
+  const Tokenizer doubles = load(file);
+  EXPECT_NE(
+      test::error_of([&] { doubles.encode("an apple"); }).find("a text of 8 bytes becomes one of more than 32 times"),
+      std::string::npos);
+  EXPECT_EQ(doubles.decode(doubles.encode("no such letter")), "no such letter");
+  file["normalizer"] = {{"type", "Prepend"}, {"prepend", std::string(1000, 'x')}};
+  EXPECT_NE(test::error_of([&] { load(file).encode("a"); }).find("more than 32 times"), std::string::npos);
+  // The compatibility form that grows most, and what a known tokenizer makes of spaces.
+  file["normalizer"] = {{"type", "NFKD"}};
+  EXPECT_EQ(load(file).encode("\ufdfa\ufdfa").size(), 66U);
+  file["normalizer"] = {{"type", "Replace"}, {"pattern", {{"String", " "}}}, {"content", "\u2581"}};
+  EXPECT_EQ(load(file).encode(std::string(1000, ' ')).size(), 3000U);
+}
+
 }  // namespace
 }  // namespace baseq

@@ -116,6 +116,55 @@ TEST(PreTokenizer, RegularExpressionsMatchAsOnigurumaDoes) {
   expect_pieces(split(regex("a++b|."), "Isolated"), "aab\na", {"aab", "\n", "a"});
 }
 
+std::string repeated(const std::string& text, int count) {
+  std::string result;
+  for (int i = 0; i < count; ++i) result += text;
+  return result;
+}
+
+// A search sees 64 characters at first, then four times as many.
+TEST(PreTokenizer, MatchesMayBeOfAnyLengthAndAnywhere) {
+  const json words = split(regex("[a-z]+|\\s+(?!\\S)|\\s+"), "Isolated");
+  for (const int length : {1, 62, 63, 64, 65, 66, 255, 256, 257, 1023, 1024, 1025, 100'000}) {
+    SCOPED_TRACE(length);
+    const std::string word(length, 'a'), spaces(length, ' '), dots(length, '.');
+    expect_pieces(words, word + " " + word, {word, " ", word});
+    expect_pieces(words, "b" + spaces + " b" + spaces, {"b", spaces, " ", "b", spaces});
+    expect_pieces(split(regex("x+"), "Isolated"), dots + "x" + dots + "xx", {dots, "x", dots, "xx"});
+    expect_pieces(split(regex("(?<=aa|b)c"), "Isolated"), dots + "cbc" + word + "aac",
+                  {dots + "cb", "c", word + "aa", "c"});
+    expect_pieces(split(regex("[a.]+?x|b"), "Removed"), word + dots + "xb" + dots, {dots});
+    expect_pieces(split(regex("(?=a+c)a"), "Removed"), word + "b" + word + "c", {word + "b", "c"});
+    expect_pieces(split(regex("a++\\z|a"), "Removed"), word + "b" + word, {"b"});
+  }
+}
+
+TEST(PreTokenizer, ExpressionsThatWouldTakeHoursAreRefused) {
+  // Each of the last three looks from every letter to the end of the text, though it fails with few steps.
+  for (const char* hostile :
+       {"(?:[a-z]+)+!", "(?:a|aa)+!|.", "(?:[a-z ]|[a-z][a-z ])+!|.", "(?:(?:a?){12}a{12}|b)!|.", "[a-z ]+!|.",
+        "[a-z](?=[a-z ]++[!?])|.", "[a-z](?:[a-m ]|[n-z])++[!?]|.", "[a-z ](?:[a-z]++ ++)*[!?]"}) {
+    SCOPED_TRACE(hostile);
+    json file = byte_tokenizer();
+    file["pre_tokenizer"] = split(regex(hostile), "Isolated");
+    const Tokenizer tokenizer = load(file);
+    EXPECT_EQ(tokenizer.encode("a word!").size(), 7U);
+    for (const std::string& text : {std::string(100'000, 'a'), repeated("the quick brown fox ", 5'000)}) {
+      const std::string message = test::error_of([&] { tokenizer.encode(text); });
+      if (message == "nothing was thrown") continue;  // some fail fast in one of the texts
+      EXPECT_NE(message.find("takes too long"), std::string::npos) << message;
+      EXPECT_NE(message.find(hostile), std::string::npos) << message;
+    }
+  }
+  // What was free for the first texts is not free for each of many.
+  json file = byte_tokenizer();
+  file["pre_tokenizer"] = {
+      {"type", "Sequence"},
+      {"pretokenizers", {split(regex("\\n"), "Removed"), split(regex("(?:a|aa)+!|."), "Isolated")}}};
+  const std::string lines = repeated(std::string(40, 'a') + "\n", 10'000);
+  EXPECT_NE(test::error_of([&] { load(file).encode(lines); }).find("takes too long"), std::string::npos);
+}
+
 TEST(PreTokenizer, NewerCharactersThanTheLibrarysAreKnown) {
   // Assigned in Unicode 16: a letter, a digit, a mark, a symbol.
   expect_pieces(split(regex("\\p{Ll}|\\p{Nd}|\\p{Mn}|\\p{So}"), "Removed"), "a\u1c8a\U00010d40\u0897\U0001cc00\u1c89",

@@ -225,6 +225,85 @@ TEST(TokenizerJson, MalformedFilesAreRefused) {
   }
 }
 
+// `depth` brackets around nothing, as a member of a file that is otherwise whole.
+std::string nested(size_t depth, char open, char close) {
+  std::string file = byte_tokenizer().dump();
+  file.pop_back();
+  return file + ",\"x\":" + std::string(depth, open) + std::string(depth, close) + "}";
+}
+
+TEST(TokenizerJson, NestingIsRefusedBeforeItReachesTheStack) {
+  EXPECT_NE(error_of([] { load_text(nested(100'000, '[', ']')); }).find("nests deeper than 64 levels"),
+            std::string::npos);
+  // What is not that deep is a key that is not supported, named in short.
+  EXPECT_NE(error_of([] { load_text(nested(60, '[', ']')); }).find("not supported: x = [[["), std::string::npos);
+}
+
+TEST(TokenizerJson, StepsAreLimitedInAllSequencesIncluded) {
+  const auto lowercase = [](int count) -> json {
+    json steps = json::array();
+    for (int i = 0; i < count; ++i) steps.push_back({{"type", "Lowercase"}});
+    return {{"type", "Sequence"}, {"normalizers", steps}};
+  };
+  json file = byte_tokenizer();  // three steps before and one behind: Sequence, Digits, ByteLevel; ByteLevel
+  file["normalizer"] = lowercase(59);
+  EXPECT_EQ(load(file).encode("A"), test::Ids{'a'});
+  file["normalizer"] = lowercase(60);
+  EXPECT_NE(error_of([&] { load(file); }).find("decoder is step 65 of the file, Sequences included; at most 64"),
+            std::string::npos);
+  json empty = json::array();
+  for (int i = 0; i < 100'000; ++i) empty.push_back({{"type", "Sequence"}, {"normalizers", json::array()}});
+  file["normalizer"] = {{"type", "Sequence"}, {"normalizers", empty}};
+  EXPECT_NE(error_of([&] { load(file); }).find("normalizer.normalizers[63] is step 65"), std::string::npos);
+}
+
+TEST(TokenizerJson, ExpressionsAreLimitedInAll) {
+  json file = byte_tokenizer();
+  json steps = json::array();
+  for (int i = 0; i < 5; ++i) steps.push_back(split(std::string(1000, 'a')));
+  file["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", steps}};
+  const std::string message = error_of([&] { load(file); });
+  EXPECT_NE(message.find("pretokenizers[4].pattern: the regular expressions of the file have 5000 bytes"),
+            std::string::npos)
+      << message;
+  EXPECT_LT(message.size(), 1000U);
+}
+
+TEST(TokenizerJson, ATemplateCannotAddMoreIdsThanTheFileHasBytes) {
+  json file = byte_tokenizer();
+  json single = json::array();
+  for (int i = 0; i < 1000; ++i) single.push_back({{"SpecialToken", {{"id", "<s>"}, {"type_id", 0}}}});
+  single.push_back({{"Sequence", {{"id", "A"}, {"type_id", 0}}}});
+  file["post_processor"] = {{"type", "TemplateProcessing"},
+                            {"single", single},
+                            {"special_tokens", {{"<s>", {{"ids", json(std::vector<int>(1000, 1))}}}}}};
+  EXPECT_NE(error_of([&] { load(file); }).find("the template adds 2000 ids"), std::string::npos);
+}
+
+TEST(TokenizerJson, ValuesAreNotAllowedManyTimesTheMemoryOfTheirText) {
+  std::string text = "{\"version\":[{}";
+  for (int i = 0; i < 3'000'000; ++i) text += ",{}";  // 9 MB of text, 300 of values
+  EXPECT_NE(error_of([&] { load_text(text + "]}"); }).find("takes more than 224 MiB"), std::string::npos);
+}
+
+TEST(TokenizerJson, LongNamesDoNotMakeLongMessages) {
+  json file = byte_tokenizer();
+  for (int i = 0; i < 100; ++i) file[std::to_string(i) + std::string(100'000, 'x')] = std::string(100'000, 'y');
+  const std::string message = error_of([&] { load(file); });
+  EXPECT_NE(message.find("and 80 more"), std::string::npos);
+  EXPECT_LT(message.size(), 20'000U);
+  file = byte_tokenizer();
+  file["added_tokens"] = {added_token(std::string(1025, 'x'), 256)};
+  EXPECT_NE(error_of([&] { load(file); }).find("the added token 256 has 1025 bytes, expected at most 1024"),
+            std::string::npos);
+}
+
+TEST(TokenizerJson, AGitLfsPointerIsNamed) {
+  const std::string message =
+      error_of([] { load_text("version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 17210200\n"); });
+  EXPECT_NE(message.find("git lfs pull"), std::string::npos) << message;
+}
+
 TEST(TokenizerJson, FilesThatAreNoJsonAreRefused) {
   EXPECT_NE(error_of([] { Tokenizer("/nonexistent/tokenizer.json"); }).find("cannot open"), std::string::npos);
   const std::string whole = byte_tokenizer().dump();
