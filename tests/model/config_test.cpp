@@ -194,7 +194,13 @@ TEST(ModelConfig, ImpossibleValuesAreNamed) {
   expect_refused(with("hidden_size", -4), {"hidden_size", "-4"});
   expect_refused(with("hidden_size", "32"), {"hidden_size", "\"32\""});
   expect_refused(with("vocab_size", 1.5), {"vocab_size"});
-  expect_refused(with("num_hidden_layers", 1 << 20), {"num_hidden_layers", "65536"});
+  expect_refused(with("num_hidden_layers", 1 << 20), {"num_hidden_layers", "4096"});
+  expect_refused(with("hidden_size", (1 << 20) + 1), {"hidden_size", "from 1 to 1048576", "1048577"});
+  expect_refused(with("intermediate_size", 1 << 30), {"intermediate_size", "from 1 to 1048576"});
+  json heads = with("num_attention_heads", 1 << 11);
+  heads["num_key_value_heads"] = 1 << 11;
+  heads["head_dim"] = 1 << 10;
+  expect_refused(heads, {"num_attention_heads 2048 times head_dim 1024", "2097152 features, expected at most 1048576"});
   expect_refused(with("num_key_value_heads", 3), {"num_key_value_heads 3"});
   expect_refused(with("head_dim", 7), {"head_dim 7"});
   expect_refused(with("rms_norm_eps", -1.0), {"rms_norm_eps"});

@@ -58,6 +58,36 @@ TEST(Plan, OneProblemDoesNotHideTheOthers) {
   EXPECT_EQ(plan.problems.size(), 6U) << all;
 }
 
+TEST(Plan, SizesThatNoModelHasAreAProblemAtOnce) {
+  // The search for a Hadamard matrix of twice a prime near 2^30 would go through all numbers up to it, and the product
+  // of the heads through 5e17.
+  const TempDirectory directory;
+  test::write_checkpoint(directory / "in", TinyShape{});
+  json recipe = kGptq;
+  recipe["transforms"] = {{"residual", "hadamard"}, {"o", "hadamard"}, {"down", "hadamard"}};
+  for (const auto& [heads, head_dim, ffn] :
+       {std::tuple(1073741789, 1073741818, 48), std::tuple(1 << 15, 1 << 15, 48), std::tuple(4, 8, 1073741818)}) {
+    json config = test::tiny_config({});
+    config["num_attention_heads"] = config["num_key_value_heads"] = heads;
+    config["head_dim"] = head_dim;
+    config["intermediate_size"] = ffn;
+    test::write_bytes(directory / "in" / "config.json", config.dump());
+    const RunPlan plan = plan_run(Checkpoint(directory / "in"), recipe_of(recipe), {}, directory / "out", {});
+    ASSERT_EQ(plan.problems.size(), 1U);
+    EXPECT_NE(plan.problems[0].find("1048576"), std::string::npos) << plan.problems[0];
+  }
+  // The largest that is read: quick, and nothing overflows.
+  json config = test::tiny_config({});
+  config["num_attention_heads"] = config["num_key_value_heads"] = 2;
+  config["head_dim"] = 1 << 19;
+  config["hidden_size"] = config["intermediate_size"] = 1048573;
+  config["num_hidden_layers"] = 1 << 12;
+  test::write_bytes(directory / "in" / "config.json", config.dump());
+  const RunPlan plan = plan_run(Checkpoint(directory / "in"), recipe_of(recipe), {}, directory / "out", {});
+  EXPECT_GT(plan.memory.bytes(), int64_t{1} << 40);
+  EXPECT_FALSE(plan.problems.empty());
+}
+
 TEST(Plan, AQuantizedCheckpointIsAProblem) {
   const TempDirectory directory;
   test::write_checkpoint(directory / "in", TinyShape{});
