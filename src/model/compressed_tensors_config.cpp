@@ -8,12 +8,18 @@
 #include <cstdio>
 #include <tuple>
 
+#include "../io/strict_json.h"
 #include "baseq/io/json_object.h"
 
 namespace baseq {
 namespace {
 
 using nlohmann::json;
+
+// Known files have a handful of expressions of less than a hundred bytes, which take a few hundred steps.
+constexpr size_t kMaxExpressions = 256, kMaxExpressionBytes = 1024;
+constexpr size_t kMaxSteps = size_t{1} << 26, kFewestSteps = 512;
+constexpr uint32_t kMaxHeapKibibytes = 1 << 14;
 
 /// Whether `version` ("0.17.1", "0.18.0.a1") is older than the first with dense streams of 3, 5, 6 and 7 bits.
 bool pads_words(const std::string& version) {
@@ -63,7 +69,7 @@ QuantSpec read_activations(JsonObject args, const json& value) {
   QuantSpec spec = read_integer_grid(args);
   args.ignore("dynamic");
   const auto dynamic = value.find("dynamic");
-  TORCH_CHECK(dynamic == value.end() || dynamic->is_boolean(), args.path(), ": dynamic: ", dynamic->dump(),
+  TORCH_CHECK(dynamic == value.end() || dynamic->is_boolean(), args.path(), ": dynamic: ", short_json(*dynamic),
               " is not supported; supported are true and false");
   spec.dynamic = dynamic != value.end() && dynamic->get<bool>();
   const int64_t group_size = args.integer("group_size", 0, -1, int64_t{1} << 30);
@@ -110,29 +116,53 @@ bool is_empty(const json& value, const char* key) {
 
 }  // namespace
 
-ModuleTarget::ModuleTarget(std::string text, const std::string& path) : text_(std::move(text)) {
+void ModuleTargets::add(const std::string& target, size_t value, const std::string& path) {
   constexpr std::string_view kPrefix = "re:";
-  if (!text_.starts_with(kPrefix)) return;
+  if (!target.starts_with(kPrefix)) {
+    names_.emplace(target, value);
+    if (target == "Linear" && !class_) class_ = value;
+    return;
+  }
+  TORCH_CHECK(expressions_.size() < kMaxExpressions, path, ": ", quote(target), " is regular expression ",
+              expressions_.size() + 1, " of the file; at most ", kMaxExpressions, " are supported");
+  TORCH_CHECK(target.size() <= kMaxExpressionBytes, path, ": the regular expression ", quote(target), " has ",
+              target.size(), " bytes; at most ", kMaxExpressionBytes, " are supported");
   int error = 0;
   PCRE2_SIZE offset = 0;
-  const auto* begin = reinterpret_cast<PCRE2_SPTR>(text_.data() + kPrefix.size());
-  pcre2_code* code = pcre2_compile(begin, text_.size() - kPrefix.size(), PCRE2_ANCHORED, &error, &offset, nullptr);
-  TORCH_CHECK(code != nullptr, path, ": \"", text_, "\" is not a regular expression (character ", offset, ")");
-  pattern_ = std::shared_ptr<const pcre2_code>(code, [](pcre2_code* p) { pcre2_code_free(p); });
+  const auto* begin = reinterpret_cast<PCRE2_SPTR>(target.data() + kPrefix.size());
+  pcre2_code* code = pcre2_compile(begin, target.size() - kPrefix.size(), PCRE2_ANCHORED, &error, &offset, nullptr);
+  TORCH_CHECK(code != nullptr, path, ": ", quote(target), " is not a regular expression (character ", offset, ")");
+  const std::shared_ptr<const pcre2_code> shared(
+      code, [](const pcre2_code* p) { pcre2_code_free(const_cast<pcre2_code*>(p)); });
+  expressions_.push_back({target, shared, value});
 }
 
-ModuleTarget::Match ModuleTarget::match(const std::string& module) const {
-  if (!pattern_) return text_ == module ? Match::kName : text_ == "Linear" ? Match::kClass : Match::kNone;
-  const std::unique_ptr<pcre2_match_data, decltype(&pcre2_match_data_free)> data(
-      pcre2_match_data_create_from_pattern(pattern_.get(), nullptr), &pcre2_match_data_free);
-  const int result = pcre2_match(pattern_.get(), reinterpret_cast<PCRE2_SPTR>(module.data()), module.size(), 0, 0,
-                                 data.get(), nullptr);
-  TORCH_CHECK(result >= 0 || result == PCRE2_ERROR_NOMATCH, "the regular expression \"", text_,
-              "\" takes too long to match \"", module, "\"");
-  return result >= 0 ? Match::kPattern : Match::kNone;
+void ModuleTargets::limit_steps(size_t num_modules, const std::string& path) {
+  if (expressions_.empty()) return;
+  const size_t steps = kMaxSteps / (expressions_.size() * num_modules);
+  TORCH_CHECK(steps >= kFewestSteps, path, ": ", expressions_.size(), " regular expressions for ", num_modules,
+              " modules take too long; at most ", kMaxSteps / kFewestSteps / num_modules, " are supported");
+  context_.reset(pcre2_match_context_create(nullptr), &pcre2_match_context_free);
+  TORCH_CHECK(context_, path, ": no memory for a regular expression");
+  pcre2_set_match_limit(context_.get(), static_cast<uint32_t>(steps));
+  pcre2_set_heap_limit(context_.get(), kMaxHeapKibibytes);
 }
 
-CompressedTensorsConfig::CompressedTensorsConfig(const json& value, const std::string& path) {
+std::optional<size_t> ModuleTargets::find(const std::string& module) const {
+  if (const auto it = names_.find(module); it != names_.end()) return it->second;
+  for (const Expression& expression : expressions_) {
+    const std::unique_ptr<pcre2_match_data, decltype(&pcre2_match_data_free)> data(pcre2_match_data_create(1, nullptr),
+                                                                                   &pcre2_match_data_free);
+    const int result = pcre2_match(expression.code.get(), reinterpret_cast<PCRE2_SPTR>(module.data()), module.size(), 0,
+                                   0, data.get(), context_.get());
+    TORCH_CHECK(result >= 0 || result == PCRE2_ERROR_NOMATCH, "the regular expression ", quote(expression.text),
+                " takes too long to match ", quote(module));
+    if (result >= 0) return expression.value;
+  }
+  return class_;
+}
+
+CompressedTensorsConfig::CompressedTensorsConfig(const json& value, const std::string& path, size_t num_modules) {
   JsonObject config(value, path);
   const std::string version = config.text("version", "0.18.0"), format = config.text("format", "dense");
   const std::string status = config.text("quantization_status", "compressed");
@@ -143,49 +173,39 @@ CompressedTensorsConfig::CompressedTensorsConfig(const json& value, const std::s
               path, ": sparsity_config is not supported");
   check_transforms(value, path);
   const std::string ignore_path = path + ": ignore";
-  for (const std::string& text : config.texts("ignore")) ignore_.emplace_back(text, ignore_path);
+  for (const std::string& text : config.texts("ignore")) ignored_.add(text, 0, ignore_path);
 
   JsonObject groups = config.object("config_groups");
   for (const auto& [name, group_value] : value.at("config_groups").items()) {
     JsonObject group = groups.object(name);
-    Group result;
-    for (const std::string& text : group.texts("targets")) result.targets.emplace_back(text, group.path());
+    LinearFormat result;
+    for (const std::string& text : group.texts("targets")) targets_.add(text, formats_.size(), group.path());
     const std::string group_format = group.text("format", format);
     using Codes = LinearFormat::Codes;
     if (group_format == "pack-quantized") {
-      result.format.codes = pads_words(version) ? Codes::kPadded : Codes::kPacked;
+      result.codes = pads_words(version) ? Codes::kPadded : Codes::kPacked;
     } else {
       TORCH_CHECK(group_format == "int-quantized" || group_format == "naive-quantized", group.path(), ": format \"",
                   group_format,
                   "\" is not supported; supported are \"pack-quantized\", \"int-quantized\", \"naive-quantized\"");
-      result.format.codes = Codes::kInt8;
+      result.codes = Codes::kInt8;
     }
     TORCH_CHECK(!group.contains("output_activations"), group.path(), ": output_activations are not supported");
-    if (group.contains("weights")) result.format.weights = read_weights(group.object("weights"));
+    if (group.contains("weights")) result.weights = read_weights(group.object("weights"));
     if (group.contains("input_activations")) {
-      result.format.input_activations =
+      result.input_activations =
           read_activations(group.object("input_activations"), group_value.at("input_activations"));
     }
-    groups_.push_back(std::move(result));
+    formats_.push_back(std::move(result));
   }
+  ignored_.limit_steps(num_modules, ignore_path);
+  targets_.limit_steps(num_modules, path + ": config_groups");
 }
 
 LinearFormat CompressedTensorsConfig::format_of(const std::string& module) const {
-  using Match = ModuleTarget::Match;
-  for (const ModuleTarget& target : ignore_) {
-    if (target.match(module) != Match::kNone) return {};
-  }
-  Match best = Match::kNone;
-  LinearFormat format;
-  for (const Group& group : groups_) {
-    for (const ModuleTarget& target : group.targets) {
-      const Match match = target.match(module);
-      if (match <= best) continue;
-      best = match;
-      format = group.format;
-    }
-  }
-  return format;
+  if (ignored_.find(module)) return {};
+  const std::optional<size_t> group = targets_.find(module);
+  return group ? formats_[*group] : LinearFormat{};
 }
 
 }  // namespace baseq

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include "baseq/io/dtype_name.h"
 #include "baseq/quant/pack.h"
 #include "compressed_tensors_config.h"
 
@@ -14,7 +15,7 @@ using Codes = LinearFormat::Codes;
 Tensor group_index(const Checkpoint& checkpoint, const std::string& name) {
   const Tensor index = checkpoint.tensor(name + ".weight_g_idx");
   TORCH_CHECK(index.dim() == 1 && at::isIntegralType(index.scalar_type(), /*includeBool=*/false), name,
-              ".weight_g_idx: is ", index.scalar_type(), " of size ", index.sizes(),
+              ".weight_g_idx: is ", dtype_name(index.scalar_type()), " of size ", index.sizes(),
               ", expected integers [in_features]");
   return index.to(at::kLong);
 }
@@ -25,8 +26,8 @@ void complete(LinearFormat& format, const Checkpoint& checkpoint, const std::str
   const std::string scale = name + ".weight_scale";
   if (checkpoint.contains(scale)) {
     const at::ScalarType dtype = format.weights->scale_dtype = checkpoint.tensor(scale).scalar_type();
-    TORCH_CHECK(dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16, scale, ": dtype is ", dtype,
-                ", expected float32, float16 or bfloat16");
+    TORCH_CHECK(dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16, scale, ": dtype is ",
+                dtype_name(dtype), ", expected F32, F16 or BF16");
   }
   if (format.weights->strategy == Strategy::kGroup && checkpoint.contains(name + ".weight_g_idx")) {
     const Tensor index = group_index(checkpoint, name);
@@ -39,8 +40,9 @@ void complete(LinearFormat& format, const Checkpoint& checkpoint, const std::str
 Tensor read_codes(const Checkpoint& checkpoint, const std::string& name, const LinearFormat& format) {
   if (format.codes == Codes::kInt8) {
     const Tensor codes = checkpoint.tensor(name + ".weight");
-    TORCH_CHECK(codes.dim() == 2 && codes.scalar_type() == at::kChar, name, ".weight: is ", codes.scalar_type(),
-                " of size ", codes.sizes(), ", expected int8 [out_features, in_features]");
+    TORCH_CHECK(codes.dim() == 2 && codes.scalar_type() == at::kChar, name, ".weight: is ",
+                dtype_name(codes.scalar_type()), " of size ", codes.sizes(),
+                ", expected I8 [out_features, in_features]");
     return codes.clone();
   }
   const Tensor shape = checkpoint.tensor(name + ".weight_shape");
@@ -48,13 +50,15 @@ Tensor read_codes(const Checkpoint& checkpoint, const std::string& name, const L
               ".weight_shape: expected two integers");
   const int64_t rows = shape[0].item<int64_t>(), columns = shape[1].item<int64_t>();
   const Tensor packed = checkpoint.tensor(name + ".weight_packed");
+  TORCH_CHECK(packed.dim() == 2 && packed.scalar_type() == at::kInt && packed.numel() > 0, name, ".weight_packed: is ",
+              dtype_name(packed.scalar_type()), " of size ", packed.sizes(), ", expected I32 in two dimensions");
   const int64_t num_bits = format.weights->num_bits, per_word = 32 / num_bits;
   Tensor codes;
   // Without padding the two are the same words.
   if (format.codes == Codes::kPadded && 32 % num_bits != 0) {
-    TORCH_CHECK(packed.dim() == 2 && columns > 0 && (columns - 1) / per_word + 1 == packed.size(1), name,
-                ".weight_packed: size is ", packed.sizes(), " but weight_shape says ", columns, " columns of ",
-                num_bits, " bits, ", per_word, " in a word");
+    TORCH_CHECK(columns > 0 && (columns - 1) / per_word + 1 == packed.size(1), name, ".weight_packed: size is ",
+                packed.sizes(), " but weight_shape says ", columns, " columns of ", num_bits, " bits, ", per_word,
+                " in a word");
     codes = unpack_from_int32(packed.reshape({-1, 1}), num_bits, per_word).view({packed.size(0), -1});
     codes = codes.narrow(1, 0, columns).contiguous();
   } else {
@@ -106,7 +110,7 @@ LinearFormats read_linear_formats(const Checkpoint& checkpoint, const std::vecto
     for (const std::string& name : linears) result.of_linears[name] = format;
     return result;
   }
-  const CompressedTensorsConfig config(*it, path);
+  const CompressedTensorsConfig config(*it, path, linears.size() + 1);
   QuantizationConfig& summary = result.config.emplace();
   const LinearFormat* first = nullptr;
   for (const std::string& name : linears) {

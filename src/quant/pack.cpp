@@ -13,7 +13,10 @@ void check_bits(const char* who, int64_t num_bits) {
   TORCH_CHECK(num_bits >= 1 && num_bits <= 8, who, ": num_bits is ", num_bits, ", expected 1 to 8");
 }
 
-int64_t words_per_row(int64_t columns, int64_t num_bits) { return (columns * num_bits + 31) / 32; }
+/// ceil(columns * num_bits / 32) for any number of columns from 0 on: the product may be more than 64 bits hold.
+int64_t words_per_row(int64_t columns, int64_t num_bits) {
+  return columns / 32 * num_bits + (columns % 32 * num_bits + 31) / 32;
+}
 
 }  // namespace
 

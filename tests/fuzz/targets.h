@@ -6,10 +6,14 @@
 
 #include <filesystem>
 #include <fstream>
+#include <map>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "../../src/model/compressed_tensors_config.h"
+#include "../../src/model/quantized_linear.h"
 #include "baseq/io/json_object.h"
 #include "baseq/io/safetensors.h"
 #include "baseq/model/config.h"
@@ -81,13 +85,46 @@ inline void gguf(std::string_view bytes) {
   open_tokenizer(path);
 }
 
+inline void compressed_tensors(std::string_view bytes) {
+  const std::string path = file_of(bytes, ".json").string();
+  const CompressedTensorsConfig config(read_json_file(path), path, /*num_modules=*/1000);
+  for (const char* module : {"model.layers.0.self_attn.q_proj", "model.layers.17.mlp.down_proj", "lm_head"}) {
+    config.format_of(module);
+  }
+}
+
+/// A linear "m" in the format that digits among the file's metadata name.
+inline void packed(std::string_view bytes) {
+  const std::filesystem::path path = file_of(bytes, ".safetensors");
+  const auto file = std::make_shared<const SafetensorsFile>(path);
+  const auto digit = [&](const char* key) {
+    const auto it = file->metadata().find(key);
+    return it == file->metadata().end() || it->second.empty() ? 0 : static_cast<unsigned char>(it->second[0]) % 10;
+  };
+  const LinearFormat format{.weights = QuantSpec{.num_bits = 2 + digit("bits") % 7,
+                                                 .symmetric = digit("asymmetric") == 0,
+                                                 .strategy = static_cast<Strategy>(digit("strategy") % 3),
+                                                 .group_size = 4 * (1 + digit("groups"))},
+                            .codes = static_cast<LinearFormat::Codes>(digit("codes") % 3),
+                            .group_index = digit("index") != 0};
+  std::map<std::string, Checkpoint::MakeTensor, std::less<>> tensors;
+  for (const std::string& name : file->names()) tensors[name] = [file, name] { return file->tensor(name); };
+  read_quantized_weight(Checkpoint(path, nlohmann::json::object(), std::move(tensors), 0), "m", format);
+}
+
 struct Target {
   const char* name;  ///< of its folder in seeds/
   void (*run)(std::string_view);
 };
-inline constexpr Target kTargets[] = {
-    {"safetensors", safetensors}, {"tokenizer", tokenizer}, {"config", config}, {"recipe", recipe},
-    {"calibration", calibration}, {"run_log", run_log},     {"gguf", gguf}};
+inline constexpr Target kTargets[] = {{"safetensors", safetensors},
+                                      {"tokenizer", tokenizer},
+                                      {"config", config},
+                                      {"recipe", recipe},
+                                      {"calibration", calibration},
+                                      {"run_log", run_log},
+                                      {"gguf", gguf},
+                                      {"compressed_tensors", compressed_tensors},
+                                      {"packed", packed}};
 
 /// Runs the target; a refusal is fine. An assertion that failed is one of ours and no refusal.
 inline void run(const Target& target, std::string_view bytes) {

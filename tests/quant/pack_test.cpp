@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include "../io/temp_directory.h"
+
 namespace baseq {
 namespace {
 
@@ -74,6 +76,15 @@ TEST(Pack, ThrowsWhenACodeDoesNotFitOrTheShapeIsWrong) {
   EXPECT_THROW(pack_to_int32(at::zeros({1, 4}, at::kInt), 4), c10::Error);
   EXPECT_THROW(pack_to_int32(at::zeros({1, 4}, at::kChar), 9), c10::Error);
   EXPECT_THROW(unpack_from_int32(at::zeros({1, 2}, at::kInt), 4, 8), c10::Error);
+}
+
+TEST(Pack, NumbersOfColumnsWhoseBitsWrapAreRefused) {
+  // 4 (2^62 + 8) is 32 modulo 2^64: one word.
+  for (const auto& [bits, columns] : std::vector<std::pair<int64_t, int64_t>>{
+           {4, (int64_t{1} << 62) + 8}, {8, (int64_t{1} << 61) + 4}, {2, INT64_MAX}, {1, INT64_MAX}}) {
+    const std::string message = test::error_of([&] { unpack_from_int32(at::zeros({1, 1}, at::kInt), bits, columns); });
+    EXPECT_NE(message.find("for " + std::to_string(columns) + " columns"), message.npos) << message;
+  }
 }
 
 TEST(Pack, ZeroPointsGoAlongTheRowsAndComeBack) {
