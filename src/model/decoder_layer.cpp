@@ -47,6 +47,7 @@ Tensor Linear::forward(const Tensor& x) const {
 }
 
 Tensor Linear::dequantized() const {
+  TORCH_CHECK(quantized, "Linear::dequantized: the layer has no codes");
   Tensor sum = quantized->dequantized();
   if (lora.defined()) sum += lora.product().to(sum.device());
   return sum;

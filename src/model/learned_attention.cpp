@@ -103,6 +103,11 @@ struct CausalAttention : torch::autograd::Function<CausalAttention> {
 }  // namespace
 
 Tensor learned_attention(const Tensor& q, const Tensor& k, const Tensor& v, double scaling, at::ScalarType products) {
+  const bool fits = q.dim() == 4 && k.dim() == 4 && k.sizes() == v.sizes() && k.size(1) > 0 &&
+                    q.size(1) % k.size(1) == 0 && q.size(0) == k.size(0) && q.size(2) == k.size(2) &&
+                    q.size(3) == k.size(3);
+  TORCH_CHECK(fits, "learned_attention: q is ", q.sizes(), ", k ", k.sizes(), " and v ", v.sizes(),
+              ", expected [batch, num_heads, seq, head_dim] and twice [batch, num_kv_heads, seq, head_dim]");
   return CausalAttention::apply(q, k, v, scaling, static_cast<int64_t>(products));
 }
 

@@ -43,6 +43,13 @@ Factors start_factors(const Tensor& weight, const Tensor& moments, const QuantSp
 /// Steps of learning between two searches of the clip ratios, and ratios that one tries.
 constexpr int64_t kStepsPerSearch = 10, kRatiosPerSearch = 20;
 
+void check_factors(const char* who, const Tensor& weight, const Tensor& A, const Tensor& B) {
+  const bool fits = weight.dim() == 2 && A.dim() == 2 && B.dim() == 2 && A.size(1) == weight.size(1) &&
+                    B.size(0) == weight.size(0) && A.size(0) == B.size(1);
+  TORCH_CHECK(fits, who, ": A is ", A.sizes(), " and B ", B.sizes(), " but weight is ", weight.sizes(),
+              ", expected [r, in_features], [out_features, r] and [out_features, in_features]");
+}
+
 }  // namespace
 
 Tensor clip_of(const Tensor& x, const QuantSpec& spec, const Tensor& scale) {
@@ -51,6 +58,7 @@ Tensor clip_of(const Tensor& x, const QuantSpec& spec, const Tensor& scale) {
 
 QuantizedWeight round_beside(const Tensor& weight, const LowRankFactors& lora, const QuantSpec& spec,
                              const Tensor& clip) {
+  check_factors("round_beside", weight, lora.A, lora.B);
   const at::NoGradGuard no_grad;
   const Tensor rest = weight - lora.product();
   const QParams qparams = compute_qparams(rest, spec, clip);
@@ -59,6 +67,7 @@ QuantizedWeight round_beside(const Tensor& weight, const LowRankFactors& lora, c
 
 Tensor feedback_weight(const Tensor& weight, const Tensor& A, const Tensor& B, const QuantSpec& spec,
                        at::ScalarType dtype, const Tensor& clip) {
+  check_factors("feedback_weight", weight, A, B);
   const auto [stored, rounded] = [&] {
     const at::NoGradGuard no_grad;
     const LowRankFactors factors = store_factors(A, B, dtype);

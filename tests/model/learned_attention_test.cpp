@@ -4,6 +4,7 @@
 #include <c10/core/GradMode.h>
 #include <gtest/gtest.h>
 
+#include <tuple>
 #include <vector>
 
 namespace baseq {
@@ -77,6 +78,19 @@ TEST(LearnedAttention, ComputesOnlyTheGradientsThatAreNeeded) {
   EXPECT_FALSE(only_values[1].defined());
   EXPECT_FALSE(only_values[2].defined());
   EXPECT_TRUE(at::equal(only_values[3], v_grad));
+}
+
+TEST(LearnedAttention, ShapesThatDoNotFitAreRefused) {
+  const Tensor q = at::zeros({1, 4, 5, 8}), k = at::zeros({1, 2, 5, 8});
+  for (const auto& [queries, keys, values] :
+       std::vector<std::tuple<Tensor, Tensor, Tensor>>{{q[0], k, k},
+                                                       {q, k, k.narrow(2, 0, 4)},
+                                                       {q, k.narrow(2, 0, 4), k.narrow(2, 0, 4)},
+                                                       {q.narrow(1, 0, 3), k, k},
+                                                       {q, k.narrow(1, 0, 0), k.narrow(1, 0, 0)},
+                                                       {q, k.narrow(3, 0, 4), k.narrow(3, 0, 4)}}) {
+    EXPECT_THROW(learned_attention(queries, keys, values, 1, at::kFloat), c10::Error);
+  }
 }
 
 }  // namespace

@@ -196,6 +196,10 @@ TEST(Model, TensorOfAnotherShapeIsRefusedByName) {
   expect_error([&] { model.layer(2); }, {"index 2", "2 layers"});
 }
 
+TEST(Model, ALinearWithoutCodesHasNothingToDequantize) {
+  expect_error([] { Linear().dequantized(); }, {"Linear::dequantized", "no codes"});
+}
+
 TEST(Model, EmbedRefusesIdsOutsideTheVocabulary) {
   const TempDirectory directory;
   const TinyShape shape;

@@ -257,6 +257,16 @@ TEST(Fbquant, CorrectionsThatWentAstrayAreRoundedAllTheSame) {
   EXPECT_NO_THROW(round_beside(weight, lora, kGrid));
 }
 
+TEST(Fbquant, FactorsOfAnotherShapeAreRefused) {
+  const Tensor weight = weight_of(), A = at::zeros({3, 64}), B = at::zeros({40, 3});
+  const auto rounded = [&](const Tensor& a, const Tensor& b) { round_beside(weight, {.A = a, .B = b}, kGrid); };
+  const auto fed_back = [&](const Tensor& a, const Tensor& b) { feedback_weight(weight, a, b, kGrid, at::kFloat); };
+  expect_error([&] { rounded(A.t(), B); }, {"round_beside", "[64, 3]", "[40, 64]"});
+  expect_error([&] { rounded(A, B.narrow(0, 0, 1)); }, {"round_beside", "[1, 3]"});
+  expect_error([&] { fed_back(A.narrow(0, 0, 1), B); }, {"feedback_weight", "[1, 64]"});
+  expect_error([&] { fed_back(A.narrow(1, 0, 1), B); }, {"feedback_weight", "[3, 1]"});
+}
+
 TEST(Fbquant, RefusesWhatDoesNotFit) {
   const Tensor weight = weight_of(), moments = second_moments(500, 2);
   expect_error([&] { fbquant(weight, moments.slice(0, 1), kGrid); }, {"[63, 64]", "[40, 64]"});
