@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "baseq/export/export_checkpoint.h"
+#include "baseq/io/dtype_name.h"
 #include "baseq/model/open_checkpoint.h"
 #include "baseq/pipeline/quantize_checkpoint.h"
 #include "output_files.h"
@@ -24,26 +25,6 @@ struct ExportArguments {
   int64_t shard_megabytes = 4768;
   bool dry_run = false, force = false;
 };
-
-/// As safetensors spells it.
-const char* dtype_name(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kFloat:
-      return "F32";
-    case at::kHalf:
-      return "F16";
-    case at::kBFloat16:
-      return "BF16";
-    case at::kInt:
-      return "I32";
-    case at::kLong:
-      return "I64";
-    case at::kChar:
-      return "I8";
-    default:
-      return c10::toString(dtype);
-  }
-}
 
 std::string type_of(const PlannedTensor& tensor) {
   return tensor.block_type.empty() ? dtype_name(tensor.dtype) : tensor.block_type;

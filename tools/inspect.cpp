@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "baseq/eval/checkpoint_summary.h"
+#include "baseq/io/dtype_name.h"
 #include "baseq/model/open_checkpoint.h"
 #include "output_files.h"
 
@@ -44,8 +45,7 @@ void run(const InspectArguments& arguments) {
   for (const std::string& name : checkpoint.names()) {
     const Tensor tensor = checkpoint.tensor(name);
     num_values += tensor.numel();
-    tensors.push_back(
-        {{"name", name}, {"dtype", c10::toString(tensor.scalar_type())}, {"shape", tensor.sizes().vec()}});
+    tensors.push_back({{"name", name}, {"dtype", dtype_name(tensor.scalar_type())}, {"shape", tensor.sizes().vec()}});
   }
   print_text("{}\n  architecture  {}\n", arguments.model, config.architecture);
   print_text("  layers        {}, hidden {}, heads {} of {}, key/value heads {}, ffn {}, vocabulary {}\n",

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "baseq/io/dtype_name.h"
 #include "baseq/io/json_object.h"
 #include "baseq/quant/pack.h"
 #include "compressed_tensors_config.h"
@@ -96,8 +97,9 @@ class PackedLinear {
   }
   Tensor scale() const {  ///< [out_features, groups] in the dtype of the file
     const Tensor scales = checkpoint_->tensor(name_ + ".scales");
-    TORCH_CHECK(scales.dim() == 2 && scales.is_floating_point(), name_, ".scales: is ", scales.scalar_type(),
-                " of size ", scales.sizes(), ", expected a floating type and [groups, out_features]");
+    TORCH_CHECK(scales.dim() == 2 && scales.is_floating_point(), name_, ".scales: is ",
+                dtype_name(scales.scalar_type()), " of size ", scales.sizes(),
+                ", expected a floating type and [groups, out_features]");
     return scales.t().contiguous();
   }
   Tensor zero_point() const {  ///< float32 [out_features, groups], 0 in the middle
@@ -112,8 +114,8 @@ class PackedLinear {
  private:
   Tensor words(const char* ending) const {
     const Tensor packed = checkpoint_->tensor(name_ + ending);
-    TORCH_CHECK(packed.dim() == 2 && packed.scalar_type() == at::kInt, name_, ending, ": is ", packed.scalar_type(),
-                " of size ", packed.sizes(), ", expected int32 in two dimensions");
+    TORCH_CHECK(packed.dim() == 2 && packed.scalar_type() == at::kInt, name_, ending, ": is ",
+                dtype_name(packed.scalar_type()), " of size ", packed.sizes(), ", expected I32 in two dimensions");
     return packed;
   }
   std::shared_ptr<const Checkpoint> checkpoint_;

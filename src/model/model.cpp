@@ -7,6 +7,7 @@
 
 #include <algorithm>
 
+#include "baseq/io/dtype_name.h"
 #include "baseq/quant/pack.h"
 #include "quantized_linear.h"
 
@@ -158,7 +159,7 @@ Linear Model::read_linear(const std::string& name, bool with_bias) const {
     values = checkpoint_.tensor(part);
     expect_shape(values, sizes, part);
     TORCH_CHECK(values.is_floating_point() || values.scalar_type() == at::kChar, part, ": dtype is ",
-                values.scalar_type(), ", expected a floating type or int8");
+                dtype_name(values.scalar_type()), ", expected a floating type or I8");
     if (values.scalar_type() != at::kChar) return;
     scale = checkpoint_.tensor(part + "_scale").to(at::kFloat);
     expect_shape(scale, scale_sizes, part + "_scale");

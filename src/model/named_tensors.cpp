@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include "baseq/io/dtype_name.h"
+
 namespace baseq {
 namespace {
 
@@ -50,7 +52,7 @@ std::string NamedTensors::stored_name(std::string_view name) const { return loca
 TensorInfo NamedTensors::info(std::string_view name) const {
   const Location location = locate(name);
   TensorInfo info = checkpoint_.info(location.name);
-  TORCH_CHECK(at::isFloatingType(info.dtype), location.name, ": dtype is ", info.dtype,
+  TORCH_CHECK(at::isFloatingType(info.dtype), location.name, ": dtype is ", dtype_name(info.dtype),
               " but weights are expected in floating point; is this checkpoint already quantized?");
   if (location.total_rows == 0) return info;
   TORCH_CHECK(!info.shape.empty() && info.shape[0] == location.total_rows, location.name, ": shape is ",

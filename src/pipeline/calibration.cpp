@@ -9,6 +9,7 @@
 #include <sstream>
 #include <string_view>
 
+#include "baseq/io/dtype_name.h"
 #include "baseq/io/safetensors.h"
 
 namespace baseq {
@@ -81,7 +82,7 @@ Tensor read_token_ids(const std::filesystem::path& file) {
   const Tensor ids = tensors.tensor(tensors.contains("input_ids") ? "input_ids" : names[0]);
   TORCH_CHECK(at::isIntegralType(ids.scalar_type(), /*includeBool=*/false) && (ids.dim() == 2 || ids.dim() == 1),
               file.string(), ": expected integers, ids [num_tokens] or integer windows [n, seq_len], got ",
-              ids.scalar_type(), " ", ids.sizes());
+              dtype_name(ids.scalar_type()), " ", ids.sizes());
   return ids.to(at::kLong);
 }
 

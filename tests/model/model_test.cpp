@@ -175,7 +175,7 @@ TEST(Model, CheckpointOfAnotherQuantizerIsRefused) {
   tensors["model.layers.0.mlp.up_proj.weight"] = codes;
   test::write_checkpoint(directory / "integers", test::tiny_config({}), tensors);
   const Checkpoint integers(directory / "integers");
-  expect_error([&] { Model(integers).layer(0); }, {"model.layers.0.mlp.up_proj.weight", "Int", "already quantized"});
+  expect_error([&] { Model(integers).layer(0); }, {"model.layers.0.mlp.up_proj.weight", "I32", "already quantized"});
   tensors.erase("model.layers.0.mlp.up_proj.weight");
   tensors["model.layers.0.mlp.up_proj.qweight"] = codes;
   test::write_checkpoint(directory / "packed", test::tiny_config({}), tensors);

@@ -51,7 +51,7 @@ TEST(Plan, OneProblemDoesNotHideTheOthers) {
   std::string all;
   for (const std::string& problem : plan.problems) all += problem + "\n";
   for (const char* part :
-       {"is the model itself", "layers.1.mlp.up_proj.weight: shape is [3, 5]", "layers.0.mlp.up_proj.weight: dtype is Int",
+       {"is the model itself", "layers.1.mlp.up_proj.weight: shape is [3, 5]", "layers.0.mlp.up_proj.weight: dtype is I32",
         "32 does not divide 48", "mlp.down_proj", "static_groups", "from -1 to -1"}) {
     EXPECT_NE(all.find(part), all.npos) << part << " in\n" << all;
   }
