@@ -42,7 +42,9 @@ RunJournal::Description describe_run(const Checkpoint& checkpoint, const Recipe&
   json files = json::object(), times = json::object();
   for (const auto& entry : fs::directory_iterator(checkpoint.path())) {
     const std::string name = entry.path().filename().string();
-    if (!decides_about_the_result(name)) continue;
+    // The checkpoint was opened: what is no file, such as a link to nowhere, is none of its own.
+    std::error_code ignored;
+    if (!decides_about_the_result(name) || !entry.is_regular_file(ignored)) continue;
     times[name] = modified(entry.path());
     files[name] = {{"bytes", fs::file_size(entry.path())}};
     const json known = known_files.value(name, json::object());
