@@ -23,8 +23,8 @@ void forward(int signal) {
   if (const pid_t pid = child; pid > 0) ::kill(pid, signal);
 }
 
-/// What a child does between fork and exec, with nothing but system calls: other threads of its parent are gone, and what
-/// they held is not.
+/// What a child does between fork and exec, with nothing but system calls: other threads of its parent are gone, and
+/// what they held is not.
 [[noreturn]] void become(char* const* words, const char* log, int failure, pid_t parent, const sigset_t& mask) {
   const auto fail = [failure] {
     const int error = errno;

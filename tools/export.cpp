@@ -10,6 +10,7 @@
 #include "baseq/model/open_checkpoint.h"
 #include "baseq/pipeline/quantize_checkpoint.h"
 #include "output_files.h"
+#include "printable.h"
 #include "progress_display.h"
 #include "stop_signals.h"
 
@@ -63,7 +64,7 @@ void run(const ExportArguments& arguments) {
     }
   } else {
     if (!arguments.common.quiet) {
-      for (const std::string& note : plan.notes) std::fputs((note + "\n").c_str(), stderr);
+      for (const std::string& note : plan.notes) std::fputs((printable(note) + "\n").c_str(), stderr);
     }
     ProgressDisplay display(arguments.common.quiet);
     catch_stop_signals();

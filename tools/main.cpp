@@ -1,13 +1,16 @@
 #include <c10/util/Exception.h>
+#include <spdlog/pattern_formatter.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <cstdio>
+#include <memory>
 #include <string_view>
 
 #include "baseq/pipeline/quantize_checkpoint.h"
 #include "commands.h"
+#include "printable.h"
 #include "standard_streams.h"
 #include "suggestion.h"
 
@@ -49,7 +52,8 @@ int main(int argc, char** argv) {
   if (!baseq::cli::open_closed_streams()) return kFailure;
   baseq::cli::keep_freed_memory();
   spdlog::set_default_logger(spdlog::stderr_color_mt("baseq"));
-  spdlog::set_pattern("%^%l%$: %v");
+  auto pattern = std::make_unique<spdlog::pattern_formatter>("%^%l%$: %v");
+  spdlog::set_formatter(std::make_unique<baseq::cli::PrintableFormatter>(std::move(pattern)));
   CLI::App app{"baseq quantizes Llama-style Hugging Face checkpoints after training.", "baseq"};
   app.set_version_flag("--version", "baseq " BASEQ_VERSION);
   app.require_subcommand(1);

@@ -8,6 +8,7 @@
 
 #include "baseq/io/output_file.h"
 #include "commands.h"
+#include "printable.h"
 
 namespace baseq::cli {
 
@@ -31,10 +32,10 @@ void check_outputs(const CommonOptions& options, const std::vector<OutputFile>& 
 /// Whether check_outputs() saw a file that goes to stdout.
 bool stdout_is_an_output();
 
-/// Prints results for people to stdout, unless an output goes there.
+/// Prints results for people to stdout, without control characters, unless an output goes there.
 template <class... Args>
 void print_text(fmt::format_string<Args...> format, Args&&... args) {
-  if (!stdout_is_an_output()) fmt::print(format, std::forward<Args>(args)...);
+  if (!stdout_is_an_output()) fmt::print("{}", printable(fmt::format(format, std::forward<Args>(args)...)));
 }
 
 }  // namespace baseq::cli

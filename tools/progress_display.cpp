@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "commands.h"
+#include "printable.h"
 
 namespace baseq::cli {
 namespace {
@@ -51,7 +52,7 @@ void ProgressDisplay::clear() {
 void ProgressDisplay::line(const std::string& text) {
   clear();
   // Not fmt::print, which throws: a run does not end because nobody reads its progress.
-  std::fputs((text + "\n").c_str(), stderr);
+  std::fputs((printable(text) + "\n").c_str(), stderr);
   draw();
 }
 

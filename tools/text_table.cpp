@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "printable.h"
+
 namespace baseq::cli {
 namespace {
 
@@ -16,9 +18,9 @@ size_t width_of(const std::string& text) {
 /// What would end a cell or a row.
 std::string cell_of(const std::string& text) {
   std::string cell;
-  for (const char c : text) {
+  for (const char c : printable(text)) {
     if (c == '|') cell += '\\';
-    cell += static_cast<unsigned char>(c) < 0x20 ? ' ' : c;
+    cell += c == '\n' || c == '\t' ? ' ' : c;
   }
   return cell;
 }
