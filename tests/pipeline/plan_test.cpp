@@ -50,9 +50,9 @@ TEST(Plan, OneProblemDoesNotHideTheOthers) {
       plan_run(Checkpoint(directory / "in"), recipe_of(recipe), at::full({1, 4}, -1, at::kLong), directory / "in", {});
   std::string all;
   for (const std::string& problem : plan.problems) all += problem + "\n";
-  for (const char* part :
-       {"is the model itself", "layers.1.mlp.up_proj.weight: shape is [3, 5]", "layers.0.mlp.up_proj.weight: dtype is I32",
-        "32 does not divide 48", "mlp.down_proj", "static_groups", "from -1 to -1"}) {
+  for (const char* part : {"is the model itself", "layers.1.mlp.up_proj.weight: shape is [3, 5]",
+                           "layers.0.mlp.up_proj.weight: dtype is I32", "32 does not divide 48", "mlp.down_proj",
+                           "static_groups", "from -1 to -1"}) {
     EXPECT_NE(all.find(part), all.npos) << part << " in\n" << all;
   }
   EXPECT_EQ(plan.problems.size(), 6U) << all;
