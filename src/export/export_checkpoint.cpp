@@ -108,9 +108,12 @@ ExportPlan plan_export(const Checkpoint& checkpoint, const ExportOptions& option
 
 void check_export_place(const Checkpoint& checkpoint, const ExportPlan& plan, const std::filesystem::path& output,
                         const CheckpointWriter::Options& options) {
-  if (!plan.write_file) return CheckpointWriter::check_place(output, writer_options(checkpoint, options));
-  check_apart(output, checkpoint.path());
-  TORCH_CHECK(options.force || !std::filesystem::exists(output), output.string(), ": exists; pass --force to replace it");
+  if (plan.write_file) {
+    check_apart(output, checkpoint.path());
+    return check_gguf_output(output, options.force, plan.num_bytes());
+  }
+  CheckpointWriter::check_place(output, writer_options(checkpoint, options));
+  check_disk_space("export", output, plan.num_bytes());
 }
 
 void write_export(const Checkpoint& checkpoint, const ExportPlan& plan, const std::filesystem::path& output,
@@ -121,7 +124,6 @@ void write_export(const Checkpoint& checkpoint, const ExportPlan& plan, const st
     check_apart(output, checkpoint.path());
     return plan.write_file(plan, output, options.force, progress);
   }
-  check_disk_space("export", output, plan.num_bytes());
   CheckpointWriter writer(output, writer_options(checkpoint, options));
   const auto total = static_cast<int64_t>(plan.tensors.size());
   std::vector<CheckpointWriter::Expected> expected;

@@ -123,4 +123,7 @@ ExportPlan plan_awq(std::shared_ptr<const ExportSource> source, at::ScalarType d
 ExportPlan plan_peft(std::shared_ptr<const ExportSource> source, at::ScalarType dtype);
 ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::string& type);
 
+/// Throws unless a GGUF file of `num_bytes` can be written and nothing is lost by it.
+void check_gguf_output(const std::filesystem::path& output, bool force, int64_t num_bytes);
+
 }  // namespace baseq

@@ -144,16 +144,6 @@ struct GgufPlan {
   std::vector<std::function<Tensor()>> values;
 };
 
-/// Throws unless the file can be written and nothing is lost by it.
-void check_gguf_output(const fs::path& output, bool force, int64_t num_bytes) {
-  const WriteTarget target = write_target(kWho, output);
-  TORCH_CHECK(target.regular, kWho, ": ", output.string(),
-              " is not a regular file; a GGUF export is read back to check it");
-  TORCH_CHECK(force || !path_exists(kWho, target.path), output.string(), ": exists; pass --force to replace it");
-  check_output_file(kWho, output, kVersionKey);
-  check_disk_space(kWho, output, num_bytes);
-}
-
 void write_gguf(const ExportPlan& plan, const GgufPlan& gguf, const fs::path& output, bool force,
                 const std::function<void(int64_t, int64_t)>& progress) {
   check_gguf_output(output, force, plan.num_bytes());
@@ -183,6 +173,15 @@ void write_gguf(const ExportPlan& plan, const GgufPlan& gguf, const fs::path& ou
 }
 
 }  // namespace
+
+void check_gguf_output(const fs::path& output, bool force, int64_t num_bytes) {
+  const WriteTarget target = write_target(kWho, output);
+  TORCH_CHECK(target.regular, kWho, ": ", output.string(),
+              " is not a regular file; a GGUF export is read back to check it");
+  TORCH_CHECK(force || !path_exists(kWho, target.path), output.string(), ": exists; pass --force to replace it");
+  check_output_file(kWho, output, kVersionKey);
+  check_disk_space(kWho, output, num_bytes);
+}
 
 ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::string& type_name) {
   const auto it = kTypes.find(type_name);

@@ -7,6 +7,7 @@
 
 #include "baseq/io/apart.h"
 #include "baseq/io/checkpoint.h"
+#include "baseq/io/output_file.h"
 #include "checkpoint_files.h"
 #include "files.h"
 #include "partial_directory.h"
@@ -21,6 +22,8 @@ using nlohmann::json;
 namespace fs = std::filesystem;
 
 constexpr const char* kWho = "checkpoint writer";
+// In the header of every file of weights that SafetensorsStream writes.
+constexpr std::string_view kWeightsMark = R"("baseq":"weights")";
 
 void check(const std::error_code& error, std::string_view action, const fs::path& path) {
   if (error) {
@@ -68,16 +71,18 @@ void check_replaceable(const fs::path& directory, const CheckpointWriter::Option
   }
   std::error_code error;
   TORCH_CHECK(fs::is_directory(directory, error), directory.string(), ": exists and is not a directory");
-  TORCH_CHECK(options.force, directory.string(), ": exists; pass --force to replace it");
-  // --force is for an earlier checkpoint, not for somebody's home directory.
   const bool empty = fs::is_empty(directory, error);
   check(error, "read", directory);
-  TORCH_CHECK(empty || path_exists(kWho, directory / kConfigName), kWho, ": ", directory.string(),
+  if (empty) return;
+  TORCH_CHECK(options.force, directory.string(), ": exists; pass --force to replace it");
+  // --force is for an earlier result, not for somebody's home directory or original model.
+  TORCH_CHECK(path_exists(kWho, directory / kConfigName), kWho, ": ", directory.string(),
               " has files but no config.json; it does not look like a checkpoint and is not replaced");
   for (fs::directory_iterator entry(directory, error), end; !error && entry != end; entry.increment(error)) {
     const std::string name = entry->path().filename().string();
     const bool written = name == kConfigName || name == kIndexName || name.ends_with(".safetensors");
     const bool side_file = !is_weights_or_config(name) && !options.source.empty() && fs::exists(options.source / name);
+    if (name.ends_with(".safetensors")) check_output_file(kWho, entry->path(), kWeightsMark);
     TORCH_CHECK(written || side_file || options.own_files.contains(name), directory.string(), ": holds ", name,
                 ", which is no part of the checkpoint that would replace it; move it away");
   }
@@ -142,9 +147,8 @@ void CheckpointWriter::add(const std::string& name, const Tensor& tensor) {
   }
   if (!shard_) {
     const auto index = static_cast<size_t>(num_shards_);
-    shard_ = std::make_unique<SafetensorsStream>(
-        kWho, partial_ / fmt::format("model-{}.safetensors", ++num_shards_),
-        index < expected_shards_.size() ? expected_shards_[index] : Infos{});
+    shard_ = std::make_unique<SafetensorsStream>(kWho, partial_ / fmt::format("model-{}.safetensors", ++num_shards_),
+                                                 index < expected_shards_.size() ? expected_shards_[index] : Infos{});
   }
   shard_->add(name, data);
   shard_of_.emplace(name, num_shards_);

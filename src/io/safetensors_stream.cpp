@@ -6,7 +6,7 @@ namespace baseq {
 namespace {
 
 StoredLayout layout_of(const SafetensorsStream::Infos& infos, const std::string& where) {
-  return safetensors_layout(infos, {{"format", "pt"}}, where);
+  return safetensors_layout(infos, {{"baseq", "weights"}, {"format", "pt"}}, where);
 }
 
 /// Where in the file the data of each tensor lies.

@@ -39,7 +39,7 @@ TEST(CheckpointWriter, WritesOneFile) {
   EXPECT_EQ(read_bytes(dir / "out/config.json"), "{\n  \"hidden_size\": 8\n}\n");
   EXPECT_EQ(value_of(dir / "out"), 5);
   EXPECT_EQ(SafetensorsFile(dir / "out/model.safetensors").metadata(),
-            (std::map<std::string, std::string>{{"format", "pt"}}));
+            (std::map<std::string, std::string>{{"baseq", "weights"}, {"format", "pt"}}));
 }
 
 TEST(CheckpointWriter, WritesShardsThatReadBack) {
@@ -110,7 +110,9 @@ TEST(CheckpointWriter, WhatIsExpectedIsWrittenOnceAndWhatIsNotTwiceToTheSameByte
   std::vector<Tensor> tensors;
   for (int i = 0; i < 9; ++i) {
     tensors.push_back(at::full({i % 3 == 0 ? 70001 : 50000}, i, i % 2 ? at::kChar : at::kFloat));
-    all.push_back({c10::str("t", i), {tensors.back().scalar_type(), tensors.back().sizes().vec()}, i == 4 ? "sub/x.safetensors" : ""});
+    all.push_back({c10::str("t", i),
+                   {tensors.back().scalar_type(), tensors.back().sizes().vec()},
+                   i == 4 ? "sub/x.safetensors" : ""});
   }
   const auto written = [&](const char* name, const std::vector<CheckpointWriter::Expected>& expected) {
     const int64_t before = bytes_written();
@@ -147,7 +149,8 @@ TEST(CheckpointWriter, WhatIsExpectedIsWrittenOnceAndWhatIsNotTwiceToTheSameByte
       if (name == "sub") continue;
       EXPECT_TRUE(read_bytes(dir / other / name) == read_bytes(dir / "nothing" / name)) << other << " " << name;
     }
-    EXPECT_TRUE(read_bytes(dir / other / "sub/x.safetensors") == read_bytes(dir / "nothing/sub/x.safetensors")) << other;
+    EXPECT_TRUE(read_bytes(dir / other / "sub/x.safetensors") == read_bytes(dir / "nothing/sub/x.safetensors"))
+        << other;
   }
 }
 
@@ -201,7 +204,8 @@ TEST(CheckpointWriter, LeavesAPartialDirectoryThatNoWriterMadeAlone) {
   write_bytes(dir / "out.partial/thesis.tex", "years");
   for (const bool force : {false, true}) {
     fs::remove_all(dir / "out");
-    expect_error([&] { write_checkpoint(dir / "out", 5, force); }, {"out.partial", "no unfinished run left", "move it"});
+    expect_error([&] { write_checkpoint(dir / "out", 5, force); },
+                 {"out.partial", "no unfinished run left", "move it"});
     EXPECT_EQ(read_bytes(dir / "out.partial/thesis.tex"), "years");
   }
   // Next to what a run left, too.
@@ -219,7 +223,8 @@ TEST(CheckpointWriter, ASecondWriterIsRefusedAndTheFirstEndsAsIfAlone) {
     writer.add("a", at::full({4}, 5));
     for (const bool force : {false, true}) {
       expect_error([&] { write_checkpoint(dir / "out", 6, force); }, {"another process writes to", "out.partial"});
-      expect_error([&] { CheckpointWriter::check_place(dir / "out", {.force = force}); }, {"another process writes to"});
+      expect_error([&] { CheckpointWriter::check_place(dir / "out", {.force = force}); },
+                   {"another process writes to"});
     }
     writer.finish(kConfig);
     EXPECT_EQ(list(dir.path()), (Names{"alone", "out"}));
@@ -325,9 +330,15 @@ TEST(CheckpointWriter, ForceReplacesNothingButCheckpoints) {
   EXPECT_EQ(list(dir.path()), (Names{"file", "home", "link", "out.partial"}));
   EXPECT_EQ(list(dir / "home"), Names{"letter.txt"});
   fs::create_directory(dir / "empty");
-  expect_error([&] { write_checkpoint(dir / "empty", 1); }, {"pass --force"});
-  write_checkpoint(dir / "empty", 1, /*force=*/true);
+  write_checkpoint(dir / "empty", 1);
   EXPECT_EQ(value_of(dir / "empty"), 1);
+  // An original model: all its names are those of a checkpoint, but nobody here wrote it.
+  fs::create_directory(dir / "original");
+  write_bytes(dir / "original/config.json", "{}");
+  save_safetensors(dir / "original/model.safetensors", {{"a", at::full({4}, 7)}});
+  expect_error([&] { write_checkpoint(dir / "original", 1, true); },
+               {"original/model.safetensors", "not a result that"});
+  EXPECT_EQ(value_of(dir / "original"), 7);
 }
 
 TEST(CheckpointWriter, TakesPathsWithSlashesParentsAndLinks) {

@@ -69,15 +69,16 @@ struct ExportPlan {
 /// @param checkpoint  a native or an unquantized checkpoint; must outlive the plan
 ExportPlan plan_export(const Checkpoint& checkpoint, const ExportOptions& options);
 
-/// Throws what write_export would throw of `output` before it begins, and changes nothing: the output exists, it is the
-/// source or in its way, another process writes to it.
+/// Throws what write_export would throw of `output` before it begins, and changes nothing: the output exists and may
+/// not be replaced, it is the source or in its way, another process writes to it, its disk has no room.
 void check_export_place(const Checkpoint& checkpoint, const ExportPlan& plan, const std::filesystem::path& output,
                         const CheckpointWriter::Options& options);
 
 /// Writes what `plan` says and copies the side files of `checkpoint` byte for byte. Holds one block of the source.
 /// Before the directory gets its name everything is read back, dequantized and compared with the source: a difference
 /// is an error.
-/// @param progress  called with tensors done and tensors in all, with both equal while they are read back; what it throws
+/// @param progress  called with tensors done and tensors in all, with both equal while they are read back; what it
+/// throws
 ///                  ends the export and leaves nothing behind. May be empty
 void write_export(const Checkpoint& checkpoint, const ExportPlan& plan, const std::filesystem::path& output,
                   const CheckpointWriter::Options& options = {},
