@@ -74,8 +74,11 @@ void run(const ExportArguments& arguments) {
     });
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  // A file of its own also holds the vocabulary.
+  const bool is_file = !arguments.dry_run && std::filesystem::is_regular_file(arguments.output);
+  const int64_t bytes = is_file ? static_cast<int64_t>(std::filesystem::file_size(arguments.output)) : plan.num_bytes();
   print_text("{}\n  format       {}\n  size         {} in {} tensors\n", arguments.dry_run ? "plan" : arguments.output,
-             arguments.format, format_bytes(plan.num_bytes()), plan.tensors.size());
+             arguments.format, format_bytes(bytes), plan.tensors.size());
   for (const std::string& note : plan.notes) print_text("  note         {}\n", note);
   if (!arguments.dry_run) {
     print_text("  time         {}\n  peak memory  {}\n", format_seconds(seconds), format_bytes(peak_memory_bytes()));

@@ -98,9 +98,11 @@ void run(const QuantizeArguments& arguments) {
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   const int64_t bytes = Checkpoint(output).num_bytes();
-  print_text("{}\n  recipe       {}\n  size         {} (original {})\n  time         {}\n  peak memory  {}\n",
+  const bool untied = recipe.transforms.residual && checkpoint.config().value("tie_word_embeddings", false);
+  print_text("{}\n  recipe       {}\n  size         {} (original {}{})\n  time         {}\n  peak memory  {}\n",
              output.string(), recipe.name, format_bytes(bytes), format_bytes(checkpoint.num_bytes()),
-             format_seconds(seconds), format_bytes(peak_memory_bytes()));
+             untied ? "; once rotated, head and embedding differ and are both stored" : "", format_seconds(seconds),
+             format_bytes(peak_memory_bytes()));
   if (!options.work_directory.empty() && !arguments.common.quiet) {
     spdlog::info("{} is no longer needed", options.work_directory.string());
   }
