@@ -269,6 +269,10 @@ void run(const SweepArguments& arguments) {
   const std::vector<std::string> problems = find_problems(plan, unfinished);
   if (!problems.empty()) throw_problems(problems);
   const Sweep sweep(plan, arguments, chosen);
+  CommonOptions summary;
+  summary.json = (plan.output / "summary.json").string();
+  const fs::path summary_file = plan.output / "summary.md";
+  if (all) check_outputs(summary, {{"the table", summary_file.string(), "| job"}});
   forward_signals_to_child();
   json jobs = json::array();
   int64_t num_failed = 0;
@@ -284,8 +288,8 @@ void run(const SweepArguments& arguments) {
   const std::string table = summary_table(jobs);
   print_text("{}", table);
   if (all) {
-    write_json_file(plan.output / "summary.json", {{"jobs", jobs}});
-    write_output_file(plan.output / "summary.md", table);
+    write_json(summary, {{"jobs", jobs}});
+    write_output_file(summary_file, table);
   }
   write_json(arguments.common, {{"jobs", jobs}});
   if (stop_requested()) throw Interrupted("stopped; the same command goes on");

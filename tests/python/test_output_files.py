@@ -148,6 +148,19 @@ def test_output_paths_are_checked_before_the_work(run, windows, recipe, tmp_path
     assert os.listdir(tmp_path) == []
 
 
+def test_sweep_does_not_overwrite_files_of_others(run, tmp_path):
+    plan = tmp_path / "sweep.json"
+    plan.write_text(json.dumps({"output": str(tmp_path), "models": [str(TINY)], "recipes": [], "originals": True}))
+    (tmp_path / "summary.md").write_text("mine")
+    done = run("sweep", plan)
+    assert done.returncode == 1
+    assert "summary.md" in done.stderr and (tmp_path / "summary.md").read_text() == "mine"
+    (tmp_path / "summary.md").unlink()
+    for _ in range(2):
+        assert run("sweep", plan).returncode == 0
+    assert (tmp_path / "summary.md").read_text().startswith("| job")
+
+
 def test_gguf_file_of_others_is_not_replaced_even_by_force(run, round_off, tmp_path):
     native, output = tmp_path / "native", tmp_path / "out.gguf"
     round_off({"weights": {"num_bits": 4, "strategy": "group", "group_size": 32, "scale_dtype": "float16"},
