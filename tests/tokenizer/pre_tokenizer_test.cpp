@@ -133,35 +133,36 @@ TEST(PreTokenizer, MatchesMayBeOfAnyLengthAndAnywhere) {
     expect_pieces(split(regex("x+"), "Isolated"), dots + "x" + dots + "xx", {dots, "x", dots, "xx"});
     expect_pieces(split(regex("(?<=aa|b)c"), "Isolated"), dots + "cbc" + word + "aac",
                   {dots + "cb", "c", word + "aa", "c"});
-    expect_pieces(split(regex("[a.]+?x|b"), "Removed"), word + dots + "xb" + dots, {dots});
+    expect_pieces(split(regex("[a.]+?x|b"), "Removed"), word + dots + "xbc", {"c"});
+    if (length > 257) continue;  // each letter looks to the end of its word
     expect_pieces(split(regex("(?=a+c)a"), "Removed"), word + "b" + word + "c", {word + "b", "c"});
     expect_pieces(split(regex("a++\\z|a"), "Removed"), word + "b" + word, {"b"});
   }
 }
 
 TEST(PreTokenizer, ExpressionsThatWouldTakeHoursAreRefused) {
-  // Each of the last three looks from every letter to the end of the text, though it fails with few steps.
+  std::string sentences;
+  for (int i = 0; i < 1000; ++i) sentences += "the quick brown fox ";
+  // The last three look from each letter to the end of the text, though they fail with few steps.
   for (const char* hostile :
-       {"(?:[a-z]+)+!", "(?:a|aa)+!|.", "(?:[a-z ]|[a-z][a-z ])+!|.", "(?:(?:a?){12}a{12}|b)!|.", "[a-z ]+!|.",
-        "[a-z](?=[a-z ]++[!?])|.", "[a-z](?:[a-m ]|[n-z])++[!?]|.", "[a-z ](?:[a-z]++ ++)*[!?]"}) {
+       {"(?:[a-z ]+)+[^a-z ]|.", "(?:[a-z ]|[a-z ][a-z ])+[^a-z ]|.", "[a-z ]+[^a-z ]|.", "[a-z](?=[a-z ]++[^a-z ])|.",
+        "[a-z](?:[a-m ]|[n-z])++[^a-z ]|.", "[a-z ](?:[a-z]++ ++)*[^a-z ]|."}) {
     SCOPED_TRACE(hostile);
     json file = byte_tokenizer();
     file["pre_tokenizer"] = split(regex(hostile), "Isolated");
     const Tokenizer tokenizer = load(file);
-    EXPECT_EQ(tokenizer.encode("a word!").size(), 7U);
-    for (const std::string& text : {std::string(100'000, 'a'), repeated("the quick brown fox ", 5'000)}) {
-      const std::string message = test::error_of([&] { tokenizer.encode(text); });
-      if (message == "nothing was thrown") continue;  // some fail fast in one of the texts
-      EXPECT_NE(message.find("takes too long"), std::string::npos) << message;
-      EXPECT_NE(message.find(hostile), std::string::npos) << message;
-    }
+    EXPECT_EQ(tokenizer.encode("a.word!").size(), 7U);
+    const std::string message = test::error_of([&] { tokenizer.encode(sentences); });
+    EXPECT_NE(message.find("takes too long"), std::string::npos) << message;
+    EXPECT_NE(message.find(hostile), std::string::npos) << message;
   }
-  // What was free for the first texts is not free for each of many.
+  // Many short texts do not get more than one long one.
   json file = byte_tokenizer();
   file["pre_tokenizer"] = {
       {"type", "Sequence"},
-      {"pretokenizers", {split(regex("\\n"), "Removed"), split(regex("(?:a|aa)+!|."), "Isolated")}}};
-  const std::string lines = repeated(std::string(40, 'a') + "\n", 10'000);
+      {"pretokenizers", {split(regex("\\n"), "Removed"), split(regex("(?:a|aa)+[^a]|[^.]"), "Isolated")}}};
+  std::string lines;
+  for (int i = 0; i < 1000; ++i) lines += std::string(40, 'a') + "\n";
   EXPECT_NE(test::error_of([&] { load(file).encode(lines); }).find("takes too long"), std::string::npos);
 }
 
