@@ -32,7 +32,7 @@ std::shared_ptr<const HadamardKernel> kernel_for(int64_t size, bool transpose) {
     built->power_of_two = orders.back();
     orders.pop_back();
     for (const int64_t order : orders) {
-      const SignMatrix h = hadamard_factor(order);
+      const SignMatrix h = hadamard_signs(order);
       built->factors.emplace_back(transpose ? SignMatrix(h.transpose()) : h);
     }
     built->size = size;
@@ -54,7 +54,7 @@ Tensor orthogonal_factor(int64_t order, const at::TensorOptions& options) {
   const std::lock_guard lock(mutex);
   Tensor& factor = factors[{order, options.device().str(), c10::typeMetaToScalarType(options.dtype())}];
   if (!factor.defined()) {
-    factor = (as_tensor(hadamard_factor(order)) / std::sqrt(static_cast<double>(order))).to(options);
+    factor = (as_tensor(hadamard_signs(order)) / std::sqrt(static_cast<double>(order))).to(options);
   }
   return factor;
 }
@@ -124,7 +124,7 @@ Tensor hadamard_matrix(int64_t n) {
   TORCH_CHECK(block == n, "hadamard_matrix: no construction of order ", n,
               " is known; the largest divisor with one is ", block);
   Tensor result = at::ones({1, 1}, at::kDouble);
-  for (const int64_t order : hadamard_factors(n)) result = at::kron(result, as_tensor(hadamard_factor(order)));
+  for (const int64_t order : hadamard_factors(n)) result = at::kron(result, as_tensor(hadamard_signs(order)));
   return result / std::sqrt(static_cast<double>(n));
 }
 

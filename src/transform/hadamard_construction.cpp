@@ -326,7 +326,7 @@ std::vector<int64_t> hadamard_factors(int64_t n) {
   return std::move(best->dense);
 }
 
-SignMatrix hadamard_factor(int64_t order) {
+SignMatrix hadamard_signs(int64_t order) {
   if (is_power_of_two(order)) return sylvester(order);
   if (has_paley_one(order)) return paley_one(order);
   if (has_paley_two(order)) return paley_two(order);

@@ -14,6 +14,6 @@ using SignMatrix = Eigen::Matrix<int8_t, Eigen::Dynamic, Eigen::Dynamic, Eigen::
 std::vector<int64_t> hadamard_factors(int64_t n);
 
 /// The factor itself: Sylvester's matrix for a power of two, else Paley I, Paley II or Williamson. H H^T = order * I.
-SignMatrix hadamard_factor(int64_t order);
+SignMatrix hadamard_signs(int64_t order);
 
 }  // namespace baseq

@@ -2,178 +2,193 @@
 
 #include <ATen/ATen.h>
 
-#include <utility>
+#include <limits>
 
 #include "baseq/transform/hadamard.h"
 
 namespace baseq {
 namespace {
 
-void check_size(const char* who, const Tensor& x, int64_t size) {
-  TORCH_CHECK(x.dim() >= 1 && x.size(-1) == size, who, ": the argument is ", x.sizes(),
-              " but its last dimension must be ", size);
-}
-
 void check_square(const char* who, const Tensor& matrix, int64_t min_dim, int64_t max_dim) {
-  TORCH_CHECK(at::isFloatingType(matrix.scalar_type()) && matrix.dim() >= min_dim && matrix.dim() <= max_dim &&
-                  matrix.size(-1) == matrix.size(-2) && matrix.numel() > 0,
-              who, ": got ", matrix.scalar_type(), " ", matrix.sizes(), " but floating-point square matrices of ",
-              min_dim, " to ", max_dim, " dimensions are needed");
+  TORCH_CHECK(matrix.defined() && at::isFloatingType(matrix.scalar_type()) && matrix.dim() >= min_dim &&
+                  matrix.dim() <= max_dim && matrix.size(-1) == matrix.size(-2) && matrix.numel() > 0,
+              who, ": got ", matrix.toString(), " ", matrix.defined() ? matrix.sizes() : at::IntArrayRef(),
+              " but floating-point square matrices of ", min_dim, " to ", max_dim, " dimensions are needed");
 }
 
-Tensor inverse_transpose(const Tensor& matrix) { return at::linalg_inv(matrix).mT(); }
+/// `given`, or computed where that is undefined.
+Tensor inverse_of(const char* who, const Tensor& matrix, const Tensor& given) {
+  if (!given.defined()) return at::linalg_inv(matrix);
+  check_square(who, given, matrix.dim(), matrix.dim());
+  TORCH_CHECK(given.sizes() == matrix.sizes(), who, ": the inverse is ", given.sizes(), " but the matrix is ",
+              matrix.sizes());
+  return given;
+}
 
-/// x [.., k b] times diag(matrices), matrices [k, b, b] or [b, b] with k = 1.
+/// [b, b] -> [1, b, b]
+Tensor in_blocks(const Tensor& matrices) { return matrices.dim() == 2 ? matrices.unsqueeze(0) : matrices; }
+
+/// x [.., k b] times diag(matrices), matrices [k, b, b].
 Tensor times_blocks(const Tensor& x, const Tensor& matrices) {
-  const Tensor m = matrices.to(x.scalar_type());
-  if (m.dim() == 2) return at::matmul(x, m);
-  const int64_t blocks = m.size(0);
-  const int64_t width = m.size(1);
-  const Tensor columns = x.reshape({-1, blocks, width}).transpose(0, 1);  // [k, rows, b]
-  return at::bmm(columns, m).transpose(0, 1).reshape(x.sizes());
+  if (matrices.size(0) == 1) return at::matmul(x, matrices[0]);
+  const Tensor columns = x.reshape({-1, matrices.size(0), matrices.size(1)}).transpose(0, 1);  // [k, rows, b]
+  return at::bmm(columns, matrices).transpose(0, 1).reshape(x.sizes());
 }
 
-/// x [.., a b] times left (x) right.
+/// x [.., p q] times left (x) right.
 Tensor times_kronecker(const Tensor& x, const Tensor& left, const Tensor& right) {
   const Tensor grid = x.reshape({-1, left.size(0), right.size(0)});
-  const Tensor fast = at::matmul(grid, right.to(x.scalar_type()));
-  return at::matmul(left.to(x.scalar_type()).t(), fast).reshape(x.sizes());
+  return at::matmul(left.t(), at::matmul(grid, right)).reshape(x.sizes());
+}
+
+Tensor times(const Tensor& x, const Factor& factor) {
+  const at::ScalarType dtype = x.scalar_type();
+  switch (factor.kind) {
+    case Factor::Kind::kScale:
+      return x * factor.left.to(dtype);
+    case Factor::Kind::kHadamard:
+      if (factor.blocks == 1) return hadamard_transform(x);
+      return hadamard_transform(x.unflatten(-1, {factor.blocks, factor.block})).flatten(-2);
+    case Factor::Kind::kMatrix:
+      return times_blocks(x, factor.left.to(dtype));
+    case Factor::Kind::kKronecker:
+      return times_kronecker(x, factor.left.to(dtype), factor.right.to(dtype));
+    case Factor::Kind::kPermutation:
+      return x.index_select(-1, factor.left);
+  }
+  TORCH_INTERNAL_ASSERT(false, "unknown Factor::Kind");
+}
+
+/// fn applied to every tensor that is there.
+template <class Fn>
+Factor mapped(Factor factor, Fn&& fn) {
+  for (Tensor* part : {&factor.left, &factor.right, &factor.left_inverse, &factor.right_inverse}) {
+    if (part->defined()) *part = fn(*part);
+  }
+  return factor;
+}
+
+/// T^-T as a factor.
+Factor inverse_transpose(Factor factor) {
+  const auto part = [&](Tensor& matrix, const Tensor& inverse) {
+    if (inverse.defined()) matrix = factor.kind == Factor::Kind::kScale ? inverse : inverse.mT();
+  };
+  part(factor.left, factor.left_inverse);
+  part(factor.right, factor.right_inverse);
+  return factor;
+}
+
+void check_size(const Factor& factor, const Tensor& x) {
+  TORCH_CHECK(x.dim() >= 1 && x.size(-1) == factor.size(), "transform: the argument is ", x.sizes(),
+              " but a factor is of size ", factor.size());
 }
 
 }  // namespace
 
 Tensor cayley(const Tensor& parameter) {
-  TORCH_CHECK(
-      at::isFloatingType(parameter.scalar_type()) && parameter.dim() >= 2 && parameter.size(-1) == parameter.size(-2),
-      "cayley: the parameter is ", parameter.scalar_type(), " ", parameter.sizes(),
-      " but floating-point square matrices are needed");
+  check_square("cayley", parameter, 2, std::numeric_limits<int64_t>::max());
   const Tensor skew = parameter - parameter.mT();
   const Tensor identity = at::eye(parameter.size(-1), parameter.options().requires_grad(false));
   return at::linalg_solve(identity + skew, identity - skew);
 }
 
-ScaleTransform::ScaleTransform(Tensor scale) : scale_(std::move(scale)) {
-  TORCH_CHECK(scale_.dim() == 1 && at::isFloatingType(scale_.scalar_type()), "ScaleTransform: the scale is ",
-              scale_.scalar_type(), " ", scale_.sizes(), " but a floating-point vector is needed");
-}
-
-int64_t ScaleTransform::size() const { return scale_.size(0); }
-
-Tensor ScaleTransform::apply(const Tensor& x) const {
-  check_size("ScaleTransform", x, size());
-  return x * scale_.to(x.scalar_type());
-}
-
-Tensor ScaleTransform::apply_inverse_transpose(const Tensor& w) const {
-  check_size("ScaleTransform", w, size());
-  return w / scale_.to(w.scalar_type());
-}
-
-HadamardTransform::HadamardTransform(int64_t size) : size_(size) {
-  TORCH_CHECK(size >= 1, "HadamardTransform: the size is ", size, " but must be at least 1");
-}
-
-Tensor HadamardTransform::apply(const Tensor& x) const {
-  check_size("HadamardTransform", x, size_);
-  return hadamard_transform(x);
-}
-
-// T^-T = T for every orthogonal T.
-Tensor HadamardTransform::apply_inverse_transpose(const Tensor& w) const { return apply(w); }
-
-OrthogonalTransform::OrthogonalTransform(Tensor parameter) : parameter_(std::move(parameter)) {
-  check_square("OrthogonalTransform", parameter_, 2, 3);
-}
-
-int64_t OrthogonalTransform::size() const { return parameter_.numel() / parameter_.size(-1); }
-
-Tensor OrthogonalTransform::apply(const Tensor& x) const {
-  check_size("OrthogonalTransform", x, size());
-  return times_blocks(x, cayley(parameter_));
-}
-
-Tensor OrthogonalTransform::apply_inverse_transpose(const Tensor& w) const { return apply(w); }
-
-KroneckerTransform::KroneckerTransform(Tensor left, Tensor right) : left_(std::move(left)), right_(std::move(right)) {
-  check_square("KroneckerTransform", left_, 2, 2);
-  check_square("KroneckerTransform", right_, 2, 2);
-}
-
-int64_t KroneckerTransform::size() const { return left_.size(0) * right_.size(0); }
-
-Tensor KroneckerTransform::apply(const Tensor& x) const {
-  check_size("KroneckerTransform", x, size());
-  return times_kronecker(x, left_, right_);
-}
-
-Tensor KroneckerTransform::apply_inverse_transpose(const Tensor& w) const {
-  check_size("KroneckerTransform", w, size());
-  return times_kronecker(w, inverse_transpose(left_), inverse_transpose(right_));
-}
-
-BlockDiagonalTransform::BlockDiagonalTransform(Tensor matrices) : matrices_(std::move(matrices)) {
-  check_square("BlockDiagonalTransform", matrices_, 3, 3);
-}
-
-int64_t BlockDiagonalTransform::size() const { return matrices_.size(0) * matrices_.size(1); }
-
-Tensor BlockDiagonalTransform::apply(const Tensor& x) const {
-  check_size("BlockDiagonalTransform", x, size());
-  return times_blocks(x, matrices_);
-}
-
-Tensor BlockDiagonalTransform::apply_inverse_transpose(const Tensor& w) const {
-  check_size("BlockDiagonalTransform", w, size());
-  return times_blocks(w, inverse_transpose(matrices_));
-}
-
-PermutationTransform::PermutationTransform(Tensor permutation) : permutation_(std::move(permutation)) {
-  TORCH_CHECK(permutation_.dim() == 1 && permutation_.scalar_type() == at::kLong &&
-                  at::equal(std::get<0>(permutation_.sort()), at::arange(permutation_.size(0), permutation_.options())),
-              "PermutationTransform: got ", permutation_.scalar_type(), " ", permutation_.sizes(),
-              " but an int64 vector with each of 0 .. n-1 once is needed");
-}
-
-int64_t PermutationTransform::size() const { return permutation_.size(0); }
-
-Tensor PermutationTransform::apply(const Tensor& x) const {
-  check_size("PermutationTransform", x, size());
-  return x.index_select(-1, permutation_);
-}
-
-Tensor PermutationTransform::apply_inverse_transpose(const Tensor& w) const { return apply(w); }
-
-ComposedTransform::ComposedTransform(std::vector<std::shared_ptr<const Transform>> transforms)
-    : transforms_(std::move(transforms)) {
-  TORCH_CHECK(!transforms_.empty(), "ComposedTransform: got no transform but at least one is needed");
-  for (const auto& transform : transforms_) {
-    TORCH_CHECK(transform && transform->size() == transforms_.front()->size(),
-                "ComposedTransform: one transform has size ", transform ? transform->size() : 0, " but the first has ",
-                transforms_.front()->size());
+int64_t Factor::size() const {
+  switch (kind) {
+    case Kind::kScale:
+    case Kind::kPermutation:
+      return left.size(0);
+    case Kind::kHadamard:
+      return block * blocks;
+    case Kind::kMatrix:
+      return left.size(0) * left.size(1);
+    case Kind::kKronecker:
+      return left.size(0) * right.size(0);
   }
+  TORCH_INTERNAL_ASSERT(false, "unknown Factor::Kind");
 }
 
-int64_t ComposedTransform::size() const { return transforms_.front()->size(); }
+Factor Factor::to(const at::TensorOptions& options) const {
+  const at::TensorOptions target = kind == Kind::kPermutation ? options.dtype(at::kLong) : options;
+  return mapped(*this, [&](const Tensor& part) { return part.to(target); });
+}
 
-Tensor ComposedTransform::apply(const Tensor& x) const {
+Factor Factor::detach() const {
+  return mapped(*this, [](const Tensor& part) { return part.detach(); });
+}
+
+Factor scale_factor(const Tensor& scale, const Tensor& inverse) {
+  TORCH_CHECK(scale.defined() && scale.dim() == 1 && scale.numel() > 0 && at::isFloatingType(scale.scalar_type()),
+              "scale_factor: the scale is ", scale.toString(), " ", scale.defined() ? scale.sizes() : at::IntArrayRef(),
+              " but a floating-point vector is needed");
+  if (inverse.defined()) {
+    TORCH_CHECK(inverse.sizes() == scale.sizes() && at::isFloatingType(inverse.scalar_type()),
+                "scale_factor: the inverse is ", inverse.toString(), " ", inverse.sizes(), " but the scale is ",
+                scale.sizes());
+    return {.kind = Factor::Kind::kScale, .left = scale, .left_inverse = inverse};
+  }
+  const Tensor reciprocal = scale.reciprocal();
+  TORCH_CHECK((scale.isfinite() & reciprocal.isfinite()).all().item<bool>(),
+              "scale_factor: the scale has entries without an inverse: zero, infinite or NaN");
+  return {.kind = Factor::Kind::kScale, .left = scale, .left_inverse = reciprocal};
+}
+
+Factor hadamard_factor(int64_t block, int64_t blocks) {
+  TORCH_CHECK(block >= 1 && blocks >= 1 && block <= std::numeric_limits<int64_t>::max() / blocks,
+              "hadamard_factor: ", blocks, " blocks of ", block,
+              " features, but both must be at least 1 and their product fit an int64");
+  return {.kind = Factor::Kind::kHadamard, .block = block, .blocks = blocks};
+}
+
+Factor matrix_factor(const Tensor& matrices, const Tensor& inverses) {
+  check_square("matrix_factor", matrices, 2, 3);
+  return {.kind = Factor::Kind::kMatrix,
+          .left = in_blocks(matrices),
+          .left_inverse = in_blocks(inverse_of("matrix_factor", matrices, inverses))};
+}
+
+Factor rotation_factor(const Tensor& matrices) {
+  check_square("rotation_factor", matrices, 2, 3);
+  return {.kind = Factor::Kind::kMatrix, .left = in_blocks(matrices)};
+}
+
+Factor kronecker_factor(const Tensor& left, const Tensor& right, const Tensor& left_inverse,
+                        const Tensor& right_inverse) {
+  check_square("kronecker_factor", left, 2, 2);
+  check_square("kronecker_factor", right, 2, 2);
+  return {.kind = Factor::Kind::kKronecker,
+          .left = left,
+          .right = right,
+          .left_inverse = inverse_of("kronecker_factor", left, left_inverse),
+          .right_inverse = inverse_of("kronecker_factor", right, right_inverse)};
+}
+
+Factor permutation_factor(const Tensor& permutation) {
+  TORCH_CHECK(permutation.defined() && permutation.dim() == 1 && permutation.scalar_type() == at::kLong &&
+                  permutation.numel() > 0 &&
+                  at::equal(std::get<0>(permutation.sort()), at::arange(permutation.size(0), permutation.options())),
+              "permutation_factor: got ", permutation.toString(), " ",
+              permutation.defined() ? permutation.sizes() : at::IntArrayRef(),
+              " but an int64 vector with each of 0 .. n-1 once is needed");
+  return {.kind = Factor::Kind::kPermutation, .left = permutation};
+}
+
+Tensor apply_transform(const Transform& transform, const Tensor& x) {
   Tensor y = x;
-  for (const auto& transform : transforms_) y = transform->apply(y);
+  for (const Factor& factor : transform) {
+    check_size(factor, y);
+    y = times(y, factor);
+  }
   return y;
 }
 
 // (T_1 T_2)^-T = T_1^-T T_2^-T: the order is the same.
-Tensor ComposedTransform::apply_inverse_transpose(const Tensor& w) const {
+Tensor apply_inverse_transpose(const Transform& transform, const Tensor& w) {
   Tensor y = w;
-  for (const auto& transform : transforms_) y = transform->apply_inverse_transpose(y);
-  return y;
-}
-
-std::vector<Tensor> ComposedTransform::parameters() const {
-  std::vector<Tensor> all;
-  for (const auto& transform : transforms_) {
-    for (const Tensor& parameter : transform->parameters()) all.push_back(parameter);
+  for (const Factor& factor : transform) {
+    check_size(factor, y);
+    y = times(y, inverse_transpose(factor));
   }
-  return all;
+  return y;
 }
 
 }  // namespace baseq

@@ -46,7 +46,7 @@ TEST(HadamardConstruction, RowsOfEveryFactorAreOrthogonal) {
   for (int64_t order = 4; order <= 400; order += 4) {
     const std::vector<int64_t> factors = hadamard_factors(order);
     for (const int64_t m : factors) {
-      const Eigen::MatrixXi h = hadamard_factor(m).cast<int>();
+      const Eigen::MatrixXi h = hadamard_signs(m).cast<int>();
       ASSERT_EQ(h.rows(), m);
       ASSERT_TRUE((h.array().abs() == 1).all()) << "order " << m;
       ASSERT_TRUE(h * h.transpose() == Eigen::MatrixXi::Identity(m, m) * int(m)) << "order " << m;
@@ -63,7 +63,7 @@ TEST(HadamardConstruction, CoversEveryMultipleOfFourBelow236ExceptTwo) {
 TEST(HadamardConstruction, PaleyWorksOverPrimePowerFields) {
   // 27 = 3^3, 343 = 7^3 and 243 = 3^5 for Paley I; 9, 25, 49, 81 and 125 for Paley II.
   for (const int64_t order : {28, 344, 244, 20, 52, 100, 164, 252}) {
-    const Eigen::MatrixXi h = hadamard_factor(order).cast<int>();
+    const Eigen::MatrixXi h = hadamard_signs(order).cast<int>();
     EXPECT_TRUE(h * h.transpose() == Eigen::MatrixXi::Identity(order, order) * int(order)) << "order " << order;
   }
 }

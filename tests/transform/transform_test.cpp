@@ -6,7 +6,6 @@
 
 #include <cmath>
 #include <functional>
-#include <memory>
 #include <random>
 #include <string>
 #include <utility>
@@ -30,134 +29,211 @@ double relative_error(const Tensor& got, const Tensor& expected) {
   return ((got - expected).norm() / expected.norm()).item<double>();
 }
 
-using NamedTransform = std::pair<std::string, std::shared_ptr<Transform>>;
+/// A transform that is made anew from the values that its leaves have.
+struct Case {
+  std::string name;
+  int64_t size;
+  std::vector<Tensor> leaves;
+  std::function<Transform()> make;
+};
 
-/// One of each class, of random shapes.
-std::vector<NamedTransform> random_transforms(uint64_t seed) {
+/// One of each kind, of size n = k b.
+std::vector<Case> factors_of(int64_t k, int64_t b, uint64_t seed) {
+  const int64_t n = k * b;
+  const Tensor scale = random({n}, seed).abs() + 0.1, logs = random({n}, seed + 1),
+               order = at::randperm(n, generator(seed));
+  const Tensor matrix = random_invertible({n, n}, seed + 2), matrices = random_invertible({k, b, b}, seed + 3);
+  const Tensor left = random_invertible({k, k}, seed + 4), right = random_invertible({b, b}, seed + 5);
+  const Tensor skew = random({k, b, b}, seed + 6);
+  return {{"scale", n, {scale}, [=] { return Transform{scale_factor(scale)}; }},
+          {"logarithms", n, {logs}, [=] { return Transform{scale_factor(logs.exp(), (-logs).exp())}; }},
+          {"hadamard", n, {}, [=] { return Transform{hadamard_factor(n)}; }},
+          {"hadamard blocks", n, {}, [=] { return Transform{hadamard_factor(b, k)}; }},
+          {"matrix", n, {matrix}, [=] { return Transform{matrix_factor(matrix)}; }},
+          {"matrices", n, {matrices}, [=] { return Transform{matrix_factor(matrices)}; }},
+          {"rotations", n, {skew}, [=] { return Transform{rotation_factor(cayley(skew))}; }},
+          {"kronecker", n, {left, right}, [=] { return Transform{kronecker_factor(left, right)}; }},
+          {"permutation", n, {}, [=] { return Transform{permutation_factor(order)}; }}};
+}
+
+/// One of each kind, of random sizes, and a chain of up to six of them in random order.
+std::vector<Case> random_cases(uint64_t seed) {
   std::mt19937_64 engine(seed);
   const auto pick = [&](int64_t low, int64_t high) { return low + int64_t(engine() % uint64_t(high - low + 1)); };
-  const int64_t n = pick(1, 40), a = pick(1, 9), b = pick(1, 9), k = pick(1, 5);
-  const auto scale = std::make_shared<ScaleTransform>(random({n}, seed).abs() + 0.1);
-  const auto rotation = std::make_shared<OrthogonalTransform>(random({n, n}, seed + 1));
-  const auto permutation = std::make_shared<PermutationTransform>(at::randperm(n, generator(seed)));
-  const auto hadamard = std::make_shared<HadamardTransform>(n);
-  return {{"scale", scale},
-          {"hadamard of any size", hadamard},
-          {"hadamard of a model size", std::make_shared<HadamardTransform>(pick(1, 3) * 192)},
-          {"orthogonal", rotation},
-          {"orthogonal blocks", std::make_shared<OrthogonalTransform>(random({k, b, b}, seed + 2))},
-          {"kronecker", std::make_shared<KroneckerTransform>(random_invertible({a, a}, seed + 3),
-                                                             random_invertible({b, b}, seed + 4))},
-          {"block diagonal", std::make_shared<BlockDiagonalTransform>(random_invertible({k, b, b}, seed + 5))},
-          {"permutation", permutation},
-          {"composed", std::make_shared<ComposedTransform>(std::vector<std::shared_ptr<const Transform>>{
-                           permutation, scale, hadamard, rotation, scale})}};
+  std::vector<Case> cases = factors_of(pick(1, 6), pick(1, 9), seed);
+  std::vector<Case> links;
+  Case chain{"chain", cases[0].size, {}, {}};
+  for (int64_t i = pick(2, 6); i > 0; --i) {
+    links.push_back(cases[size_t(pick(0, int64_t(cases.size()) - 1))]);
+    chain.name += " " + links.back().name;
+    chain.leaves.insert(chain.leaves.end(), links.back().leaves.begin(), links.back().leaves.end());
+  }
+  chain.make = [links] {
+    Transform all;
+    for (const Case& link : links) all.push_back(link.make()[0]);
+    return all;
+  };
+  cases.push_back(chain);
+  cases.push_back({"hadamard of a model size", 576, {}, [] { return Transform{hadamard_factor(192, 3)}; }});
+  return cases;
 }
 
-TEST(Transform, EveryTransformKeepsTheOutput) {
-  for (uint64_t seed = 0; seed < 40; ++seed) {
-    for (const auto& [name, transform] : random_transforms(1000 * seed)) {
-      const int64_t n = transform->size();
-      const Tensor x = random({2, 3, n}, seed + 1);
-      const Tensor w = random({5, n}, seed + 2);
-      const Tensor expected = x.matmul(w.t());
-      const Tensor got = transform->apply(x).matmul(transform->apply_inverse_transpose(w).t());
-      ASSERT_EQ(transform->apply(x).sizes(), x.sizes()) << name;
-      EXPECT_LE(relative_error(got, expected), 1e-10) << name << ", n = " << n << ", seed = " << seed;
+TEST(Transform, EveryKindAndChainKeepsTheOutput) {
+  for (uint64_t seed = 0; seed < 60; ++seed) {
+    for (const Case& test : random_cases(1000 * seed)) {
+      const Transform transform = test.make();
+      const Tensor x = random({2, 3, test.size}, seed + 1), w = random({5, test.size}, seed + 2);
+      const Tensor y = apply_transform(transform, x);
+      ASSERT_EQ(y.sizes(), x.sizes()) << test.name;
+      EXPECT_LE(relative_error(y.matmul(apply_inverse_transpose(transform, w).t()), x.matmul(w.t())), 1e-10)
+          << test.name << ", n = " << test.size << ", seed = " << seed;
+      for (const Factor& factor : transform) EXPECT_EQ(factor.size(), test.size) << test.name;
     }
   }
 }
 
-TEST(Transform, EveryTransformIsLinearInTheRows) {
-  // What `apply` does to the identity is T itself, so applying it to x must be the product x T.
-  for (const auto& [name, transform] : random_transforms(7)) {
-    const Tensor identity = at::eye(transform->size(), at::kDouble);
-    const Tensor x = random({4, transform->size()}, 8);
-    EXPECT_LE(relative_error(transform->apply(x), x.matmul(transform->apply(identity))), 1e-13) << name;
+TEST(Transform, IsAMatrix) {
+  // What it does to the identity is T itself.
+  for (const Case& test : random_cases(7)) {
+    const Tensor matrix = apply_transform(test.make(), at::eye(test.size, at::kDouble));
+    const Tensor x = random({4, test.size}, 8);
+    EXPECT_LE(relative_error(apply_transform(test.make(), x), x.matmul(matrix)), 1e-13) << test.name;
+    if (test.make().size() > 1) continue;
+    const Tensor identity = at::eye(test.size, at::kDouble);
+    const bool orthogonal = at::allclose(matrix.matmul(matrix.t()), identity, 1e-10, 1e-10);
+    EXPECT_EQ(test.make()[0].orthogonal(), orthogonal) << test.name;
   }
+  const Tensor x = random({4, 5}, 9);
+  EXPECT_TRUE(at::equal(apply_transform({}, x), x));
+  EXPECT_TRUE(at::equal(apply_inverse_transpose({}, x), x));
 }
 
-TEST(Transform, EveryTransformRejectsAWrongSize) {
-  for (const auto& [name, transform] : random_transforms(9)) {
-    const Tensor wrong = at::ones({2, transform->size() + 1}, at::kDouble);
-    EXPECT_THROW(transform->apply(wrong), c10::Error) << name;
-    EXPECT_THROW(transform->apply_inverse_transpose(wrong), c10::Error) << name;
-  }
+TEST(Transform, EveryKindIsItsMatrix) {
+  const Tensor blocks = random_invertible({3, 4, 4}, 1), left = random_invertible({3, 3}, 2), x = random({5, 12}, 3);
+  const Tensor right = random_invertible({4, 4}, 4), scale = random({12}, 5), h = hadamard_matrix(4);
+  const auto expect = [&](const Factor& factor, const Tensor& matrix) {
+    EXPECT_LE(relative_error(apply_transform({factor}, x), x.matmul(matrix)), 1e-14);
+  };
+  expect(matrix_factor(blocks), at::block_diag({blocks[0], blocks[1], blocks[2]}));
+  expect(rotation_factor(h.expand({3, 4, 4})), at::block_diag({h, h, h}));
+  expect(hadamard_factor(4, 3), at::block_diag({h, h, h}));
+  expect(hadamard_factor(12), hadamard_matrix(12));
+  expect(kronecker_factor(left, right), at::kron(left, right));
+  expect(scale_factor(scale), scale.diag());
+  const Tensor y = apply_transform({permutation_factor(at::tensor({2, 0, 3, 1}, at::kLong))}, at::arange(4));
+  EXPECT_TRUE(at::equal(y, at::tensor({2, 0, 3, 1}, at::kLong)));
 }
 
-TEST(Transform, GradientsReachEveryParameter) {
-  for (const auto& [name, transform] : random_transforms(11)) {
-    for (Tensor parameter : transform->parameters()) {
-      parameter.set_requires_grad(true);
-      parameter.mutable_grad().reset();  // the composition shares its parameters with transforms before it
-    }
-    const Tensor x = random({6, transform->size()}, 12);
-    const Tensor w = random({3, transform->size()}, 13);
-    const auto loss = [&, t = transform] {
-      return t->apply(x).pow(3).sum() + t->apply_inverse_transpose(w).pow(3).sum();
-    };
-    if (transform->parameters().empty()) continue;
-    loss().backward();
-    const double step = 1e-6;
-    uint64_t seed = 14;
-    for (Tensor parameter : transform->parameters()) {
-      const Tensor gradient = parameter.grad().clone();
-      const at::NoGradGuard no_grad;
-      const Tensor direction = random(parameter.sizes(), ++seed);
-      parameter.add_(direction, step);
-      const double above = loss().item<double>();
-      parameter.add_(direction, -2 * step);
-      const double below = loss().item<double>();
-      parameter.add_(direction, step);
-      const double numeric = (above - below) / (2 * step);
-      // A parameter that a composition holds twice has both contributions in its gradient, and in the difference.
-      EXPECT_NEAR((gradient * direction).sum().item<double>(), numeric, 1e-5 * (1 + std::abs(numeric))) << name;
-    }
-  }
-}
-
-TEST(Transform, KeepsTheDtypeOfItsArgument) {
-  for (const auto& [name, transform] : random_transforms(17)) {
-    const Tensor x = random({2, transform->size()}, 18).to(at::kBFloat16);
-    EXPECT_EQ(transform->apply(x).scalar_type(), at::kBFloat16) << name;
-    EXPECT_EQ(transform->apply_inverse_transpose(x).scalar_type(), at::kBFloat16) << name;
-  }
-}
-
-TEST(Transform, AcceptsAnEmptyBatch) {
-  for (const auto& [name, transform] : random_transforms(19)) {
-    const Tensor x = at::empty({2, 0, transform->size()}, at::kDouble);
-    EXPECT_EQ(transform->apply(x).sizes(), x.sizes()) << name;
-  }
-}
-
-TEST(KroneckerTransform, IsTheKroneckerProduct) {
-  const Tensor left = random_invertible({3, 3}, 1), right = random_invertible({5, 5}, 2), x = random({4, 15}, 3);
-  const Tensor expected = x.matmul(at::kron(left, right));
-  EXPECT_LE(relative_error(KroneckerTransform(left, right).apply(x), expected), 1e-14);
-}
-
-TEST(BlockDiagonalTransform, IsTheBlockDiagonalMatrix) {
-  const Tensor matrices = random_invertible({3, 4, 4}, 1), x = random({5, 12}, 2);
-  const Tensor expected = x.matmul(at::block_diag({matrices[0], matrices[1], matrices[2]}));
-  EXPECT_LE(relative_error(BlockDiagonalTransform(matrices).apply(x), expected), 1e-14);
-}
-
-TEST(PermutationTransform, GathersAndRejectsWhatIsNoPermutation) {
-  const Tensor x = at::arange(4, at::kDouble);
-  const Tensor y = PermutationTransform(at::tensor({2, 0, 3, 1}, at::kLong)).apply(x);
-  EXPECT_TRUE(at::equal(y, at::tensor({2.0, 0.0, 3.0, 1.0}, at::kDouble)));
-  EXPECT_THROW(PermutationTransform(at::tensor({0, 0, 1}, at::kLong)), c10::Error);
-  EXPECT_THROW(PermutationTransform(at::tensor({0.0, 1.0}, at::kDouble)), c10::Error);
-}
-
-TEST(ComposedTransform, AppliesTheFirstTransformFirst) {
-  const auto scale = std::make_shared<ScaleTransform>(at::tensor({1.0, 2.0, 4.0}, at::kDouble));
-  const auto rotate = std::make_shared<PermutationTransform>(at::tensor({1, 2, 0}, at::kLong));
-  const Tensor y = ComposedTransform({scale, rotate}).apply(at::ones({3}, at::kDouble));
+TEST(Transform, AppliesTheFirstFactorFirst) {
+  const Factor scale = scale_factor(at::tensor({1.0, 2.0, 4.0}, at::kDouble));
+  const Factor rotate = permutation_factor(at::tensor({1, 2, 0}, at::kLong));
+  const Tensor y = apply_transform({scale, rotate}, at::ones({3}, at::kDouble));
   EXPECT_TRUE(at::equal(y, at::tensor({2.0, 4.0, 1.0}, at::kDouble)));
-  EXPECT_THROW(ComposedTransform({}), c10::Error);
-  EXPECT_THROW(ComposedTransform({scale, std::make_shared<HadamardTransform>(4)}), c10::Error);
+}
+
+TEST(Transform, GradientsAreThoseOfFiniteDifferences) {
+  uint64_t direction_seed = 1000;
+  for (const uint64_t seed : {11, 12, 13, 14}) {
+    for (const Case& test : random_cases(seed)) {
+      std::vector<Tensor> variables = {random({6, test.size}, 12), random({3, test.size}, 13)};
+      variables.insert(variables.end(), test.leaves.begin(), test.leaves.end());
+      for (Tensor& variable : variables) {
+        variable.set_requires_grad(true);
+        variable.mutable_grad().reset();  // a chain shares its leaves with cases before it
+      }
+      const auto loss = [&] {
+        const Transform transform = test.make();
+        return apply_transform(transform, variables[0]).pow(3).sum() +
+               apply_inverse_transpose(transform, variables[1]).pow(3).sum();
+      };
+      loss().backward();
+      const at::NoGradGuard no_grad;
+      const double step = 1e-6;
+      for (Tensor variable : variables) {
+        const Tensor direction = random(variable.sizes(), ++direction_seed);
+        variable.add_(direction, step);
+        const double above = loss().item<double>();
+        variable.add_(direction, -2 * step);
+        const double below = loss().item<double>();
+        variable.add_(direction, step);
+        const double numeric = (above - below) / (2 * step);
+        EXPECT_NEAR((variable.grad() * direction).sum().item<double>(), numeric, 1e-5 * (1 + std::abs(numeric)))
+            << test.name;
+      }
+    }
+  }
+}
+
+TEST(Transform, KeepsDtypeAndShapeOfItsArgument) {
+  for (const Case& test : random_cases(17)) {
+    const Transform transform = test.make();
+    const Tensor x = random({2, test.size}, 18).to(at::kBFloat16), none = at::empty({2, 0, test.size}, at::kDouble);
+    EXPECT_EQ(apply_transform(transform, x).scalar_type(), at::kBFloat16) << test.name;
+    EXPECT_EQ(apply_inverse_transpose(transform, x).scalar_type(), at::kBFloat16) << test.name;
+    EXPECT_EQ(apply_transform(transform, none).sizes(), none.sizes()) << test.name;
+    EXPECT_EQ(apply_transform(transform, random({test.size}, 19)).sizes(), at::IntArrayRef({test.size})) << test.name;
+  }
+}
+
+TEST(Transform, ConvertsItsTensorsButNotTheIndices) {
+  for (const Case& test : factors_of(3, 4, 21)) {
+    const Factor factor = test.make()[0], single = factor.to(at::TensorOptions(at::kFloat));
+    for (const Tensor& part : {single.left, single.right, single.left_inverse, single.right_inverse}) {
+      if (!part.defined()) continue;
+      EXPECT_EQ(part.scalar_type(), factor.kind == Factor::Kind::kPermutation ? at::kLong : at::kFloat) << test.name;
+    }
+    const Tensor x = random({2, 12}, 22);
+    EXPECT_LE(relative_error(apply_transform({single}, x), apply_transform({factor}, x)), 1e-6) << test.name;
+    EXPECT_EQ(single.orthogonal(), factor.orthogonal()) << test.name;
+  }
+}
+
+TEST(Transform, IsCutFromTheGraph) {
+  const Factor factor = scale_factor(at::ones({3}).requires_grad_(true));
+  EXPECT_TRUE(factor.left.requires_grad() && factor.left_inverse.requires_grad());
+  EXPECT_FALSE(factor.detach().left.requires_grad() || factor.detach().left_inverse.requires_grad());
+}
+
+TEST(Transform, RejectsAnArgumentOfAnotherSize) {
+  for (const Case& test : random_cases(23)) {
+    const Transform transform = test.make();
+    for (const Tensor& wrong : {at::ones({2, test.size + 1}, at::kDouble), at::ones({test.size, 0}, at::kDouble),
+                                at::ones({}, at::kDouble), Tensor()}) {
+      EXPECT_THROW(apply_transform(transform, wrong), c10::Error) << test.name;
+      EXPECT_THROW(apply_inverse_transpose(transform, wrong), c10::Error) << test.name;
+    }
+  }
+  EXPECT_THROW(apply_transform({hadamard_factor(4), hadamard_factor(8)}, at::ones({4})), c10::Error);
+}
+
+TEST(Transform, RejectsFactorsThatAreNone) {
+  const Tensor square = at::eye(3, at::kDouble), wide = at::ones({2, 3}, at::kDouble), nothing;
+  for (const Tensor& scale : {nothing, wide, at::ones({}), at::empty({0}), at::ones({3}, at::kLong), at::zeros({3}),
+                              at::full({3}, INFINITY), at::full({3}, NAN)}) {
+    EXPECT_THROW(scale_factor(scale), c10::Error) << scale;
+  }
+  EXPECT_THROW(scale_factor(at::ones({3}), at::ones({4})), c10::Error);
+  const int64_t huge = int64_t{1} << 62;
+  const std::vector<std::pair<int64_t, int64_t>> sizes = {{0, 1}, {-4, 1}, {4, 0}, {4, -1}, {huge, 2}, {4, huge}};
+  for (const auto& [block, blocks] : sizes) {
+    EXPECT_THROW(hadamard_factor(block, blocks), c10::Error) << block << " x " << blocks;
+  }
+  for (const Tensor& matrix : {nothing, wide, at::ones({3}), at::ones({2, 2, 2, 2}), at::ones({3, 3}, at::kLong),
+                               at::empty({0, 0}), at::empty({0, 3, 3}), at::ones({2, 3, 2})}) {
+    EXPECT_THROW(matrix_factor(matrix), c10::Error) << matrix;
+    EXPECT_THROW(rotation_factor(matrix), c10::Error) << matrix;
+    EXPECT_THROW(kronecker_factor(matrix, square), c10::Error) << matrix;
+    EXPECT_THROW(kronecker_factor(square, matrix), c10::Error) << matrix;
+  }
+  EXPECT_THROW(matrix_factor(at::zeros({3, 3})), c10::Error);
+  EXPECT_THROW(matrix_factor(square, at::eye(4, at::kDouble)), c10::Error);
+  EXPECT_THROW(kronecker_factor(square.unsqueeze(0), square), c10::Error);
+  EXPECT_THROW(kronecker_factor(square, square, square, at::eye(2, at::kDouble)), c10::Error);
+  for (const Tensor& order : {nothing, at::tensor({0, 0, 1}, at::kLong), at::tensor({0, 2}, at::kLong),
+                              at::tensor({-1, 0}, at::kLong), at::tensor({0.0, 1.0}, at::kDouble),
+                              at::tensor({0, 1}, at::kInt), at::empty({0}, at::kLong), at::zeros({1, 1}, at::kLong)}) {
+    EXPECT_THROW(permutation_factor(order), c10::Error) << order;
+  }
 }
 
 TEST(Cayley, IsOrthogonalAndStartsAtTheIdentity) {

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <memory>
 #include <vector>
 
 #include "baseq/tensor.h"
@@ -13,125 +12,53 @@ namespace baseq {
 /// @return           [.., n, n]
 Tensor cayley(const Tensor& parameter);
 
-/// An invertible matrix T [n, n] that stands between a layer's input and its weight and leaves the output as it is:
-/// apply(x) apply_inverse_transpose(w)^T = x T (w T^-T)^T = x w^T.
-///
-/// Everything is differentiable in its argument and in parameters(). T is cast to the dtype of the argument, so float32
-/// parameters can transform bfloat16 activations. Every function throws c10::Error when the last dimension of its
-/// argument is not size().
-class Transform {
- public:
-  virtual ~Transform() = default;
+/// An invertible matrix T [n, n] between a layer's input and its weight: x T (w T^-T)^T = x w^T. A value: after a
+/// change of the tensors that it was made from, make it again. Make it with the functions below, which check the sizes.
+struct Factor {
+  enum class Kind {
+    kScale,        ///< diag(left), left [n]
+    kHadamard,     ///< `blocks` times hadamard_transform over `block` features along the diagonal, n = blocks * block
+    kMatrix,       ///< diag(left[0], .., left[k - 1]), left [k, b, b], n = k b: a matrix per head
+    kKronecker,    ///< left (x) right, [p, p] and [q, q], n = p q; left acts on the slow part of the index
+    kPermutation,  ///< (x T)[.., j] = x[.., left[j]], left int64 [n]
+  };
+  Kind kind = Kind::kHadamard;
+  Tensor left, right;
+  Tensor left_inverse, right_inverse;  ///< undefined: that part is orthogonal
+  int64_t block = 1, blocks = 1;       ///< of kHadamard
 
-  virtual int64_t size() const = 0;
-
-  /// x [.., n] -> x T
-  virtual Tensor apply(const Tensor& x) const = 0;
-
-  /// w [out, n] -> w T^-T
-  virtual Tensor apply_inverse_transpose(const Tensor& w) const = 0;
-
-  /// The tensors that may be learned, as handles: setting requires_grad on them or updating them in place takes effect.
-  virtual std::vector<Tensor> parameters() const { return {}; }
-
- protected:
-  Transform() = default;
-  Transform(const Transform&) = default;
-  Transform& operator=(const Transform&) = default;
+  int64_t size() const;  ///< n
+  /// Whether T^-T is known to be T.
+  bool orthogonal() const { return !left_inverse.defined() && !right_inverse.defined(); }
+  /// Indices of a permutation keep their dtype.
+  Factor to(const at::TensorOptions& options) const;
+  /// Cut from the autograd graph.
+  Factor detach() const;
 };
 
-/// T = diag(s), s [n] without zeros (SmoothQuant, arXiv 2211.10438, divides activations: its s is 1 / s here).
-class ScaleTransform : public Transform {
- public:
-  explicit ScaleTransform(Tensor scale);
-  int64_t size() const override;
-  Tensor apply(const Tensor& x) const override;
-  Tensor apply_inverse_transpose(const Tensor& w) const override;
-  std::vector<Tensor> parameters() const override { return {scale_}; }
+/// T = T_1 T_2 ... T_k of one size: the first factor is applied first. Empty: the identity.
+using Transform = std::vector<Factor>;
 
- private:
-  Tensor scale_;
-};
+// An inverse that is not given is computed. All throw c10::Error for shapes and dtypes other than those of Factor and
+// for what has no inverse.
 
-/// T = hadamard_matrix(n), or its block-diagonal fallback; orthogonal and fixed (QuaRot, arXiv 2404.00456).
-class HadamardTransform : public Transform {
- public:
-  explicit HadamardTransform(int64_t size);
-  int64_t size() const override { return size_; }
-  Tensor apply(const Tensor& x) const override;
-  Tensor apply_inverse_transpose(const Tensor& w) const override;
+Factor scale_factor(const Tensor& scale, const Tensor& inverse = {});
+/// QuaRot, arXiv 2404.00456.
+Factor hadamard_factor(int64_t block, int64_t blocks = 1);
+/// @param matrices [k, b, b], or [b, b] for k = 1
+Factor matrix_factor(const Tensor& matrices, const Tensor& inverses = {});
+/// matrix_factor of matrices that are orthogonal, such as those of `cayley`; this is not checked.
+Factor rotation_factor(const Tensor& matrices);
+/// FlatQuant, arXiv 2410.09426.
+Factor kronecker_factor(const Tensor& left, const Tensor& right, const Tensor& left_inverse = {},
+                        const Tensor& right_inverse = {});
+/// @param permutation int64 [n], each of 0 .. n-1 once
+Factor permutation_factor(const Tensor& permutation);
 
- private:
-  int64_t size_;
-};
-
-/// T = cayley(parameter), a learned rotation (SpinQuant, arXiv 2405.16406). A parameter [k, m, m] stands for k
-/// rotations along the diagonal, n = k m: one per head.
-class OrthogonalTransform : public Transform {
- public:
-  explicit OrthogonalTransform(Tensor parameter);
-  int64_t size() const override;
-  Tensor apply(const Tensor& x) const override;
-  Tensor apply_inverse_transpose(const Tensor& w) const override;
-  std::vector<Tensor> parameters() const override { return {parameter_}; }
-
- private:
-  Tensor parameter_;
-};
-
-/// T = left (x) right, both invertible, n = a b (FlatQuant, arXiv 2410.09426).
-/// @param left   [a, a], acts on the slow part of the index
-/// @param right  [b, b], acts on the fast part
-class KroneckerTransform : public Transform {
- public:
-  KroneckerTransform(Tensor left, Tensor right);
-  int64_t size() const override;
-  Tensor apply(const Tensor& x) const override;
-  Tensor apply_inverse_transpose(const Tensor& w) const override;
-  std::vector<Tensor> parameters() const override { return {left_, right_}; }
-
- private:
-  Tensor left_, right_;
-};
-
-/// T = diag(M_1, ..., M_k), each M invertible, n = k b: a matrix per head.
-/// @param matrices  [k, b, b]
-class BlockDiagonalTransform : public Transform {
- public:
-  explicit BlockDiagonalTransform(Tensor matrices);
-  int64_t size() const override;
-  Tensor apply(const Tensor& x) const override;
-  Tensor apply_inverse_transpose(const Tensor& w) const override;
-  std::vector<Tensor> parameters() const override { return {matrices_}; }
-
- private:
-  Tensor matrices_;
-};
-
-/// (x T)[.., j] = x[.., permutation[j]].
-/// @param permutation  int64 [n], each of 0 .. n-1 once
-class PermutationTransform : public Transform {
- public:
-  explicit PermutationTransform(Tensor permutation);
-  int64_t size() const override;
-  Tensor apply(const Tensor& x) const override;
-  Tensor apply_inverse_transpose(const Tensor& w) const override;
-
- private:
-  Tensor permutation_;
-};
-
-/// T = T_1 T_2 ... T_k: the first transform is applied first. At least one, all of the same size.
-class ComposedTransform : public Transform {
- public:
-  explicit ComposedTransform(std::vector<std::shared_ptr<const Transform>> transforms);
-  int64_t size() const override;
-  Tensor apply(const Tensor& x) const override;
-  Tensor apply_inverse_transpose(const Tensor& w) const override;
-  std::vector<Tensor> parameters() const override;
-
- private:
-  std::vector<std::shared_ptr<const Transform>> transforms_;
-};
+/// x [.., n] -> x T, in the dtype of x: float32 factors can transform bfloat16 activations. Differentiable in x and in
+/// the tensors of the factors. Throws c10::Error when the last dimension of x is not the size of every factor.
+Tensor apply_transform(const Transform& transform, const Tensor& x);
+/// w [out, n] -> w T^-T; else as above.
+Tensor apply_inverse_transpose(const Transform& transform, const Tensor& w);
 
 }  // namespace baseq
