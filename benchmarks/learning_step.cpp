@@ -71,7 +71,8 @@ int main(int argc, char** argv) {
   const baseq::ModelConfig config{.head_dim = kHeadDim};
   const auto rope = baseq::RotaryEmbedding::create(config, shape.tokens, at::kFloat);
   baseq::DecoderLayer base = baseq::random_block({shape.hidden, shape.ffn, shape.heads, shape.kv_heads, kHeadDim});
-  base.self_attn.query_key_hadamard = base.mlp.down_hadamard = true;
+  base.self_attn.query_key_transform = {baseq::hadamard_factor(kHeadDim)};
+  base.mlp.down_transform = {baseq::hadamard_factor(shape.ffn)};
 
   for (const at::ScalarType products : {at::kFloat, at::kBFloat16}) {
     std::printf("products in %s, %d thread(s)\n", c10::toString(products), at::get_num_threads());

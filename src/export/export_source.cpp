@@ -46,7 +46,8 @@ Linear stacked(const std::vector<Linear>& linears) {
 bool is_attention(const SourceLinear& linear) { return linear.name.starts_with("self_attn."); }
 
 bool splits_inputs(const SourceLinear& linear) {
-  return linear.name == "self_attn.o_proj" || linear.name == "mlp.down_proj";
+  const auto writers = site_info(Site::kResidual).writers;
+  return std::find(writers.begin(), writers.end(), linear.name) != writers.end();
 }
 
 ExportSource::ExportSource(const Checkpoint& checkpoint) : checkpoint_(checkpoint), model_(checkpoint) {
@@ -98,10 +99,8 @@ void ExportSource::add_linears(int64_t block) {
     }
     TORCH_CHECK(shape.size() == 2, prefix, part, ": the weight has ", shape.size(), " dimensions, expected 2");
     const bool bias = has_bias(prefix + part, part);
-    std::string name = part;
-    if (config().fused_projections && part != "self_attn.o_proj" && part != "mlp.down_proj") {
-      name = part.starts_with("self_attn.") ? "self_attn.qkv_proj" : "mlp.gate_up_proj";
-    }
+    const std::string_view fused = site_info(input_site(part)).fused;
+    const std::string name(config().fused_projections && !fused.empty() ? fused : part);
     if (!linears_.empty() && linears_.back().full_name == prefix + name) {
       linears_.back().out_features += shape[0];
       linears_.back().bias |= bias;
@@ -143,9 +142,7 @@ bool ExportSource::clips_are_one() const {
 }
 
 bool ExportSource::is_rotated_online(const SourceLinear& linear) const {
-  return linear.name == "self_attn.o_proj" ? quantization_.o_hadamard
-         : linear.name == "mlp.down_proj"  ? quantization_.down_hadamard
-                                           : quantization_.input_hadamard;
+  return quantization_.hadamard_at(input_site(linear.name));
 }
 
 const Linear& ExportSource::linear(const SourceLinear& which) const {

@@ -54,10 +54,11 @@ std::vector<Place> places(const ExportSource& source) {
   for (const SourceLinear& linear : source.linears()) {
     if (linear.block > 0 || !source.is_rotated_online(linear)) continue;
     const bool fused = source.config().fused_projections;
-    const Place place = linear.name == "self_attn.o_proj" ? Place{"o", "re:.*o_proj$", &linear}
-                        : linear.name == "mlp.down_proj"  ? Place{"down", "re:.*down_proj$", &linear}
-                        : fused                           ? Place{"input", "re:.*(qkv|gate_up)_proj$", &linear}
-                                                          : Place{"input", "re:.*(q|k|v|gate|up)_proj$", &linear};
+    const Site site = input_site(linear.name);
+    const Place place = site == Site::kO      ? Place{"o", "re:.*o_proj$", &linear}
+                        : site == Site::kDown ? Place{"down", "re:.*down_proj$", &linear}
+                        : fused               ? Place{"input", "re:.*(qkv|gate_up)_proj$", &linear}
+                                              : Place{"input", "re:.*(q|k|v|gate|up)_proj$", &linear};
     const bool known = std::any_of(found.begin(), found.end(),
                                    [&](const Place& other) { return std::string(other.name) == place.name; });
     if (!known) found.push_back(place);

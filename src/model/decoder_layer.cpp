@@ -5,13 +5,12 @@
 #include <cmath>
 
 #include "../quant/product.h"
-#include "baseq/transform/hadamard.h"
 #include "learned_attention.h"
 
 namespace baseq {
 namespace {
 
-/// A copy with fn applied to every tensor that is there.
+/// A copy with fn applied to every tensor and factor that is there.
 template <class Fn>
 DecoderLayer mapped(DecoderLayer layer, Fn&& fn) {
   const auto map = [&](Tensor& tensor) {
@@ -33,10 +32,16 @@ DecoderLayer mapped(DecoderLayer layer, Fn&& fn) {
     map(point.gain);
     map(point.shift);
   });
+  for (const SiteInfo& info : sites()) {
+    if (!info.online) continue;
+    for (Factor& factor : layer.transform(info.site)) factor = fn(factor);
+  }
   return layer;
 }
 
-Tensor transformed(const Tensor& x, bool hadamard) { return hadamard ? hadamard_transform(x) : x; }
+[[noreturn]] void throw_missing(Site site, const char* what) {
+  C10_THROW_ERROR(Error, c10::str("the site ", site_info(site).name, " of a block has no ", what));
+}
 
 }  // namespace
 
@@ -70,8 +75,8 @@ Tensor Attention::heads(const Tensor& x, const RotaryEmbedding& rope) const {
     q = rope.forward(q);
     k = rope.forward(k);
   }
-  q = transformed(q, query_key_hadamard);
-  k = transformed(k, query_key_hadamard);
+  q = apply_inverse_transpose(query_key_transform, q);
+  k = apply_transform(query_key_transform, k);
   k = k_cache.forward(k.reshape({batch, seq, num_kv_heads * head_dim})).view({batch, seq, num_kv_heads, head_dim});
   v = v_cache.forward(v).view({batch, seq, num_kv_heads, head_dim});
   // A window as long as the sequence hides nothing, and without a mask attention is faster.
@@ -88,13 +93,13 @@ Tensor Attention::heads(const Tensor& x, const RotaryEmbedding& rope) const {
       learning ? learned_attention(q, k, v, scaling.value_or(1 / std::sqrt(static_cast<double>(head_dim))), products)
                : at::scaled_dot_product_attention(q, k, v, mask, /*dropout_p=*/0.0, /*is_causal=*/!mask, scaling,
                                                   /*enable_gqa=*/num_heads != num_kv_heads);
-  return transformed(attended.transpose(1, 2).reshape({batch, seq, num_heads * head_dim}), o_hadamard);
+  return apply_transform(o_transform, attended.transpose(1, 2).reshape({batch, seq, num_heads * head_dim}));
 }
 
 Tensor Mlp::gated(const Tensor& x) const {
   Tensor product = at::silu(gate_proj.forward(x)) * up_proj.forward(x);
   if (down_scale.defined()) product = product * down_scale;
-  return transformed(product, down_hadamard);
+  return apply_transform(down_transform, product);
 }
 
 DecoderLayer DecoderLayer::create(const ModelConfig& config, int64_t index) {
@@ -114,15 +119,15 @@ DecoderLayer DecoderLayer::create(const ModelConfig& config, int64_t index) {
 }
 
 DecoderLayer DecoderLayer::to(const at::TensorOptions& options) const& {
-  return mapped(*this, [&](const Tensor& tensor) { return tensor.to(options); });
+  return mapped(*this, [&](const auto& part) { return part.to(options); });
 }
 
 DecoderLayer DecoderLayer::to(const at::TensorOptions& options) && {
-  return mapped(std::move(*this), [&](const Tensor& tensor) { return tensor.to(options); });
+  return mapped(std::move(*this), [&](const auto& part) { return part.to(options); });
 }
 
 DecoderLayer DecoderLayer::detach() const {
-  return mapped(*this, [](const Tensor& tensor) { return tensor.detach(); });
+  return mapped(*this, [](const auto& part) { return part.detach(); });
 }
 
 Tensor DecoderLayer::add(const Tensor& residual, const Tensor& branch) const {
@@ -130,11 +135,11 @@ Tensor DecoderLayer::add(const Tensor& residual, const Tensor& branch) const {
 }
 
 Tensor DecoderLayer::after_attention(const Tensor& x, const RotaryEmbedding& rope) const {
-  return add(x, self_attn.o_proj.forward(input_of(InputPoint::kO, x, rope)));
+  return add(x, self_attn.o_proj.forward(input_of(Site::kO, x, rope)));
 }
 
 Tensor DecoderLayer::mlp_input(const Tensor& middle) const {
-  return mlp.input.forward(transformed(post_attention_layernorm.forward(middle), mlp.input_hadamard));
+  return mlp.input.forward(apply_transform(mlp.input_transform, post_attention_layernorm.forward(middle)));
 }
 
 Tensor DecoderLayer::forward(const Tensor& x, const RotaryEmbedding& rope) const {
@@ -142,18 +147,84 @@ Tensor DecoderLayer::forward(const Tensor& x, const RotaryEmbedding& rope) const
   return add(middle, mlp.down_proj.forward(mlp.down_input.forward(mlp.gated(mlp_input(middle)))));
 }
 
-Tensor DecoderLayer::input_of(InputPoint point, const Tensor& x, const RotaryEmbedding& rope) const {
-  switch (point) {
-    case InputPoint::kQkv:
-      return self_attn.input.forward(transformed(input_layernorm.forward(x), self_attn.input_hadamard));
-    case InputPoint::kO:
-      return self_attn.o_input.forward(self_attn.heads(input_of(InputPoint::kQkv, x, rope), rope));
-    case InputPoint::kGateUp:
+Tensor DecoderLayer::input_of(Site site, const Tensor& x, const RotaryEmbedding& rope) const {
+  switch (site) {
+    case Site::kQkv:
+      return self_attn.input.forward(apply_transform(self_attn.input_transform, input_layernorm.forward(x)));
+    case Site::kO:
+      return self_attn.o_input.forward(self_attn.heads(input_of(Site::kQkv, x, rope), rope));
+    case Site::kGateUp:
       return mlp_input(after_attention(x, rope));
-    case InputPoint::kDown:
-      return mlp.down_input.forward(mlp.gated(input_of(InputPoint::kGateUp, x, rope)));
+    case Site::kDown:
+      return mlp.down_input.forward(mlp.gated(input_of(Site::kGateUp, x, rope)));
+    default:
+      throw_missing(site, "readers of one input");
   }
-  TORCH_INTERNAL_ASSERT(false, "unknown InputPoint");
+}
+
+Linear& DecoderLayer::linear(std::string_view name) {
+  Linear* found = nullptr;
+  for_each_linear([&](const std::string& other, Linear& linear) {
+    if (other == name) found = &linear;
+  });
+  TORCH_CHECK(found, "linear: ", std::string(name), " is no linear of a block");
+  return *found;
+}
+const Linear& DecoderLayer::linear(std::string_view name) const {
+  return const_cast<DecoderLayer&>(*this).linear(name);
+}
+
+QuantPoint& DecoderLayer::point(Site site) {
+  switch (site) {
+    case Site::kQkv:
+      return self_attn.input;
+    case Site::kQueryKey:
+      return self_attn.k_cache;
+    case Site::kValue:
+      return self_attn.v_cache;
+    case Site::kO:
+      return self_attn.o_input;
+    case Site::kGateUp:
+      return mlp.input;
+    case Site::kDown:
+      return mlp.down_input;
+    case Site::kResidual:
+      throw_missing(site, "quant point");
+  }
+  TORCH_INTERNAL_ASSERT(false, "unknown Site");
+}
+const QuantPoint& DecoderLayer::point(Site site) const { return const_cast<DecoderLayer&>(*this).point(site); }
+
+RmsNorm& DecoderLayer::norm(Site site) {
+  if (site == Site::kQkv) return input_layernorm;
+  if (site == Site::kGateUp) return post_attention_layernorm;
+  throw_missing(site, "norm");
+}
+
+Transform& DecoderLayer::transform(Site site) {
+  switch (site) {
+    case Site::kQkv:
+      return self_attn.input_transform;
+    case Site::kQueryKey:
+      return self_attn.query_key_transform;
+    case Site::kO:
+      return self_attn.o_transform;
+    case Site::kGateUp:
+      return mlp.input_transform;
+    case Site::kDown:
+      return mlp.down_transform;
+    case Site::kResidual:
+    case Site::kValue:
+      throw_missing(site, "online transform");
+  }
+  TORCH_INTERNAL_ASSERT(false, "unknown Site");
+}
+const Transform& DecoderLayer::transform(Site site) const { return const_cast<DecoderLayer&>(*this).transform(site); }
+
+SiteShape DecoderLayer::shape(Site site) const {
+  const SiteInfo& info = site_info(site);
+  if (info.cache) return {self_attn.num_kv_heads, self_attn.num_kv_heads * self_attn.head_dim};
+  return {1, linear(info.readers[0]).weight.size(1)};
 }
 
 }  // namespace baseq

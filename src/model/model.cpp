@@ -186,16 +186,11 @@ void Model::read_quant_point(const std::string& name, QuantPoint& point) const {
 }
 
 void Model::read_input_points(const std::string& prefix, DecoderLayer& layer) const {
-  struct Readers {
-    QuantPoint& point;
+  for (const SiteInfo& info : sites()) {
+    if (!info.is_input()) continue;
+    QuantPoint& point = layer.point(info.site);
     std::vector<std::string> names;
-  };
-  Readers points[] = {{layer.self_attn.input, {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}},
-                      {layer.self_attn.o_input, {"self_attn.o_proj"}},
-                      {layer.mlp.input, {"mlp.gate_proj", "mlp.up_proj"}},
-                      {layer.mlp.down_input, {"mlp.down_proj"}}};
-  for (auto& [point, names] : points) {
-    for (std::string& name : names) name.insert(0, prefix);
+    for (const std::string_view reader : info.readers) names.push_back(prefix + std::string(reader));
     const auto& spec = format(names[0]).input_activations;
     for (const std::string& name : names) {
       TORCH_CHECK(format(name).input_activations == spec, config_path(checkpoint_), ": ", name, " and ", names[0],
@@ -242,20 +237,21 @@ DecoderLayer Model::layer(int64_t index) const {
   checkpoint_.release_pages();
   if (!quantization_) return layer;
 
-  layer.self_attn.input_hadamard = quantization_->input_hadamard;
-  layer.self_attn.query_key_hadamard = quantization_->query_key_hadamard;
-  layer.self_attn.o_hadamard = quantization_->o_hadamard;
-  layer.mlp.input_hadamard = quantization_->input_hadamard;
-  layer.mlp.down_hadamard = quantization_->down_hadamard;
+  for (const SiteInfo& info : sites()) {
+    if (!quantization_->hadamard_at(info.site)) continue;
+    const int64_t size = info.site == Site::kQueryKey ? config_.head_dim : site_shape(info.site, config_).features;
+    layer.transform(info.site) = {hadamard_factor(size)};
+  }
   layer.for_each_quant_point([&](const std::string& name, QuantPoint& point) {
     read_quant_point(prefix + name, point);
     // Biases add the input points' shifts back, o's input that of the value cache; softmax does not see K's.
     point.add_shift_back = false;
   });
   read_input_points(prefix, layer);
-  for (QuantPoint* cache : {&layer.self_attn.k_cache, &layer.self_attn.v_cache}) {
-    cache->enabled = quantization_->kv_cache.has_value();
-    if (quantization_->kv_cache) cache->spec = *quantization_->kv_cache;
+  for (const SiteInfo& info : sites()) {
+    if (!info.cache || !quantization_->kv_cache) continue;
+    layer.point(info.site).enabled = true;
+    layer.point(info.site).spec = *quantization_->kv_cache;
   }
   return layer;
 }

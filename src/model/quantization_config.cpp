@@ -42,6 +42,24 @@ QuantSpec quant_spec_from_json(JsonObject object, const QuantSpec& fallback) {
   return spec;
 }
 
+bool QuantizationConfig::hadamard_at(Site site) const {
+  switch (site) {
+    case Site::kQkv:
+    case Site::kGateUp:
+      return input_hadamard;
+    case Site::kQueryKey:
+      return query_key_hadamard;
+    case Site::kO:
+      return o_hadamard;
+    case Site::kDown:
+      return down_hadamard;
+    case Site::kResidual:
+    case Site::kValue:
+      return false;
+  }
+  TORCH_INTERNAL_ASSERT(false, "unknown Site");
+}
+
 json to_json(const QuantizationConfig& config) {
   const json online{{"input", config.input_hadamard},
                     {"query_key", config.query_key_hadamard},

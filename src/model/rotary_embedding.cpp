@@ -79,10 +79,14 @@ Tensor longrope_frequencies(const RopeParameters& rope, int64_t dim, int64_t seq
 
 }  // namespace
 
+int64_t rotary_dim(const RopeParameters& rope, int64_t head_dim) {
+  return static_cast<int64_t>(static_cast<double>(head_dim) * rope.partial_rotary_factor);
+}
+
 RotaryFrequencies rotary_frequencies(const RopeParameters& rope, int64_t head_dim, int64_t max_position_embeddings,
                                      int64_t seq_len) {
   using Type = RopeParameters::Type;
-  const auto dim = static_cast<int64_t>(static_cast<double>(head_dim) * rope.partial_rotary_factor);
+  const int64_t dim = rotary_dim(rope, head_dim);
   switch (rope.type) {
     case Type::kDefault:
       return {default_frequencies(rope.theta, dim)};

@@ -25,18 +25,19 @@ std::map<std::string, ActivationRange> activation_ranges(const DecoderLayer& lay
                                                          const RotaryEmbedding& rope) {
   const c10::NoGradGuard no_grad;
   DecoderLayer probe = layer;
-  const Attention& attention = probe.self_attn;
   std::map<std::string, ActivationRange> ranges;
-  probe.for_each_quant_point([&](const std::string& name, QuantPoint& point) {
-    const bool cache = &point == &attention.k_cache || &point == &attention.v_cache;
+  for (const SiteInfo& info : sites()) {
+    if (info.point.empty()) continue;
+    QuantPoint& point = probe.point(info.site);
     // A point that is off and gives its shift back shows x, one that does not shows x - shift.
     const Tensor hidden = point.add_shift_back ? point.shift : Tensor();
+    const auto [groups, features] = probe.shape(info.site);
     point.enabled = false;
-    point.observer = [&ranges, name, hidden, row_size = cache ? attention.head_dim : 0](const Tensor& x) {
-      ranges[name] = range_of(hidden.defined() ? x - hidden : x, row_size > 0 ? row_size : x.size(-1));
+    point.observer = [&range = ranges[std::string(info.point)], hidden, row_size = features / groups](const Tensor& x) {
+      range = range_of(hidden.defined() ? x - hidden : x, row_size);
     };
-  });
-  probe.input_of(InputPoint::kDown, windows, rope);
+  }
+  probe.input_of(Site::kDown, windows, rope);
   return ranges;
 }
 

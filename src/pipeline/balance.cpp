@@ -149,7 +149,7 @@ std::vector<std::string> balance(DecoderLayer& layer, const Recipe::Transforms& 
   if (!transforms.scale_norm && !transforms.scale_query_key && !transforms.scale_value && !transforms.scale_down)
     return {};
   const BlockMoments moments = measure_block(layer, inputs.full_precision, inputs.rope, weights, transforms.scale_value,
-                                             InputPoint::kDown, inputs.pass);
+                                             Site::kDown, inputs.pass);
   std::vector<std::string> left_out;
   const auto note = [&](bool done, const char* what) {
     if (!done) left_out.emplace_back(what);
@@ -157,18 +157,18 @@ std::vector<std::string> balance(DecoderLayer& layer, const Recipe::Transforms& 
   Attention& attention = layer.self_attn;
   if (transforms.scale_norm) {
     note(balance_norm(layer.input_layernorm, {&attention.q_proj, &attention.k_proj, &attention.v_proj},
-                      moments.qkv.variance),
+                      moments.at(Site::kQkv).variance),
          "scale_norm of input_layernorm");
     note(balance_norm(layer.post_attention_layernorm, {&layer.mlp.gate_proj, &layer.mlp.up_proj},
-                      moments.gate_up.variance),
+                      moments.at(Site::kGateUp).variance),
          "scale_norm of post_attention_layernorm");
   }
   if (transforms.scale_query_key) {
     const int64_t rotary_dim = attention.use_rope ? inputs.rope.cos.size(-1) : 0;
-    note(balance_query_key(layer, moments.key, moments.query, rotary_dim), "scale_query_key");
+    note(balance_query_key(layer, moments.at(Site::kQueryKey), moments.query, rotary_dim), "scale_query_key");
   }
-  if (transforms.scale_value) note(balance_values(layer, moments.o), "scale_value");
-  if (transforms.scale_down) note(balance_down(layer.mlp, moments.down.variance), "scale_down");
+  if (transforms.scale_value) note(balance_values(layer, moments.at(Site::kO)), "scale_value");
+  if (transforms.scale_down) note(balance_down(layer.mlp, moments.at(Site::kDown).variance), "scale_down");
   return left_out;
 }
 

@@ -14,11 +14,6 @@ void for_each_field(Layer& layer, const Visit& visit) {
   visit("post_attention_layernorm.weight", layer.post_attention_layernorm.weight);
   visit("self_attn.q_norm.weight", attention.q_norm.weight);
   visit("self_attn.k_norm.weight", attention.k_norm.weight);
-  visit("self_attn.input_hadamard", attention.input_hadamard);
-  visit("self_attn.o_hadamard", attention.o_hadamard);
-  visit("self_attn.query_key_hadamard", attention.query_key_hadamard);
-  visit("mlp.input_hadamard", mlp.input_hadamard);
-  visit("mlp.down_hadamard", mlp.down_hadamard);
   visit("mlp.down_scale", mlp.down_scale);
   layer.for_each_linear([&](const std::string& name, auto& linear) {
     visit(name + ".bias", linear.bias);
@@ -36,6 +31,19 @@ void for_each_field(Layer& layer, const Visit& visit) {
     visit(name + ".gain", point.gain);
     visit(name + ".shift", point.shift);
   });
+}
+
+/// visit(name, tensor) for the tensors of a factor.
+template <class FactorType, class Visit>
+void for_each_part(const std::string& name, FactorType& factor, const Visit& visit) {
+  visit(name + ".left", factor.left);
+  visit(name + ".right", factor.right);
+  visit(name + ".left_inverse", factor.left_inverse);
+  visit(name + ".right_inverse", factor.right_inverse);
+}
+
+std::string factor_name(const SiteInfo& info, size_t index) {
+  return std::string(info.name) + ".transform." + std::to_string(index);
 }
 
 struct Saver {
@@ -70,6 +78,16 @@ std::map<std::string, Tensor> layer_state(const DecoderLayer& layer) {
   std::map<std::string, Tensor> state;
   const Saver save{state};
   for_each_field(layer, save);
+  for (const SiteInfo& info : sites()) {
+    if (!info.online) continue;
+    const Transform& transform = layer.transform(info.site);
+    for (size_t i = 0; i < transform.size(); ++i) {
+      const Factor& factor = transform[i];
+      save(factor_name(info, i),
+           at::tensor({static_cast<int64_t>(factor.kind), factor.block, factor.blocks}, at::kLong));
+      for_each_part(factor_name(info, i), factor, save);
+    }
+  }
   layer.for_each_linear([&](const std::string& name, const Linear& linear) {
     if (!linear.quantized) {
       save(name + ".weight", linear.weight);
@@ -86,6 +104,16 @@ DecoderLayer restore_layer(DecoderLayer layer, const std::map<std::string, Tenso
                            const at::TensorOptions& compute) {
   const Restorer restore{state, compute.device()};
   for_each_field(layer, restore);
+  for (const SiteInfo& info : sites()) {
+    for (size_t i = 0; info.online && state.contains(factor_name(info, i)); ++i) {
+      const Tensor& sizes = restore.at(factor_name(info, i));
+      Factor factor{.kind = static_cast<Factor::Kind>(sizes[0].item<int64_t>()),
+                    .block = sizes[1].item<int64_t>(),
+                    .blocks = sizes[2].item<int64_t>()};
+      for_each_part(factor_name(info, i), factor, restore);
+      layer.transform(info.site).push_back(factor);
+    }
+  }
   layer.for_each_linear([&](const std::string& name, Linear& linear) {
     if (!state.contains(name + ".codes")) {
       (void)restore.at(name + ".weight");
@@ -99,13 +127,14 @@ DecoderLayer restore_layer(DecoderLayer layer, const std::map<std::string, Tenso
     restore(name + ".weight_zero_point", linear.quantized->qparams.zero_point);
     linear.weight = linear.dequantized().to(compute);
   });
-  layer.for_each_quant_point([&](const std::string&, QuantPoint& point) {
-    if (!point.enabled) return;
-    const bool cache = &point == &layer.self_attn.k_cache || &point == &layer.self_attn.v_cache;
-    const auto& activations = cache ? recipe.kv_cache : recipe.input_activations;
+  for (const SiteInfo& info : sites()) {
+    if (info.point.empty() || !layer.point(info.site).enabled) continue;
+    const Recipe::Activations* activations = nullptr;
+    if (info.cache && recipe.kv_cache) activations = &*recipe.kv_cache;
+    if (!info.cache && recipe.input_activations) activations = &*recipe.input_activations;
     TORCH_CHECK(activations, "state of a block: a point is on that the recipe does not quantize");
-    point.spec = activations->spec;
-  });
+    layer.point(info.site).spec = activations->spec;
+  }
   return layer;
 }
 

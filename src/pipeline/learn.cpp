@@ -29,17 +29,17 @@ class PointParameters {
 
   PointParameters() = default;
   PointParameters(const DecoderLayer& layer, const Choice& choice) {
-    layer.for_each_quant_point([&](const std::string& name, const QuantPoint& point) {
-      if (!point.enabled) return;
-      const bool cache = &point == &layer.self_attn.k_cache || &point == &layer.self_attn.v_cache;
-      Leaves& leaves = leaves_[name];
+    for (const SiteInfo& info : sites()) {
+      if (info.point.empty() || !layer.point(info.site).enabled) continue;
+      const QuantPoint& point = layer.point(info.site);
+      Leaves& leaves = leaves_[std::string(info.point)];
       if (choice.clip) {
         leaves.start_clip = point.clip;
         leaves.clip_logit = leaf(at::logit(point.clip.clamp_max(kLargestClip)));
       }
       if (choice.shift && point.shift.defined()) leaves.shift = leaf(point.shift);
-      if (choice.gain && !cache) leaves.gain = leaf(point.gain.defined() ? point.gain : ones(layer, point));
-    });
+      if (choice.gain && !info.cache) leaves.gain = leaf(point.gain.defined() ? point.gain : ones(layer, info));
+    }
   }
 
   /// Puts the current values into the points of `layer`; differentiable.
@@ -81,10 +81,8 @@ class PointParameters {
     Tensor start_clip, clip_logit, shift, gain;
   };
 
-  static Tensor ones(const DecoderLayer& layer, const QuantPoint& point) {
-    const bool o = &point == &layer.self_attn.o_input, down = &point == &layer.mlp.down_input;
-    const Linear& reader = o ? layer.self_attn.o_proj : down ? layer.mlp.down_proj : layer.mlp.gate_proj;
-    return at::ones({reader.weight.size(1)}, reader.weight.options());
+  static Tensor ones(const DecoderLayer& layer, const SiteInfo& info) {
+    return at::ones({layer.shape(info.site).features}, layer.linear(info.readers[0]).weight.options());
   }
 
   std::map<std::string, Leaves> leaves_;
@@ -240,7 +238,7 @@ void learn_transforms(DecoderLayer& layer, const LearningTask& task) {
       }
     });
     started = started.detach();
-    start_quant_points(started, recipe, task.inputs, task.token_weights, {InputPoint::kO, InputPoint::kDown});
+    start_quant_points(started, recipe, task.inputs, task.token_weights, {Site::kO, Site::kDown});
     points = PointParameters(started, {.clip = true, .shift = true, .gain = false});
     started.for_each_quant_point([&](const std::string& name, const QuantPoint& point) {
       if (point.enabled) on[name] = point;

@@ -8,8 +8,13 @@
 namespace baseq {
 namespace {
 
-/// The input of `linear` becomes x H.
-void rotate_input(Linear& linear) { linear.weight = hadamard_transform(linear.weight); }
+/// The input of every reader of `site` becomes x T.
+void transform_readers(DecoderLayer& layer, Site site, const Factor& factor) {
+  for (const std::string_view name : site_info(site).readers) {
+    Linear& linear = layer.linear(name);
+    linear.weight = apply_inverse_transpose({factor}, linear.weight);
+  }
+}
 
 /// The output of `linear` becomes y H.
 void rotate_output(Linear& linear) {
@@ -20,21 +25,20 @@ void rotate_output(Linear& linear) {
 }  // namespace
 
 void fuse_norm_gains(DecoderLayer& layer) {
-  const auto fuse = [](RmsNorm& norm, std::initializer_list<Linear*> readers) {
-    for (Linear* linear : readers) linear->weight = linear->weight * norm.weight;
+  for (const SiteInfo& info : sites()) {
+    if (info.norm.empty()) continue;
+    RmsNorm& norm = layer.norm(info.site);
+    for (const std::string_view name : info.readers) {
+      Linear& linear = layer.linear(name);
+      linear.weight = linear.weight * norm.weight;
+    }
     norm.weight = at::ones_like(norm.weight);
-  };
-  fuse(layer.input_layernorm, {&layer.self_attn.q_proj, &layer.self_attn.k_proj, &layer.self_attn.v_proj});
-  fuse(layer.post_attention_layernorm, {&layer.mlp.gate_proj, &layer.mlp.up_proj});
+  }
 }
 
 void rotate_residual(DecoderLayer& layer) {
-  for (Linear* linear : {&layer.self_attn.q_proj, &layer.self_attn.k_proj, &layer.self_attn.v_proj,
-                         &layer.mlp.gate_proj, &layer.mlp.up_proj}) {
-    rotate_input(*linear);
-  }
-  rotate_output(layer.self_attn.o_proj);
-  rotate_output(layer.mlp.down_proj);
+  transform_readers(layer, Site::kResidual, hadamard_factor(layer.shape(Site::kResidual).features));
+  for (const std::string_view name : site_info(Site::kResidual).writers) rotate_output(layer.linear(name));
 }
 
 void transform_values(DecoderLayer& layer, const Tensor& matrices, const Tensor& inverse_transposes) {
@@ -61,25 +65,9 @@ void rotate_values(DecoderLayer& layer) {
   transform_values(layer, matrices, matrices);
 }
 
-void rotate_query_key(DecoderLayer& layer) { layer.self_attn.query_key_hadamard = true; }
-
-void rotate_down_input(DecoderLayer& layer) {
-  rotate_input(layer.mlp.down_proj);
-  layer.mlp.down_hadamard = true;
-}
-
-void rotate_o_input(DecoderLayer& layer) {
-  rotate_input(layer.self_attn.o_proj);
-  layer.self_attn.o_hadamard = true;
-}
-
-void rotate_norm_outputs(DecoderLayer& layer) {
-  for (Linear* linear : {&layer.self_attn.q_proj, &layer.self_attn.k_proj, &layer.self_attn.v_proj,
-                         &layer.mlp.gate_proj, &layer.mlp.up_proj}) {
-    rotate_input(*linear);
-  }
-  layer.self_attn.input_hadamard = true;
-  layer.mlp.input_hadamard = true;
+void transform_online(DecoderLayer& layer, Site site, const Factor& factor) {
+  transform_readers(layer, site, factor);
+  layer.transform(site).push_back(factor);
 }
 
 void merge_down_scale(DecoderLayer& layer) {
@@ -91,11 +79,14 @@ void merge_down_scale(DecoderLayer& layer) {
 }
 
 void apply_hadamards(DecoderLayer& layer, const Recipe::Transforms& transforms) {
+  const auto rotate = [&](Site site) { transform_online(layer, site, hadamard_factor(layer.shape(site).features)); };
   if (transforms.value) rotate_values(layer);
-  if (transforms.query_key) rotate_query_key(layer);
-  if (transforms.o) rotate_o_input(layer);
-  if (transforms.down) rotate_down_input(layer);
-  if (transforms.input) rotate_norm_outputs(layer);
+  if (transforms.query_key) transform_online(layer, Site::kQueryKey, hadamard_factor(layer.self_attn.head_dim));
+  if (transforms.o) rotate(Site::kO);
+  if (transforms.down) rotate(Site::kDown);
+  if (!transforms.input) return;
+  rotate(Site::kQkv);
+  rotate(Site::kGateUp);
 }
 
 namespace {
@@ -114,7 +105,7 @@ void merge_value_shift(Attention& attention) {
   values.add_shift_back = false;
   const int64_t kv = attention.num_kv_heads, dim = attention.head_dim;
   Tensor missing = values.shift.view({kv, 1, dim}).expand({kv, attention.num_heads / kv, dim}).reshape({-1});
-  if (attention.o_hadamard) missing = hadamard_transform(missing);
+  missing = apply_transform(attention.o_transform, missing);
   QuantPoint& point = attention.o_input;
   if (point.gain.defined()) missing = missing * point.gain;
   if (point.enabled) {
@@ -129,24 +120,22 @@ void merge_value_shift(Attention& attention) {
 
 void merge_corrections(DecoderLayer& layer) {
   const c10::NoGradGuard no_grad;
-  const auto merge = [](QuantPoint& point, std::initializer_list<Linear*> readers) {
-    if (!point.shift.defined() || !point.add_shift_back) return;
-    for (Linear* linear : readers) add_to_bias(*linear, point.shift);
+  for (const SiteInfo& info : sites()) {
+    if (!info.is_input()) continue;
+    QuantPoint& point = layer.point(info.site);
+    if (!point.shift.defined() || !point.add_shift_back) continue;
+    for (const std::string_view name : info.readers) add_to_bias(layer.linear(name), point.shift);
     point.add_shift_back = false;
-  };
-  Attention& attention = layer.self_attn;
-  merge(attention.input, {&attention.q_proj, &attention.k_proj, &attention.v_proj});
-  merge(attention.o_input, {&attention.o_proj});
-  merge(layer.mlp.input, {&layer.mlp.gate_proj, &layer.mlp.up_proj});
-  merge(layer.mlp.down_input, {&layer.mlp.down_proj});
-  merge_value_shift(attention);
-  const auto merge_gain = [](RmsNorm& norm, QuantPoint& point, bool hadamard) {
-    if (hadamard || !point.gain.defined()) return;
-    norm.weight = norm.weight * point.gain;
-    point.gain = Tensor{};
-  };
-  merge_gain(layer.input_layernorm, attention.input, attention.input_hadamard);
-  merge_gain(layer.post_attention_layernorm, layer.mlp.input, layer.mlp.input_hadamard);
+  }
+  merge_value_shift(layer.self_attn);
+  for (const SiteInfo& info : sites()) {
+    if (info.norm.empty() || !layer.transform(info.site).empty()) continue;
+    RmsNorm& norm = layer.norm(info.site);
+    Tensor& gain = layer.point(info.site).gain;
+    if (!gain.defined()) continue;
+    norm.weight = norm.weight * gain;
+    gain = Tensor{};
+  }
 }
 
 }  // namespace baseq

@@ -22,18 +22,18 @@ struct Statistics {
 
 void accumulate(Tensor& sum, const Tensor& term) { sum = sum.defined() ? sum.add_(term) : term.to(at::kDouble); }
 
-/// Weighted second moments of what the readers of `point` see.
-Statistics collect(InputPoint point, const DecoderLayer& layer, const DecoderLayer& original, const Recipe& recipe,
+/// Weighted second moments of what the readers of `site` see.
+Statistics collect(Site site, const DecoderLayer& layer, const DecoderLayer& original, const Recipe& recipe,
                    const BlockInputs& inputs, const Tensor& weights) {
   Statistics result;
   const bool magnitudes = recipe.low_rank && recipe.low_rank->method == Recipe::LowRank::Method::kL2qer;
   double dropped = 0;
   const auto add = [&](int64_t begin, const Tensor& windows) {
-    Tensor x = layer.input_of(point, windows, inputs.rope).flatten(0, 1), full;
+    Tensor x = layer.input_of(site, windows, inputs.rope).flatten(0, 1), full;
     Tensor weight = weights.narrow(0, begin, windows.size(0)).reshape({-1, 1});
     if (recipe.compensate_streams) {
       full = inputs.full_precision.narrow(0, begin, windows.size(0)).to(inputs.compute());
-      full = original.input_of(point, full, inputs.rope).flatten(0, 1);
+      full = original.input_of(site, full, inputs.rope).flatten(0, 1);
     }
     dropped += drop_tokens_not_finite({&x, &full}, weight);
     const Tensor weighted = x * weight;
@@ -101,6 +101,34 @@ void add_low_rank(Linear& linear, const Tensor& weight, const Recipe::LowRank& o
   linear.lora = store_factors(correction.A, correction.B, options.dtype);
 }
 
+/// Rounds `linear` and fills in what `event` says of it.
+LinearRounded round_linear(Linear& linear, LinearRounded event, const Recipe& recipe, const Statistics& statistics,
+                           const ProgressFn& progress) {
+  const bool gptq_rounding = recipe.rounding == Recipe::Rounding::kGptq;
+  const bool learned = recipe.low_rank && recipe.low_rank->method == Recipe::LowRank::Method::kFbquant;
+  const auto start = std::chrono::steady_clock::now();
+  const Tensor weight = linear.weight;
+  if (learned) {
+    round_with_fbquant(linear, recipe, statistics.hessian);
+  } else if (gptq_rounding) {
+    GptqResult result = gptq(weight, statistics.hessian, *recipe.weights, recipe.gptq, statistics.cross);
+    if (result.fell_back_to_rtn && progress) {
+      progress(Warning{"block " + std::to_string(event.block) + ", " + event.name +
+                       ": the Hessian has no Cholesky factor at any damping; rounded to nearest instead"});
+    }
+    event.relative_error = result.relative_error;
+    event.damping = result.damping;
+    linear.quantized = std::move(result.weight);
+  } else {
+    linear.quantized = round_to_nearest(weight, *recipe.weights, recipe.gptq.mse_clip, recipe.gptq.search);
+  }
+  if (recipe.low_rank && !learned) add_low_rank(linear, weight, *recipe.low_rank, statistics);
+  if (recipe.low_rank || !gptq_rounding) event.relative_error = relative_error(weight, linear, statistics.hessian);
+  linear.weight = linear.dequantized().to(weight.options());
+  event.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return event;
+}
+
 void set_quant_points(DecoderLayer& layer, bool enabled) {
   layer.for_each_quant_point([&](const std::string&, QuantPoint& point) { point.enabled = point.enabled && enabled; });
 }
@@ -111,8 +139,6 @@ void round_layer(DecoderLayer& layer, const Recipe& recipe, const BlockInputs& i
                  int64_t block, const ProgressFn& progress) {
   const c10::NoGradGuard no_grad;
   TORCH_CHECK(recipe.weights, "round_layer: the recipe gives no weight grid");
-  const bool gptq_rounding = recipe.rounding == Recipe::Rounding::kGptq;
-  const bool learned = recipe.low_rank && recipe.low_rank->method == Recipe::LowRank::Method::kFbquant;
   const bool moments = recipe.rounding_needs_moments();
   TORCH_CHECK(!moments || inputs.defined(),
               "round_layer: GPTQ and low-rank corrections other than \"svd\" need calibration inputs");
@@ -125,52 +151,26 @@ void round_layer(DecoderLayer& layer, const Recipe& recipe, const BlockInputs& i
   set_quant_points(seen, recipe.quantized_inputs);
 
   bool all_known = true;
-  const auto round = [&](InputPoint point, std::initializer_list<const char*> readers) {
+  for (const SiteInfo& info : sites()) {
+    if (!info.is_input()) continue;
     Statistics statistics;
-    if (moments) statistics = collect(point, seen, original, recipe, inputs, weights);
+    if (moments) statistics = collect(info.site, seen, original, recipe, inputs, weights);
     if (all_known && !statistics.known && progress) {
       progress(
-          Warning{"block " + std::to_string(block) + ", " + *readers.begin() +
+          Warning{"block " + std::to_string(block) + ", " + std::string(info.readers[0]) +
                   ": its calibration inputs are not finite; where that is so, weights are rounded as if all inputs "
                   "were alike"});
     }
     all_known = all_known && statistics.known;
-    layer.for_each_linear([&](const std::string& name, Linear& linear) {
-      if (std::find(readers.begin(), readers.end(), name) == readers.end()) return;
+    for (const std::string_view reader : info.readers) {
+      const std::string name(reader);
+      Linear& linear = layer.linear(name);
       inputs.pass.step();
-      const auto start = std::chrono::steady_clock::now();
-      const Tensor weight = linear.weight;
-      LinearRounded event{.block = block, .name = name, .relative_error = 0, .damping = 0, .seconds = 0};
-      if (learned) {
-        round_with_fbquant(linear, recipe, statistics.hessian);
-      } else if (gptq_rounding) {
-        GptqResult result = gptq(weight, statistics.hessian, *recipe.weights, recipe.gptq, statistics.cross);
-        if (result.fell_back_to_rtn && progress) {
-          progress(Warning{"block " + std::to_string(block) + ", " + name +
-                           ": the Hessian has no Cholesky factor at any damping; rounded to nearest instead"});
-        }
-        event.relative_error = result.relative_error;
-        event.damping = result.damping;
-        linear.quantized = std::move(result.weight);
-      } else {
-        linear.quantized = round_to_nearest(weight, *recipe.weights, recipe.gptq.mse_clip, recipe.gptq.search);
-      }
-      if (recipe.low_rank && !learned) add_low_rank(linear, weight, *recipe.low_rank, statistics);
-      if (recipe.low_rank || !gptq_rounding) {
-        event.relative_error = relative_error(weight, linear, statistics.hessian);
-      }
-      linear.weight = linear.dequantized().to(weight.options());
-      seen.for_each_linear([&](const std::string& other, Linear& target) {
-        if (other == name) target.weight = linear.weight;
-      });
-      event.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      const LinearRounded event = round_linear(linear, {.block = block, .name = name}, recipe, statistics, progress);
+      seen.linear(name).weight = linear.weight;
       if (progress) progress(event);
-    });
-  };
-  round(InputPoint::kQkv, {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"});
-  round(InputPoint::kO, {"self_attn.o_proj"});
-  round(InputPoint::kGateUp, {"mlp.gate_proj", "mlp.up_proj"});
-  round(InputPoint::kDown, {"mlp.down_proj"});
+    }
+  }
 }
 
 }  // namespace baseq

@@ -12,34 +12,23 @@ namespace {
 
 /// How one point starts.
 struct Start {
-  QuantPoint* point;
+  const SiteInfo* info;
   const Recipe::Activations* activations;
   Recipe::Shift shift;
-  int64_t groups, features;
-  Moments BlockMoments::*moments;  ///< of what it sees
-  InputPoint reached_at;           ///< a pass that ends here has come by
+  Site reached_at;  ///< a pass that ends here has come by
 };
 
-std::vector<Start> starts_of(DecoderLayer& layer, const Recipe& recipe) {
+std::vector<Start> starts_of(const Recipe& recipe, std::initializer_list<Site> only) {
   std::vector<Start> starts;
-  Attention& attention = layer.self_attn;
-  if (const auto& activations = recipe.input_activations) {
-    const auto add = [&](InputPoint at, QuantPoint& point, Recipe::Shift shift, const Linear& reader,
-                         Moments BlockMoments::*moments) {
-      starts.push_back({&point, &*activations, shift, /*groups=*/1, reader.weight.size(1), moments, at});
-    };
-    add(InputPoint::kQkv, attention.input, activations->norm_shift, attention.q_proj, &BlockMoments::qkv);
-    add(InputPoint::kO, attention.o_input, activations->shift, attention.o_proj, &BlockMoments::o);
-    add(InputPoint::kGateUp, layer.mlp.input, activations->norm_shift, layer.mlp.gate_proj, &BlockMoments::gate_up);
-    add(InputPoint::kDown, layer.mlp.down_input, activations->shift, layer.mlp.down_proj, &BlockMoments::down);
-  }
-  if (const auto& cache = recipe.kv_cache) {
-    const auto add = [&](QuantPoint& point, const Linear& writer, Moments BlockMoments::*moments) {
-      starts.push_back(
-          {&point, &*cache, cache->shift, attention.num_kv_heads, writer.weight.size(0), moments, InputPoint::kO});
-    };
-    add(attention.k_cache, attention.k_proj, &BlockMoments::key);
-    add(attention.v_cache, attention.v_proj, &BlockMoments::value);
+  for (const SiteInfo& info : sites()) {
+    if (only.size() > 0 && std::find(only.begin(), only.end(), info.site) == only.end()) continue;
+    if (info.is_input() && recipe.input_activations) {
+      const Recipe::InputActivations& activations = *recipe.input_activations;
+      const Recipe::Shift shift = info.norm.empty() ? activations.shift : activations.norm_shift;
+      starts.push_back({&info, &activations, shift, info.site});
+    } else if (info.cache && recipe.kv_cache) {
+      starts.push_back({&info, &*recipe.kv_cache, recipe.kv_cache->shift, Site::kO});
+    }
   }
   return starts;
 }
@@ -47,16 +36,10 @@ std::vector<Start> starts_of(DecoderLayer& layer, const Recipe& recipe) {
 }  // namespace
 
 void start_quant_points(DecoderLayer& layer, const Recipe& recipe, const BlockInputs& inputs, const Tensor& weights,
-                        std::initializer_list<InputPoint> only) {
+                        std::initializer_list<Site> only) {
   const c10::NoGradGuard no_grad;
-  std::vector<Start> starts = starts_of(layer, recipe);
-  if (only.size() > 0) {
-    std::erase_if(starts, [&](const Start& start) {
-      const bool cache = start.point == &layer.self_attn.k_cache || start.point == &layer.self_attn.v_cache;
-      return cache || std::find(only.begin(), only.end(), start.reached_at) == only.end();
-    });
-  }
-  std::optional<InputPoint> last;  // a pass through the block need not go further than the last mean
+  const std::vector<Start> starts = starts_of(recipe, only);
+  std::optional<Site> last;  // a pass through the block need not go further than the last mean
   for (const Start& start : starts) {
     if (start.shift == Recipe::Shift::kMean) last = std::max(last.value_or(start.reached_at), start.reached_at);
   }
@@ -68,14 +51,16 @@ void start_quant_points(DecoderLayer& layer, const Recipe& recipe, const BlockIn
   }
   const auto options = layer.self_attn.o_proj.weight.options();
   for (const Start& start : starts) {
-    QuantPoint& point = *start.point;
+    const Site site = start.info->site;
+    const auto [groups, features] = layer.shape(site);
+    QuantPoint& point = layer.point(site);
     point.enabled = true;
     point.spec = start.activations->spec;
-    point.clip = at::full({start.groups, 1}, start.activations->clip, options);
-    if (start.shift == Recipe::Shift::kZero) point.shift = at::zeros({start.features}, options);
-    if (start.shift == Recipe::Shift::kMean) point.shift = (moments.*start.moments).mean.to(options);
+    point.clip = at::full({groups, 1}, start.activations->clip, options);
+    if (start.shift == Recipe::Shift::kZero) point.shift = at::zeros({features}, options);
+    if (start.shift == Recipe::Shift::kMean) point.shift = moments.at(site).mean.to(options);
     // Softmax does not see a constant added to every key's logit of a query.
-    if (&point == &layer.self_attn.k_cache) point.add_shift_back = false;
+    if (site == Site::kQueryKey) point.add_shift_back = false;
   }
 }
 

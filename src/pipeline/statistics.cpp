@@ -80,36 +80,29 @@ double drop_tokens_not_finite(std::initializer_list<Tensor*> inputs, Tensor& wei
 }
 
 BlockMoments measure_block(const DecoderLayer& layer, const Tensor& stream, const RotaryEmbedding& rope,
-                           const Tensor& weights, bool with_o_covariance, InputPoint last, const PassOptions& options) {
+                           const Tensor& weights, bool with_o_covariance, Site last, const PassOptions& options) {
   const c10::NoGradGuard no_grad;
   DecoderLayer probe = without_quant_points(layer);
-  MomentSums qkv, o(with_o_covariance), gate_up, down, key, value, query;
+  std::map<Site, MomentSums> sums;
+  MomentSums query;
   Tensor weight;  // of the tokens of the current batch, [tokens, 1]
-  const auto watch = [&](QuantPoint& point, MomentSums& sums) {
-    point.observer = [&](const Tensor& x) { sums.add(x.reshape({-1, x.size(-1)}), weight); };
-  };
-  watch(probe.self_attn.o_input, o);
-  watch(probe.mlp.input, gate_up);
-  watch(probe.mlp.down_input, down);
-  watch(probe.self_attn.k_cache, key);
-  watch(probe.self_attn.v_cache, value);
-  probe.self_attn.input.observer = [&](const Tensor& x) {
-    qkv.add(x.flatten(0, 1), weight);
-    query.add(probe.self_attn.query(x).flatten(0, 1).flatten(1), weight);
-  };
+  for (const SiteInfo& info : sites()) {
+    if (info.point.empty()) continue;
+    MomentSums& sum = sums.emplace(info.site, MomentSums(with_o_covariance && info.site == Site::kO)).first->second;
+    probe.point(info.site).observer = [&, site = info.site](const Tensor& x) {
+      sum.add(x.reshape({-1, x.size(-1)}), weight);
+      if (site == Site::kQkv) query.add(probe.self_attn.query(x).flatten(0, 1).flatten(1), weight);
+    };
+  }
   const auto pass = [&](int64_t begin, const Tensor& windows) {
     weight = weights.narrow(0, begin, windows.size(0)).reshape({-1, 1});
     probe.input_of(last, windows, rope);
   };
   for_each_batch(stream, rope.cos.options(), pass, options);
   const double total = weights.sum(at::kDouble).item<double>();
-  return {.qkv = qkv.over(total),
-          .o = o.over(total),
-          .gate_up = gate_up.over(total),
-          .down = down.over(total),
-          .key = key.over(total),
-          .value = value.over(total),
-          .query = query.over(total)};
+  BlockMoments moments{.query = query.over(total)};
+  for (const auto& [site, sum] : sums) moments.sites[site] = sum.over(total);
+  return moments;
 }
 
 DecoderLayer without_quant_points(DecoderLayer layer) {

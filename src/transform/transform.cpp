@@ -18,15 +18,17 @@ void check_square(const char* who, const Tensor& matrix, int64_t min_dim, int64_
 
 /// `given`, or computed where that is undefined.
 Tensor inverse_of(const char* who, const Tensor& matrix, const Tensor& given) {
-  if (!given.defined()) return at::linalg_inv(matrix);
+  if (!given.defined()) return at::linalg_inv(matrix).contiguous();
   check_square(who, given, matrix.dim(), matrix.dim());
   TORCH_CHECK(given.sizes() == matrix.sizes(), who, ": the inverse is ", given.sizes(), " but the matrix is ",
               matrix.sizes());
-  return given;
+  return given.contiguous();
 }
 
 /// [b, b] -> [1, b, b]
-Tensor in_blocks(const Tensor& matrices) { return matrices.dim() == 2 ? matrices.unsqueeze(0) : matrices; }
+Tensor in_blocks(const Tensor& matrices) {
+  return (matrices.dim() == 2 ? matrices.unsqueeze(0) : matrices).contiguous();
+}
 
 /// x [.., k b] times diag(matrices), matrices [k, b, b].
 Tensor times_blocks(const Tensor& x, const Tensor& matrices) {
@@ -156,8 +158,8 @@ Factor kronecker_factor(const Tensor& left, const Tensor& right, const Tensor& l
   check_square("kronecker_factor", left, 2, 2);
   check_square("kronecker_factor", right, 2, 2);
   return {.kind = Factor::Kind::kKronecker,
-          .left = left,
-          .right = right,
+          .left = left.contiguous(),
+          .right = right.contiguous(),
           .left_inverse = inverse_of("kronecker_factor", left, left_inverse),
           .right_inverse = inverse_of("kronecker_factor", right, right_inverse)};
 }

@@ -260,7 +260,8 @@ TEST_P(SavedLayer, ComesBackExactly) {
       }
       linear.weight = linear.dequantized();
     });
-    layer.self_attn.query_key_hadamard = layer.mlp.down_hadamard = true;
+    layer.transform(Site::kQueryKey) = {hadamard_factor(shape.head_dim)};
+    layer.transform(Site::kDown) = {hadamard_factor(shape.intermediate_size)};
     uint64_t seed = 70;
     const auto vector = [&](int64_t n) { return test::random_normal({n}, seed++, at::kFloat); };
     layer.for_each_quant_point([&](const std::string&, QuantPoint& point) {

@@ -43,19 +43,19 @@ void expect_range(const ActivationRange& got, const Tensor& values, int64_t row_
 TEST_F(ActivationRanges, AreThoseOfTheDefinition) {
   const auto ranges = activation_ranges(layer, windows, rope);
   ASSERT_EQ(ranges.size(), 6U);
-  const Tensor x = layer.input_of(InputPoint::kQkv, windows, rope);
+  const Tensor x = layer.input_of(Site::kQkv, windows, rope);
   expect_range(ranges.at("self_attn.input_quant"), x, shape.hidden_size);
   expect_range(ranges.at("self_attn.v_cache_quant"), layer.self_attn.v_proj.forward(x), shape.head_dim);
-  expect_range(ranges.at("self_attn.o_proj.input_quant"), layer.input_of(InputPoint::kO, windows, rope),
+  expect_range(ranges.at("self_attn.o_proj.input_quant"), layer.input_of(Site::kO, windows, rope),
                shape.num_heads * shape.head_dim);
-  expect_range(ranges.at("mlp.input_quant"), layer.input_of(InputPoint::kGateUp, windows, rope), shape.hidden_size);
-  expect_range(ranges.at("mlp.down_proj.input_quant"), layer.input_of(InputPoint::kDown, windows, rope),
+  expect_range(ranges.at("mlp.input_quant"), layer.input_of(Site::kGateUp, windows, rope), shape.hidden_size);
+  expect_range(ranges.at("mlp.down_proj.input_quant"), layer.input_of(Site::kDown, windows, rope),
                shape.intermediate_size);
 }
 
 TEST_F(ActivationRanges, AreOfWhatTheGridIsGiven) {
   // Gain and shift count, the grid does not, whether or not the shift has moved into the biases already.
-  const Tensor plain = layer.input_of(InputPoint::kDown, windows, rope);
+  const Tensor plain = layer.input_of(Site::kDown, windows, rope);
   QuantPoint& point = layer.mlp.down_input;
   point.enabled = true;
   point.spec.num_bits = 2;
@@ -81,7 +81,7 @@ TEST_F(ActivationRanges, AreOfWhatTheGridIsGiven) {
 TEST_F(ActivationRanges, AHadamardTransformLowersThePeakOfASpike) {
   layer.input_layernorm.weight[3] = 100.0;
   const auto before = activation_ranges(layer, windows, rope);
-  rotate_norm_outputs(layer);
+  apply_hadamards(layer, {.input = true});
   const auto after = activation_ranges(layer, windows, rope);
   const char* name = "self_attn.input_quant";
   EXPECT_GT(before.at(name).peak, 0.9 * std::sqrt(double(shape.hidden_size)));

@@ -33,11 +33,7 @@ TEST_P(Architecture, RotatedModelIsTheOriginalInFloat64) {
     DecoderLayer layer = model.layer(i);
     fuse_norm_gains(layer);
     rotate_residual(layer);
-    rotate_values(layer);
-    rotate_query_key(layer);
-    rotate_o_input(layer);
-    rotate_down_input(layer);
-    rotate_norm_outputs(layer);
+    apply_hadamards(layer, {.input = true, .value = true, .query_key = true, .o = true, .down = true});
     hidden = layer.forward(hidden, rope);
   }
   RmsNorm norm = model.final_norm();

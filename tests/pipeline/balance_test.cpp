@@ -41,7 +41,7 @@ class Balance : public testing::TestWithParam<TinyShape> {
     EXPECT_LT(test::relative_error(changed.forward(x, inputs.rope), layer.forward(x, inputs.rope)), 1e-10);
   }
   /// (sum_j a_j^2) (sum_j w_j^2): what the error of a one-scale grid behind a Hadamard transform is proportional to.
-  double error_bound(const DecoderLayer& of, InputPoint point, const std::vector<const Linear*>& readers) const {
+  double error_bound(const DecoderLayer& of, Site point, const std::vector<const Linear*>& readers) const {
     const Tensor activations = of.input_of(point, x, inputs.rope).flatten(0, 1).var(0, /*unbiased=*/false).sum();
     double energy = 0;
     for (const Linear* reader : readers) energy += reader->weight.square().sum().item<double>();
@@ -80,21 +80,20 @@ TEST_P(Balance, ScalesLowerTheErrorBound) {
     return std::vector<const Linear*>{&of.mlp.gate_proj, &of.mlp.up_proj};
   };
   const DecoderLayer norm = balanced([](auto& t) { t.scale_norm = true; });
-  EXPECT_LT(error_bound(norm, InputPoint::kQkv, qkv(norm)), 0.95 * error_bound(layer, InputPoint::kQkv, qkv(layer)));
-  EXPECT_LT(error_bound(norm, InputPoint::kGateUp, gate_up(norm)),
-            0.95 * error_bound(layer, InputPoint::kGateUp, gate_up(layer)));
+  EXPECT_LT(error_bound(norm, Site::kQkv, qkv(norm)), 0.95 * error_bound(layer, Site::kQkv, qkv(layer)));
+  EXPECT_LT(error_bound(norm, Site::kGateUp, gate_up(norm)), 0.95 * error_bound(layer, Site::kGateUp, gate_up(layer)));
   const DecoderLayer down = balanced([](auto& t) { t.scale_down = true; });
-  EXPECT_LT(error_bound(down, InputPoint::kDown, {&down.mlp.down_proj}),
-            0.95 * error_bound(layer, InputPoint::kDown, {&layer.mlp.down_proj}));
+  EXPECT_LT(error_bound(down, Site::kDown, {&down.mlp.down_proj}),
+            0.95 * error_bound(layer, Site::kDown, {&layer.mlp.down_proj}));
 }
 
 TEST_P(Balance, DownScaleReachesTheCauchySchwarzBound) {
   // (sum_j a_j |w_j|)^2 is the least value of the product; measured on the balanced layer both factors are known.
-  const Tensor a = layer.input_of(InputPoint::kDown, x, inputs.rope).flatten(0, 1).var(0, /*unbiased=*/false).sqrt();
+  const Tensor a = layer.input_of(Site::kDown, x, inputs.rope).flatten(0, 1).var(0, /*unbiased=*/false).sqrt();
   const Tensor w = layer.mlp.down_proj.weight.square().sum(0).sqrt();
   const double least = (a * w).sum().square().item<double>();
   const DecoderLayer down = balanced([](auto& t) { t.scale_down = true; });
-  EXPECT_NEAR(error_bound(down, InputPoint::kDown, {&down.mlp.down_proj}) / least, 1.0, 1e-3);
+  EXPECT_NEAR(error_bound(down, Site::kDown, {&down.mlp.down_proj}) / least, 1.0, 1e-3);
 }
 
 TEST_P(Balance, ValueMatricesLowerTheirTraceProduct) {
@@ -273,17 +272,17 @@ TEST(MeasureBlock, FindsTheWeightedMomentsOfEveryPoint) {
       EXPECT_LT(test::relative_error(got.covariance, covariance), 1e-10);
     }
   };
-  const Tensor qkv = layer.input_of(InputPoint::kQkv, x, rope);
+  const Tensor qkv = layer.input_of(Site::kQkv, x, rope);
   const Tensor keys = layer.self_attn.k_proj.forward(qkv).view({samples, seq, shape.num_kv_heads, shape.head_dim});
-  expect_moments(moments.qkv, qkv);
-  expect_moments(moments.o, layer.input_of(InputPoint::kO, x, rope));
-  expect_moments(moments.gate_up, layer.input_of(InputPoint::kGateUp, x, rope));
-  expect_moments(moments.down, layer.input_of(InputPoint::kDown, x, rope));
+  expect_moments(moments.at(Site::kQkv), qkv);
+  expect_moments(moments.at(Site::kO), layer.input_of(Site::kO, x, rope));
+  expect_moments(moments.at(Site::kGateUp), layer.input_of(Site::kGateUp, x, rope));
+  expect_moments(moments.at(Site::kDown), layer.input_of(Site::kDown, x, rope));
   expect_moments(moments.query, layer.self_attn.q_proj.forward(qkv));
-  expect_moments(moments.key, rope.forward(keys).flatten(2));
-  expect_moments(moments.value, layer.self_attn.v_proj.forward(qkv));
-  EXPECT_TRUE(moments.o.covariance.defined());
-  EXPECT_FALSE(moments.qkv.covariance.defined());
+  expect_moments(moments.at(Site::kQueryKey), rope.forward(keys).flatten(2));
+  expect_moments(moments.at(Site::kValue), layer.self_attn.v_proj.forward(qkv));
+  EXPECT_TRUE(moments.at(Site::kO).covariance.defined());
+  EXPECT_FALSE(moments.at(Site::kQkv).covariance.defined());
 }
 
 }  // namespace

@@ -43,6 +43,9 @@ TEST_P(LayerState, GivesTheSameBlockBack) {
   };
   check("as the checkpoint has it");
   apply_hadamards(layer, recipe.transforms);
+  transform_online(layer, Site::kO, scale_factor(at::rand({layer.shape(Site::kO).features}) + 0.5));
+  transform_online(layer, Site::kDown, permutation_factor(at::randperm(shape.intermediate_size, at::kLong)));
+  transform_online(layer, Site::kQueryKey, matrix_factor(at::eye(shape.head_dim) + 0.1));
   layer = layer.to(at::kFloat);
   start_quant_points(layer, recipe, inputs, weights);
   layer.mlp.down_input.gain = at::rand({shape.intermediate_size}) + 0.5;

@@ -33,25 +33,22 @@ class Learn : public test::LearningTest {
 };
 
 /// Every quant point on a fine grid, with corrections that are not at their start.
-void correct_everywhere(DecoderLayer& layer, const TinyShape& shape, int64_t num_bits) {
+void correct_everywhere(DecoderLayer& layer, int64_t num_bits) {
   uint64_t seed = 300;
-  layer.for_each_quant_point([&](const std::string& name, QuantPoint& point) {
-    const bool cache = &point == &layer.self_attn.k_cache || &point == &layer.self_attn.v_cache;
-    const int64_t features = cache                                ? shape.num_kv_heads * shape.head_dim
-                             : &point == &layer.self_attn.o_input ? shape.num_heads * shape.head_dim
-                             : &point == &layer.mlp.down_input    ? shape.intermediate_size
-                                                                  : shape.hidden_size;
+  for (const SiteInfo& info : sites()) {
+    if (info.point.empty()) continue;
+    const auto [groups, features] = layer.shape(info.site);
+    QuantPoint& point = layer.point(info.site);
     point.enabled = true;
     point.spec = {.num_bits = num_bits,
                   .symmetric = false,
-                  .strategy = cache ? Strategy::kGroup : Strategy::kToken,
-                  .group_size = cache ? shape.head_dim : 0,
+                  .strategy = info.cache ? Strategy::kGroup : Strategy::kToken,
+                  .group_size = info.cache ? features / groups : 0,
                   .dynamic = true};
-    point.clip = at::full({cache ? shape.num_kv_heads : 1, 1}, 0.95, at::kDouble);
+    point.clip = at::full({groups, 1}, 0.95, at::kDouble);
     point.shift = 0.5 * test::random_normal({features}, seed++);
-    if (!cache) point.gain = 1 + 0.2 * test::random_normal({features}, seed++).tanh();
-    ASSERT_FALSE(name.empty());
-  });
+    if (!info.cache) point.gain = 1 + 0.2 * test::random_normal({features}, seed++).tanh();
+  }
 }
 
 TEST_P(Learn, MergedCorrectionsEqualExplicitOnes) {
@@ -59,13 +56,8 @@ TEST_P(Learn, MergedCorrectionsEqualExplicitOnes) {
   for (const bool online : {false, true}) {
     SCOPED_TRACE(online ? "online Hadamard" : "no online Hadamard");
     DecoderLayer explicit_one = test::tiny_layer(shape, 1);
-    if (online) {
-      rotate_norm_outputs(explicit_one);
-      rotate_o_input(explicit_one);
-      rotate_down_input(explicit_one);
-      rotate_query_key(explicit_one);
-    }
-    correct_everywhere(explicit_one, shape, 4);
+    if (online) apply_hadamards(explicit_one, {.input = true, .query_key = true, .o = true, .down = true});
+    correct_everywhere(explicit_one, 4);
     DecoderLayer merged = explicit_one;
     // K's shift is never added back: start_quant_points sets it so.
     merged.self_attn.k_cache.add_shift_back = false;
@@ -86,15 +78,13 @@ TEST_P(Learn, ValueShiftsMergeIntoTheBiasOfO) {
   const RotaryEmbedding rope = test::tiny_rope(shape, kSeq);
   for (const bool online : {false, true}) {
     DecoderLayer explicit_one = test::tiny_layer(shape, 1);
-    if (online) rotate_o_input(explicit_one);
-    correct_everywhere(explicit_one, shape, 4);
+    if (online) apply_hadamards(explicit_one, {.o = true});
+    correct_everywhere(explicit_one, 4);
     // Only the cache is quantized; o keeps a gain.
-    explicit_one.for_each_quant_point([&](const std::string&, QuantPoint& point) {
-      if (&point == &explicit_one.self_attn.k_cache || &point == &explicit_one.self_attn.v_cache) return;
-      const Tensor gain = &point == &explicit_one.self_attn.o_input ? point.gain : Tensor{};
-      point = {};
-      point.gain = gain;
-    });
+    for (const Site site : {Site::kQkv, Site::kO, Site::kGateUp, Site::kDown}) {
+      const Tensor gain = site == Site::kO ? explicit_one.self_attn.o_input.gain : Tensor{};
+      explicit_one.point(site) = {.gain = gain};
+    }
     DecoderLayer merged = explicit_one;
     merge_corrections(merged);
     EXPECT_FALSE(merged.self_attn.v_cache.add_shift_back);
@@ -108,7 +98,7 @@ TEST_P(Learn, ValueShiftsMergeIntoTheBiasOfO) {
 /// row sums.
 TEST_P(Learn, IntegerEpilogueEqualsTheFakeQuantizedProduct) {
   DecoderLayer quantized = test::tiny_layer(shape, 1).to(at::kFloat);
-  correct_everywhere(quantized, shape, 4);
+  correct_everywhere(quantized, 4);
   quantized = quantized.to(at::kFloat);
   recipe.rounding = Recipe::Rounding::kNearest;
   round_layer(quantized, recipe, inputs, weights, 0, {});
@@ -134,22 +124,21 @@ TEST_P(Learn, PointsStartAtTheMeansOfWhatTheySee) {
   apply_hadamards(started, recipe.transforms);
   const DecoderLayer probe = started;
   start_quant_points(started, recipe, inputs, weights);
-  const auto mean = [&](InputPoint point) { return probe.input_of(point, x, inputs.rope).mean({0, 1}); };
-  EXPECT_LT(test::relative_error(started.self_attn.input.shift, mean(InputPoint::kQkv)), 1e-5);
-  EXPECT_LT(test::relative_error(started.self_attn.o_input.shift, mean(InputPoint::kO)), 1e-5);
-  EXPECT_LT(test::relative_error(started.mlp.input.shift, mean(InputPoint::kGateUp)), 1e-5);
-  EXPECT_LT(test::relative_error(started.mlp.down_input.shift, mean(InputPoint::kDown)), 1e-5);
-  const Tensor qkv = probe.input_of(InputPoint::kQkv, x, inputs.rope);
+  const Tensor qkv = probe.input_of(Site::kQkv, x, inputs.rope);
   EXPECT_LT(test::relative_error(started.self_attn.v_cache.shift, probe.self_attn.v_proj.forward(qkv).mean({0, 1})),
             1e-5);
-  started.for_each_quant_point([&](const std::string& name, QuantPoint& point) {
-    const bool cache = &point == &started.self_attn.k_cache || &point == &started.self_attn.v_cache;
-    EXPECT_TRUE(point.enabled) << name;
-    EXPECT_EQ(point.spec, cache ? recipe.kv_cache->spec : recipe.input_activations->spec) << name;
-    const int64_t groups = cache ? shape.num_kv_heads : 1;
-    EXPECT_TRUE(at::equal(point.clip, at::full({groups, 1}, cache ? 1.0 : 0.9))) << name;
-    EXPECT_EQ(point.add_shift_back, &point != &started.self_attn.k_cache) << name;
-  });
+  for (const SiteInfo& info : sites()) {
+    if (info.point.empty()) continue;
+    const QuantPoint& point = started.point(info.site);
+    EXPECT_TRUE(point.enabled) << info.name;
+    EXPECT_EQ(point.spec, info.cache ? recipe.kv_cache->spec : recipe.input_activations->spec) << info.name;
+    const int64_t groups = info.cache ? shape.num_kv_heads : 1;
+    EXPECT_TRUE(at::equal(point.clip, at::full({groups, 1}, info.cache ? 1.0 : 0.9))) << info.name;
+    EXPECT_EQ(point.add_shift_back, info.site != Site::kQueryKey) << info.name;
+    if (info.cache) continue;
+    const Tensor mean = probe.input_of(info.site, x, inputs.rope).mean({0, 1});
+    EXPECT_LT(test::relative_error(point.shift, mean), 1e-5) << info.name;
+  }
 }
 
 TEST_P(Learn, MeanShiftsSeeThroughGains) {
@@ -169,7 +158,7 @@ TEST_P(Learn, MeanShiftsSeeThroughGains) {
 TEST_P(Learn, LearnedTransformsLeaveTheMeansBehindNorms) {
   recipe.learn_transforms.epochs = 3;
   recipe.learn_transforms.lr_scale = 0.1;
-  const Tensor mean = layer.input_of(InputPoint::kGateUp, x, inputs.rope).mean({0, 1});
+  const Tensor mean = layer.input_of(Site::kGateUp, x, inputs.rope).mean({0, 1});
   DecoderLayer learned = layer;
   learn_transforms(learned, task());
   EXPECT_LT(test::relative_error(learned.mlp.input.shift, mean), 1e-4);
@@ -231,10 +220,8 @@ TEST_P(Learn, ActivationsLeaveWeightsAlone) {
   apply_quarot(learned);
   const DecoderLayer before = learned;
   learn_activations(learned, task());
-  std::map<std::string, Tensor> originals;
-  before.for_each_linear([&](const std::string& name, const Linear& linear) { originals[name] = linear.weight; });
   learned.for_each_linear([&](const std::string& name, Linear& linear) {
-    EXPECT_TRUE(at::equal(linear.weight, originals.at(name))) << name;
+    EXPECT_TRUE(at::equal(linear.weight, before.linear(name).weight)) << name;
   });
   learned.for_each_quant_point([](const std::string& name, QuantPoint& point) {
     EXPECT_FALSE(point.clip.requires_grad() || point.shift.requires_grad()) << name;
@@ -249,16 +236,14 @@ TEST_P(Learn, TransformsKeepShapesAndDoNotRaiseTheLoss) {
     ASSERT_FALSE(stages.empty());
     EXPECT_LE(stages.back().loss_after, stages.back().loss_before) << products;
     EXPECT_TRUE(std::isfinite(stages.back().loss_after));
-    std::map<std::string, Linear> originals;
-    layer.for_each_linear([&](const std::string& name, Linear& linear) { originals[name] = linear; });
     learned.for_each_linear([&](const std::string& name, Linear& linear) {
-      EXPECT_EQ(linear.weight.sizes(), originals.at(name).weight.sizes()) << name;
+      EXPECT_EQ(linear.weight.sizes(), layer.linear(name).weight.sizes()) << name;
       EXPECT_EQ(linear.weight.scalar_type(), at::kFloat) << name;
-      EXPECT_EQ(linear.bias.defined(), originals.at(name).bias.defined()) << name;
+      EXPECT_EQ(linear.bias.defined(), layer.linear(name).bias.defined()) << name;
       EXPECT_FALSE(linear.weight.requires_grad()) << name;
     });
     EXPECT_FALSE(learned.mlp.down_scale.defined());
-    EXPECT_TRUE(learned.mlp.down_hadamard && learned.self_attn.query_key_hadamard);
+    EXPECT_FALSE(learned.mlp.down_transform.empty() || learned.self_attn.query_key_transform.empty());
   }
 }
 
@@ -281,26 +266,21 @@ TEST_P(Learn, TransformsAtTheirStartAreTheFixedOnes) {
   DecoderLayer learned = layer, fixed = layer;
   learn_transforms(learned, task());
   apply_quarot(fixed);
-  std::map<std::string, Tensor> expected;
-  fixed.for_each_linear([&](const std::string& name, Linear& linear) { expected[name] = linear.weight; });
   // The identity by Cayley, exp(0) and the Hadamard of the same dtype: bit for bit the same weights ...
   learned.for_each_linear([&](const std::string& name, Linear& linear) {
-    EXPECT_TRUE(at::equal(linear.weight, expected.at(name))) << name;
+    EXPECT_TRUE(at::equal(linear.weight, fixed.linear(name).weight)) << name;
   });
   // ... while clips went through a logit and back.
-  std::map<std::string, QuantPoint> points;
-  fixed.for_each_quant_point([&](const std::string& name, QuantPoint& point) { points[name] = point; });
-  learned.for_each_quant_point([&](const std::string& name, QuantPoint& point) {
-    EXPECT_LT(test::relative_error(point.clip, points.at(name).clip), 1e-6) << name;
-    EXPECT_TRUE(at::allclose(point.shift, points.at(name).shift, 1e-5, 1e-6)) << name;
-  });
+  for (const SiteInfo& info : sites()) {
+    if (info.point.empty()) continue;
+    EXPECT_LT(test::relative_error(learned.point(info.site).clip, fixed.point(info.site).clip), 1e-6) << info.name;
+    EXPECT_TRUE(at::allclose(learned.point(info.site).shift, fixed.point(info.site).shift, 1e-5, 1e-6)) << info.name;
+  }
   recipe.rounding = Recipe::Rounding::kGptq;
   round_layer(learned, recipe, inputs, weights, 0, {});
   round_layer(fixed, recipe, inputs, weights, 0, {});
-  std::map<std::string, Tensor> codes;
-  fixed.for_each_linear([&](const std::string& name, Linear& linear) { codes[name] = linear.quantized->codes; });
   learned.for_each_linear([&](const std::string& name, Linear& linear) {
-    EXPECT_TRUE(at::equal(linear.quantized->codes, codes.at(name))) << name;
+    EXPECT_TRUE(at::equal(linear.quantized->codes, fixed.linear(name).quantized->codes)) << name;
   });
 }
 

@@ -72,10 +72,26 @@ TEST_P(Merge, ValueTransformChangesWhatTheCacheHolds) {
 }
 
 TEST_P(Merge, RotatedValuesKeepTheOutput) { expect_kept(rotate_values); }
-TEST_P(Merge, RotatedQueryAndKeyKeepTheOutput) { expect_kept(rotate_query_key); }
-TEST_P(Merge, RotatedDownInputKeepsTheOutput) { expect_kept(rotate_down_input); }
-TEST_P(Merge, RotatedOInputKeepsTheOutput) { expect_kept(rotate_o_input); }
-TEST_P(Merge, RotatedNormOutputsKeepTheOutput) { expect_kept(rotate_norm_outputs); }
+
+TEST_P(Merge, OnlineChainsOfEveryKindKeepTheOutput) {
+  for (const SiteInfo& info : sites()) {
+    if (!info.online) continue;
+    SCOPED_TRACE(info.name);
+    const int64_t n = info.site == Site::kQueryKey ? shape.head_dim : layer.shape(info.site).features;
+    const auto invertible = [&](int64_t size, uint64_t seed) {
+      return at::eye(size, at::kDouble) + test::random_normal({size, size}, seed) * (0.3 / std::sqrt(size));
+    };
+    const Transform chain = {scale_factor(test::random_normal({n}, 1).exp()), hadamard_factor(n),
+                             matrix_factor(invertible(n, 2)), kronecker_factor(invertible(2, 3), invertible(n / 2, 4)),
+                             permutation_factor(at::randperm(n, at::kLong))};
+    for (const Factor& factor : chain) {
+      expect_kept([&](DecoderLayer& merged) { transform_online(merged, info.site, factor); });
+    }
+    expect_kept([&](DecoderLayer& merged) {
+      for (const Factor& factor : chain) transform_online(merged, info.site, factor);
+    });
+  }
+}
 
 TEST_P(Merge, MergedDownScaleKeepsTheOutput) {
   layer.mlp.down_scale = 1 + 0.5 * test::random_normal({shape.intermediate_size}, 4).tanh();
@@ -94,11 +110,7 @@ TEST_P(Merge, AllTogetherKeepTheOutput) {
   layer.mlp.down_scale = scale;
   layer.mlp.down_proj.weight = layer.mlp.down_proj.weight / scale;
   merge_down_scale(layer);
-  rotate_values(layer);
-  rotate_query_key(layer);
-  rotate_o_input(layer);
-  rotate_down_input(layer);
-  rotate_norm_outputs(layer);
+  apply_hadamards(layer, {.input = true, .value = true, .query_key = true, .o = true, .down = true});
   EXPECT_LT(test::relative_error(layer.forward(hadamard_transform(x), rope), expected), kTolerance);
 }
 

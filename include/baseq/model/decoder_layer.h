@@ -2,9 +2,11 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "baseq/model/config.h"
 #include "baseq/model/rotary_embedding.h"
+#include "baseq/model/site.h"
 #include "baseq/quant/gptq.h"
 #include "baseq/quant/low_rank.h"
 #include "baseq/quant/quant_point.h"
@@ -47,12 +49,11 @@ struct Attention {
   /// comes after (the online Hadamard) or lives in these weights (see balance). Values and o_proj are not concerned.
   RmsNorm q_norm, k_norm;
   QuantPoint input;             ///< of q_proj, k_proj, v_proj; [hidden_size]
-  QuantPoint k_cache, v_cache;  ///< [num_kv_heads * head_dim], one group per head; K after RoPE and the Hadamard
+  QuantPoint k_cache, v_cache;  ///< [num_kv_heads * head_dim], one group per head; K after RoPE and its transform
   QuantPoint o_input;           ///< of o_proj; [num_heads * head_dim]
-  // Online Hadamard transforms: of what `input` and `o_input` quantize, and of every head of q and k after RoPE.
-  bool input_hadamard = false;
-  bool o_hadamard = false;
-  bool query_key_hadamard = false;
+  // Online transforms: of what `input` and `o_input` quantize, and of every head of k after RoPE, of size head_dim. q
+  // takes the inverse transpose of that.
+  Transform input_transform, o_transform, query_key_transform;
 
   /// q before RoPE, [batch, seq, num_heads, head_dim], from the output of `input`.
   Tensor query(const Tensor& x) const;
@@ -66,19 +67,14 @@ struct Mlp {
   QuantPoint input;       ///< of gate_proj and up_proj; [hidden_size]
   QuantPoint down_input;  ///< of down_proj; [intermediate_size]
   Tensor down_scale;      ///< [intermediate_size] on up's output while it is learned, then merged into up_proj
-  // Online Hadamard transforms of what `input` and `down_input` quantize.
-  bool input_hadamard = false;
-  bool down_hadamard = false;
+  Transform input_transform, down_transform;  ///< online, of what `input` and `down_input` quantize
 
   /// What down_input quantizes: [batch, seq, intermediate_size], from the output of `input`.
   Tensor gated(const Tensor& x) const;
 };
 
-/// The four places of a block where activations are quantized; readers of one see the same tensor.
-enum class InputPoint { kQkv, kO, kGateUp, kDown };
-
 /// One Llama-style decoder block. The same forward serves every architecture, full precision, learning and the
-/// quantized model: what differs are the weights, the quant points, the online Hadamard transforms and a few fields.
+/// quantized model: what differs are the weights, the quant points, the online transforms and a few fields.
 struct DecoderLayer {
   RmsNorm input_layernorm;
   Attention self_attn;
@@ -91,8 +87,18 @@ struct DecoderLayer {
 
   /// x: [batch, seq, hidden_size].
   Tensor forward(const Tensor& x, const RotaryEmbedding& rope) const;
-  /// What the readers of `point` see when the block is given x.
-  Tensor input_of(InputPoint point, const Tensor& x, const RotaryEmbedding& rope) const;
+  /// What the readers of kQkv, kO, kGateUp or kDown see when the block is given x.
+  Tensor input_of(Site site, const Tensor& x, const RotaryEmbedding& rope) const;
+
+  // By name, and what belongs to a site. Each throws c10::Error where there is none.
+  Linear& linear(std::string_view name);
+  const Linear& linear(std::string_view name) const;
+  QuantPoint& point(Site site);
+  const QuantPoint& point(Site site) const;
+  RmsNorm& norm(Site site);
+  Transform& transform(Site site);  ///< the online one; none at kResidual and kValue
+  const Transform& transform(Site site) const;
+  SiteShape shape(Site site) const;  ///< of a site with a quant point; needs the weights of its linears
 
   /// The same block with every tensor in another dtype or on another device; codes of quantized weights and their
   /// low-rank corrections are kept.
@@ -136,12 +142,9 @@ struct DecoderLayer {
   }
   template <class Layer, class Fn>
   static void for_each_quant_point_of(Layer& layer, Fn& fn) {
-    fn("self_attn.input_quant", layer.self_attn.input);
-    fn("self_attn.k_cache_quant", layer.self_attn.k_cache);
-    fn("self_attn.v_cache_quant", layer.self_attn.v_cache);
-    fn("self_attn.o_proj.input_quant", layer.self_attn.o_input);
-    fn("mlp.input_quant", layer.mlp.input);
-    fn("mlp.down_proj.input_quant", layer.mlp.down_input);
+    for (const SiteInfo& info : sites()) {
+      if (!info.point.empty()) fn(std::string(info.point), layer.point(info.site));
+    }
   }
 };
 

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "baseq/io/json_object.h"
+#include "baseq/model/site.h"
 #include "baseq/quant/quantize.h"
 
 namespace baseq {
@@ -45,6 +46,9 @@ struct QuantizationConfig {
   /// Whether `weights` and `input_activations` hold for every linear of every block and all have codes. A native
   /// checkpoint's do; of one by another tool they are what the first quantized linear has.
   bool uniform = true;
+
+  /// Whether there is an online Hadamard transform at a site.
+  bool hadamard_at(Site site) const;
 
   bool operator==(const QuantizationConfig&) const = default;
 };

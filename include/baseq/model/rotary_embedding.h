@@ -11,6 +11,9 @@ struct RotaryFrequencies {
   double attention_factor = 1.0;  ///< of cos and sin
 };
 
+/// The features of a head that turn, the first ones.
+int64_t rotary_dim(const RopeParameters& rope, int64_t head_dim);
+
 /// Linear and dynamic interpolation, Llama 3's, YaRN (arXiv 2309.00071) or LongRoPE (arXiv 2402.13753). Dynamic and
 /// LongRoPE depend on `seq_len`: all positions turn as those of one forward pass over that many tokens.
 RotaryFrequencies rotary_frequencies(const RopeParameters& rope, int64_t head_dim, int64_t max_position_embeddings,

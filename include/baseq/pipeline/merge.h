@@ -26,15 +26,10 @@ void transform_values(DecoderLayer& layer, const Tensor& matrices, const Tensor&
 /// transform_values with the Hadamard matrix of head_dim.
 void rotate_values(DecoderLayer& layer);
 
-/// Turns on the online Hadamard transform of q and k, behind their norms and RoPE. Nothing is merged: a rotation of the
-/// rows of q_proj and k_proj would have to pass RoPE and, where there are norms on q and k, their weights.
-void rotate_query_key(DecoderLayer& layer);
-
-/// Turns on the online Hadamard transform of the input of down_proj, of o_proj, or of the readers of both norms, and
-/// rotates the weights to match.
-void rotate_down_input(DecoderLayer& layer);
-void rotate_o_input(DecoderLayer& layer);
-void rotate_norm_outputs(DecoderLayer& layer);
+/// Appends a factor to the online transform of a site and its inverse transpose to the weights of the readers. At
+/// kQueryKey, where nothing is merged: a rotation of the rows of q_proj and k_proj would have to pass RoPE and, where
+/// there are norms on q and k, their weights.
+void transform_online(DecoderLayer& layer, Site site, const Factor& factor);
 
 /// Moves Mlp::down_scale into the rows of up_proj.
 void merge_down_scale(DecoderLayer& layer);

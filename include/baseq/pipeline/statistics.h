@@ -1,6 +1,7 @@
 #pragma once
 
 #include <initializer_list>
+#include <map>
 
 #include "baseq/pipeline/activations.h"
 #include "baseq/pipeline/recipe.h"
@@ -29,9 +30,10 @@ struct Moments {
 
 /// Moments of everything that is quantized in a block, from one pass.
 struct BlockMoments {
-  Moments qkv, o, gate_up, down;  ///< of the four input points
-  Moments key, value;             ///< of the cache, [num_kv_heads * head_dim]
+  std::map<Site, Moments> sites;  ///< of what each quant point sees
   Moments query;                  ///< of q after its norm, before RoPE
+
+  const Moments& at(Site site) const { return sites.at(site); }
 };
 
 /// Passes a stream through `layer`, whose quant points are looked past.
@@ -40,7 +42,7 @@ struct BlockMoments {
 /// @param with_o_covariance also the covariance at o
 /// @param last              where the pass ends; moments of what lies behind it stay undefined
 BlockMoments measure_block(const DecoderLayer& layer, const Tensor& stream, const RotaryEmbedding& rope,
-                           const Tensor& weights, bool with_o_covariance, InputPoint last = InputPoint::kDown,
+                           const Tensor& weights, bool with_o_covariance, Site last = Site::kDown,
                            const PassOptions& options = {});
 
 /// `layer` with every quant point off and without shifts. Gains stay: weights may hold their inverse.
