@@ -60,5 +60,6 @@ void add_export(CLI::App& app);
 void add_report(CLI::App& app);
 void add_compare(CLI::App& app);
 void add_sweep(CLI::App& app);
+void add_update(CLI::App& app);
 
 }  // namespace baseq::cli

@@ -65,6 +65,7 @@ int main(int argc, char** argv) {
   baseq::cli::add_report(app);
   baseq::cli::add_compare(app);
   baseq::cli::add_sweep(app);
+  baseq::cli::add_update(app);
   try {
     try {
       app.parse(argc, argv);

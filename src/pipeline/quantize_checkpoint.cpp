@@ -274,8 +274,7 @@ class Run {
     checkpoint_.release_pages();
   }
 
-  /// The file is a Llama; it knows nothing of what sets the other architectures apart.
-  bool has_modeling_file() const { return model_.config().architecture == "LlamaForCausalLM"; }
+  bool has_modeling_file() const { return model_.config().architecture == kModelingArchitecture; }
 
   nlohmann::json output_config() const {
     nlohmann::json config = checkpoint_.config();

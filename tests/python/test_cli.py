@@ -31,7 +31,8 @@ def test_version(run):
     assert len(version.split(".")) == 3
 
 
-@pytest.mark.parametrize("command", ["quantize", "eval", "export", "inspect", "tokenize", "report", "compare", "sweep"])
+@pytest.mark.parametrize("command", ["quantize", "eval", "export", "inspect", "tokenize", "report", "compare", "sweep",
+                                     "update"])
 def test_help_is_success(run, command):
     done = run(command, "--help")
     assert done.returncode == 0

@@ -8,6 +8,8 @@ namespace baseq {
 /// checkpoint with it when it is told to trust code of the checkpoint's folder.
 inline constexpr const char* kModelingFile = "modeling_baseq.py";
 inline constexpr const char* kModelingClass = "modeling_baseq.BaseqForCausalLM";
+/// The architecture that it runs: it knows nothing of what sets the others apart.
+inline constexpr const char* kModelingArchitecture = "LlamaForCausalLM";
 
 /// Its text.
 std::string_view modeling_source();

@@ -1,0 +1,37 @@
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <memory>
+
+#include "baseq/model/modeling_source.h"
+#include "baseq/model/update_modeling.h"
+#include "commands.h"
+
+namespace baseq::cli {
+namespace {
+
+void run(const std::string& model) {
+  const ModelingUpdate update = update_modeling_file(model);
+  fmt::print("{}/{}: {}\n", model, kModelingFile,
+             update.written ? "replaced by that of baseq " BASEQ_VERSION "; no other file changed" : "up to date");
+  if (!update.named) {
+    spdlog::warn(
+        "{}/config.json does not name the file, so transformers will not use it; add \"auto_map\": "
+        "{{\"AutoModelForCausalLM\": \"{}\"}}",
+        model, kModelingClass);
+  }
+}
+
+}  // namespace
+
+void add_update(CLI::App& app) {
+  auto model = std::make_shared<std::string>();
+  CLI::App* command =
+      app.add_subcommand("update", "Replaces the modeling_baseq.py of a quantized checkpoint by this program's");
+  command->add_option("model", *model, "Directory of a checkpoint that baseq quantized")
+      ->required()
+      ->transform(checkpoint_directory());
+  command->callback([model] { run(*model); });
+}
+
+}  // namespace baseq::cli
