@@ -8,7 +8,7 @@
 # the caller in the repository root and defines
 #     venv_python              the Python of .venv
 #     apt_install P...         installs Debian packages, as root
-#     install_requirements F   installs a requirements file into .venv, once
+#     install_requirements F [D]   installs a requirements file into .venv, or without dependencies into its folder D; once
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -87,11 +87,13 @@ make_venv() {
 }
 
 install_requirements() {
-  local stamp
-  stamp=.venv/installed-$(sha256sum "$1" | cut -c1-16)
+  local stamp target=()
+  stamp=.venv/${2:+$2/}installed-$(sha256sum "$1" | cut -c1-16)
   if [[ ! -e $stamp ]]; then
     echo "setup: installing $1"
-    $venv_python -m pip install --quiet --disable-pip-version-check --requirement "$1"
+    # pip does not replace what is in a target folder. Compiling all of it takes longer than what is used of it.
+    [[ -n ${2:-} ]] && rm -rf ".venv/$2" && target=(--no-deps --no-compile --target ".venv/$2")
+    $venv_python -m pip install --quiet --disable-pip-version-check "${target[@]}" --requirement "$1"
     touch "$stamp"
   fi
 }

@@ -80,6 +80,7 @@ install_browser() {
 
 echo "== test environment"
 install_requirements tests/requirements.txt
+install_requirements tests/newest-transformers.txt transformers-newest
 install_torch
 install_browser
 

@@ -4,22 +4,29 @@
 
 The arithmetic of the format (online Hadamard transforms, quant points, quantized keys and values, packed weights) is
 simulated in floating point, on whatever device PyTorch has. Loaded with dtype=torch.float32 it computes what
-`baseq eval` computes. Weights stay packed in the checkpoint and become dense when a layer is first used.
+`baseq eval` computes. A weight is unpacked when its layer is first used, and the packed one is let go of; with
+keep_packed=True it stays packed and is unpacked in every forward pass.
 """
 
+import inspect
 import json
 import math
 from functools import lru_cache
 
 import torch
+import transformers
 from safetensors import safe_open
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import (ALL_ATTENTION_FUNCTIONS, apply_rotary_pos_emb,
-                                                      eager_attention_forward)
+from transformers.models.llama.modeling_llama import (ALL_ATTENTION_FUNCTIONS, LlamaAttention, LlamaRMSNorm,
+                                                      apply_rotary_pos_emb, eager_attention_forward)
 from transformers.utils import cached_file
 
-FORMAT_VERSION = 4
+FORMAT_VERSIONS = (3, 4)
+CHUNK = 1 << 20  # weights unpacked at a time, for each takes some 12 bytes meanwhile
+# What stays float32 in a model of half precision: vectors, norms, whose weights hold gains, and RoPE's frequencies.
+FLOAT32 = {"weight_scale", "lora_A_scale", "lora_B_scale", "clip", "gain", "shift", "bias", "input_layernorm",
+           "post_attention_layernorm", "norm", "inv_freq", "original_inv_freq"}
 
 # ---- Hadamard matrices: Sylvester, Paley I and II, Williamson, and products of these
 
@@ -150,6 +157,7 @@ def hadamard_factors(n):
 
 
 @lru_cache(maxsize=None)
+@torch.inference_mode(False)  # a tensor made in inference mode could not be kept for a later backward pass
 def normalised_factor(n, dtype, device):
     return (hadamard_factor(n) / math.sqrt(n)).to(device, dtype)
 
@@ -161,7 +169,8 @@ def hadamard_transform(x):
         while order > 1:  # a power of two in parts of at most 64, the last ones first
             part = math.gcd(order, 64) if is_power_of_two(order) else order
             h = normalised_factor(part, y.dtype, y.device)
-            y = torch.matmul(h.t(), y.reshape(-1, part, inner))
+            # One product for the innermost part: a batch of products with vectors would take 10 times as long.
+            y = y.reshape(-1, part) @ h if inner == 1 else h.t() @ y.reshape(-1, part, inner)
             inner, order = inner * part, order // part
     return y.reshape(x.shape).to(x.dtype)
 
@@ -170,13 +179,19 @@ def hadamard_transform(x):
 
 
 def unpack(packed, num_bits, columns):
-    """int32 [rows, words] -> signed codes [rows, columns]: a dense stream of bits, least significant first."""
-    position = torch.arange(columns, device=packed.device) * num_bits
-    word, offset = position // 32, position % 32
-    words = packed.long() & 0xFFFFFFFF
-    following = words[:, (word + 1).clamp(max=words.shape[1] - 1)]
-    codes = (words[:, word] >> offset | following << (32 - offset)) & (2**num_bits - 1)
-    return codes - 2 ** (num_bits - 1)
+    """int32 [rows, words] -> signed codes, int32 [rows, columns]: a dense stream of bits, least significant first."""
+    period = 32 // math.gcd(num_bits, 32)  # codes until one starts at the start of a word again
+    words = period * num_bits // 32
+    packed = nn.functional.pad(packed, (0, -packed.shape[1] % words)).unflatten(1, (-1, words))
+    codes = torch.empty(*packed.shape[:2], period, dtype=torch.int32, device=packed.device)
+    for i in range(period):
+        word, offset = divmod(i * num_bits, 32)
+        held = min(num_bits, 32 - offset)  # bits of the code in this word
+        code = packed[..., word] >> offset & 2**held - 1
+        if held < num_bits:
+            code |= packed[..., word + 1] << held & 2**num_bits - 1
+        codes[..., i] = code - 2 ** (num_bits - 1)
+    return codes.flatten(1)[:, :columns]
 
 
 class QuantPoint(nn.Module):
@@ -191,6 +206,8 @@ class QuantPoint(nn.Module):
         self.register_buffer("clip", torch.ones(self.groups, 1) if has("clip") else None)
 
     def forward(self, x):
+        if self.spec is None and self.gain is None and self.shift is None:
+            return x
         u = x.float()
         if self.gain is not None:
             u = u * self.gain.float()
@@ -215,7 +232,11 @@ class QuantPoint(nn.Module):
 
 
 class Linear(nn.Module):
-    """A linear with packed weights; `point` and `online` act on its input."""
+    """A linear with packed weights; `point` and `online` act on its input.
+
+    With `stored`, the packed weight in the checkpoint's file, `dense` takes the place of `weight_packed` at the first
+    use; without it the weight stays packed and is unpacked at each use. Memory never holds both.
+    """
 
     def __init__(self, out_features, in_features, spec, has, point=None, online=False, lora_rank=0):
         super().__init__()
@@ -239,7 +260,7 @@ class Linear(nn.Module):
         if not spec["symmetric"]:
             self.register_buffer("weight_zero_point",
                                  torch.zeros(words(self.scale_rows), groups, dtype=torch.int32))
-        self.dense = None
+        self.dense = self.stored = None
         rank = min(lora_rank, out_features, in_features)
         dtype = torch.int8 if has("lora_A_scale") else torch.float32
         self.register_buffer("lora_A", torch.zeros(rank, in_features, dtype=dtype) if rank else None)
@@ -247,42 +268,108 @@ class Linear(nn.Module):
         self.register_buffer("lora_A_scale", torch.ones(rank, 1) if has("lora_A_scale") else None)
         self.register_buffer("lora_B_scale", torch.ones(1, rank) if has("lora_B_scale") else None)
 
-    def dequantized(self):
-        """float32 [out_features, in_features]: the codes' values and the correction of low rank."""
-        codes = unpack(self.weight_packed, self.spec["num_bits"], self.in_features).float()
-        scale = self.weight_scale.float()
-        values = codes.reshape(self.out_features, scale.shape[1], -1)
+    def dequantized(self, dtype, device):
+        """[out_features, in_features]: the codes' values and the correction of low rank, computed in float32."""
+        packed = self.stored if self.weight_packed is None else self.weight_packed
+        scale, zero_point = self.weight_scale.to(device).float(), None
         if not self.spec["symmetric"]:
-            zero_point = unpack(self.weight_zero_point.t().contiguous(), self.spec["num_bits"], self.scale_rows)
-            values = values - zero_point.t().unsqueeze(-1)
-        weight = (values * scale.unsqueeze(-1)).reshape(codes.shape)
-        if self.lora_A is None:
-            return weight
-        down, up = self.lora_A.float(), self.lora_B.float()
-        if self.lora_A_scale is not None:
-            down, up = down * self.lora_A_scale.float(), up * self.lora_B_scale.float()
-        return weight + up @ down
+            by_group = self.weight_zero_point.to(device).t()
+            zero_point = unpack(by_group, self.spec["num_bits"], self.scale_rows).t()
+            zero_point = zero_point.unsqueeze(-1).expand(self.out_features, -1, -1)
+        up = None
+        if self.lora_A is not None:
+            down, up = self.lora_A.to(device).float(), self.lora_B.to(device).float()
+            if self.lora_A_scale is not None:
+                down, up = down * self.lora_A_scale.to(device).float(), up * self.lora_B_scale.to(device).float()
+        scale = scale.unsqueeze(-1).expand(self.out_features, -1, -1)
+        weight = torch.empty(self.out_features, self.in_features, dtype=dtype, device=device)
+        step = max(1, CHUNK // self.in_features)
+        for first in range(0, self.out_features, step):
+            rows = slice(first, first + step)
+            values = unpack(packed[rows].to(device), self.spec["num_bits"], self.in_features).float()
+            values = values.unflatten(1, (scale.shape[1], -1))
+            if zero_point is not None:
+                values -= zero_point[rows]
+            values = values.mul_(scale[rows]).flatten(1)
+            weight[rows] = values if up is None else values + up[rows] @ down
+        return weight
+
+    def weight_for(self, x):
+        if self.spec is None:
+            return self.weight.to(x.device, x.dtype)
+        if self.dense is not None and self.dense.dtype == x.dtype:
+            return self.dense.to(x.device)
+        # What is kept serves later calls: one may need gradients, one may not be in this one's autocast.
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            weight = self.dequantized(x.dtype, x.device)
+        if self.stored is not None:
+            self.dense, self.weight_packed = weight, None
+        return weight
 
     def forward(self, x):
         if self.online:
             x = hadamard_transform(x)
         if hasattr(self, "input_quant"):
             x = self.input_quant(x)
-        weight = self.weight if self.spec is None else self.dense
-        if weight is None or weight.device != x.device or weight.dtype != x.dtype:
-            weight = (self.weight if self.spec is None else self.dequantized()).to(x.device, x.dtype)
-            if self.spec is not None:
-                self.dense = weight
-        return nn.functional.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
+        return nn.functional.linear(x, self.weight_for(x), None if self.bias is None else self.bias.to(x.dtype))
+
+    def _apply(self, fn, *args, **kwargs):
+        if self.spec is not None:
+            self.dense = None  # the next use makes it anew, where and as the model is now
+        return super()._apply(fn, *args, **kwargs)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.spec is not None and self.weight_packed is None:
+            destination[prefix + "weight_packed"] = self.stored
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        if self.spec is not None and any(prefix + name in state_dict for name in self._buffers):
+            self.dense = None
+            if prefix + "weight_packed" in state_dict:
+                if self.weight_packed is None:
+                    self.weight_packed = torch.empty_like(self.stored, device=self.weight_scale.device)
+                self.stored = None
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Norm(LlamaRMSNorm):
+    """Its weight is float32 whatever the dtype of x."""
+
+    def forward(self, x):
+        return super().forward(x.float()).to(x.dtype)
 
 
 # ---- the model
 
 
+def is_cache(value):
+    return hasattr(value, "get_seq_length")
+
+
+# The name of the attention's cache in this transformers; it has changed twice.
+CACHE_NAMES = {"cache", "past_key_values", "past_key_value"} & set(inspect.signature(LlamaAttention.forward).parameters)
+
+
+def take_cache(kwargs):
+    """Removes the cache from an attention's keyword arguments and returns it; should its name change again, too."""
+    found = [kwargs.pop(name) for name in list(kwargs) if name in CACHE_NAMES or is_cache(kwargs[name])]
+    return next((cache for cache in found if cache is not None), None)
+
+
+def refuse_lost_cache(model, _, output):
+    """A forward hook of the decoder. With a cache that stays empty generate() would see the last token only."""
+    asked = any(is_cache(value) for value in (output.values() if hasattr(output, "values") else output))
+    if asked and not model.layers[0].self_attn.has_cache and not (model.training and model.gradient_checkpointing):
+        raise RuntimeError(
+            f"modeling_baseq.py: the cache of keys and values of transformers {transformers.__version__} does not reach "
+            "the attention; pass use_cache=False, or let a newer baseq replace this file: baseq update CHECKPOINT")
+
+
 class Attention(nn.Module):
     def __init__(self, config, layer_idx, make):
         super().__init__()
-        self.config, self.layer_idx, self.is_causal = config, layer_idx, True
+        self.config, self.layer_idx, self.is_causal, self.has_cache = config, layer_idx, True, False
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling, self.attention_dropout = self.head_dim**-0.5, 0.0
@@ -297,9 +384,9 @@ class Attention(nn.Module):
         self.v_proj = make.linear("self_attn.v_proj", kv, config.hidden_size)
         self.o_proj = make.linear("self_attn.o_proj", config.hidden_size, heads, online=online["o"])
 
-    def forward(self, hidden_states, position_embeddings, attention_mask=None, past_key_values=None,
-                cache_position=None, **kwargs):
-        past_key_values = kwargs.pop("past_key_value", None) if past_key_values is None else past_key_values
+    def forward(self, hidden_states, position_embeddings, attention_mask=None, **kwargs):
+        cache = take_cache(kwargs)
+        self.has_cache = cache is not None
         shape = hidden_states.shape[:-1]
         x = self.input_quant(hadamard_transform(hidden_states) if self.input_hadamard else hidden_states)
         query = self.q_proj(x).view(*shape, -1, self.head_dim).transpose(1, 2)
@@ -309,8 +396,9 @@ class Attention(nn.Module):
         if self.query_key_hadamard:
             query, key = hadamard_transform(query), hadamard_transform(key)
         key = self.k_cache_quant(key.transpose(1, 2).flatten(-2)).view(*shape, -1, self.head_dim).transpose(1, 2)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx, {"cache_position": cache_position})
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx, kwargs)
+        kwargs.pop("cache_position", None)  # of transformers 4, for the cache only
         implementation = self.config._attn_implementation
         attend = eager_attention_forward if implementation == "eager" else ALL_ATTENTION_FUNCTIONS[implementation]
         output, weights = attend(self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs)
@@ -339,8 +427,10 @@ class Maker:
     def __init__(self, config):
         self.quantization, self.tensors = config.quantization_config, set(getattr(config, "baseq_tensors", ()))
         version = self.quantization["format_version"]
-        if version != FORMAT_VERSION:
-            raise ValueError(f"format_version {version} is not {FORMAT_VERSION}, which this file reads")
+        if version not in FORMAT_VERSIONS:
+            known = " and ".join(map(str, FORMAT_VERSIONS))
+            raise ValueError(f"format_version {version} of the checkpoint is unknown to modeling_baseq.py, which reads "
+                             f"{known}")
 
     def has(self, name):
         return lambda part: f"{name}.{part}" in self.tensors
@@ -359,39 +449,63 @@ class Maker:
 
 class BaseqForCausalLM(LlamaForCausalLM):
     config_class = LlamaConfig
+    _auto_class = "AutoModelForCausalLM"  # so that save_pretrained() copies this file with every transformers
 
     def __init__(self, config):
         super().__init__(config)
         for index, layer in enumerate(self.model.layers):
             layer.self_attn = Attention(config, index, Maker(config))
             layer.mlp = Mlp(config, Maker(config))
-        # Scales and corrections keep their precision in a model of half precision.
-        self._keep_in_fp32_modules_strict = {"weight_scale", "lora_A_scale", "lora_B_scale", "clip", "gain", "shift",
-                                             "bias"}
+            layer.input_layernorm = Norm(config.hidden_size, eps=config.rms_norm_eps)
+            layer.post_attention_layernorm = Norm(config.hidden_size, eps=config.rms_norm_eps)
+        self.model.norm = Norm(config.hidden_size, eps=config.rms_norm_eps)
+        self.model.register_forward_hook(refuse_lost_cache)
+        self._keep_in_fp32_modules_strict = set(FLOAT32)
+
+    def _apply(self, fn, *args, **kwargs):
+        """`.half()`, `.to(torch.bfloat16)` and their like only move what stays float32."""
+        named = (*self.named_parameters(), *self.named_buffers())
+        kept = {id(tensor) for name, tensor in named if FLOAT32 & set(name.split("."))}
+
+        def convert(tensor):
+            converted = fn(tensor)
+            return tensor.to(converted.device) if id(tensor) in kept and converted.dtype != tensor.dtype else converted
+
+        return super()._apply(convert, *args, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, path, *args, config=None, **kwargs):
+    def from_pretrained(cls, path, *args, config=None, keep_packed=False, **kwargs):
         hub = {key: kwargs[key] for key in ("cache_dir", "revision", "token", "local_files_only", "subfolder",
                                             "force_download") if key in kwargs}
         config = LlamaConfig.from_pretrained(path, **hub) if config is None else config
-        config.baseq_tensors = optional_tensors(path, hub)
-        return super().from_pretrained(path, *args, config=config, **kwargs)
+        optional, packed = read_checkpoint(path, hub)
+        config.baseq_tensors = optional
+        loaded = super().from_pretrained(path, *args, config=config, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        vars(model.config).pop("baseq_tensors", None)
+        for name, module in model.named_modules():
+            if not keep_packed and isinstance(module, Linear):
+                module.stored = packed.get(f"{name}.weight_packed")
+        return loaded
 
 
-def optional_tensors(path, hub):
-    """Names, within a block, of the tensors that a checkpoint may have and this one has. All blocks have the same."""
+def read_checkpoint(path, hub):
+    """Names, within a block, of the tensors that a checkpoint may have and this one has (all blocks have the same);
+    and the packed weights by name, mapped from the files: they take no memory until something reads them."""
     index = cached_file(path, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False, **hub)
-    names = {}
     files = [cached_file(path, "model.safetensors", **hub)] if index is None else []
     if index is not None:
         with open(index, encoding="utf-8") as file:
             shards = set(json.load(file)["weight_map"].values())
         files = [cached_file(path, shard, **hub) for shard in sorted(shards)]
+    optional, packed = set(), {}
+    kinds = ("bias", "clip", "gain", "shift", "lora_A_scale", "lora_B_scale")
     for file in files:
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():
-                if name.startswith("model.layers."):
-                    _, _, block, local = name.split(".", 3)
-                    names.setdefault(local, set()).add(block)
-    optional = ("bias", "clip", "gain", "shift", "lora_A_scale", "lora_B_scale")
-    return sorted(name for name in names if name.rsplit(".", 1)[1] in optional)
+                kind = name.rpartition(".")[2]
+                if name.startswith("model.layers.") and kind in kinds:
+                    optional.add(name.split(".", 3)[3])
+                elif kind == "weight_packed":
+                    packed[name] = tensors.get_tensor(name)
+    return sorted(optional), packed

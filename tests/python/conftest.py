@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,10 @@ SEQ_LEN = 48
 NUM_WINDOWS = 4
 # Makes any recipe of configs/ fit the tiny model and a second of time: its ffn of 96 has no groups of 64.
 SMALL = {"calibration.num_samples": NUM_WINDOWS, "calibration.seq_len": SEQ_LEN}
+
+
+def pytest_report_header() -> str:
+    return f"transformers {metadata.version('transformers')}"
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,18 @@
 """The modeling_baseq.py of a native checkpoint, run by transformers, computes what the program computes."""
 
+import hashlib
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "data"
@@ -44,19 +50,37 @@ RECIPES = {
 }
 
 
+# Where another transformers is installed, and the variable that names the folder of `made` to its run of these tests.
+NEWEST, MADE = Path(sys.prefix) / "transformers-newest", "BASEQ_MODELING_TESTS"
+
+
 @pytest.fixture(scope="session")
-def quantized(run, tmp_path_factory):
-    """quantized(recipe, model) -> folder of the native checkpoint."""
+def made(tmp_path_factory) -> Path:
+    """What the program made and computed, under the digest of what from. Every transformers needs it, once is enough."""
+    return Path(os.environ.get(MADE) or tmp_path_factory.mktemp("made"))
+
+
+def digest(model: Path, *more: str) -> str:
+    parts = [(model / name).read_bytes() for name in ("config.json", "model.safetensors")]
+    return hashlib.sha256(b"".join([*parts, *(text.encode() for text in more)])).hexdigest()
+
+
+@pytest.fixture(scope="session")
+def quantized(run, made, tmp_path_factory):
+    """quantized(recipe, model) -> folder of the native checkpoint, the caller's own."""
 
     def call(recipe: dict, model: Path) -> Path:
-        folder = tmp_path_factory.mktemp("modeling")
         recipe = {"rounding": {"method": "rtn"}, "dtype": "float32"} | recipe
-        (folder / "recipe.json").write_text(json.dumps(recipe | {"calibration": {"num_samples": 4, "seq_len": 32}}))
-        save_file({"input_ids": ids_of(model, (4, 32))}, folder / "ids.safetensors")
-        done = run("quantize", model, "--recipe", folder / "recipe.json", "--calibration", folder / "ids.safetensors",
-                   "--output", folder / "native", "--quiet")
-        assert done.returncode == 0, done.stderr
-        return folder / "native"
+        text = json.dumps(recipe | {"calibration": {"num_samples": 4, "seq_len": 32}})
+        folder = tmp_path_factory.mktemp("modeling")
+        native = made / digest(model, text)
+        if not native.is_dir():
+            (folder / "recipe.json").write_text(text)
+            save_file({"input_ids": ids_of(model, (4, 32))}, folder / "ids.safetensors")
+            done = run("quantize", model, "--recipe", folder / "recipe.json", "--calibration",
+                       folder / "ids.safetensors", "--output", native, "--quiet")
+            assert done.returncode == 0, done.stderr
+        return shutil.copytree(native, folder / "native")
 
     return call
 
@@ -67,15 +91,17 @@ def ids_of(model: Path, windows: tuple[int, int]) -> torch.Tensor:
 
 
 @pytest.fixture(scope="session")
-def logits_of(run, tmp_path_factory):
+def logits_of(run, made, tmp_path_factory):
     folder = tmp_path_factory.mktemp("logits")
 
     def call(model: Path) -> tuple[torch.Tensor, torch.Tensor]:
-        save_file({"input_ids": ids_of(model, (8, 33))}, folder / "ids.safetensors")
-        done = run("eval", model, "--tokens", folder / "ids.safetensors", "--seq-len", 33, "--logits",
-                   folder / "logits.safetensors", "--quiet")
-        assert done.returncode == 0, done.stderr
-        tensors = load_file(folder / "logits.safetensors")
+        logits = made / f"{digest(model)}.safetensors"
+        if not logits.is_file():
+            save_file({"input_ids": ids_of(model, (8, 33))}, folder / "ids.safetensors")
+            done = run("eval", model, "--tokens", folder / "ids.safetensors", "--seq-len", 33, "--logits", logits,
+                       "--quiet")
+            assert done.returncode == 0, done.stderr
+        tensors = load_file(logits)
         return tensors["input_ids"].long(), tensors["logits"]
 
     return call
@@ -106,14 +132,70 @@ def test_logits_are_those_of_the_program(quantized, logits_of, name, model):
     assert sum(agree) >= (6 if "input_activations" in RECIPES[name] else 8)
 
 
+def modeling_file(model):
+    """The modeling_baseq.py of a loaded model, as a module."""
+    return sys.modules[type(model).__module__]
+
+
+def linears_of(model) -> list:
+    return [module for module in model.modules() if isinstance(module, modeling_file(model).Linear)]
+
+
+# Two prompts in a batch, the shorter one padded on the left.
+PROMPTS = {"input_ids": torch.tensor([[0, 0, 0, 5, 17], [99, 3, 64, 7, 11]]),
+           "attention_mask": torch.tensor([[0, 0, 0, 1, 1], [1, 1, 1, 1, 1]])}
+
+
+def generate(model, **options) -> torch.Tensor:
+    return model.generate(**PROMPTS, max_new_tokens=12, min_new_tokens=12, do_sample=False, pad_token_id=0, **options)
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_generation_with_a_cache_is_generation_without(quantized, attention):
-    model = load(quantized(RECIPES["everything"], TINY), attn_implementation=attention)
-    prompt = torch.tensor([[5, 17, 99, 3, 64]])
-    with_cache, without = (model.generate(prompt, max_new_tokens=12, do_sample=False, use_cache=use_cache,
-                                          pad_token_id=0) for use_cache in (True, False))
-    assert with_cache.shape == (1, 17)
-    assert torch.equal(with_cache, without)
+@pytest.mark.parametrize("name", ["weights", "everything", "online"])
+def test_generation_with_a_cache_is_generation_without(quantized, name, attention):
+    model = load(quantized(RECIPES[name], TINY), attn_implementation=attention)
+    without = generate(model, use_cache=False)
+    assert without.shape == (2, 17)
+    assert torch.equal(generate(model, use_cache=True), without)
+    assert torch.equal(generate(model, cache_implementation="static"), without)
+
+
+def rename_caches(model, name: str | None):
+    """Lets the attentions get their cache under another name, or without a name not at all."""
+    for layer in model.model.layers:
+        forward = layer.self_attn.forward
+
+        def renamed(*positional, forward=forward, **keywords):
+            caches = [key for key, value in keywords.items() if hasattr(value, "get_seq_length")]
+            for cache in [keywords.pop(key) for key in caches]:
+                keywords |= {name: cache} if name else {}
+            return forward(*positional, **keywords)
+
+        layer.self_attn.forward = renamed
+
+
+def test_a_cache_that_reaches_no_attention_is_an_error(quantized):
+    model = load(quantized(RECIPES["weights"], TINY))
+    without = generate(model, use_cache=False)
+    rename_caches(model, None)
+    for options in ({"use_cache": True}, {}):
+        with pytest.raises(RuntimeError, match="does not reach the attention; pass use_cache=False"):
+            generate(model, **options)
+    assert torch.equal(generate(model, use_cache=False), without)
+
+
+def test_a_cache_is_found_under_any_name(quantized):
+    model = load(quantized(RECIPES["weights"], TINY))
+    without = generate(model, use_cache=False)
+    rename_caches(model, "remembered")
+    assert torch.equal(generate(model, use_cache=True), without)
+
+
+def test_training_with_checkpointed_gradients_needs_no_cache(quantized):
+    model = load(quantized(RECIPES["weights"], TINY)).train()
+    model.gradient_checkpointing_enable()
+    model.enable_input_require_grads()
+    model(**PROMPTS, labels=PROMPTS["input_ids"]).loss.backward()
 
 
 def test_padding_on_the_left_changes_nothing(quantized):
@@ -126,13 +208,149 @@ def test_padding_on_the_left_changes_nothing(quantized):
         assert relative_error(got, model(ids).logits) < 1e-3
 
 
-def test_half_precision_keeps_the_scales(quantized, logits_of):
+def test_half_precision_keeps_the_vectors(quantized, logits_of):
+    folder = quantized(RECIPES["everything"] | {"low_rank": {"rank": 4}}, BIASED)
+    ids, expected = logits_of(folder)
+    loaded, converted = load(folder, dtype=torch.bfloat16), load(folder)
+    with torch.no_grad():
+        converted(ids)  # what it keeps in float32 must not outlive the conversion
+    converted = converted.to(torch.bfloat16)
+    vectors = ("weight_scale", "clip", "gain", "shift", "bias", "norm.weight", "inv_freq")
+    for model in (loaded, converted):
+        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        kept = {name: tensor.dtype for name, tensor in tensors.items() if name.endswith(vectors)}
+        assert len(kept) > 30 and set(kept.values()) == {torch.float32}
+        assert model.lm_head.weight.dtype == torch.bfloat16
+        assert model.model.norm(torch.ones(1, model.config.hidden_size).bfloat16()).dtype == torch.bfloat16
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, converted(ids).logits)
+
+
+def test_half_precision_computes_nearly_the_same(quantized, logits_of):
     folder = quantized(RECIPES["weights"], BIASED)
-    model = load(folder, dtype=torch.bfloat16)
-    assert model.model.layers[0].mlp.up_proj.weight_scale.dtype == torch.float32
     ids, expected = logits_of(folder)
     with torch.no_grad():
-        assert relative_error(model(ids).logits, expected) < 5e-2
+        assert relative_error(load(folder, dtype=torch.bfloat16)(ids).logits, expected) < 5e-2
+
+
+def mapped_file(tensor: torch.Tensor) -> str:
+    """The file that a tensor's memory is mapped from; "" where it is memory of its own."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, *_, path = line.split(maxsplit=5) if line.count("/") else (line.split()[0], "")
+        begin, end = (int(address, 16) for address in addresses.split("-"))
+        if begin <= tensor.data_ptr() < end:
+            return path
+    return ""
+
+
+@pytest.mark.parametrize("name", ["everything", "low rank"])
+def test_packed_and_unpacked_weights_are_never_both_in_memory(quantized, name):
+    folder = quantized(RECIPES[name], TINY)
+    ids = ids_of(TINY, (2, 9)).long()
+    unpacked, packed = load(folder), load(folder, keep_packed=True)
+    with torch.no_grad():
+        assert torch.equal(unpacked(ids).logits, packed(ids).logits)
+    for linear in linears_of(unpacked):
+        assert linear.weight_packed is None and linear.dense is not None
+        assert mapped_file(linear.stored).endswith("model.safetensors") and not mapped_file(linear.dense)
+    for linear in linears_of(packed):
+        assert linear.weight_packed is not None and linear.dense is None and linear.stored is None
+
+
+def test_what_a_used_model_saves_is_its_checkpoint(quantized, tmp_path):
+    folder = quantized(RECIPES["everything"], TINY)
+    ids = ids_of(TINY, (2, 9)).long()
+    model = load(folder)
+    with torch.no_grad():
+        logits = model(ids).logits
+    model.save_pretrained(tmp_path / "saved")
+    saved, original = (load_file(path / "model.safetensors") for path in (tmp_path / "saved", folder))
+    assert saved.keys() == original.keys()
+    assert all(torch.equal(saved[name], original[name]) for name in original)
+    assert "baseq_tensors" not in json.loads((tmp_path / "saved" / "config.json").read_text())
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "saved")(ids).logits, logits)
+    model.save_pretrained(folder)  # over the file that its weights come from
+    with torch.no_grad():
+        assert torch.equal(model.to(torch.float64).float()(ids).logits, logits)
+        assert torch.equal(load(folder)(ids).logits, logits)
+
+
+def test_a_used_model_takes_other_weights(quantized):
+    folders = [quantized(RECIPES["weights"] | {"rounding": {"method": method}}, TINY) for method in ("rtn", "gptq")]
+    ids = ids_of(TINY, (2, 9)).long()
+    model, other = map(load, folders)
+    with torch.no_grad():
+        before, expected = model(ids).logits, other(ids).logits
+        assert not torch.equal(before, expected)
+        model.load_state_dict(other.state_dict())
+        assert torch.equal(model(ids).logits, expected)
+
+
+@pytest.mark.parametrize("context", [torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)],
+                         ids=["inference mode", "autocast"])
+def test_what_the_first_call_keeps_serves_later_ones(quantized, context):
+    folder = quantized(RECIPES["low rank"], TINY)
+    fresh, model = load(folder), load(folder)
+    modeling_file(model).normalised_factor.cache_clear()
+    ids = ids_of(TINY, (2, 9)).long()
+    with context():
+        model(ids)
+    embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
+    logits = model(inputs_embeds=embedded).logits
+    logits.sum().backward()
+    assert embedded.grad.norm() > 0
+    assert torch.equal(logits, fresh(ids).logits)
+
+
+class Allocations(TorchDispatchMode):
+    """Bytes of every storage that an operation returns, by its address, and the shapes that products take."""
+
+    def __init__(self):
+        super().__init__()
+        self.storages, self.products = {}, []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if function._overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm):
+            self.products.append(tuple(arguments[1].shape))
+        result = function(*arguments, **(keywords or {}))
+        if isinstance(result, torch.Tensor):
+            self.storages[result.untyped_storage().data_ptr()] = result.untyped_storage().nbytes()
+        return result
+
+
+@pytest.mark.parametrize("num_bits", [3, 4])
+def test_unpacking_takes_a_piece_at_a_time(quantized, monkeypatch, num_bits):
+    module = modeling_file(load(quantized(RECIPES["weights"], TINY)))
+    spec = {"num_bits": num_bits, "symmetric": False, "strategy": "group", "group_size": 64}
+    linear = module.Linear(512, 256, spec, lambda part: False, lora_rank=8)
+    for name in ("weight_packed", "weight_zero_point"):
+        getattr(linear, name).random_(-2**31, 2**31 - 1)
+    linear.lora_A.normal_(), linear.lora_B.normal_(), linear.weight_scale.uniform_()
+    whole = linear.dequantized(torch.float32, torch.device("cpu"))
+    monkeypatch.setattr(module, "CHUNK", 1 << 13)
+    with Allocations() as seen:
+        in_pieces = linear.dequantized(torch.float32, torch.device("cpu"))
+    result = in_pieces.untyped_storage()
+    assert result.nbytes() == 4 * 512 * 256
+    others = [size for address, size in seen.storages.items() if address != result.data_ptr()]
+    assert max(others) <= 4 << 13  # the result apart, nothing is larger than four bytes a weight of one piece
+    torch.testing.assert_close(in_pieces, whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("features", [64, 1536, 4096])
+def test_hadamard_transforms_are_products_of_matrices(quantized, features):
+    module = modeling_file(load(quantized(RECIPES["weights"], TINY)))
+    x = torch.randn(3, features)
+    with Allocations() as seen:
+        module.hadamard_transform(x)
+    assert seen.products and all(shape[-1] > 1 for shape in seen.products)
+
+
+def test_a_point_that_does_nothing_gives_its_input_back(quantized):
+    module = modeling_file(load(quantized(RECIPES["weights"], TINY)))
+    x = torch.randn(2, 8).bfloat16()
+    assert module.QuantPoint(None, 8, lambda part: False)(x) is x
 
 
 def test_sharded_checkpoint_is_read(quantized):
@@ -171,13 +389,20 @@ def test_hadamard_matrices_are_those_of_the_program(quantized, logits_of, tmp_pa
         assert relative_error(load(folder)(ids).logits, expected) < 1e-5
 
 
-def test_another_format_version_is_refused(quantized):
-    folder = quantized(RECIPES["weights"], TINY)
+def with_format_version(folder: Path, version: int) -> Path:
     config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"]["format_version"] = 99
+    config["quantization_config"]["format_version"] = version
     (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_format_versions_are_those_of_the_program(quantized, logits_of):
+    folder = with_format_version(quantized(RECIPES["low rank"], TINY), 3)
+    ids, expected = logits_of(folder)
+    with torch.no_grad():
+        assert relative_error(load(folder)(ids).logits, expected) < 1e-5
     with pytest.raises(ValueError, match="format_version 99"):
-        load(folder)
+        load(with_format_version(folder, 99))
 
 
 def test_exports_leave_it_out(quantized, run, tmp_path):
@@ -186,3 +411,31 @@ def test_exports_leave_it_out(quantized, run, tmp_path):
     assert run("export", folder, "--format", "hf", "--output", tmp_path / "out", "--quiet").returncode == 0
     assert not (tmp_path / "out" / "modeling_baseq.py").exists()
     assert "auto_map" not in json.loads((tmp_path / "out" / "config.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rtn-w4a16", "rtn-w4a4kv4"])
+def test_a_real_model_generates_with_a_cache_what_it_does_without(run, tmp_path, name):
+    source = Path(os.environ.get("BASEQ_SMOLLM2", ROOT / "runs" / "SmolLM2-135M-Instruct"))
+    assert source.is_dir(), f"{source} is missing; scripts/smollm2_checkpoint.py makes it"
+    done = run("quantize", source, "--recipe", ROOT / "configs" / f"{name}.json", "--output", tmp_path / "native")
+    assert done.returncode == 0, done.stderr
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source, padding_side="left")
+    texts = ["The capital of France is", "Once upon a time", "def fibonacci(n):\n    if n < 2:\n"]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    assert not batch["attention_mask"].all()
+    model = load(tmp_path / "native")
+    with_cache, without = (model.generate(**batch, max_new_tokens=24, do_sample=False, use_cache=use_cache)
+                           for use_cache in (True, False))
+    assert torch.equal(with_cache, without)
+
+
+def test_all_of_this_holds_with_the_newest_transformers(made):
+    requirements = (ROOT / "tests" / "newest-transformers.txt").read_text()
+    version = next(line for line in requirements.splitlines() if line.startswith("transformers==")).replace("==", " ")
+    assert NEWEST.is_dir(), f"{NEWEST} is missing; scripts/test.sh installs it"
+    done = subprocess.run([sys.executable, "-m", "pytest", __file__, "-k", "not newest", "-p", "no:cacheprovider"],
+                          env=os.environ | {"PYTHONPATH": str(NEWEST), MADE: str(made)}, capture_output=True,
+                          text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert version in done.stdout
