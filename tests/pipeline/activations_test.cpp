@@ -1,8 +1,27 @@
 #include "baseq/pipeline/activations.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <functional>
 
 #include "../tiny_model.h"
+
+namespace {
+
+/// Called when space for a file is reserved, which can take minutes.
+std::function<void()> on_reserving;
+
+}  // namespace
+
+// The library's calls come here: a program's own functions go before those of the C library.
+extern "C" int posix_fallocate(int descriptor, off_t offset, off_t size) {
+  if (on_reserving) on_reserving();
+  return ::syscall(SYS_fallocate, descriptor, 0, offset, size) == 0 ? 0 : errno;
+}
 
 namespace baseq {
 namespace {
@@ -21,6 +40,18 @@ TEST(ActivationStorage, MappedFilesHoldTensorsAndHaveNoName) {
     mapped.copy_(values);
     EXPECT_TRUE(at::equal(mapped, values.to(dtype)));
   }
+}
+
+TEST(ActivationStorage, AProcessThatIsKilledLeavesNoFile) {
+  const TempDirectory directory;
+  int reserved = 0;
+  on_reserving = [&] {
+    ++reserved;
+    EXPECT_TRUE(test::list(directory.path()).empty());
+  };
+  (void)ActivationStorage{.directory = directory.path()}.allocate({100, 100});
+  on_reserving = {};
+  EXPECT_EQ(reserved, 1);
 }
 
 TEST(ActivationStorage, RefusesWhatItCannotHold) {

@@ -161,6 +161,46 @@ TEST_P(Resume, TheWorkDirectoryDescribesTheRun) {
   expect_error([&] { run(recipe, "other", options); }, {"other inputs"});
 }
 
+/// More blocks than a work directory goes without the full-precision stream.
+class ManyBlocks : public test::TinyRun {
+ protected:
+  ManyBlocks() : TinyRun({.num_layers = 6}) {}
+};
+
+TEST_F(ManyBlocks, TheFullPrecisionStreamIsMadeAgainToTheSameBytes) {
+  for (const char* text : {kEverything, kOnline}) {
+    const Recipe recipe = recipe_of(text);
+    run(recipe, "whole");
+    for (int64_t last = 1; last < 6; ++last) {
+      SCOPED_TRACE(last);
+      bool there = false;
+      const QuantizeOptions options{.work_directory = directory / "work",
+                                    .should_stop = [&] { return there; },
+                                    .progress = [&](const ProgressEvent& event) {
+                                      const auto* started = std::get_if<BlockStarted>(&event);
+                                      there = there || (started && started->block == last);
+                                    }};
+      EXPECT_THROW(run(recipe, "resumed", options), Interrupted);
+      std::vector<std::string> states;
+      for (const std::string& name : test::list(directory / "work")) {
+        if (name.starts_with("state-")) states.push_back(name);
+      }
+      std::vector<std::string> expected;
+      if (last >= 4) expected.emplace_back("state-00004-full_precision.safetensors");
+      expected.push_back("state-0000" + std::to_string(last) + "-quantized.safetensors");
+      EXPECT_EQ(states, expected);
+      run(recipe, "resumed", {.work_directory = directory / "work"});
+      for (const std::string& file : test::list(directory / "whole")) {
+        if (file == kRunLogFile) continue;
+        EXPECT_EQ(test::read_bytes(directory / "whole" / file), test::read_bytes(directory / "resumed" / file)) << file;
+      }
+      std::filesystem::remove_all(directory / "work");
+      std::filesystem::remove_all(directory / "resumed");
+    }
+    std::filesystem::remove_all(directory / "whole");
+  }
+}
+
 class ChangedModel : public test::TinyRun {
  protected:
   void start() {
