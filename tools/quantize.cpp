@@ -47,9 +47,10 @@ PreparedRun stored_run(const QuantizeArguments& arguments) {
   check_quantize_outputs(arguments);
   PreparedRun prepared{.run = read_stored_run(arguments.resume)};
   const std::filesystem::path& output = prepared.run.output;
-  TORCH_CHECK(prepared.run.options.output.force || !std::filesystem::exists(output), "--resume ", arguments.resume,
-              ": ", output.string(), " exists. If it is the result of this run, ", arguments.resume,
-              " is no longer needed; move ", output.string(), " away to have it written again");
+  const bool taken = std::filesystem::exists(output) && !std::filesystem::is_empty(output);
+  TORCH_CHECK(prepared.run.options.output.force || !taken, "--resume ", arguments.resume, ": ", output.string(),
+              " exists. If it is the result of this run, ", arguments.resume, " is no longer needed; move ",
+              output.string(), " away to have it written again");
   CommonOptions common = arguments.common;
   common.threads = static_cast<int>(prepared.run.num_threads);
   common.device = prepared.run.options.device.str();

@@ -155,12 +155,17 @@ class Sweep {
     const bool begun = fs::exists(files.checkpoint) || fs::exists(files.work) || fs::exists(files.eval);
     if (begun) {
       TORCH_CHECK(fs::exists(files.job), files.checkpoint.string(), ": exists, but no sweep made it");
-      TORCH_CHECK(read_json_file(files.job.string()) == settings, files.job.string(),
-                  ": belongs to other settings of this job; remove ", files.checkpoint.string(), " and ",
-                  files.checkpoint.string(), "-* to start over, or choose another output or name");
-    } else {
-      write_json_file(files.job, settings);
+      json was = read_json_file(files.job.string());
+      if (was == settings) return;
+      const bool same_evaluation = was.value("evaluation", json()) == settings["evaluation"];
+      was["evaluation"] = settings["evaluation"];
+      TORCH_CHECK(was == settings, files.job.string(), ": belongs to other settings of this job; remove ",
+                  files.checkpoint.string(), " and ", files.checkpoint.string(),
+                  "-* to start over, or choose another output or name");
+      TORCH_CHECK(same_evaluation || !fs::exists(files.eval), files.eval.string(),
+                  ": belongs to another evaluation; remove it to evaluate again, what is quantized stays");
     }
+    write_json_file(files.job, settings);
   }
 
   // Values are one word with their option, and the model comes last, after "--": any of them may begin with a dash.

@@ -128,6 +128,22 @@ def test_a_wrong_sweep_is_named(sweep, tmp_path, changes, named):
     assert not (tmp_path / "sweep").exists()
 
 
+def test_another_evaluation_keeps_what_is_quantized(sweep, tmp_path):
+    changes = {"recipes": [str(tmp_path / "rtn.json")], "originals": False}
+    assert sweep(changes).returncode == 0
+    first = summary(tmp_path)[NAMES[1]]
+    weights = tmp_path / "sweep" / NAMES[1] / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    done = sweep(changes | {"seq_len": 16})
+    assert done.returncode == 1
+    assert f"{NAMES[1]}-eval.json: belongs to another evaluation; remove it" in done.stderr
+    (tmp_path / "sweep" / f"{NAMES[1]}-eval.json").unlink()
+    done = sweep(changes | {"seq_len": 16})
+    assert done.returncode == 0, done.stderr
+    assert summary(tmp_path)[NAMES[1]]["perplexity"] != first["perplexity"]
+    assert weights.stat().st_mtime_ns == before
+
+
 def test_what_is_wrong_is_found_before_the_first_job(sweep, tmp_path):
     (tmp_path / "broken.json").write_text('{"wieghts": {}}')
     rtn = str(tmp_path / "rtn.json")
