@@ -171,8 +171,8 @@ void RunJournal::read_journal() {
   }
   TORCH_CHECK(journal.contains("state") && journal["state"].is_object(), kWho, ": ", path, " is not a journal");
   for (const auto& [name, value] : journal["state"].items()) {
-    const int64_t num_steps = JsonObject(value, path).integer("num_steps", 0, 1, num_steps());
-    state_.emplace(name, StateFile{read(value), num_steps});
+    const int64_t finished = JsonObject(value, path).integer("num_steps", 0, 1, num_steps());
+    state_.emplace(name, StateFile{read(value), finished});
   }
   if (!object.contains("partial")) return;
   partial_ = read(journal["partial"]);
