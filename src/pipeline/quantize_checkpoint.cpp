@@ -270,7 +270,7 @@ class Run {
     }
     writer.expect(expected);
     for (const auto& [name, info, make] : parts) writer.add(name, make());
-    embedding_ = {};
+    embedding_ = Tensor();
     checkpoint_.release_pages();
   }
 
