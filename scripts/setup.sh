@@ -13,6 +13,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 torch_version=2.13.0
+cpu_index=https://download.pytorch.org/whl/cpu
 venv_python=.venv/bin/python
 debian_packages=(
   build-essential libeigen3-dev libfmt-dev libspdlog-dev libcli11-dev nlohmann-json3-dev libgtest-dev libutf8proc-dev
@@ -101,7 +102,23 @@ install_requirements() {
 install_torch() {
   if ! compgen -G '.venv/lib*/python3*/site-packages/torch/share/cmake/Torch/TorchConfig.cmake' >/dev/null; then
     echo "setup: installing torch $torch_version"
-    $venv_python -m pip install --quiet --disable-pip-version-check "torch==$torch_version"
+    # Without nvcc the build for CUDA, which is PyPI's for x86-64, is of no use; pip prefers $torch_version+cpu to it.
+    local index=()
+    has_nvcc || index=(--extra-index-url "$cpu_index")
+    $venv_python -m pip install --quiet --disable-pip-version-check "${index[@]}" "torch==$torch_version"
+  fi
+  check_nvcc
+}
+
+has_nvcc() { command -v nvcc >/dev/null || [[ -x ${CUDA_HOME:-${CUDA_PATH:-/usr/local/cuda}}/bin/nvcc ]]; }
+
+# What a LibTorch for CUDA is built against with, cmake/FindLibTorch.cmake says the same.
+check_nvcc() {
+  if compgen -G '.venv/lib*/python3*/site-packages/torch/lib/libtorch_cuda.so' >/dev/null && ! has_nvcc; then
+    fail "the torch in .venv is built for CUDA, which needs the CUDA toolkit to build against, and there is no nvcc.
+Either install torch for the CPU,
+    $venv_python -m pip install --force-reinstall torch==$torch_version --index-url $cpu_index
+or install the CUDA toolkit of torch's version and set CUDA_HOME to its folder, then run this again."
   fi
 }
 

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Compiles for aarch64, without linking, what could be tied to x86-64.
+#
+#     scripts/check_aarch64.sh         the files that name an instruction set, some seconds each
+#     scripts/check_aarch64.sh --all   the library, the program and the benchmarks
+#
+# Needs Debian's g++-aarch64-linux-gnu and what a build needs: headers, those of LibTorch too, do not depend on the
+# processor.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+folders=(src tools benchmarks)
+if [[ ${1:-} == --all ]]; then
+  mapfile -t sources < <(find "${folders[@]}" -name '*.cpp' | sort)
+else
+  mapfile -t sources < <(grep -lrE 'target_clones|target\(|__x86_64__' --include='*.cpp' "${folders[@]}" | sort)
+fi
+
+build=build-aarch64
+# The libraries are those of this machine and stay unlinked; its headers come after those of the cross compiler.
+cmake -B $build -G Ninja --log-level=ERROR -DCMAKE_BUILD_TYPE=Unoptimized -DBASEQ_WERROR=ON \
+  -DBASEQ_BUILD_BENCHMARKS=ON -DBASEQ_BUILD_TESTS=OFF -DBASEQ_BUILD_EXAMPLES=OFF \
+  -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
+  -DCMAKE_TRY_COMPILE_TARGET_TYPE=STATIC_LIBRARY -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON \
+  -DCMAKE_LIBRARY_ARCHITECTURE="$(gcc -print-multiarch)" -DCMAKE_CXX_FLAGS="-idirafter /usr/include"
+objects=("${sources[@]/#/$PWD/}")
+cmake --build $build -- --quiet "${objects[@]/%/^}"  # "source^" is ninja's name for its object
+echo "compiled for aarch64: ${#sources[@]} files"

@@ -1,0 +1,65 @@
+"""How a build finds LibTorch, and what it says where it cannot use it."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def configure(tmp_path):
+    """configure(torch, variables) -> the completed CMake with cmake/FindLibTorch.cmake and a `torch` that is a folder."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "CMakeLists.txt").write_text("cmake_minimum_required(VERSION 3.25)\nproject(test LANGUAGES NONE)\n"
+                                           f"include({ROOT}/cmake/FindLibTorch.cmake)\n")
+    folders = [folder for folder in os.environ["PATH"].split(os.pathsep) if not (Path(folder) / "nvcc").exists()]
+
+    def call(torch: Path, variables: dict | None = None) -> subprocess.CompletedProcess:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("CUDA", "Torch"))}
+        environment |= {"PATH": os.pathsep.join(folders)} | (variables or {})
+        return subprocess.run(["cmake", "-B", tmp_path / "build", "-S", source, "-G", "Ninja",
+                               f"-DCMAKE_PREFIX_PATH={torch}"], capture_output=True, text=True, check=False,
+                              env=environment)
+
+    return call
+
+
+def fake_torch(folder: Path, version: str, libraries: tuple = ()) -> Path:
+    config = folder / "share" / "cmake" / "Torch"
+    config.mkdir(parents=True)
+    (config / "TorchConfig.cmake").write_text("set(TORCH_FOUND TRUE)\nmessage(STATUS found)\n")
+    (config / "TorchConfigVersion.cmake").write_text(
+        f"set(PACKAGE_VERSION {version})\nif(PACKAGE_VERSION VERSION_GREATER_EQUAL PACKAGE_FIND_VERSION)\n"
+        "  set(PACKAGE_VERSION_COMPATIBLE TRUE)\nendif()\n")
+    (folder / "lib").mkdir()
+    for library in libraries:
+        (folder / "lib" / library).touch()
+    return folder
+
+
+def test_torch_for_cuda_without_a_compiler_is_refused_with_a_way_out(configure, tmp_path):
+    if Path("/usr/local/cuda/bin/nvcc").exists():
+        pytest.skip("this machine has the CUDA toolkit")
+    torch = fake_torch(tmp_path / "torch", "2.13.0", ("libtorch_cuda.so",))
+    done = configure(torch)
+    assert done.returncode != 0 and "found" not in done.stdout
+    message = " ".join(done.stderr.split())
+    assert "built for CUDA" in message and "https://download.pytorch.org/whl/cpu" in message and "CUDA_HOME" in message
+    toolkit = tmp_path / "cuda" / "bin"
+    toolkit.mkdir(parents=True)
+    (toolkit / "nvcc").write_text("#!/bin/sh\n")
+    (toolkit / "nvcc").chmod(0o755)
+    done = configure(torch, {"CUDA_HOME": str(toolkit.parent)})
+    assert done.returncode == 0 and "found" in done.stdout, done.stderr
+
+
+def test_a_torch_that_is_too_old_is_refused(configure, tmp_path):
+    assert configure(fake_torch(tmp_path / "new", "2.5.0")).returncode == 0
+    shutil.rmtree(tmp_path / "build")
+    done = configure(fake_torch(tmp_path / "old", "2.4.1"))
+    assert done.returncode != 0 and "2.5" in done.stderr and "2.4.1" in done.stderr
