@@ -43,9 +43,9 @@ void run(const InspectArguments& arguments) {
   nlohmann::json tensors = nlohmann::json::array();
   int64_t num_values = 0;
   for (const std::string& name : checkpoint.names()) {
-    const Tensor tensor = checkpoint.tensor(name);
-    num_values += tensor.numel();
-    tensors.push_back({{"name", name}, {"dtype", dtype_name(tensor.scalar_type())}, {"shape", tensor.sizes().vec()}});
+    const TensorInfo info = checkpoint.info(name);
+    num_values += info.numel();
+    tensors.push_back({{"name", name}, {"dtype", dtype_name(info.dtype)}, {"shape", info.shape}});
   }
   print_text("{}\n  architecture  {}\n", arguments.model, config.architecture);
   print_text("  layers        {}, hidden {}, heads {} of {}, key/value heads {}, ffn {}, vocabulary {}\n",

@@ -11,7 +11,7 @@ namespace {
 constexpr std::string_view kPacked = ".weight_packed", kPlain = ".weight";
 
 double bits_of(const Checkpoint& checkpoint, const std::string& name) {
-  return checkpoint.contains(name) ? 8.0 * static_cast<double>(checkpoint.tensor(name).nbytes()) : 0;
+  return checkpoint.contains(name) ? 8.0 * static_cast<double>(checkpoint.info(name).nbytes()) : 0;
 }
 
 /// Of a code of a linear with one byte each: 8, or fewer where open_checkpoint unpacked another format.
@@ -41,14 +41,14 @@ double bits_per_weight(const Checkpoint& checkpoint) {
       weights += checkpoint.tensor(linear + ".weight_shape").to(at::kDouble).prod().item<double>();
     } else if (name.ends_with(kPlain) && checkpoint.contains(name + "_scale")) {
       const double num_bits = code_bits(checkpoint, name.substr(0, name.size() - kPlain.size()));
-      bits += num_bits * static_cast<double>(checkpoint.tensor(name).numel()) + bits_of(checkpoint, name + "_scale");
+      bits += num_bits * static_cast<double>(checkpoint.info(name).numel()) + bits_of(checkpoint, name + "_scale");
       if (checkpoint.contains(name + "_zero_point")) {
-        bits += num_bits * static_cast<double>(checkpoint.tensor(name + "_zero_point").numel());
+        bits += num_bits * static_cast<double>(checkpoint.info(name + "_zero_point").numel());
       }
-      weights += static_cast<double>(checkpoint.tensor(name).numel());
-    } else if (name.ends_with(kPlain) && checkpoint.tensor(name).dim() == 2) {
+      weights += static_cast<double>(checkpoint.info(name).numel());
+    } else if (name.ends_with(kPlain) && checkpoint.info(name).shape.size() == 2) {
       bits += bits_of(checkpoint, name);
-      weights += static_cast<double>(checkpoint.tensor(name).numel());
+      weights += static_cast<double>(checkpoint.info(name).numel());
     }
   }
   return weights > 0 ? bits / weights : 0;

@@ -95,7 +95,7 @@ void ExportSource::add_linears(int64_t block) {
       const Tensor stored = checkpoint_.tensor(prefix + part + ".weight_shape").to(at::kLong);
       shape.assign(stored.const_data_ptr<int64_t>(), stored.const_data_ptr<int64_t>() + stored.numel());
     } else {
-      shape = model_.tensors().tensor(prefix + part + ".weight").sizes().vec();
+      shape = model_.tensors().info(prefix + part + ".weight").shape;
     }
     TORCH_CHECK(shape.size() == 2, prefix, part, ": the weight has ", shape.size(), " dimensions, expected 2");
     const bool bias = has_bias(prefix + part, part);

@@ -85,8 +85,10 @@ Checkpoint::Checkpoint(const fs::path& directory) : path_(directory) {
   TORCH_CHECK(path_exists(kWho, path_ / kConfigName), kWho, ": ", path_.string(), " has no ", kConfigName,
               "; is it a Hugging Face checkpoint?");
   config_ = read_object(path_ / kConfigName, DuplicateKeys::kLastWins);
+  file_names_.insert(kConfigName);
 
   const auto open = [this](const std::string& file_name) {
+    file_names_.insert(file_name);
     const fs::path path = path_ / file_name;
     auto file = std::make_shared<SafetensorsFile>(path);
     std::error_code size_error;
@@ -107,6 +109,7 @@ Checkpoint::Checkpoint(const fs::path& directory) : path_(directory) {
     throw_no_weights(path_);
   }
   const std::map<std::string, std::string> weight_map = read_weight_map(index);
+  file_names_.insert(kIndexName);
 
   std::map<std::string, std::shared_ptr<SafetensorsFile>> shards;
   for (const auto& [name, file_name] : weight_map) {
@@ -137,8 +140,7 @@ Checkpoint::Checkpoint(const fs::path& directory) : path_(directory) {
               "; do the index and the files belong together?");
 }
 
-Checkpoint::Checkpoint(const fs::path& path, json config, std::map<std::string, MakeTensor, std::less<>> tensors,
-                       int64_t num_bytes)
+Checkpoint::Checkpoint(const fs::path& path, json config, MadeTensors tensors, int64_t num_bytes)
     : path_(path), config_(std::move(config)), made_(std::move(tensors)), num_bytes_(num_bytes) {}
 
 fs::path Checkpoint::directory() const {
@@ -153,7 +155,7 @@ std::vector<std::string> Checkpoint::names() const {
   for (const auto& [name, file] : files_) {
     names.push_back(name);
   }
-  for (const auto& [name, make] : made_) {  // a checkpoint has one of the two
+  for (const auto& [name, made] : made_) {  // a checkpoint has one of the two
     names.push_back(name);
   }
   return names;
@@ -171,14 +173,18 @@ const SafetensorsFile& Checkpoint::file_of(std::string_view name) const {
 
 Tensor Checkpoint::tensor(std::string_view name) const {
   const auto made = made_.find(name);
-  return made != made_.end() ? made->second() : file_of(name).tensor(name);
+  if (made == made_.end()) return file_of(name).tensor(name);
+  const auto& [info, make] = made->second;
+  const Tensor tensor = make();
+  TORCH_INTERNAL_ASSERT(tensor.scalar_type() == info.dtype && tensor.sizes() == info.shape, kWho, ": ", path_.string(),
+                        ": ", quote(name), " was announced as ", info.dtype, " ", info.shape, " but is ",
+                        tensor.scalar_type(), " ", tensor.sizes());
+  return tensor;
 }
 
 TensorInfo Checkpoint::info(std::string_view name) const {
   const auto made = made_.find(name);
-  if (made == made_.end()) return file_of(name).info(name);
-  const Tensor tensor = made->second();
-  return {tensor.scalar_type(), tensor.sizes().vec()};
+  return made != made_.end() ? made->second.info : file_of(name).info(name);
 }
 
 void Checkpoint::release_pages() const {

@@ -270,9 +270,11 @@ StoredLayout safetensors_layout(const std::map<std::string, TensorInfo>& tensors
   return layout;
 }
 
-size_t stored_bytes(const TensorInfo& info) {
-  return static_cast<size_t>(c10::multiply_integers(info.shape)) * c10::elementSize(info.dtype);
-}
+int64_t TensorInfo::numel() const { return c10::multiply_integers(shape); }
+
+int64_t TensorInfo::nbytes() const { return numel() * static_cast<int64_t>(c10::elementSize(dtype)); }
+
+size_t stored_bytes(const TensorInfo& info) { return static_cast<size_t>(info.nbytes()); }
 
 Tensor storable(const Tensor& tensor, const std::string& what) {
   TORCH_CHECK(tensor.defined(), what, " is undefined");
@@ -288,26 +290,53 @@ StoredFile write_safetensors(const std::filesystem::path& path, const std::map<s
     TORCH_CHECK(tensor.defined(), where, ": tensor ", quote(name), " is undefined");
     infos[name] = {tensor.scalar_type(), tensor.sizes().vec()};
   }
-  const StoredLayout layout = safetensors_layout(infos, metadata, where);
-  FileWriter file(kWho, path);
-  StoredFile written;
-  const auto write = [&](const void* data, size_t num_bytes) {
-    file.write(data, num_bytes);
-    written.num_bytes += static_cast<int64_t>(num_bytes);
-    written.crc32 = static_cast<uint32_t>(::crc32_z(written.crc32, static_cast<const Bytef*>(data), num_bytes));
-  };
-  write(layout.header.data(), layout.header.size());
-  for (const std::string& name : layout.order) {
-    const Tensor data = storable(tensors.at(name), where + ": tensor " + quote(name));
-    write(data.const_data_ptr(), data.nbytes());
-  }
+  SafetensorsWriter file(path, infos, metadata);
+  for (const std::string& name : file.order()) file.append(name, tensors.at(name));
   file.commit();
-  return written;
+  return {file.num_bytes(), file.crc32()};
 }
 
 void save_safetensors(const std::filesystem::path& path, const std::map<std::string, Tensor>& tensors,
                       const std::map<std::string, std::string>& metadata) {
   (void)write_safetensors(path, tensors, metadata);
+}
+
+SafetensorsWriter::SafetensorsWriter(const std::filesystem::path& path, std::map<std::string, TensorInfo> tensors,
+                                     const std::map<std::string, std::string>& metadata)
+    : where_(std::string(kWho) + ": " + path.string()), infos_(std::move(tensors)) {
+  StoredLayout layout = safetensors_layout(infos_, metadata, where_);
+  order_ = std::move(layout.order);
+  file_ = std::make_unique<FileWriter>(kWho, path);
+  write(layout.header.data(), layout.header.size());
+}
+
+SafetensorsWriter::~SafetensorsWriter() = default;
+
+void SafetensorsWriter::append(const std::string& name, const Tensor& values) {
+  const std::string what = where_ + ": tensor " + quote(name);
+  TORCH_CHECK(num_complete_ < order_.size() && order_[num_complete_] == name, what, " is written out of order");
+  const TensorInfo& info = infos_.at(name);
+  const Tensor data = storable(values, what);
+  const auto num_bytes = static_cast<int64_t>(data.nbytes());
+  TORCH_CHECK(data.scalar_type() == info.dtype && num_bytes <= info.nbytes() - num_appended_, what, " is ",
+              dtype_name(info.dtype), " ", info.shape, " but ", data.numel(), " more values of ",
+              dtype_name(data.scalar_type()), " are written after ", num_appended_, " bytes");
+  write(data.const_data_ptr(), data.nbytes());
+  num_appended_ += num_bytes;
+  if (num_appended_ < info.nbytes()) return;
+  ++num_complete_;
+  num_appended_ = 0;
+}
+
+void SafetensorsWriter::write(const void* data, size_t num_bytes) {
+  file_->write(data, num_bytes);
+  num_bytes_ += static_cast<int64_t>(num_bytes);
+  crc32_ = static_cast<uint32_t>(::crc32_z(crc32_, static_cast<const Bytef*>(data), num_bytes));
+}
+
+void SafetensorsWriter::commit() {
+  TORCH_CHECK(num_complete_ == order_.size(), where_, ": tensor ", quote(order_[num_complete_]), " is not complete");
+  file_->commit();
 }
 
 }  // namespace baseq

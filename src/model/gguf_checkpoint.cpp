@@ -182,10 +182,11 @@ class Translation {
   void add(const std::string& from, const std::string& to, int64_t heads) {
     const auto it = file_->tensors().find(from);
     if (it == file_->tensors().end()) return;
-    tensors_[to] = [from, heads, file = file_] {
-      const Tensor values = gguf_values(*file, from);
-      return heads > 0 ? unpermute_rows(values, heads) : values;
-    };
+    const auto& [type, shape, offset] = it->second;
+    tensors_[to] = {{gguf_values_dtype(static_cast<GgufType>(type)), shape}, [from, heads, file = file_] {
+                      const Tensor values = gguf_values(*file, from);
+                      return heads > 0 ? unpermute_rows(values, heads) : values;
+                    }};
   }
 
   void add_linear(const std::string& from, const std::string& to, int64_t heads) {
@@ -196,20 +197,21 @@ class Translation {
       return add(from + ".weight", to + ".weight", heads);
     }
     targets_[type == GgufType::kQ8_0 ? 8 : 4].push_back(to);
-    const auto part = [=, file = file_, name = from + ".weight", shape = it->second.shape](Tensor GgufCodes::*of) {
+    const std::vector<int64_t>& shape = it->second.shape;
+    const auto part = [=, file = file_, name = from + ".weight"](decltype(gguf_codes)* decode) {
       return [=] {
-        const Tensor rows = gguf_codes(type, file->bytes(name, gguf_num_bytes(type, shape)), shape).*of;
+        const Tensor rows = decode(type, file->bytes(name, gguf_num_bytes(type, shape)), shape);
         return heads > 0 ? unpermute_rows(rows, heads) : rows;
       };
     };
-    tensors_[to + ".weight"] = part(&GgufCodes::codes);
-    tensors_[to + ".weight_scale"] = part(&GgufCodes::scale);
+    tensors_[to + ".weight"] = {{at::kChar, shape}, part(gguf_codes)};
+    tensors_[to + ".weight_scale"] = {{at::kHalf, gguf_scales_shape(shape)}, part(gguf_scales)};
   }
 
   std::shared_ptr<const GgufFile> file_;
   bool permuted_ = false;
   json config_;
-  std::map<std::string, Checkpoint::MakeTensor, std::less<>> tensors_;
+  Checkpoint::MadeTensors tensors_;
   std::map<int, std::vector<std::string>> targets_;  ///< by bits
 };
 

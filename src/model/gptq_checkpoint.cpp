@@ -15,7 +15,8 @@ namespace {
 using nlohmann::json;
 namespace fs = std::filesystem;
 
-constexpr const char* kPacked = ".qweight";
+constexpr const char *kPacked = ".qweight", *kPackedZeros = ".qzeros";
+constexpr int64_t kAwqOutputs = 8;  // in a word of AWQ
 
 /// Where the configuration is: config.json, or the file that AutoGPTQ wrote beside it.
 json find_config(const Checkpoint& checkpoint) {
@@ -74,9 +75,9 @@ Layout read_layout(const json& value, const std::string& path) {
 
 /// int8 [in_features, out_features] of AWQ's words: nibble i of a word belongs to column order[i] of eight.
 Tensor unpack_awq(const Tensor& packed) {
-  const Tensor codes = unpack_from_int32(packed, 4, packed.size(1) * 8);
+  const Tensor codes = unpack_from_int32(packed, 4, packed.size(1) * kAwqOutputs);
   const Tensor nibble_of = at::tensor({0, 4, 1, 5, 2, 6, 3, 7}, at::kLong);
-  return codes.view({codes.size(0), -1, 8}).index_select(2, nibble_of).reshape(codes.sizes());
+  return codes.view({codes.size(0), -1, kAwqOutputs}).index_select(2, nibble_of).reshape(codes.sizes());
 }
 
 /// The tensors of one linear as GPTQ and AWQ name them.
@@ -85,39 +86,48 @@ class PackedLinear {
   PackedLinear(std::shared_ptr<const Checkpoint> checkpoint, std::string name, const Layout& layout)
       : checkpoint_(std::move(checkpoint)), name_(std::move(name)), layout_(layout) {}
 
-  Tensor codes() const {  ///< int8 [out_features, in_features]
-    const Tensor packed = words(kPacked);
-    if (layout_.awq) return unpack_awq(packed).t().contiguous();
-    const int64_t values = packed.size(0) * 32;
-    TORCH_CHECK(values % layout_.num_bits == 0, name_, ".qweight: ", packed.size(0),
-                " rows of words hold no whole "
-                "number of codes of ",
-                layout_.num_bits, " bits");
-    return unpack_from_int32(packed.t(), layout_.num_bits, values / layout_.num_bits);
+  Checkpoint::MadeTensor codes() const {  ///< int8 [out_features, in_features]
+    const std::vector<int64_t> packed = packed_shape(kPacked);
+    if (layout_.awq) {
+      return {{at::kChar, {packed[1] * kAwqOutputs, packed[0]}},
+              [linear = *this] { return unpack_awq(linear.words(kPacked)).t().contiguous(); }};
+    }
+    const int64_t values = packed[0] * 32;
+    TORCH_CHECK(values % layout_.num_bits == 0, name_, kPacked, ": ", packed[0],
+                " rows of words hold no whole number of codes of ", layout_.num_bits, " bits");
+    const int64_t in_features = values / layout_.num_bits;
+    return {{at::kChar, {packed[1], in_features}}, [linear = *this, in_features] {
+              return unpack_from_int32(linear.words(kPacked).t(), linear.layout_.num_bits, in_features);
+            }};
   }
-  Tensor scale() const {  ///< [out_features, groups] in the dtype of the file
-    const Tensor scales = checkpoint_->tensor(name_ + ".scales");
-    TORCH_CHECK(scales.dim() == 2 && scales.is_floating_point(), name_, ".scales: is ",
-                dtype_name(scales.scalar_type()), " of size ", scales.sizes(),
+  Checkpoint::MadeTensor scale() const {  ///< [out_features, groups] in the dtype of the file
+    const std::string name = name_ + ".scales";
+    const auto [dtype, shape] = checkpoint_->info(name);
+    TORCH_CHECK(shape.size() == 2 && at::isFloatingType(dtype), name, ": is ", dtype_name(dtype), " of size ", shape,
                 ", expected a floating type and [groups, out_features]");
-    return scales.t().contiguous();
+    return {{dtype, {shape[1], shape[0]}},
+            [checkpoint = checkpoint_, name] { return checkpoint->tensor(name).t().contiguous(); }};
   }
-  Tensor zero_point() const {  ///< float32 [out_features, groups], 0 in the middle
-    const Tensor packed = words(".qzeros");
-    const Tensor zeros = layout_.awq
-                             ? unpack_awq(packed)
-                             : unpack_from_int32(packed, layout_.num_bits, packed.size(1) * 32 / layout_.num_bits);
-    return (zeros.t().to(at::kFloat) + layout_.zero_offset).contiguous();
+  Checkpoint::MadeTensor zero_point() const {  ///< float32 [out_features, groups], 0 in the middle
+    const std::vector<int64_t> packed = packed_shape(kPackedZeros);
+    const int64_t outputs = layout_.awq ? packed[1] * kAwqOutputs : packed[1] * 32 / layout_.num_bits;
+    return {{at::kFloat, {outputs, packed[0]}}, [linear = *this, outputs] {
+              const Layout& layout = linear.layout_;
+              const Tensor words = linear.words(kPackedZeros);
+              const Tensor zeros = layout.awq ? unpack_awq(words) : unpack_from_int32(words, layout.num_bits, outputs);
+              return (zeros.t().to(at::kFloat) + layout.zero_offset).contiguous();
+            }};
   }
-  Tensor group_index() const { return checkpoint_->tensor(name_ + ".g_idx"); }
 
  private:
-  Tensor words(const char* ending) const {
-    const Tensor packed = checkpoint_->tensor(name_ + ending);
-    TORCH_CHECK(packed.dim() == 2 && packed.scalar_type() == at::kInt, name_, ending, ": is ",
-                dtype_name(packed.scalar_type()), " of size ", packed.sizes(), ", expected I32 in two dimensions");
-    return packed;
+  std::vector<int64_t> packed_shape(const char* ending) const {
+    const auto [dtype, shape] = checkpoint_->info(name_ + ending);
+    TORCH_CHECK(shape.size() == 2 && dtype == at::kInt, name_, ending, ": is ", dtype_name(dtype), " of size ", shape,
+                ", expected I32 in two dimensions");
+    return shape;
   }
+  Tensor words(const char* ending) const { return checkpoint_->tensor(name_ + ending); }
+
   std::shared_ptr<const Checkpoint> checkpoint_;
   std::string name_;
   Layout layout_;
@@ -135,26 +145,27 @@ bool is_gptq_or_awq(const Checkpoint& checkpoint) {
 Checkpoint gptq_checkpoint(std::shared_ptr<const Checkpoint> checkpoint) {
   const json value = find_config(*checkpoint);
   const Layout layout = read_layout(value, (checkpoint->path() / "config.json").string() + ": quantization_config");
-  std::map<std::string, Checkpoint::MakeTensor, std::less<>> tensors;
+  Checkpoint::MadeTensors tensors;
   std::vector<std::string> linears;
+  const auto as_stored = [&](const std::string& name) -> Checkpoint::MadeTensor {
+    return {checkpoint->info(name), [checkpoint, name] { return checkpoint->tensor(name); }};
+  };
   for (const std::string& name : checkpoint->names()) {
     if (name.ends_with(kPacked)) linears.push_back(name.substr(0, name.size() - std::string_view(kPacked).size()));
-    tensors[name] = [checkpoint, name] { return checkpoint->tensor(name); };
+    tensors[name] = as_stored(name);
   }
   bool symmetric = true;
   for (const std::string& name : linears) {
     const PackedLinear linear(checkpoint, name, layout);
-    symmetric = symmetric && linear.zero_point().eq(0).all().item<bool>();
+    symmetric = symmetric && linear.zero_point().make().eq(0).all().item<bool>();
   }
   for (const std::string& name : linears) {
     const PackedLinear linear(checkpoint, name, layout);
-    for (const char* part : {kPacked, ".qzeros", ".scales", ".g_idx"}) tensors.erase(name + part);
-    tensors[name + ".weight"] = [linear] { return linear.codes(); };
-    tensors[name + ".weight_scale"] = [linear] { return linear.scale(); };
-    if (!symmetric) tensors[name + ".weight_zero_point"] = [linear] { return linear.zero_point(); };
-    if (checkpoint->contains(name + ".g_idx")) {
-      tensors[name + ".weight_g_idx"] = [linear] { return linear.group_index(); };
-    }
+    for (const char* part : {kPacked, kPackedZeros, ".scales", ".g_idx"}) tensors.erase(name + part);
+    tensors[name + ".weight"] = linear.codes();
+    tensors[name + ".weight_scale"] = linear.scale();
+    if (!symmetric) tensors[name + ".weight_zero_point"] = linear.zero_point();
+    if (checkpoint->contains(name + ".g_idx")) tensors[name + ".weight_g_idx"] = as_stored(name + ".g_idx");
   }
   json weights{{"num_bits", layout.num_bits}, {"type", "int"}, {"symmetric", symmetric}};
   weights["strategy"] = layout.group_size > 0 ? "group" : "channel";

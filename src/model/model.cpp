@@ -114,9 +114,10 @@ void Model::check_tensors() const {
               listed < missing.size() ? ", ..." : "", quantization_ ? "" : packed_elsewhere(checkpoint_));
 }
 
-Tensor Model::read(const std::string& name) const {
+Tensor Model::read(const std::string& name, OptionalType dtype) const {
   // Views of the mapped file become memory of their own even when no conversion is due.
-  return tensors_.tensor(name).to(options_.device, options_.dtype, /*non_blocking=*/false, /*copy=*/true);
+  const Tensor stored = tensors_.tensor(name);
+  return stored.to(options_.device, dtype.value_or(stored.scalar_type()), /*non_blocking=*/false, /*copy=*/true);
 }
 
 Tensor Model::embedding() const {
@@ -137,13 +138,13 @@ Tensor Model::embed(const Tensor& input_ids) const {
   return config_.embedding_multiplier == 1 ? rows : rows * config_.embedding_multiplier;
 }
 
-Linear Model::read_linear(const std::string& name, bool with_bias) const {
+Linear Model::read_linear(const std::string& name, bool with_bias, OptionalType dtype) const {
   Linear linear;
   // Corrections put biases where the original has none; one that an original does not promise is not the model's.
-  if (with_bias || (quantization_ && tensors_.contains(name + ".bias"))) linear.bias = read(name + ".bias");
+  if (with_bias || (quantization_ && tensors_.contains(name + ".bias"))) linear.bias = read(name + ".bias", dtype);
   const LinearFormat& stored = format(name);
   if (!stored.weights) {
-    linear.weight = read(name + ".weight");
+    linear.weight = read(name + ".weight", dtype);
     return linear;
   }
   Linear quantized = read_quantized_weight(checkpoint_, name, stored);
@@ -207,24 +208,33 @@ void Model::read_input_points(const std::string& prefix, DecoderLayer& layer) co
   }
 }
 
-Linear Model::linear(int64_t index, const std::string& name) const {
+Linear Model::linear(int64_t index, const std::string& name) const { return read_linear(index, name, options_.dtype); }
+
+Linear Model::read_linear(int64_t index, const std::string& name, OptionalType dtype) const {
   const auto shapes = linear_shapes(config_);
   const auto shape = std::find_if(shapes.begin(), shapes.end(), [&](const LinearShape& s) { return s.name == name; });
   TORCH_CHECK(shape != shapes.end(), "linear: ", name, " is none of a block");
   const std::string full_name = layer_prefix(index) + name;
-  Linear linear = read_linear(full_name, shape->bias);
+  Linear linear = read_linear(full_name, shape->bias, dtype);
   expect_shape(linear.weight, {shape->out_features, shape->in_features}, full_name + ".weight");
   if (linear.bias.defined()) expect_shape(linear.bias, {shape->out_features}, full_name + ".bias");
   return linear;
 }
 
-DecoderLayer Model::layer(int64_t index) const {
+DecoderLayer Model::layer(int64_t index) const { return read_layer(index, options_.dtype); }
+
+DecoderLayer Model::stored_layer(int64_t index) const {
+  TORCH_CHECK(!quantization_, "stored_layer: the model is quantized");
+  return read_layer(index, std::nullopt);
+}
+
+DecoderLayer Model::read_layer(int64_t index, OptionalType dtype) const {
   TORCH_CHECK(index >= 0 && index < config_.num_hidden_layers, "layer: index ", index, " but the model has ",
               config_.num_hidden_layers, " layers");
   const std::string prefix = layer_prefix(index);
   DecoderLayer layer = DecoderLayer::create(config_, index);
   const auto read_norm = [&](RmsNorm& norm, const char* name, int64_t features) {
-    norm.weight = read(prefix + name);
+    norm.weight = read(prefix + name, dtype);
     expect_shape(norm.weight, {features}, prefix + name);
   };
   read_norm(layer.input_layernorm, "input_layernorm.weight", config_.hidden_size);
@@ -233,7 +243,7 @@ DecoderLayer Model::layer(int64_t index) const {
     read_norm(layer.self_attn.q_norm, "self_attn.q_norm.weight", config_.head_dim);
     read_norm(layer.self_attn.k_norm, "self_attn.k_norm.weight", config_.head_dim);
   }
-  layer.for_each_linear([&](const std::string& name, Linear& target) { target = linear(index, name); });
+  layer.for_each_linear([&](const std::string& name, Linear& target) { target = read_linear(index, name, dtype); });
   checkpoint_.release_pages();
   if (!quantization_) return layer;
 
@@ -263,8 +273,8 @@ RmsNorm Model::final_norm() const {
 }
 
 Linear Model::lm_head() const {
-  Linear head =
-      config_.tie_word_embeddings ? Linear{.weight = embedding()} : read_linear("lm_head", /*with_bias=*/false);
+  Linear head = config_.tie_word_embeddings ? Linear{.weight = embedding()}
+                                            : read_linear("lm_head", /*with_bias=*/false, options_.dtype);
   expect_shape(head.weight, {config_.vocab_size, config_.hidden_size}, "lm_head.weight");
   if (config_.logits_scaling != 1) head.weight.div_(config_.logits_scaling);
   return head;

@@ -62,7 +62,7 @@ TensorInfo NamedTensors::info(std::string_view name) const {
 }
 
 Tensor NamedTensors::tensor(std::string_view name) const {
-  (void)info(name);  // throws
+  (void)info(name);  // throws where this does
   const Location location = locate(name);
   const Tensor tensor = checkpoint_.tensor(location.name);
   return location.total_rows == 0 ? tensor : tensor.narrow(0, location.first_row, location.num_rows);

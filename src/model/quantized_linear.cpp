@@ -25,7 +25,7 @@ void complete(LinearFormat& format, const Checkpoint& checkpoint, const std::str
   if (!format.weights) return;
   const std::string scale = name + ".weight_scale";
   if (checkpoint.contains(scale)) {
-    const at::ScalarType dtype = format.weights->scale_dtype = checkpoint.tensor(scale).scalar_type();
+    const at::ScalarType dtype = format.weights->scale_dtype = checkpoint.info(scale).dtype;
     TORCH_CHECK(dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16, scale, ": dtype is ",
                 dtype_name(dtype), ", expected F32, F16 or BF16");
   }

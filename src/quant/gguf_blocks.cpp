@@ -49,6 +49,12 @@ Tensor nibbles(const Tensor& packed) {
   return at::cat({at::bitwise_and(packed, 15), at::bitwise_right_shift(packed, 4)}, 1);
 }
 
+/// One row per block.
+Tensor symmetric_blocks(GgufType type, const Tensor& bytes) {
+  TORCH_CHECK(type == GgufType::kQ8_0 || type == GgufType::kQ4_0, info(type).name, " has no symmetric codes");
+  return bytes.view({-1, info(type).block_bytes});
+}
+
 /// Two halves of 128 values, each: 64 bytes of low nibbles, 32 of two high bits, 8 of 16 scales.
 Tensor values_q6_k(const Tensor& blocks) {
   const int64_t count = blocks.size(0);
@@ -100,15 +106,24 @@ Tensor gguf_blocks(GgufType type, const Tensor& codes, const Tensor& scale, cons
   return at::cat(parts, 2).view({rows, -1});
 }
 
-GgufCodes gguf_codes(GgufType type, const Tensor& bytes, const std::vector<int64_t>& shape) {
-  TORCH_CHECK(type == GgufType::kQ8_0 || type == GgufType::kQ4_0, "gguf_codes: ", gguf_type_name(type),
-              " has no symmetric codes");
-  const Tensor blocks = bytes.view({-1, gguf_block_bytes(type)});
+Tensor gguf_codes(GgufType type, const Tensor& bytes, const std::vector<int64_t>& shape) {
+  const Tensor blocks = symmetric_blocks(type, bytes);
   const Tensor codes = type == GgufType::kQ8_0 ? blocks.narrow(1, 2, kBlock).contiguous().view(at::kChar)
                                                : nibbles(blocks.narrow(1, 2, 16)).to(at::kChar) - 8;
-  std::vector<int64_t> groups = shape;
-  groups.back() /= kBlock;
-  return {codes.view(shape), halves(blocks.narrow(1, 0, 2)).view(groups)};
+  return codes.view(shape);
+}
+
+Tensor gguf_scales(GgufType type, const Tensor& bytes, const std::vector<int64_t>& shape) {
+  return halves(symmetric_blocks(type, bytes).narrow(1, 0, 2)).view(gguf_scales_shape(shape));
+}
+
+std::vector<int64_t> gguf_scales_shape(std::vector<int64_t> shape) {
+  shape.back() /= kBlock;
+  return shape;
+}
+
+at::ScalarType gguf_values_dtype(GgufType type) {
+  return type == GgufType::kF16 ? at::kHalf : type == GgufType::kBF16 ? at::kBFloat16 : at::kFloat;
 }
 
 Tensor gguf_values(GgufType type, const Tensor& bytes, const std::vector<int64_t>& shape) {
@@ -128,8 +143,8 @@ Tensor gguf_values(GgufType type, const Tensor& bytes, const std::vector<int64_t
     }
     case GgufType::kQ4_0:
     case GgufType::kQ8_0: {
-      const auto [codes, scale] = gguf_codes(type, bytes, shape);
-      return (codes.to(at::kFloat).view({-1, kBlock}) * scale.to(at::kFloat).view({-1, 1})).view(shape);
+      const Tensor codes = gguf_codes(type, bytes, shape).to(at::kFloat);
+      return (codes.view({-1, kBlock}) * gguf_scales(type, bytes, shape).to(at::kFloat).view({-1, 1})).view(shape);
     }
   }
   TORCH_CHECK(false, "GGUF type ", static_cast<uint32_t>(type), " is not supported");

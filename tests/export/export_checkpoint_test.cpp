@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "../counted_checkpoint.h"
 #include "../tiny_model.h"
 #include "baseq/pipeline/quantize_checkpoint.h"
 #include "baseq/transform/hadamard.h"
@@ -50,6 +51,12 @@ TEST_P(ExportVariant, HuggingFaceComputesWhatTheNativeCheckpointComputes) {
   EXPECT_FALSE(out.config().at("tie_word_embeddings").get<bool>());
   const Tensor ids = test::random_ids({2, 11}, shape.vocab_size, 4);
   EXPECT_LT(test::relative_error(Model(out).logits(ids), Model(native).logits(ids)), 1e-5);
+}
+
+TEST_P(ExportVariant, APlanReadsNoWeights) {
+  const test::CountedCheckpoint counted{Checkpoint(directory / "in")};
+  EXPECT_GT(plan_export(counted.checkpoint(), {}).num_bytes(), 0);
+  for (const std::string& name : counted.checkpoint().names()) EXPECT_EQ(counted.reads(name), 0) << name;
 }
 
 TEST_P(ExportVariant, EveryWrongTensorIsFoundBeforeTheDirectoryAppears) {

@@ -107,8 +107,10 @@ inline void packed(std::string_view bytes) {
                                                  .group_size = 4 * (1 + digit("groups"))},
                             .codes = static_cast<LinearFormat::Codes>(digit("codes") % 3),
                             .group_index = digit("index") != 0};
-  std::map<std::string, Checkpoint::MakeTensor, std::less<>> tensors;
-  for (const std::string& name : file->names()) tensors[name] = [file, name] { return file->tensor(name); };
+  Checkpoint::MadeTensors tensors;
+  for (const std::string& name : file->names()) {
+    tensors[name] = {file->info(name), [file, name] { return file->tensor(name); }};
+  }
   read_quantized_weight(Checkpoint(path, nlohmann::json::object(), std::move(tensors), 0), "m", format);
 }
 

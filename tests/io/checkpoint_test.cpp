@@ -45,6 +45,29 @@ TEST(Checkpoint, ReadsOneFile) {
   expect_error([&] { checkpoint.tensor("x"); }, {"has no tensor \"x\"", dir.path().string()});
 }
 
+TEST(Checkpoint, FilesAreThoseThatItReads) {
+  const TempDirectory dir;
+  write_sharded(dir.path());
+  save_safetensors(dir / "consolidated.safetensors", {{"a", at::ones({2})}});
+  EXPECT_EQ(Checkpoint(dir.path()).files(), (std::set<std::string>{"config.json", "model.safetensors.index.json",
+                                                                   "one.safetensors", "two.safetensors"}));
+  save_safetensors(dir / "model.safetensors", {{"a", at::ones({2})}});
+  EXPECT_EQ(Checkpoint(dir.path()).files(), (std::set<std::string>{"config.json", "model.safetensors"}));
+}
+
+TEST(Checkpoint, MadeTensorsAreMadeWhenTheyAreRead) {
+  int made = 0;
+  const auto make = [&] { return at::full({2, 3}, ++made); };
+  const Checkpoint checkpoint("model.gguf", {{"hidden_size", 8}}, {{"a", {{at::kFloat, {2, 3}}, make}}}, 100);
+  EXPECT_EQ(checkpoint.info("a").shape, (std::vector<int64_t>{2, 3}));
+  EXPECT_EQ(checkpoint.info("a").nbytes(), 24);
+  EXPECT_EQ(made, 0);
+  EXPECT_EQ(checkpoint.tensor("a")[0][0].item<float>(), 1);
+  EXPECT_EQ(made, 1);
+  const Checkpoint wrong("model.gguf", {}, {{"a", {{at::kFloat, {3, 2}}, make}}}, 100);
+  expect_error([&] { wrong.tensor("a"); }, {"model.gguf", "\"a\"", "[3, 2]", "[2, 3]"});
+}
+
 TEST(Checkpoint, ReadsShardsAndTensorsOutliveIt) {
   const TempDirectory dir;
   write_sharded(dir.path());

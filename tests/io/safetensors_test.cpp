@@ -131,6 +131,36 @@ TEST(Safetensors, WritesTheBytesOfTheReferenceImplementation) {
             "\7\0\0\0\0\0\0\0\0\0\xc0\x3f\0\0\0\xc0\1\2\3"s);
 }
 
+TEST(SafetensorsWriter, PiecesGiveTheBytesOfWholeTensors) {
+  const TempDirectory dir;
+  const Tensor ids = at::arange(6, at::kLong).view({2, 3}), values = at::arange(24, at::kFloat).view({6, 4});
+  const Tensor none = at::empty({0, 3}, at::kChar);
+  save_safetensors(dir / "whole.safetensors", {{"ids", ids}, {"values", values}, {"none", none}});
+  SafetensorsWriter file(
+      dir / "pieces.safetensors",
+      {{"ids", {at::kLong, {2, 3}}}, {"values", {at::kFloat, {6, 4}}}, {"none", {at::kChar, {0, 3}}}});
+  ASSERT_EQ(file.order(), (std::vector<std::string>{"ids", "values", "none"}));
+  file.append("ids", ids);
+  for (int64_t row = 0; row < 6; row += 2) file.append("values", values.narrow(0, row, 2));
+  file.append("none", none);
+  EXPECT_FALSE(std::filesystem::exists(dir / "pieces.safetensors"));
+  file.commit();
+  EXPECT_EQ(read_bytes(dir / "pieces.safetensors"), read_bytes(dir / "whole.safetensors"));
+}
+
+TEST(SafetensorsWriter, PiecesThatAreNotTheTensorAreRefused) {
+  const TempDirectory dir;
+  {
+    SafetensorsWriter file(dir / "x.safetensors", {{"a", {at::kLong, {2}}}, {"b", {at::kFloat, {2}}}});
+    expect_error([&] { file.append("b", at::ones({2})); }, {"\"b\"", "out of order"});
+    expect_error([&] { file.append("a", at::ones({2})); }, {"\"a\"", "Float"});
+    file.append("a", at::ones({1}, at::kLong));
+    expect_error([&] { file.append("a", at::ones({2}, at::kLong)); }, {"\"a\"", "8 bytes"});
+    expect_error([&] { file.commit(); }, {"\"a\"", "not complete"});
+  }
+  EXPECT_TRUE(std::filesystem::is_empty(dir.path()));
+}
+
 TEST(Safetensors, AFileWithoutTensorsOrMetadataIsLegal) {
   const TempDirectory dir;
   save_safetensors(dir / "x.safetensors", {}, {});

@@ -81,8 +81,10 @@ TEST(CompressedTensorsConfig, ManyNamesAreNoQuadraticWork) {
 }
 
 Checkpoint checkpoint_of(const std::map<std::string, Tensor>& tensors) {
-  std::map<std::string, Checkpoint::MakeTensor, std::less<>> made;
-  for (const auto& [name, tensor] : tensors) made[name] = [tensor = tensor] { return tensor; };
+  Checkpoint::MadeTensors made;
+  for (const auto& [name, tensor] : tensors) {
+    made[name] = {{tensor.scalar_type(), tensor.sizes().vec()}, [tensor = tensor] { return tensor; }};
+  }
   return Checkpoint("x", json::object(), std::move(made), 0);
 }
 

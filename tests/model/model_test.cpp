@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "../counted_checkpoint.h"
 #include "../tiny_model.h"
 
 namespace baseq {
@@ -209,6 +210,32 @@ TEST(Model, EmbedRefusesIdsOutsideTheVocabulary) {
   EXPECT_EQ(model.embed(at::tensor({0, 39}, at::kLong).view({1, 2})).sizes(), at::IntArrayRef({1, 2, 32}));
   expect_error([&] { model.embed(at::tensor({0, 40}, at::kLong).view({1, 2})); }, {"40", "39"});
   expect_error([&] { model.embed(at::tensor({-1, 3}, at::kLong).view({1, 2})); }, {"-1"});
+}
+
+TEST(Model, ATensorIsReadOnceAndItsShapeNever) {
+  const TempDirectory directory;
+  test::write_checkpoint(directory / "model", TinyShape{});
+  const test::CountedCheckpoint counted{Checkpoint(directory / "model")};
+  const Model model(counted.checkpoint());
+  const std::string name = "model.layers.0.mlp.up_proj.weight";
+  EXPECT_EQ(model.tensors().info(name).shape, (std::vector<int64_t>{48, 32}));
+  EXPECT_EQ(counted.reads(name), 0);
+  EXPECT_EQ(model.layer(0).mlp.up_proj.weight.sizes(), at::IntArrayRef({48, 32}));
+  EXPECT_EQ(counted.reads(name), 1);
+}
+
+TEST(Model, AStoredLayerKeepsItsTypes) {
+  const TempDirectory directory;
+  auto tensors = test::tiny_tensors({}, 1);
+  for (auto& [name, tensor] : tensors) {
+    if (tensor.dim() == 2) tensor = tensor.to(at::kBFloat16);
+  }
+  test::write_checkpoint(directory / "model", test::tiny_config({}), tensors);
+  const Checkpoint checkpoint(directory / "model");
+  const DecoderLayer stored = Model(checkpoint, {.dtype = at::kDouble}).stored_layer(1);
+  EXPECT_EQ(stored.mlp.up_proj.weight.scalar_type(), at::kBFloat16);
+  EXPECT_EQ(stored.input_layernorm.weight.scalar_type(), at::kFloat);
+  EXPECT_TRUE(at::equal(stored.mlp.up_proj.weight, tensors.at("model.layers.1.mlp.up_proj.weight")));
 }
 
 TEST(Model, DoublePrecisionAgreesWithFloat) {

@@ -15,7 +15,7 @@ TEST(GgufBlocks, SymmetricBlocksComeBackAsCodes) {
     const QuantizedWeight weight = round_to_nearest(test::random_normal({5, 96}, 1, at::kFloat), spec);
     const Tensor bytes = gguf_blocks(type, weight.codes, weight.qparams.scale, {});
     ASSERT_EQ(bytes.numel(), gguf_num_bytes(type, {5, 96}));
-    const auto [codes, scale] = gguf_codes(type, bytes, {5, 96});
+    const Tensor codes = gguf_codes(type, bytes, {5, 96}), scale = gguf_scales(type, bytes, {5, 96});
     EXPECT_TRUE(at::equal(codes, weight.codes));
     EXPECT_TRUE(at::equal(scale.to(at::kFloat), weight.qparams.scale));
     EXPECT_TRUE(at::equal(gguf_values(type, bytes, {5, 96}), weight.dequantized()));

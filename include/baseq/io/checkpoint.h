@@ -22,11 +22,14 @@ class Checkpoint {
   /// Throws c10::Error naming what is missing or wrong (no config.json, pickled .bin weights, shards or tensors that
   /// the index names but the directory lacks, a shard name that leaves the directory, ...).
   explicit Checkpoint(const std::filesystem::path& directory);
+  /// A tensor that is made from another format each time it is asked for; `info` says what `make` returns.
+  struct MadeTensor {
+    TensorInfo info;
+    std::function<Tensor()> make;
+  };
+  using MadeTensors = std::map<std::string, MadeTensor, std::less<>>;
   /// What a file or directory in another format holds, under the names of a checkpoint in this one.
-  /// @param tensors  called each time that one is asked for
-  using MakeTensor = std::function<Tensor()>;
-  Checkpoint(const std::filesystem::path& path, nlohmann::json config,
-             std::map<std::string, MakeTensor, std::less<>> tensors, int64_t num_bytes);
+  Checkpoint(const std::filesystem::path& path, nlohmann::json config, MadeTensors tensors, int64_t num_bytes);
   /// The directory, or the file of a format that is one.
   const std::filesystem::path& path() const { return path_; }
   /// Where the side files are: path(), or the directory of that file.
@@ -35,16 +38,20 @@ class Checkpoint {
   std::vector<std::string> names() const;  ///< sorted by bytes
   bool contains(std::string_view name) const;
   Tensor tensor(std::string_view name) const;    ///< read-only, see SafetensorsFile::tensor; throws when it is missing
-  TensorInfo info(std::string_view name) const;  ///< from the file's header; throws when it is missing
+  TensorInfo info(std::string_view name) const;  ///< without reading or making the tensor; throws when it is missing
   void release_pages() const;                    ///< of all files, see SafetensorsFile::release_pages
   int64_t num_bytes() const { return num_bytes_; }  ///< size of all weight files
+  /// The files of the directory that were opened: config.json, the index if it counts, the weight files. Other files
+  /// have no influence on the tensors. Empty for a checkpoint in another format.
+  const std::set<std::string>& files() const { return file_names_; }
 
  private:
   const SafetensorsFile& file_of(std::string_view name) const;
   std::filesystem::path path_;
   nlohmann::json config_;
   std::map<std::string, std::shared_ptr<SafetensorsFile>, std::less<>> files_;  ///< tensor name -> its file
-  std::map<std::string, MakeTensor, std::less<>> made_;                         ///< of another format
+  std::set<std::string> file_names_;
+  MadeTensors made_;  ///< those of another format
   int64_t num_bytes_ = 0;
 };
 

@@ -2,6 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
 #include <filesystem>
 #include <map>
 #include <memory>
@@ -17,6 +18,9 @@ namespace baseq {
 struct TensorInfo {
   at::ScalarType dtype = at::kFloat;
   std::vector<int64_t> shape;
+
+  int64_t numel() const;
+  int64_t nbytes() const;
 };
 
 /// A memory-mapped safetensors file. Tensors are views of the mapping and keep it alive: they outlive this object, and
@@ -59,5 +63,42 @@ class SafetensorsFile {
 /// file cannot be written; the temporary file is then removed.
 void save_safetensors(const std::filesystem::path& path, const std::map<std::string, Tensor>& tensors,
                       const std::map<std::string, std::string>& metadata = {{"format", "pt"}});
+
+class FileWriter;
+
+/// save_safetensors for tensors that are larger than memory: their types and shapes come first, their values in pieces.
+///
+///     SafetensorsWriter file("logits.safetensors", {{"logits", {at::kFloat, {tokens, vocabulary}}}});
+///     for (const Tensor& rows : parts) file.append("logits", rows);
+///     file.commit();
+class SafetensorsWriter {
+ public:
+  /// Throws on what save_safetensors refuses.
+  SafetensorsWriter(const std::filesystem::path& path, std::map<std::string, TensorInfo> tensors,
+                    const std::map<std::string, std::string>& metadata = {{"format", "pt"}});
+  ~SafetensorsWriter();  ///< before commit(): removes what it wrote
+  SafetensorsWriter(const SafetensorsWriter&) = delete;
+  SafetensorsWriter& operator=(const SafetensorsWriter&) = delete;
+  /// Names in the order in which the tensors are appended.
+  const std::vector<std::string>& order() const { return order_; }
+  /// The next values of a tensor, row by row. Throws when another tensor is due, when the type differs, and when there
+  /// are more values than the shape says.
+  void append(const std::string& name, const Tensor& values);
+  /// Gives the file its name. Throws when values are missing.
+  void commit();
+  int64_t num_bytes() const { return num_bytes_; }  ///< written so far, header included
+  uint32_t crc32() const { return crc32_; }         ///< of these bytes
+
+ private:
+  std::string where_;
+  std::map<std::string, TensorInfo> infos_;
+  std::vector<std::string> order_;
+  std::unique_ptr<FileWriter> file_;
+  void write(const void* data, size_t num_bytes);
+  size_t num_complete_ = 0;   ///< tensors
+  int64_t num_appended_ = 0;  ///< bytes of the next tensor that are written
+  int64_t num_bytes_ = 0;
+  uint32_t crc32_ = 0;
+};
 
 }  // namespace baseq

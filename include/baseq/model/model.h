@@ -50,6 +50,8 @@ class Model {
   /// [batch, seq] integers -> [batch, seq, hidden_size], times embedding_multiplier.
   Tensor embed(const Tensor& input_ids) const;
   DecoderLayer layer(int64_t index) const;  ///< leaves nothing of the mapped file in memory
+  /// The same with every tensor in the dtype in which the checkpoint stores it; only for a model in full precision.
+  DecoderLayer stored_layer(int64_t index) const;
   /// One of `layer(index)`, by its name there ("self_attn.q_proj"), without reading the others.
   Linear linear(int64_t index, const std::string& name) const;
   RmsNorm final_norm() const;
@@ -59,8 +61,12 @@ class Model {
   Tensor logits(const Tensor& input_ids) const;
 
  private:
-  Tensor read(const std::string& name) const;
-  Linear read_linear(const std::string& name, bool with_bias) const;
+  using OptionalType = std::optional<at::ScalarType>;  ///< absent: as stored
+  Tensor read(const std::string& name, OptionalType dtype) const;
+  Tensor read(const std::string& name) const { return read(name, options_.dtype); }
+  Linear read_linear(const std::string& name, bool with_bias, OptionalType dtype) const;
+  Linear read_linear(int64_t index, const std::string& name, OptionalType dtype) const;
+  DecoderLayer read_layer(int64_t index, OptionalType dtype) const;
   /// The format of a linear; that of full precision for one that is not quantized.
   const LinearFormat& format(const std::string& name) const;
   void read_quant_point(const std::string& name, QuantPoint& point) const;

@@ -23,14 +23,15 @@ int64_t gguf_num_bytes(GgufType type, const std::vector<int64_t>& shape);
 /// none. Other types are not written.
 Tensor gguf_blocks(GgufType type, const Tensor& codes, const Tensor& scale, const Tensor& zero_point);
 
-/// Codes int8 [rows, columns] and scale float16 [rows, columns / 32] of symmetric blocks, kQ8_0 or kQ4_0.
-struct GgufCodes {
-  Tensor codes, scale;
-};
-GgufCodes gguf_codes(GgufType type, const Tensor& bytes, const std::vector<int64_t>& shape);
+/// Codes int8 [rows, columns] of symmetric blocks, kQ8_0 or kQ4_0, and their scales float16 [rows, columns / 32].
+Tensor gguf_codes(GgufType type, const Tensor& bytes, const std::vector<int64_t>& shape);
+Tensor gguf_scales(GgufType type, const Tensor& bytes, const std::vector<int64_t>& shape);
+/// [rows, columns / 32]
+std::vector<int64_t> gguf_scales_shape(std::vector<int64_t> shape);
 
-/// The values that `bytes` (uint8 [gguf_num_bytes]) stand for, of that shape; kF32, kF16 and kBF16 in their own dtype,
-/// the others float32.
+/// kF32, kF16 and kBF16 have values in their own dtype, the others in float32.
+at::ScalarType gguf_values_dtype(GgufType type);
+/// The values that `bytes` (uint8 [gguf_num_bytes]) stand for, of that shape.
 Tensor gguf_values(GgufType type, const Tensor& bytes, const std::vector<int64_t>& shape);
 
 }  // namespace baseq
