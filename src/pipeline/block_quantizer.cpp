@@ -73,18 +73,24 @@ std::map<std::string, Tensor*> BlockQuantizer::streams() {
 }
 
 void BlockQuantizer::pass_full_precision(int64_t block) {
-  const DecoderLayer layer = read_block(block).to(options_.compute);
+  const DecoderLayer layer = in_stream_basis(read_block(block)).to(options_.compute);
   advance(layer, streams_.full_precision, streams_.full_precision, streams_.rope, options_.pass);
 }
 
-/// The block in the basis of the streams, transforms of the residual merged in float64.
+/// The block as the checkpoint has it. What is rotated, in float64, stays in the type in which it is stored until then:
+/// that and a copy to measure take less memory than the block in float64.
 DecoderLayer BlockQuantizer::read_block(int64_t block) const {
-  DecoderLayer layer = model_.layer(block);
+  DecoderLayer layer = recipe_.transforms.residual ? model_.stored_layer(block) : model_.layer(block);
   check_finite(layer, block);
-  if (recipe_.transforms.residual) {
-    fuse_norm_gains(layer);
-    rotate_residual(layer);
-  }
+  return layer;
+}
+
+/// A block as read_block returns it in the basis of the streams, transforms of the residual merged in float64.
+DecoderLayer BlockQuantizer::in_stream_basis(DecoderLayer layer) const {
+  if (!recipe_.transforms.residual) return layer;
+  layer = std::move(layer).to(at::kDouble);
+  fuse_norm_gains(layer);
+  rotate_residual(layer);
   return layer;
 }
 
@@ -94,13 +100,11 @@ Tensor BlockQuantizer::measured(const Tensor& stream) const {
   return stream.narrow(0, 0, std::clamp<int64_t>(tokens / stream.size(1), 1, stream.size(0))).to(options_.compute);
 }
 
-/// Of the block as the checkpoint has it, which is read for this alone: held beside the one in float64, it would add
-/// to the peak.
-std::map<std::string, ActivationRange> BlockQuantizer::original_ranges(int64_t block) const {
+/// @param layer  as read_block returns it
+std::map<std::string, ActivationRange> BlockQuantizer::original_ranges(const DecoderLayer& layer) const {
   const Tensor windows = measured(streams_.full_precision);
-  return activation_ranges(model_.layer(block).to(options_.compute),
-                           recipe_.transforms.residual ? hadamard_transform(windows, /*transpose=*/true) : windows,
-                           streams_.rope);
+  return activation_ranges(
+      layer, recipe_.transforms.residual ? hadamard_transform(windows, /*transpose=*/true) : windows, streams_.rope);
 }
 
 void BlockQuantizer::transform(DecoderLayer& layer, const LearningTask& task) const {
@@ -136,9 +140,10 @@ void BlockQuantizer::round(DecoderLayer& layer, const LearningTask& task) const 
 DecoderLayer BlockQuantizer::quantize(int64_t block, std::optional<StageEnd> reached,
                                       const std::function<void(const StageEnd&)>& stage_ended) {
   options_.pass.step();
-  std::map<std::string, ActivationRange> before;
-  if (windows_.defined()) before = original_ranges(block);
   DecoderLayer layer = read_block(block);
+  std::map<std::string, ActivationRange> before;
+  if (windows_.defined()) before = original_ranges(layer.to(options_.compute));
+  layer = in_stream_basis(std::move(layer));
   Tensor weights;
   if (windows_.defined()) {
     layer = std::move(layer).to(options_.compute);

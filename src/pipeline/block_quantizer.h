@@ -55,8 +55,9 @@ class BlockQuantizer {
 
  private:
   DecoderLayer read_block(int64_t block) const;
+  DecoderLayer in_stream_basis(DecoderLayer layer) const;
   Tensor measured(const Tensor& stream) const;
-  std::map<std::string, ActivationRange> original_ranges(int64_t block) const;
+  std::map<std::string, ActivationRange> original_ranges(const DecoderLayer& layer) const;
   void transform(DecoderLayer& layer, const struct LearningTask& task) const;
   void round(DecoderLayer& layer, const struct LearningTask& task) const;
 

@@ -61,7 +61,7 @@ class Run {
                 "\" needs calibration windows");
     const int64_t dim = model_.config().head_dim;
     if (recipe_.kv_cache) recipe_.kv_cache->spec.group_size = dim;
-    dtype_ = recipe_.dtype.value_or(model_.tensors().tensor("model.embed_tokens.weight").scalar_type());
+    dtype_ = recipe_.dtype.value_or(model_.tensors().info("model.embed_tokens.weight").dtype);
   }
 
   void write(const std::filesystem::path& output) {

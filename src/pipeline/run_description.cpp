@@ -17,10 +17,6 @@ namespace {
 using nlohmann::json;
 namespace fs = std::filesystem;
 
-bool decides_about_the_result(const std::string& name) {
-  return name == "config.json" || name.ends_with(".safetensors") || name.ends_with(".index.json");
-}
-
 int64_t modified(const fs::path& file) {
   const auto time = fs::last_write_time(file).time_since_epoch();
   return std::chrono::duration_cast<std::chrono::nanoseconds>(time).count();
@@ -40,17 +36,14 @@ RunJournal::Description describe_run(const Checkpoint& checkpoint, const Recipe&
     }
   }
   json files = json::object(), times = json::object();
-  for (const auto& entry : fs::directory_iterator(checkpoint.path())) {
-    const std::string name = entry.path().filename().string();
-    // The checkpoint was opened: what is no file, such as a link to nowhere, is none of its own.
-    std::error_code ignored;
-    if (!decides_about_the_result(name) || !entry.is_regular_file(ignored)) continue;
-    times[name] = modified(entry.path());
-    files[name] = {{"bytes", fs::file_size(entry.path())}};
+  for (const std::string& name : checkpoint.files()) {
+    const fs::path file = checkpoint.path() / name;
+    times[name] = modified(file);
+    files[name] = {{"bytes", fs::file_size(file)}};
     const json known = known_files.value(name, json::object());
     const bool same =
         known.value("bytes", json()) == files[name]["bytes"] && known_times.value(name, json()) == times[name];
-    files[name]["crc32"] = same ? known.value("crc32", json()) : json(crc32_of_file(entry.path()));
+    files[name]["crc32"] = same ? known.value("crc32", json()) : json(crc32_of_file(file));
   }
   RunJournal::Description description{.identity = {{"version", BASEQ_VERSION},
                                                    {"format_version", QuantizationConfig::kFormatVersion},

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "../counted_checkpoint.h"
 #include "../tiny_model.h"
 #include "baseq/model/model.h"
 #include "baseq/pipeline/merge.h"
@@ -322,6 +323,21 @@ TEST_F(QuantizeCheckpoint, FailureLeavesNoOutput) {
   const Recipe recipe = recipe_of(R"({"weights": {"num_bits": 4, "strategy": "group", "group_size": 7}})");
   expect_error([&] { run(recipe, "out"); }, {"7"});
   EXPECT_EQ(test::list(directory.path()), std::vector<std::string>{"in"});
+}
+
+TEST_F(QuantizeCheckpoint, EveryBlockIsReadOnce) {
+  for (const char* text : {kEverything, kOnline}) {
+    const Recipe recipe = recipe_of(text);
+    SCOPED_TRACE(recipe.name);
+    const test::CountedCheckpoint counted(*original);
+    quantize_checkpoint(counted.checkpoint(), recipe, windows, directory / recipe.name, {});
+    for (int64_t block = 0; block < shape.num_layers; ++block) {
+      for (const LinearShape& linear : linear_shapes(Model(*original).config())) {
+        const std::string name = layer_prefix(block) + linear.name + ".weight";
+        EXPECT_EQ(counted.reads(name), 1) << name;
+      }
+    }
+  }
 }
 
 }  // namespace

@@ -238,6 +238,13 @@ TEST_F(ChangedModel, ACopyIsTheSameModel) {
   EXPECT_EQ(read_stored_run(directory / "work").model, directory / "copy") << "--resume finds it there";
 }
 
+TEST_F(ChangedModel, WeightsThatAreNotReadAreNoPartOfIt) {
+  start();
+  save_safetensors(directory / "in" / "consolidated.safetensors", {{"layers.0.attention.wq.weight", at::ones({4, 4})}});
+  go_on(directory / "in");
+  EXPECT_TRUE(std::filesystem::exists(directory / "out"));
+}
+
 /// Every moment of one run; the other tests take a few of each shape.
 class EveryMoment : public test::TinyRun {};
 
