@@ -2,12 +2,13 @@
 
 #include <ATen/ATen.h>
 
+#include <array>
 #include <cctype>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <random>
-#include <sstream>
 #include <string_view>
+#include <system_error>
 
 #include "baseq/io/dtype_name.h"
 #include "baseq/io/safetensors.h"
@@ -15,22 +16,36 @@
 namespace baseq {
 namespace {
 
-/// Without the mark of UTF-8 that some editors put first.
-std::string read_text(const std::filesystem::path& file) {
-  constexpr std::string_view kByteOrderMark = "\xef\xbb\xbf";
+std::ifstream open_text(const std::filesystem::path& file) {
   std::ifstream stream(file, std::ios::binary);
   TORCH_CHECK(stream.good(), file.string(), ": cannot be opened");
-  std::ostringstream content;
-  content << stream.rdbuf();
-  std::string text = std::move(content).str();
+  return stream;
+}
+
+/// The mark of UTF-8 that some editors put first.
+void remove_byte_order_mark(std::string& text) {
+  constexpr std::string_view kByteOrderMark = "\xef\xbb\xbf";
   if (text.starts_with(kByteOrderMark)) text.erase(0, kByteOrderMark.size());
+}
+
+std::string read_text(const std::filesystem::path& file) {
+  std::ifstream stream = open_text(file);
+  std::string text;
+  std::error_code error;  // a pipe has no size
+  if (const auto size = std::filesystem::file_size(file, error); !error) text.reserve(size);
+  std::array<char, 1 << 16> piece;
+  while (stream.read(piece.data(), piece.size()) || stream.gcount() > 0) {
+    text.append(piece.data(), static_cast<size_t>(stream.gcount()));
+  }
+  remove_byte_order_mark(text);
   return text;
 }
 
 std::string read_jsonl(const std::filesystem::path& file) {
-  std::istringstream lines(read_text(file));
+  std::ifstream lines = open_text(file);
   std::string line, text;
   for (int64_t number = 1; std::getline(lines, line); ++number) {
+    if (number == 1) remove_byte_order_mark(line);
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
     const auto record = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
     const std::string where = file.string() + ": line " + std::to_string(number);
@@ -56,25 +71,29 @@ Tensor first_windows(const std::filesystem::path& file, const Tensor& ids, const
   TORCH_CHECK(ids.size(0) >= options.num_samples && ids.size(1) >= options.seq_len, file.string(), ": holds ",
               ids.size(0), " windows of ", ids.size(1), " tokens but the recipe asks for ", options.num_samples, " of ",
               options.seq_len);
-  return ids.narrow(0, 0, options.num_samples).narrow(1, 0, options.seq_len).contiguous();
+  return ids.narrow(0, 0, options.num_samples).narrow(1, 0, options.seq_len).to(at::kLong).contiguous();
 }
 
-}  // namespace
-
-Tensor tokenize_file(const std::filesystem::path& file, const Tokenizer& tokenizer) {
+/// int32 [num_tokens]. The ids of a long text take about as much memory as the text, which is gone by then.
+Tensor text_ids(const std::filesystem::path& file, const Tokenizer& tokenizer) {
   const std::string extension = extension_of(file);
   TORCH_CHECK(extension != ".json", file.string(),
               ": is JSON; expected plain text, or a .jsonl file with one object with \"text\" per line");
-  const std::string text = extension == ".jsonl" ? read_jsonl(file) : read_text(file);
-  try {
-    const auto ids = tokenizer.encode(text);
-    return at::tensor(at::ArrayRef<int32_t>(ids), at::kInt).to(at::kLong);
-  } catch (const c10::Error& error) {
-    TORCH_CHECK(false, file.string(), ": ", error.what_without_backtrace());
-  }
+  const auto encode = [&](const std::string& text) {
+    try {
+      return std::make_shared<std::vector<int32_t>>(tokenizer.encode(text));
+    } catch (const c10::Error& error) {
+      TORCH_CHECK(false, file.string(), ": ", error.what_without_backtrace());
+    }
+  };
+  const auto ids = encode(extension == ".jsonl" ? read_jsonl(file) : read_text(file));
+  const auto size = static_cast<int64_t>(ids->size());
+  return at::from_blob(
+      ids->data(), {size}, [ids](void*) {}, at::TensorOptions().dtype(at::kInt));
 }
 
-Tensor read_token_ids(const std::filesystem::path& file) {
+/// Integers [num_tokens] or [n, seq_len] in the type in which they are stored.
+Tensor stored_ids(const std::filesystem::path& file) {
   const SafetensorsFile tensors(file);
   const auto names = tensors.names();
   TORCH_CHECK(tensors.contains("input_ids") || names.size() == 1, file.string(),
@@ -83,8 +102,16 @@ Tensor read_token_ids(const std::filesystem::path& file) {
   TORCH_CHECK(at::isIntegralType(ids.scalar_type(), /*includeBool=*/false) && (ids.dim() == 2 || ids.dim() == 1),
               file.string(), ": expected integers, ids [num_tokens] or integer windows [n, seq_len], got ",
               dtype_name(ids.scalar_type()), " ", ids.sizes());
-  return ids.to(at::kLong);
+  return ids;
 }
+
+}  // namespace
+
+Tensor tokenize_file(const std::filesystem::path& file, const Tokenizer& tokenizer) {
+  return text_ids(file, tokenizer).to(at::kLong);
+}
+
+Tensor read_token_ids(const std::filesystem::path& file) { return stored_ids(file).to(at::kLong); }
 
 void check_token_ids(const Tensor& ids, int64_t vocab_size, const std::string& who) {
   if (ids.numel() == 0) return;
@@ -96,7 +123,7 @@ void check_token_ids(const Tensor& ids, int64_t vocab_size, const std::string& w
 Tensor read_calibration(const std::filesystem::path& file, const std::filesystem::path& tokenizer_json,
                         const CalibrationOptions& options) {
   const bool has_ids = extension_of(file) == ".safetensors";
-  const Tensor ids = has_ids ? read_token_ids(file) : tokenize_file(file, Tokenizer(tokenizer_json));
+  const Tensor ids = has_ids ? stored_ids(file) : text_ids(file, Tokenizer(tokenizer_json));
   if (ids.dim() == 2) return first_windows(file, ids, options);
   const int64_t num_starts = ids.size(0) - options.seq_len + 1;
   TORCH_CHECK(num_starts > 0, file.string(), ": holds ", ids.size(0), " tokens but a window needs ", options.seq_len);
@@ -107,7 +134,7 @@ Tensor read_calibration(const std::filesystem::path& file, const std::filesystem
     windows.push_back(
         ids.narrow(0, static_cast<int64_t>(random() % static_cast<uint64_t>(num_starts)), options.seq_len));
   }
-  return at::stack(windows);
+  return at::stack(windows).to(at::kLong);
 }
 
 }  // namespace baseq
