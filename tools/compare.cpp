@@ -25,8 +25,9 @@ void run(const CompareArguments& arguments) {
               "--text -: each model reads the text anew; pass a file");
   const bool evaluated = !arguments.windows.text.empty() || !arguments.windows.tokens.empty();
   if (!arguments.reference.empty() && !evaluated) throw CLI::RequiredError("--text or --tokens (with --reference)");
-  std::optional<OpenModel> reference;
-  if (!arguments.reference.empty()) reference.emplace(arguments.reference, device);
+  std::optional<OpenModel> original;
+  std::optional<Reference> reference;
+  if (!arguments.reference.empty()) reference.emplace(Reference{original.emplace(arguments.reference, device).model});
   nlohmann::json models = nlohmann::json::array();
   std::vector<std::vector<std::string>> rows{
       {"model", "recipe", "weights", "activations", "KV cache", "bits a weight", "size"}};
@@ -53,6 +54,7 @@ void run(const CompareArguments& arguments) {
       entry.update(evaluate_model(path, model, read_windows(arguments.windows, model.checkpoint),
                                   {.reference = reference ? &*reference : nullptr,
                                    .activations_directory = {},
+                                   .logits = {},
                                    .quiet = arguments.common.quiet}));
       row.insert(row.end(), {show_number(entry["perplexity"], 4), show_number(entry["mean_kl"], 5),
                              show_number(entry["top1_agreement"], 2, 100, " %")});

@@ -37,27 +37,45 @@ std::filesystem::path choose_activations(const EvalArguments& arguments, const M
   return on_disk ? std::filesystem::temp_directory_path() : std::filesystem::path();
 }
 
+/// The file of --logits, which gets the windows now and the logits as they are computed.
+std::unique_ptr<SafetensorsWriter> open_logits(const std::string& path, const Tensor& windows, int64_t vocab_size) {
+  const std::map<std::string, TensorInfo> tensors = {
+      {"input_ids", {windows.scalar_type(), windows.sizes().vec()}},
+      {"logits", {at::kFloat, {windows.size(0), windows.size(1), vocab_size}}}};
+  const std::map<std::string, std::string> metadata = {{"baseq", "logits"}, {"format", "pt"}};
+  auto file = std::make_unique<SafetensorsWriter>(path, tensors, metadata);
+  file->append("input_ids", windows);  // comes first: its elements are larger
+  return file;
+}
+
 void run(const EvalArguments& arguments) {
   const auto start = std::chrono::steady_clock::now();
   if (arguments.windows.text.empty() && arguments.windows.tokens.empty()) {
     throw CLI::RequiredError("--text or --tokens");
   }
   const at::Device device = apply(arguments.common);
-  const OutputFile logits{"--logits", arguments.logits, kLogitsMark};
-  check_outputs(arguments.common, {logits});
+  const OutputFile output{"--logits", arguments.logits, kLogitsMark};
+  check_outputs(arguments.common, {output});
   const OpenModel model(arguments.model, device);
-  std::optional<OpenModel> reference;
-  if (!arguments.reference.empty()) reference.emplace(arguments.reference, device);
+  std::optional<OpenModel> original;
+  std::optional<Reference> reference;
+  if (!arguments.reference.empty()) reference.emplace(Reference{original.emplace(arguments.reference, device).model});
   const Tensor windows = read_windows(arguments.windows, model.checkpoint);
+  std::unique_ptr<SafetensorsWriter> logits;
+  std::function<void(const Tensor&)> write_logits;
+  if (!arguments.logits.empty()) {
+    logits = open_logits(arguments.logits, windows, model.model.config().vocab_size);
+    write_logits = [&](const Tensor& rows) { logits->append("logits", rows); };
+  }
   nlohmann::json json =
       evaluate_model(arguments.model, model, windows,
                      {.reference = reference ? &*reference : nullptr,
                       .activations_directory = choose_activations(arguments, model.model.config(), windows),
+                      .logits = write_logits,
                       .quiet = arguments.common.quiet});
-  if (!arguments.logits.empty()) {
-    check_output_file(logits.option, logits.path, logits.mark);
-    save_safetensors(arguments.logits, {{"input_ids", windows}, {"logits", model.model.logits(windows).cpu()}},
-                     {{"baseq", "logits"}, {"format", "pt"}});
+  if (logits) {
+    check_output_file(output.option, output.path, output.mark);  // again: the work may have taken hours
+    logits->commit();
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   json["seconds"] = seconds;

@@ -35,7 +35,6 @@ Tensor read_windows(const WindowOptions& options, const Checkpoint& checkpoint) 
 
 nlohmann::json evaluate_model(const std::string& name, const OpenModel& model, const Tensor& windows,
                               const EvaluationContext& context) {
-  const OpenModel* reference = context.reference;
   // Where a matrix is as large as this, the product with it takes so much longer than new pages.
   const ModelConfig& config = model.model.config();
   if (config.hidden_size * config.intermediate_size * 4 >= kLargestPiece) return_freed_memory(kLargestPiece);
@@ -46,12 +45,13 @@ nlohmann::json evaluate_model(const std::string& name, const OpenModel& model, c
   Evaluation result;
   {
     ProgressDisplay display(context.quiet);
-    result =
-        evaluate(model.model, windows, reference ? &reference->model : nullptr,
-                 {.activations_directory = context.activations_directory, .progress = [&](int64_t done, int64_t total) {
-                    release_free_memory();
-                    display.step(done, total, "blocks");
-                  }});
+    const auto block_done = [&](int64_t done, int64_t total) {
+      release_free_memory();
+      display.step(done, total, "blocks");
+    };
+    result = evaluate(
+        model.model, windows, context.reference,
+        {.activations_directory = context.activations_directory, .progress = block_done, .logits = context.logits});
   }
   nlohmann::json json{{"model", name},
                       {"perplexity", result.perplexity},
@@ -61,7 +61,7 @@ nlohmann::json evaluate_model(const std::string& name, const OpenModel& model, c
                       {"mean_kl", nullptr},
                       {"top1_agreement", nullptr},
                       {"model_bytes", model.checkpoint.num_bytes()}};
-  if (reference) {
+  if (context.reference) {
     json["mean_kl"] = result.mean_kl;
     json["top1_agreement"] = result.top1_agreement;
   }

@@ -32,8 +32,9 @@ struct OpenModel {
 };
 
 struct EvaluationContext {
-  const OpenModel* reference = nullptr;         ///< may be null
+  Reference* reference = nullptr;               ///< may be null
   std::filesystem::path activations_directory;  ///< see EvaluateOptions
+  std::function<void(const Tensor&)> logits;    ///< see EvaluateOptions; may be empty
   bool quiet = false;
 };
 

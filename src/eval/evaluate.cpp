@@ -35,6 +35,10 @@ Tensor hidden_states(const Model& model, const Tensor& windows, const std::files
   return hidden;
 }
 
+bool is_known(const Reference& reference, const Tensor& windows) {
+  return reference.windows.defined() && at::equal(reference.windows, windows);
+}
+
 }  // namespace
 
 Tensor split_windows(const Tensor& ids, int64_t seq_len, int64_t max_windows) {
@@ -45,26 +49,28 @@ Tensor split_windows(const Tensor& ids, int64_t seq_len, int64_t max_windows) {
   return ids.reshape({-1}).narrow(0, 0, n * seq_len).view({n, seq_len});
 }
 
-Evaluation evaluate(const Model& model, const Tensor& windows, const Model* reference, const EvaluateOptions& options) {
+Evaluation evaluate(const Model& model, const Tensor& windows, Reference* reference, const EvaluateOptions& options) {
   const c10::NoGradGuard no_grad;
   TORCH_CHECK(windows.dim() == 2 && windows.size(1) >= 2, "evaluate: expected windows [n, seq_len >= 2], got ",
               windows.sizes());
-  TORCH_CHECK(!reference || reference->config().vocab_size == model.config().vocab_size,
-              "evaluate: the reference has a vocabulary of ", reference ? reference->config().vocab_size : 0,
+  TORCH_CHECK(!reference || reference->model.config().vocab_size == model.config().vocab_size,
+              "evaluate: the reference has a vocabulary of ", reference ? reference->model.config().vocab_size : 0,
               " but the model one of ", model.config().vocab_size);
+  const bool runs_reference = reference && !is_known(*reference, windows);
   int64_t done = 0;
-  const int64_t total = model.config().num_hidden_layers + (reference ? reference->config().num_hidden_layers : 0);
+  const int64_t total =
+      model.config().num_hidden_layers + (runs_reference ? reference->model.config().num_hidden_layers : 0);
   const auto block_done = [&] {
     if (options.progress) options.progress(++done, total);
   };
   const Tensor hidden = hidden_states(model, windows, options.activations_directory, block_done);
-  const Linear head = model.lm_head();
-  Tensor reference_hidden;
-  Linear reference_head;
-  if (reference) {
-    reference_hidden = hidden_states(*reference, windows, options.activations_directory, block_done);
-    reference_head = reference->lm_head();
+  if (runs_reference) {
+    reference->hidden_states.reset();
+    reference->hidden_states = hidden_states(reference->model, windows, options.activations_directory, block_done);
+    reference->windows = windows;
   }
+  const Linear head = model.lm_head();
+  const Linear reference_head = reference ? reference->model.lm_head() : Linear();
 
   const int64_t predictions = windows.size(1) - 1;
   double loss = 0, kl = 0, agreed = 0;
@@ -73,13 +79,18 @@ Evaluation evaluate(const Model& model, const Tensor& windows, const Model* refe
     for (int64_t begin = 0; begin < predictions; begin += kTokensPerChunk) {
       const int64_t count = std::min(kTokensPerChunk, predictions - begin);
       const auto rows = [&](const Tensor& of) { return of[n].narrow(0, begin, count).to(model.options().device); };
-      const Tensor log_p = at::log_softmax(head.forward(rows(hidden)), -1);
+      Tensor log_p = head.forward(rows(hidden));
+      if (options.logits) options.logits(log_p.cpu());
+      log_p = at::log_softmax(log_p, -1);
       loss -= log_p.gather(1, targets.narrow(0, begin, count).unsqueeze(1)).sum(at::kDouble).item<double>();
       if (!reference) continue;
-      const Tensor log_r = at::log_softmax(reference_head.forward(rows(reference_hidden)), -1);
+      const Tensor log_r = at::log_softmax(reference_head.forward(rows(reference->hidden_states)), -1);
       agreed += (log_p.argmax(-1) == log_r.argmax(-1)).sum().item<double>();
       kl += (log_r.exp() * (log_r - log_p)).sum(-1).sum(at::kDouble).item<double>();
     }
+    // The last token predicts nothing.
+    if (options.logits)
+      options.logits(head.forward(hidden[n].narrow(0, predictions, 1).to(model.options().device)).cpu());
   }
   Evaluation result;
   result.num_tokens = windows.size(0) * predictions;

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "../counted_checkpoint.h"
 #include "../tiny_model.h"
 
 namespace baseq {
@@ -62,14 +63,16 @@ TEST(Evaluate, WindowsLongerThanAChunkCountEveryTokenOnce) {
 TEST(Evaluate, AModelAgreesWithItself) {
   const TinyCheckpoint tiny({});
   const Model model(*tiny.checkpoint);
-  const Evaluation result = evaluate(model, test::random_ids({2, 12}, 40, 4), &model);
+  Reference itself{model};
+  const Evaluation result = evaluate(model, test::random_ids({2, 12}, 40, 4), &itself);
   EXPECT_EQ(result.mean_kl, 0.0);
   EXPECT_EQ(result.top1_agreement, 1.0);
 }
 
 TEST(Evaluate, KlAndAgreementAreThoseOfTheLogits) {
   const TinyCheckpoint tiny({}), other({}, 50);
-  const Model model(*tiny.checkpoint), reference(*other.checkpoint);
+  const Model model(*tiny.checkpoint), original(*other.checkpoint);
+  Reference reference{original};
   const Tensor windows = test::random_ids({2, 12}, 40, 4);
   const auto log_probabilities = [&](const Checkpoint& checkpoint) {
     return at::log_softmax(Model(checkpoint, {.dtype = at::kDouble}).logits(windows), -1).narrow(1, 0, 11);
@@ -81,9 +84,53 @@ TEST(Evaluate, KlAndAgreementAreThoseOfTheLogits) {
   EXPECT_GT(result.mean_kl, 0.1);
 }
 
+TEST(Evaluate, AReferenceRunsOnceForModelsWithTheSameWindows) {
+  const TinyCheckpoint tiny({}), third({}, 20), other({}, 50);
+  const Model models[] = {Model(*tiny.checkpoint), Model(*third.checkpoint)};
+  const test::CountedCheckpoint counted(*other.checkpoint);
+  const Model original(counted.checkpoint());
+  const std::string weight = "model.layers.0.mlp.up_proj.weight";
+  const Tensor windows = test::random_ids({2, 12}, 40, 4);
+  Reference reference{original};
+  for (const Model& model : models) {
+    int64_t last = 0;
+    const Evaluation result = evaluate(model, windows, &reference, {.progress = [&](int64_t done, int64_t total) {
+                                         last = done;
+                                         EXPECT_EQ(total, &model == models ? 4 : 2);
+                                       }});
+    EXPECT_EQ(last, &model == models ? 4 : 2);
+    const Model again(*other.checkpoint);
+    Reference alone{again};
+    const Evaluation expected = evaluate(model, windows, &alone);
+    EXPECT_EQ(result.perplexity, expected.perplexity);
+    EXPECT_EQ(result.mean_kl, expected.mean_kl);
+    EXPECT_EQ(result.top1_agreement, expected.top1_agreement);
+  }
+  EXPECT_EQ(counted.reads(weight), 1);
+  evaluate(models[0], windows.narrow(0, 0, 1), &reference);
+  EXPECT_EQ(counted.reads(weight), 2) << "other windows are another run";
+}
+
+TEST(Evaluate, LogitsOfEveryTokenComeInOrderAndChangeNothing) {
+  const TinyShape shape{.num_layers = 1};
+  const TinyCheckpoint tiny(shape);
+  const Model model(*tiny.checkpoint);
+  const Tensor windows = test::random_ids({2, 700}, shape.vocab_size, 4);
+  std::vector<Tensor> pieces;
+  const Evaluation result = evaluate(model, windows, nullptr, {.logits = [&](const Tensor& logits) {
+                                       EXPECT_LT(logits.size(0), 700);
+                                       pieces.push_back(logits.clone());
+                                     }});
+  EXPECT_EQ(result.perplexity, evaluate(model, windows, nullptr).perplexity);
+  const Tensor logits = at::cat(pieces);
+  ASSERT_EQ(logits.sizes(), at::IntArrayRef({2 * 700, shape.vocab_size}));
+  EXPECT_LT(test::relative_error(logits, model.logits(windows).flatten(0, 1)), 1e-6);
+}
+
 TEST(Evaluate, ReportsEveryBlockOfBothModels) {
   const TinyCheckpoint tiny({}), other({.num_layers = 3}, 50);
-  const Model model(*tiny.checkpoint), reference(*other.checkpoint);
+  const Model model(*tiny.checkpoint), original(*other.checkpoint);
+  Reference reference{original};
   std::vector<int64_t> done;
   evaluate(model, test::random_ids({1, 4}, 40, 4), &reference, {.progress = [&](int64_t blocks, int64_t total) {
              done.push_back(blocks);
@@ -94,7 +141,8 @@ TEST(Evaluate, ReportsEveryBlockOfBothModels) {
 
 TEST(Evaluate, RefusesWhatItCannotCompare) {
   const TinyCheckpoint tiny({}), other({.vocab_size = 41});
-  const Model model(*tiny.checkpoint), reference(*other.checkpoint);
+  const Model model(*tiny.checkpoint), original(*other.checkpoint);
+  Reference reference{original};
   const Tensor windows = test::random_ids({1, 4}, 40, 4);
   expect_error([&] { evaluate(model, windows, &reference); }, {"41", "40"});
   expect_error([&] { evaluate(model, windows.narrow(1, 0, 1), nullptr); }, {"windows"});

@@ -81,7 +81,8 @@ TEST_P(Architecture, QuantizedAtEightBitsReloadsAndEvaluates) {
   EXPECT_LT(last_error, 0.01);
   EXPECT_LT(test::relative_error(logits("out"), Model(original).logits(ids)), 0.06);
   const Checkpoint out(directory / "out");
-  const Model quantized(out), reference(original);
+  const Model quantized(out), full_precision(original);
+  Reference reference{full_precision};
   const Evaluation evaluation = evaluate(quantized, ids, &reference);
   EXPECT_LT(evaluation.mean_kl, 0.01);
   EXPECT_GT(evaluation.top1_agreement, 0.8);

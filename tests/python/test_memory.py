@@ -52,3 +52,40 @@ def test_peak_does_not_grow_with_the_layers(run, models, tmp_path, recipe):
     peaks = [event["peak_memory_bytes"] for event in map(json.loads, log) if event["event"] == "block_finished"]
     assert len(peaks) == MANY
     assert peaks[-1] - peaks[FEW - 1] < limit, peaks
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory) -> Path:
+    """A small model with a vocabulary of 65536, and token ids."""
+    folder = tmp_path_factory.mktemp("wide")
+    subprocess.run([sys.executable, str(ROOT / "scripts" / "synthetic_checkpoint.py"), str(folder / "model"), "--layers", "1",
+                    "--hidden", "64", "--intermediate", "64", "--heads", "1", "--vocab", "65536"], check=True,
+                   capture_output=True)
+    ids = np.random.default_rng(0).integers(0, 65536, (8, 128), dtype=np.int32)
+    save_file({"input_ids": ids}, folder / "ids.safetensors")
+    return folder
+
+
+def test_logits_are_written_as_they_are_computed(run, wide, tmp_path):
+    arguments = ("eval", wide / "model", "--tokens", wide / "ids.safetensors", "--seq-len", 128)
+    without = peak(run, tmp_path / "report.json", *arguments)
+    output = tmp_path / "logits.safetensors"
+    together = peak(run, tmp_path / "report.json", *arguments, "--logits", output)
+    assert output.stat().st_size > 8 * 128 * 65536 * 4
+    assert together - without < output.stat().st_size / 4
+
+
+@pytest.mark.parametrize("ending", ["txt", "jsonl"])
+def test_a_long_text_is_held_once_beside_its_ids(run, wide, tmp_path, ending):
+    text = (ROOT / "data" / "wikitext2-test.txt").read_text(encoding="utf-8")
+    peaks = {}
+    for times in (1, 16):
+        file = tmp_path / f"{times}.{ending}"
+        file.write_text(text * times if ending == "txt" else (json.dumps({"text": text}) + "\n") * times)
+        recipe = tmp_path / "recipe.json"
+        recipe.write_text(json.dumps({"calibration": {"num_samples": 1, "seq_len": 16},
+                                      "rounding": {"method": "gptq", "mse_clip": False}, "weights": {"num_bits": 4}}))
+        peaks[times] = peak(run, tmp_path / "report.json", "quantize", wide / "model", "--recipe", recipe, "--calibration",
+                            file, "--output", tmp_path / str(times))
+    size = len(text.encode()) * 15
+    assert peaks[16] - peaks[1] < 2.5 * size, (peaks, size)

@@ -17,10 +17,22 @@ struct Evaluation {
   int64_t num_tokens = 0;                                            ///< predicted tokens
 };
 
+/// A model that others are compared with. It runs once for all of them, as long as their windows are the same.
+///
+///     Reference reference{original};
+///     for (const Model& model : models) evaluate(model, windows, &reference);
+struct Reference {
+  const Model& model;
+  Tensor windows, hidden_states;  ///< of the last evaluation, which fills them: [n, seq_len] and after the last norm
+};
+
 struct EvaluateOptions {
   /// Directory of mapped files that hold the hidden states of all windows; empty: they stay in memory.
   std::filesystem::path activations_directory;
   std::function<void(int64_t done, int64_t total)> progress;  ///< of blocks; may be empty
+  /// Gets the logits of every token of every window in order, a few rows at a time: [rows, vocab_size] on the CPU. May
+  /// be empty. The results are the same with and without it.
+  std::function<void(const Tensor& logits)> logits;
 };
 
 /// Perplexity with the standard protocol: each window on its own, the loss of its last seq_len - 1 tokens, mean over
@@ -28,7 +40,7 @@ struct EvaluateOptions {
 /// model is resident at a time.
 /// @param windows   integer [n, seq_len], see split_windows
 /// @param reference may be null; must share the vocabulary
-Evaluation evaluate(const Model& model, const Tensor& windows, const Model* reference,
+Evaluation evaluate(const Model& model, const Tensor& windows, Reference* reference,
                     const EvaluateOptions& options = {});
 
 /// Memory that evaluate needs at its peak, as estimated.
