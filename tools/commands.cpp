@@ -12,6 +12,7 @@
 #include "baseq/io/hub_cache.h"
 #include "baseq/io/json_object.h"
 #include "output_files.h"
+#include "spinning.h"
 
 namespace baseq::cli {
 
@@ -120,6 +121,7 @@ void add_common_options(CLI::App& command, CommonOptions& options) {
 
 at::Device apply(const CommonOptions& options) {
   if (options.threads > 0) at::set_num_threads(options.threads);
+  if (at::get_num_threads() > 1) limit_spinning();
   const at::Device device(options.device);
   TORCH_CHECK(device.is_cpu() || (device.is_cuda() && at::hasCUDA()), "--device ", options.device,
               ": this LibTorch offers cpu", at::hasCUDA() ? " and cuda" : " only");

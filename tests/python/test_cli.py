@@ -1,7 +1,9 @@
 """The behaviour of the program that the README promises: exit codes, messages, reports."""
 
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,26 @@ def test_version(run):
     name, version = done.stdout.split()
     assert name == "baseq"
     assert len(version.split(".")) == 3
+
+
+def test_threads_that_wait_do_not_spin_for_long(binary, tmp_path):
+    (tmp_path / "text of two words.txt").write_text("two words")
+    variables = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
+
+    # libgomp shows its settings each time that it is loaded.
+    def spin_counts(*options, **chosen) -> list[int]:
+        done = subprocess.run([binary, "tokenize", TINY.parent / "tokenizer" / "tokenizer.json", "--text",
+                               tmp_path / "text of two words.txt", "--output", tmp_path / "ids.safetensors", *options],
+                              capture_output=True, text=True, check=False,
+                              env=variables | {"OMP_DISPLAY_ENV": "VERBOSE", "OMP_NUM_THREADS": "2"} | chosen)
+        assert done.returncode == 0, done.stderr
+        return [int(line.split("'")[1]) for line in done.stderr.splitlines() if "GOMP_SPINCOUNT" in line]
+
+    first, second = spin_counts()
+    assert first > 10_000 >= second > 0
+    assert len(spin_counts("--threads", "1")) == 1, "a thread alone waits for none"
+    assert len(spin_counts(OMP_WAIT_POLICY="active")) == 1, "the user's choice stays"
+    assert spin_counts(GOMP_SPINCOUNT="77") == [77]
 
 
 @pytest.mark.parametrize("command", ["quantize", "eval", "export", "inspect", "tokenize", "report", "compare", "sweep",
