@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that has to pass before a change is merged.
 #
-#     scripts/test.sh              build, layers, formatting, C++ tests, Python tests, use of an installed copy
+#     scripts/test.sh              build, layers, formatting, aarch64, C++ tests, Python tests, use of an installed copy
 #     scripts/test.sh --sanitize   C++ tests without the slow ones, under AddressSanitizer and UBSan
 #     scripts/test.sh --sanitize=thread   C++ tests of what runs on several threads, under ThreadSanitizer
 #
@@ -41,6 +41,20 @@ in_two_shards() {
   return "$failed"
 }
 
+# The files of tests/python in two processes, which spend their time on starting programs of one thread.
+python_tests() {
+  local -x OMP_WAIT_POLICY=passive BASEQ_BINARY="$PWD/build/baseq"
+  $venv_python -m pytest -q -n 2 --dist loadfile tests/python
+}
+
+check_aarch64() {
+  if ! command -v aarch64-linux-gnu-g++ >/dev/null; then
+    echo "test: NOT CHECKED whether the kernels compile for aarch64: install g++-aarch64-linux-gnu" >&2
+    return
+  fi
+  scripts/check_aarch64.sh
+}
+
 check_format() {
   local folder folders=()
   for folder in include src tests tools benchmarks examples; do
@@ -71,10 +85,14 @@ elif [[ $# -gt 0 ]]; then
   exit 2
 fi
 
-# How a report looks is tested where there is a browser; that test says so when there is none.
-install_browser() {
-  if ! command -v chromium >/dev/null && [[ $(id -u) -eq 0 ]] && command -v apt-get >/dev/null; then
-    apt_install chromium fonts-liberation || echo "test: chromium could not be installed" >&2
+# How a report looks is tested where there is a browser, and that the kernels compile for aarch64 where there is a
+# compiler for it; both say so when there is none.
+install_programs() {
+  local packages=()
+  command -v chromium >/dev/null || packages+=(chromium fonts-liberation)
+  command -v aarch64-linux-gnu-g++ >/dev/null || packages+=(g++-aarch64-linux-gnu)
+  if [[ ${#packages[@]} -gt 0 && $(id -u) -eq 0 ]] && command -v apt-get >/dev/null; then
+    apt_install "${packages[@]}" || echo "test: ${packages[*]} could not be installed" >&2
   fi
 }
 
@@ -82,14 +100,15 @@ echo "== test environment"
 install_requirements tests/requirements.txt
 install_requirements tests/newest-transformers.txt transformers-newest
 install_torch
-install_browser
+install_programs
 
 stage configure cmake -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DBASEQ_BUILD_BENCHMARKS=ON -DBASEQ_WERROR=ON
 stage build cmake --build build
 [[ ${#failed[@]} -eq 0 ]] || finish
 stage layers $venv_python scripts/check_layers.py
 stage format check_format
+stage aarch64 check_aarch64
 stage "C++ tests" in_two_shards build/tests/baseq_tests
-stage "Python tests" env BASEQ_BINARY="$PWD/build/baseq" $venv_python -m pytest -q tests/python
+stage "Python tests" python_tests
 stage "installed copy" scripts/test_consumer.sh build
 finish
