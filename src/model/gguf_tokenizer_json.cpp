@@ -7,6 +7,7 @@
 #include <set>
 
 #include "../io/strict_json.h"
+#include "../tokenizer/unicode.h"
 #include "baseq/io/json_object.h"
 
 namespace baseq {
@@ -41,7 +42,10 @@ const json& required_array(const GgufFile& file, const char* key) {
 
 std::string text_of(const GgufFile& file, const char* key, const json& value) {
   TORCH_CHECK(value.is_string(), file.name(), ": ", key, ": expected strings");
-  return value.get<std::string>();
+  std::string text = value.get<std::string>();
+  TORCH_CHECK(find_invalid_utf8(text) == std::string::npos, file.name(), ": ", key, ": ", quote(text),
+              " is not valid UTF-8");
+  return text;
 }
 
 }  // namespace
