@@ -46,8 +46,8 @@ ExportPlan plan_dense_parts(std::shared_ptr<const ExportSource> source, at::Scal
     return tensor.is_floating_point() ? tensor.to(dtype) : tensor;
   };
   for (const std::string& name : source->others()) {
-    const Tensor stored = checkpoint.tensor(name);
-    plan.tensors.push_back({name, stored.is_floating_point() ? dtype : stored.scalar_type(), stored.sizes().vec(),
+    const TensorInfo stored = checkpoint.info(name);
+    plan.tensors.push_back({name, at::isFloatingType(stored.dtype) ? dtype : stored.dtype, stored.shape,
                             [other, name, source] { return other(name); }});
   }
   const auto bias = [source, dtype](const SourceLinear& linear) {

@@ -217,7 +217,7 @@ ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::stri
       plan.notes.push_back(fmt::format("{} has no place in the file and is left out.", name));
       continue;
     }
-    const auto shape = checkpoint.tensor(name).sizes().vec();
+    const std::vector<int64_t> shape = checkpoint.info(name).shape;
     add_float(to, shape.size() == 1 ? GgufType::kF32 : GgufType::kF16, shape,
               [source, name] { return source->checkpoint().tensor(name); });
   }
