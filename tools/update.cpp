@@ -1,18 +1,17 @@
-#include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
 #include <memory>
 
 #include "baseq/model/modeling_source.h"
 #include "baseq/model/update_modeling.h"
-#include "commands.h"
+#include "output_files.h"
 
 namespace baseq::cli {
 namespace {
 
 void run(const std::string& model) {
   const ModelingUpdate update = update_modeling_file(model);
-  fmt::print("{}/{}: {}\n", model, kModelingFile,
+  print_text("{}/{}: {}\n", model, kModelingFile,
              update.written ? "replaced by that of baseq " BASEQ_VERSION "; no other file changed" : "up to date");
   if (!update.named) {
     spdlog::warn(
