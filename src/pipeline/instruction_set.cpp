@@ -51,7 +51,7 @@ std::string instruction_set() {
   return at::get_cpu_capability() + (names.empty() ? "" : " (" + names + ")");
 }
 
-bool multiplies(at::ScalarType dtype) {
+bool multiplies([[maybe_unused]] at::ScalarType dtype) {
 #ifdef __x86_64__
   const Extensions found = extensions();
   if (dtype == at::kBFloat16) return found.avx512_bf16 || found.amx_bf16;
