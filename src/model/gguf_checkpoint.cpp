@@ -197,15 +197,16 @@ class Translation {
       return add(from + ".weight", to + ".weight", heads);
     }
     targets_[type == GgufType::kQ8_0 ? 8 : 4].push_back(to);
-    const std::vector<int64_t>& shape = it->second.shape;
-    const auto part = [=, file = file_, name = from + ".weight"](decltype(gguf_codes)* decode) {
-      return [=] {
-        const Tensor rows = decode(type, file->bytes(name, gguf_num_bytes(type, shape)), shape);
+    const auto add_part = [&](const char* name, TensorInfo info, decltype(gguf_codes)* decode) {
+      Checkpoint::MadeTensor& made = tensors_[to + name];
+      made.info = std::move(info);
+      made.make = [=, file = file_, stored = from + ".weight", shape = it->second.shape] {
+        const Tensor rows = decode(type, file->bytes(stored, gguf_num_bytes(type, shape)), shape);
         return heads > 0 ? unpermute_rows(rows, heads) : rows;
       };
     };
-    tensors_[to + ".weight"] = {{at::kChar, shape}, part(gguf_codes)};
-    tensors_[to + ".weight_scale"] = {{at::kHalf, gguf_scales_shape(shape)}, part(gguf_scales)};
+    add_part(".weight", {at::kChar, it->second.shape}, gguf_codes);
+    add_part(".weight_scale", {at::kHalf, gguf_scales_shape(it->second.shape)}, gguf_scales);
   }
 
   std::shared_ptr<const GgufFile> file_;

@@ -241,17 +241,18 @@ class Run {
   std::vector<Surrounding> surroundings() const {
     const Tensor norm = model_.final_norm().weight;
     const bool rotated = recipe_.transforms.residual, tied = model_.config().tie_word_embeddings;
-    const Surrounding final_norm{"model.norm.weight", {at::kFloat, norm.sizes().vec()}, [rotated, norm] {
-                                   return rotated ? at::ones_like(norm, at::kFloat).cpu() : norm.to(at::kFloat).cpu();
-                                 }};
-    const std::vector<int64_t> table{model_.config().vocab_size, model_.config().hidden_size};
-    const Surrounding head{"lm_head.weight", {dtype_, table}, [this, norm, rotated, tied] {
-                             const Tensor stored =
-                                 model_.tensors().tensor(tied ? "model.embed_tokens.weight" : "lm_head.weight");
-                             return rotated ? rotate_rows(stored.to(options_.device), norm, dtype_).cpu()
-                                            : stored.to(dtype_);
-                           }};
-    const Surrounding embedding{"model.embed_tokens.weight", {dtype_, table}, [this] { return embedding_; }};
+    const TensorInfo table{dtype_, {model_.config().vocab_size, model_.config().hidden_size}};
+    Surrounding final_norm{.name = "model.norm.weight", .info = {at::kFloat, norm.sizes().vec()}, .make = {}};
+    final_norm.make = [rotated, norm] {
+      return rotated ? at::ones_like(norm, at::kFloat).cpu() : norm.to(at::kFloat).cpu();
+    };
+    Surrounding head{.name = "lm_head.weight", .info = table, .make = {}};
+    head.make = [this, norm, rotated, tied] {
+      const Tensor stored = model_.tensors().tensor(tied ? "model.embed_tokens.weight" : "lm_head.weight");
+      return rotated ? rotate_rows(stored.to(options_.device), norm, dtype_).cpu() : stored.to(dtype_);
+    };
+    Surrounding embedding{.name = "model.embed_tokens.weight", .info = table, .make = {}};
+    embedding.make = [this] { return embedding_; };
     if (rotated) return {head, final_norm, embedding};
     if (tied) return {final_norm, embedding};
     return {final_norm, head, embedding};
@@ -264,8 +265,8 @@ class Run {
     for (const auto& [name, info, make] : parts) expected.push_back({name, info});
     for (int64_t block = 0; block < model_.config().num_hidden_layers; ++block) {
       for (const auto& [name, tensor] : first_block) {
-        expected.push_back({layer_prefix(block) + name.substr(layer_prefix(0).size()),
-                            {tensor.scalar_type(), tensor.sizes().vec()}});
+        expected.push_back(
+            {layer_prefix(block) + name.substr(layer_prefix(0).size()), {tensor.scalar_type(), tensor.sizes().vec()}});
       }
     }
     writer.expect(expected);
