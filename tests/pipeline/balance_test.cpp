@@ -99,7 +99,7 @@ TEST_P(Balance, DownScaleReachesTheCauchySchwarzBound) {
 TEST_P(Balance, ValueMatricesLowerTheirTraceProduct) {
   const auto product = [&](const DecoderLayer& of) {
     // One key/value head at a time; T mixes the channels of a head only.
-    const Moments moments = measure_block(of, x, inputs.rope, weights, /*with_o_covariance=*/true).o;
+    const Moments moments = measure_block(of, x, inputs.rope, weights, /*with_o_covariance=*/true).at(Site::kO);
     const int64_t width = shape.num_heads / shape.num_kv_heads * shape.head_dim;
     const Tensor energy = of.self_attn.o_proj.weight.square().sum(0);
     double sum = 0;
