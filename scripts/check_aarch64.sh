@@ -21,7 +21,7 @@ build=build-aarch64
 cmake -B $build -G Ninja --log-level=ERROR -DCMAKE_BUILD_TYPE=Unoptimized -DBASEQ_WERROR=ON \
   -DBASEQ_BUILD_BENCHMARKS=ON -DBASEQ_BUILD_TESTS=OFF -DBASEQ_BUILD_EXAMPLES=OFF \
   -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
-  -DCMAKE_TRY_COMPILE_TARGET_TYPE=STATIC_LIBRARY -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON \
+  -DCMAKE_TRY_COMPILE_TARGET_TYPE=STATIC_LIBRARY -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON -DCMAKE_UNITY_BUILD=OFF \
   -DCMAKE_LIBRARY_ARCHITECTURE="$(gcc -print-multiarch)" -DCMAKE_CXX_FLAGS="-idirafter /usr/include"
 objects=("${sources[@]/#/$PWD/}")
 cmake --build $build -- --quiet "${objects[@]/%/^}"  # "source^" is ninja's name for its object

@@ -97,9 +97,9 @@ install_programs() {
 }
 
 echo "== test environment"
+install_torch  # before what depends on it
 install_requirements tests/requirements.txt
 install_requirements tests/newest-transformers.txt transformers-newest
-install_torch
 install_programs
 
 stage configure cmake -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DBASEQ_BUILD_BENCHMARKS=ON -DBASEQ_WERROR=ON
