@@ -116,12 +116,6 @@ TEST(PreTokenizer, RegularExpressionsMatchAsOnigurumaDoes) {
   expect_pieces(split(regex("a++b|."), "Isolated"), "aab\na", {"aab", "\n", "a"});
 }
 
-std::string repeated(const std::string& text, int count) {
-  std::string result;
-  for (int i = 0; i < count; ++i) result += text;
-  return result;
-}
-
 // A search sees 64 characters at first, then four times as many.
 TEST(PreTokenizer, MatchesMayBeOfAnyLengthAndAnywhere) {
   const json words = split(regex("[a-z]+|\\s+(?!\\S)|\\s+"), "Isolated");
