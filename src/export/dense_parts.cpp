@@ -8,8 +8,8 @@ namespace {
 
 /// config.json says "dtype" since transformers 4.56 and "torch_dtype" before; both are read.
 void set_dtype(nlohmann::json& config, at::ScalarType dtype) {
-  config[config.contains("dtype") ? "dtype" : "torch_dtype"] = dtype_name(dtype);
-  if (config.contains("torch_dtype")) config["torch_dtype"] = dtype_name(dtype);
+  config[config.contains("dtype") ? "dtype" : "torch_dtype"] = torch_dtype_name(dtype);
+  if (config.contains("torch_dtype")) config["torch_dtype"] = torch_dtype_name(dtype);
 }
 
 /// The source's without quantization and with the flags of the biases that are written.

@@ -114,7 +114,7 @@ Tensor made(const PlannedTensor& planned);
 void expect_written(const Tensor& written, const Tensor& source, const std::string& name);
 
 /// As config.json spells it.
-const char* dtype_name(at::ScalarType dtype);
+const char* torch_dtype_name(at::ScalarType dtype);
 
 ExportPlan plan_hugging_face(std::shared_ptr<const ExportSource> source, at::ScalarType dtype);
 ExportPlan plan_compressed_tensors(std::shared_ptr<const ExportSource> source, at::ScalarType dtype);

@@ -6,7 +6,7 @@
 
 namespace baseq {
 
-const char* dtype_name(at::ScalarType dtype) {
+const char* torch_dtype_name(at::ScalarType dtype) {
   return dtype == at::kBFloat16 ? "bfloat16" : dtype == at::kHalf ? "float16" : "float32";
 }
 
@@ -41,8 +41,8 @@ void Obstacles::add_scale_dtype(at::ScalarType dtype) {
   if (!source_.quantization().weights) return;
   const at::ScalarType stored = source_.quantization().weights->scale_dtype;
   if (stored == dtype || dtype == at::kFloat) return;
-  found_.push_back(
-      fmt::format("{} scales, which {} would round (weights.scale_dtype)", dtype_name(stored), dtype_name(dtype)));
+  found_.push_back(fmt::format("{} scales, which {} would round (weights.scale_dtype)", torch_dtype_name(stored),
+                               torch_dtype_name(dtype)));
 }
 
 void Obstacles::refuse(const std::string& advice) const {
