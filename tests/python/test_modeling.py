@@ -434,8 +434,9 @@ def test_all_of_this_holds_with_the_newest_transformers(made):
     requirements = (ROOT / "tests" / "newest-transformers.txt").read_text()
     version = next(line for line in requirements.splitlines() if line.startswith("transformers==")).replace("==", " ")
     assert NEWEST.is_dir(), f"{NEWEST} is missing; scripts/test.sh installs it"
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     done = subprocess.run([sys.executable, "-m", "pytest", __file__, "-k", "not newest", "-p", "no:cacheprovider"],
-                          env=os.environ | {"PYTHONPATH": str(NEWEST), MADE: str(made)}, capture_output=True,
+                          env=variables | {"PYTHONPATH": str(NEWEST), MADE: str(made)}, capture_output=True,
                           text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert version in done.stdout
