@@ -162,9 +162,13 @@ def normalised_factor(n, dtype, device):
     return (hadamard_factor(n) / math.sqrt(n)).to(device, dtype)
 
 
+def widened(x):
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def hadamard_transform(x):
     """x H over the last dimension."""
-    y, inner = x.float(), 1
+    y, inner = widened(x), 1
     for order in reversed(hadamard_factors(x.shape[-1])):
         while order > 1:  # a power of two in parts of at most 64, the last ones first
             part = math.gcd(order, 64) if is_power_of_two(order) else order
@@ -208,7 +212,7 @@ class QuantPoint(nn.Module):
     def forward(self, x):
         if self.spec is None and self.gain is None and self.shift is None:
             return x
-        u = x.float()
+        u = widened(x)
         if self.gain is not None:
             u = u * self.gain.float()
         if self.shift is not None:

@@ -414,17 +414,20 @@ def test_exports_leave_it_out(quantized, run, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["rtn-w4a16", "rtn-w4a4kv4"])
-def test_a_real_model_generates_with_a_cache_what_it_does_without(run, tmp_path, name):
+@pytest.mark.parametrize("name, dtype", [("rtn-w4a16", torch.float32), ("quarot-w4a4kv4", torch.float64)])
+def test_a_real_model_generates_with_a_cache_what_it_does_without(run, tmp_path, name, dtype):
+    # In float32 activations of 4 bits that lie in the middle between two codes fall either way, see above, and of a
+    # model this large some do.
     source = Path(os.environ.get("BASEQ_SMOLLM2", ROOT / "runs" / "SmolLM2-135M-Instruct"))
     assert source.is_dir(), f"{source} is missing; scripts/smollm2_checkpoint.py makes it"
-    done = run("quantize", source, "--recipe", ROOT / "configs" / f"{name}.json", "--output", tmp_path / "native")
+    done = run("quantize", source, "--recipe", ROOT / "configs" / f"{name}.json", "--set", "rounding.method=rtn",
+               "--output", tmp_path / "native")
     assert done.returncode == 0, done.stderr
     tokenizer = transformers.AutoTokenizer.from_pretrained(source, padding_side="left")
     texts = ["The capital of France is", "Once upon a time", "def fibonacci(n):\n    if n < 2:\n"]
     batch = tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
     assert not batch["attention_mask"].all()
-    model = load(tmp_path / "native")
+    model = load(tmp_path / "native", dtype)
     with_cache, without = (model.generate(**batch, max_new_tokens=24, do_sample=False, use_cache=use_cache)
                            for use_cache in (True, False))
     assert torch.equal(with_cache, without)
