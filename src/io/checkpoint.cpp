@@ -177,8 +177,8 @@ Tensor Checkpoint::tensor(std::string_view name) const {
   const auto& [info, make] = made->second;
   const Tensor tensor = make();
   TORCH_INTERNAL_ASSERT(tensor.scalar_type() == info.dtype && tensor.sizes() == info.shape, kWho, ": ", path_.string(),
-                        ": ", quote(name), " was announced as ", info.dtype, " ", info.shape, " but is ",
-                        tensor.scalar_type(), " ", tensor.sizes());
+                        ": ", quote(name), " was announced as ", info.dtype, " ", at::IntArrayRef(info.shape),
+                        " but is ", tensor.scalar_type(), " ", tensor.sizes());
   return tensor;
 }
 

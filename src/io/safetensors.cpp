@@ -319,7 +319,7 @@ void SafetensorsWriter::append(const std::string& name, const Tensor& values) {
   const Tensor data = storable(values, what);
   const auto num_bytes = static_cast<int64_t>(data.nbytes());
   TORCH_CHECK(data.scalar_type() == info.dtype && num_bytes <= info.nbytes() - num_appended_, what, " is ",
-              dtype_name(info.dtype), " ", info.shape, " but ", data.numel(), " more values of ",
+              dtype_name(info.dtype), " ", at::IntArrayRef(info.shape), " but ", data.numel(), " more values of ",
               dtype_name(data.scalar_type()), " are written after ", num_appended_, " bytes");
   write(data.const_data_ptr(), data.nbytes());
   num_appended_ += num_bytes;

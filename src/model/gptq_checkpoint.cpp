@@ -103,8 +103,8 @@ class PackedLinear {
   Checkpoint::MadeTensor scale() const {  ///< [out_features, groups] in the dtype of the file
     const std::string name = name_ + ".scales";
     const auto [dtype, shape] = checkpoint_->info(name);
-    TORCH_CHECK(shape.size() == 2 && at::isFloatingType(dtype), name, ": is ", dtype_name(dtype), " of size ", shape,
-                ", expected a floating type and [groups, out_features]");
+    TORCH_CHECK(shape.size() == 2 && at::isFloatingType(dtype), name, ": is ", dtype_name(dtype), " of size ",
+                at::IntArrayRef(shape), ", expected a floating type and [groups, out_features]");
     return {{dtype, {shape[1], shape[0]}},
             [checkpoint = checkpoint_, name] { return checkpoint->tensor(name).t().contiguous(); }};
   }
@@ -122,8 +122,8 @@ class PackedLinear {
  private:
   std::vector<int64_t> packed_shape(const char* ending) const {
     const auto [dtype, shape] = checkpoint_->info(name_ + ending);
-    TORCH_CHECK(shape.size() == 2 && dtype == at::kInt, name_, ending, ": is ", dtype_name(dtype), " of size ", shape,
-                ", expected I32 in two dimensions");
+    TORCH_CHECK(shape.size() == 2 && dtype == at::kInt, name_, ending, ": is ", dtype_name(dtype), " of size ",
+                at::IntArrayRef(shape), ", expected I32 in two dimensions");
     return shape;
   }
   Tensor words(const char* ending) const { return checkpoint_->tensor(name_ + ending); }

@@ -57,7 +57,7 @@ TEST(Checkpoint, FilesAreThoseThatItReads) {
 
 TEST(Checkpoint, MadeTensorsAreMadeWhenTheyAreRead) {
   int made = 0;
-  const auto make = [&] { return at::full({2, 3}, ++made); };
+  const auto make = [&] { return at::full({2, 3}, static_cast<double>(++made)); };
   const Checkpoint checkpoint("model.gguf", {{"hidden_size", 8}}, {{"a", {{at::kFloat, {2, 3}}, make}}}, 100);
   EXPECT_EQ(checkpoint.info("a").shape, (std::vector<int64_t>{2, 3}));
   EXPECT_EQ(checkpoint.info("a").nbytes(), 24);
