@@ -88,4 +88,5 @@ def test_a_long_text_is_held_once_beside_its_ids(run, wide, tmp_path, ending):
         peaks[times] = peak(run, tmp_path / "report.json", "quantize", wide / "model", "--recipe", recipe, "--calibration",
                             file, "--output", tmp_path / str(times))
     size = len(text.encode()) * 15
-    assert peaks[16] - peaks[1] < 2.5 * size, (peaks, size)
+    # The text, and its ids while their array grows; it was five times with the ids in three types.
+    assert peaks[16] - peaks[1] < 3.5 * size, (peaks, size)
