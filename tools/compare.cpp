@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <memory>
 
 #include "baseq/eval/checkpoint_summary.h"
@@ -65,6 +66,7 @@ void run(const CompareArguments& arguments) {
   constexpr size_t kTextColumns = 5;
   print_text("{}", markdown_table(rows, kTextColumns));
   write_json(arguments.common, {{"models", models}});
+  if (evaluated) std::for_each(models.begin(), models.end(), check_finite);
 }
 
 }  // namespace

@@ -89,6 +89,7 @@ void run(const EvalArguments& arguments) {
              json["num_tokens"].get<int64_t>(), windows.size(0), windows.size(1), format_seconds(seconds),
              format_bytes(peak_memory_bytes()));
   write_json(arguments.common, json);
+  check_finite(json);
 }
 
 }  // namespace

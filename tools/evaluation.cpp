@@ -60,12 +60,23 @@ nlohmann::json evaluate_model(const std::string& name, const OpenModel& model, c
                       {"seq_len", windows.size(1)},
                       {"mean_kl", nullptr},
                       {"top1_agreement", nullptr},
+                      {"not_finite", nullptr},
                       {"model_bytes", model.checkpoint.num_bytes()}};
   if (context.reference) {
     json["mean_kl"] = result.mean_kl;
     json["top1_agreement"] = result.top1_agreement;
   }
+  if (!result.not_finite.empty()) {
+    json["not_finite"] = name + ": " + result.not_finite;
+  } else if (!result.reference_not_finite.empty()) {
+    json["not_finite"] = "the reference: " + result.reference_not_finite;
+  }
   return json;
+}
+
+void check_finite(const nlohmann::json& evaluation) {
+  const nlohmann::json found = evaluation.value("not_finite", nlohmann::json());
+  TORCH_CHECK(found.is_null(), found.get<std::string>());
 }
 
 }  // namespace baseq::cli

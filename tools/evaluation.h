@@ -38,8 +38,13 @@ struct EvaluationContext {
   bool quiet = false;
 };
 
-/// evaluate() with a progress bar; what `eval --json` writes but for seconds and memory.
+/// evaluate() with a progress bar; what `eval --json` writes but for seconds and memory. "not_finite" says where values
+/// stop being finite, or is null.
 nlohmann::json evaluate_model(const std::string& name, const OpenModel& model, const Tensor& windows,
                               const EvaluationContext& context);
+
+/// Throws what "not_finite" of an evaluation says. Called after the results are written: a script must not take NaN for
+/// a success.
+void check_finite(const nlohmann::json& evaluation);
 
 }  // namespace baseq::cli

@@ -13,6 +13,7 @@
 #include "baseq/pipeline/quantize_checkpoint.h"
 #include "child_process.h"
 #include "commands.h"
+#include "evaluation.h"
 #include "output_files.h"
 #include "preflight.h"
 #include "stop_signals.h"
@@ -105,6 +106,7 @@ class Sweep {
       std::error_code ignored;
       if (!job.recipe.empty() && RunJournal::exists(files.work)) fs::remove_all(files.work, ignored);
       if (evaluates() && !fs::exists(files.eval)) step(job, files, evaluate(job, files));
+      if (evaluates()) check_finite(read_json_file(files.eval.string()));  // also one of an earlier sweep
       result["status"] = "passed";
     } catch (const Interrupted&) {
       result["status"] = "interrupted";

@@ -2,9 +2,12 @@
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
+#include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
+#include "../quant/finite.h"
 #include "baseq/pipeline/activations.h"
 
 namespace baseq {
@@ -13,30 +16,80 @@ namespace {
 /// Rows of logits held at a time: 512 x 128k x float32 is 256 MiB a model.
 constexpr int64_t kTokensPerChunk = 512;
 
+std::string first_not_finite(const std::map<std::string, Tensor>& tensors) {
+  for (const auto& [name, tensor] : tensors) {
+    if (tensor.defined() && tensor.is_floating_point() && !all_finite(tensor)) return name;
+  }
+  return "";
+}
+
+/// Where a model's values stop being finite: the first place is kept, the others follow from it.
+class FiniteCheck {
+ public:
+  /// @param found what an earlier look found, "" for nothing
+  explicit FiniteCheck(int64_t num_windows, std::string found = "")
+      : num_windows_(num_windows), found_(std::move(found)) {}
+
+  /// @param blame the tensor to name, "" where all that took part are finite; called for the first place only
+  void look(bool finite, int64_t window, const std::string& place, const std::function<std::string()>& blame) {
+    if (finite || !found_.empty()) return;
+    const std::string tensor = blame();
+    found_ = fmt::format(
+        "values stop being finite in {}, first in window {} of {}: {}", place, window + 1, num_windows_,
+        tensor.empty() ? "its tensors are finite, so its activations overflow" : tensor + " holds NaN or infinity");
+  }
+  void look_at_head(bool finite, int64_t window, const Linear& head) {
+    look(finite, window, "the head", [&] { return first_not_finite({{"its weight", head.weight}}); });
+  }
+  const std::string& found() const { return found_; }
+
+ private:
+  int64_t num_windows_;
+  std::string found_;
+};
+
 /// Hidden states after the last norm, [n, seq, hidden].
 Tensor hidden_states(const Model& model, const Tensor& windows, const std::filesystem::path& directory,
-                     const std::function<void()>& block_done) {
+                     const std::function<void()>& block_done, FiniteCheck& check) {
   const std::vector<int64_t> shape{windows.size(0), windows.size(1), model.config().hidden_size};
   const auto compute = at::TensorOptions().dtype(model.options().dtype).device(model.options().device);
   const ActivationStorage storage{.dtype = model.options().dtype, .directory = directory};
   const Tensor hidden = directory.empty() ? at::empty(shape, compute) : storage.allocate(shape);
-  for (int64_t n = 0; n < windows.size(0); ++n) hidden.narrow(0, n, 1).copy_(model.embed(windows.narrow(0, n, 1)));
+  for (int64_t n = 0; n < windows.size(0); ++n) {
+    const Tensor embedded = model.embed(windows.narrow(0, n, 1));
+    check.look(all_finite(embedded), n, "the embedding", [] { return "model.embed_tokens.weight"; });
+    hidden.narrow(0, n, 1).copy_(embedded);
+  }
   const RotaryEmbedding rope = model.rotary(windows.size(1));
   for (int64_t i = 0; i < model.config().num_hidden_layers; ++i) {
     const DecoderLayer layer = model.layer(i);
     for (int64_t n = 0; n < hidden.size(0); ++n) {
       const Tensor window = hidden.narrow(0, n, 1);
-      window.copy_(layer.forward(window.to(compute), rope));
+      const Tensor output = layer.forward(window.to(compute), rope);
+      check.look(all_finite(output), n, fmt::format("model.layers.{}", i),
+                 [&] { return first_not_finite(layer_tensors(layer, layer_prefix(i), model.options().dtype)); });
+      window.copy_(output);
     }
     block_done();
   }
   const RmsNorm norm = model.final_norm();
-  for (int64_t n = 0; n < hidden.size(0); ++n) hidden[n].copy_(norm.forward(hidden[n].to(compute)));
+  for (int64_t n = 0; n < hidden.size(0); ++n) {
+    const Tensor normed = norm.forward(hidden[n].to(compute));
+    check.look(all_finite(normed), n, "the final norm", [&] {
+      return first_not_finite({{"model.norm.weight", norm.weight}});
+    });
+    hidden[n].copy_(normed);
+  }
   return hidden;
 }
 
 bool is_known(const Reference& reference, const Tensor& windows) {
   return reference.windows.defined() && at::equal(reference.windows, windows);
+}
+
+/// Of the tokens `targets`, summed; not finite as soon as one value of a row of logits is not.
+double loss_of(const Tensor& log_probabilities, const Tensor& targets) {
+  return -log_probabilities.gather(1, targets.unsqueeze(1)).sum(at::kDouble).item<double>();
 }
 
 }  // namespace
@@ -63,10 +116,13 @@ Evaluation evaluate(const Model& model, const Tensor& windows, Reference* refere
   const auto block_done = [&] {
     if (options.progress) options.progress(++done, total);
   };
-  const Tensor hidden = hidden_states(model, windows, options.activations_directory, block_done);
+  FiniteCheck finite(windows.size(0));
+  const Tensor hidden = hidden_states(model, windows, options.activations_directory, block_done, finite);
+  FiniteCheck reference_finite(windows.size(0), reference && !runs_reference ? reference->not_finite : "");
   if (runs_reference) {
     reference->hidden_states.reset();
-    reference->hidden_states = hidden_states(reference->model, windows, options.activations_directory, block_done);
+    reference->hidden_states =
+        hidden_states(reference->model, windows, options.activations_directory, block_done, reference_finite);
     reference->windows = windows;
   }
   const Linear head = model.lm_head();
@@ -82,9 +138,13 @@ Evaluation evaluate(const Model& model, const Tensor& windows, Reference* refere
       Tensor log_p = head.forward(rows(hidden));
       if (options.logits) options.logits(log_p.cpu());
       log_p = at::log_softmax(log_p, -1);
-      loss -= log_p.gather(1, targets.narrow(0, begin, count).unsqueeze(1)).sum(at::kDouble).item<double>();
+      const Tensor next = targets.narrow(0, begin, count);
+      const double model_loss = loss_of(log_p, next);
+      finite.look_at_head(std::isfinite(model_loss), n, head);
+      loss += model_loss;
       if (!reference) continue;
       const Tensor log_r = at::log_softmax(reference_head.forward(rows(reference->hidden_states)), -1);
+      reference_finite.look_at_head(std::isfinite(loss_of(log_r, next)), n, reference_head);
       agreed += (log_p.argmax(-1) == log_r.argmax(-1)).sum().item<double>();
       kl += (log_r.exp() * (log_r - log_p)).sum(-1).sum(at::kDouble).item<double>();
     }
@@ -98,6 +158,13 @@ Evaluation evaluate(const Model& model, const Tensor& windows, Reference* refere
   if (reference) {
     result.mean_kl = kl / static_cast<double>(result.num_tokens);
     result.top1_agreement = agreed / static_cast<double>(result.num_tokens);
+  }
+  result.not_finite = finite.found();
+  result.reference_not_finite = reference_finite.found();
+  if (reference) reference->not_finite = reference_finite.found();
+  // The largest of values that include NaN says nothing.
+  if (!result.not_finite.empty() || !result.reference_not_finite.empty()) {
+    result.mean_kl = result.top1_agreement = std::numeric_limits<double>::quiet_NaN();
   }
   return result;
 }

@@ -139,6 +139,52 @@ TEST(Evaluate, ReportsEveryBlockOfBothModels) {
   EXPECT_EQ(done, (std::vector<int64_t>{1, 2, 3, 4, 5}));
 }
 
+/// evaluate() of a model in which one value of one tensor is NaN or too large, and of a sound reference.
+Evaluation evaluate_with(const std::string& name, double value, bool as_reference = false) {
+  const TempDirectory directory;
+  auto tensors = test::tiny_tensors({}, 1);
+  tensors.at(name) = tensors.at(name).clone();
+  tensors.at(name).flatten()[3] = value;
+  test::write_checkpoint(directory / "broken", test::tiny_config({}), tensors);
+  const Checkpoint broken(directory / "broken");
+  const TinyCheckpoint sound({});
+  const Model one(broken), other(*sound.checkpoint);
+  // Only the second window has token 0, whose row of the embedding holds the value.
+  const Tensor windows = at::tensor({7, 7, 7, 7, 0, 1, 2, 3}, at::kLong).view({2, 4});
+  Reference reference{as_reference ? one : other};
+  const Model& model = as_reference ? other : one;
+  const Evaluation first = evaluate(model, windows, &reference);
+  // Whose hidden states are kept for the next model says the same of it.
+  EXPECT_EQ(evaluate(model, windows, &reference).reference_not_finite, first.reference_not_finite);
+  return first;
+}
+
+TEST(Evaluate, SaysWhereValuesStopBeingFinite) {
+  const auto expect = [](const std::string& name, double value, std::initializer_list<const char*> parts) {
+    SCOPED_TRACE(name);
+    const Evaluation result = evaluate_with(name, value);
+    for (const char* part : parts) EXPECT_NE(result.not_finite.find(part), std::string::npos) << result.not_finite;
+    EXPECT_TRUE(std::isnan(result.perplexity));
+    EXPECT_TRUE(std::isnan(result.mean_kl));
+    EXPECT_TRUE(std::isnan(result.top1_agreement));
+    EXPECT_TRUE(result.reference_not_finite.empty());
+  };
+  expect("model.layers.1.mlp.up_proj.weight", NAN,
+         {"in model.layers.1, first in window 1 of 2", "model.layers.1.mlp.up_proj.weight holds NaN"});
+  expect("model.embed_tokens.weight", INFINITY, {"in the embedding, first in window 2", "model.embed_tokens.weight"});
+  expect("model.norm.weight", NAN, {"in the final norm", "model.norm.weight"});
+  expect("model.layers.0.self_attn.q_proj.weight", 3e38, {"in model.layers.0", "activations overflow"});
+}
+
+TEST(Evaluate, AReferenceThatIsNotFiniteSpoilsOnlyTheComparison) {
+  const Evaluation result = evaluate_with("model.layers.0.mlp.down_proj.weight", NAN, /*as_reference=*/true);
+  EXPECT_TRUE(result.not_finite.empty());
+  EXPECT_NE(result.reference_not_finite.find("model.layers.0.mlp.down_proj.weight"), std::string::npos);
+  EXPECT_TRUE(std::isfinite(result.perplexity));
+  EXPECT_TRUE(std::isnan(result.mean_kl));
+  EXPECT_TRUE(std::isnan(result.top1_agreement));
+}
+
 TEST(Evaluate, RefusesWhatItCannotCompare) {
   const TinyCheckpoint tiny({}), other({.vocab_size = 41});
   const Model model(*tiny.checkpoint), original(*other.checkpoint);

@@ -307,13 +307,37 @@ def test_reports(quantize, evaluate, run, tmp_path):
         assert block["stages"][0]["loss_after"] <= block["stages"][0]["loss_before"]
     result = evaluate(tmp_path / "out")
     assert set(result) == {"baseq", "model", "perplexity", "num_tokens", "num_windows", "seq_len", "mean_kl",
-                           "top1_agreement", "model_bytes", "seconds", "peak_memory_bytes"}
+                           "top1_agreement", "model_bytes", "seconds", "peak_memory_bytes", "not_finite"}
     assert result["mean_kl"] is None
     assert run("inspect", tmp_path / "out", "--tensors", "--json", tmp_path / "inspect.json").returncode == 0
     inspected = json.loads((tmp_path / "inspect.json").read_text())
     assert set(inspected) == {"baseq", "model", "config", "bytes", "num_values", "bits_per_weight", "tensors"}
     assert {tensor["name"] for tensor in inspected["tensors"]} >= {"model.layers.0.mlp.down_proj.weight_packed",
                                                                    "model.layers.1.mlp.input_quant.clip"}
+
+
+def test_nan_is_a_failure_that_says_where_it_began(run, windows, tmp_path):
+    tensors = load_file(TINY / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = np.nan
+    broken, report = tmp_path / "broken", tmp_path / "report.json"
+    shutil.copytree(TINY, broken)
+    save_file(tensors, broken / "model.safetensors")
+    where = "values stop being finite in model.layers.1, first in window 1 of 4: model.layers.1.mlp.up_proj.weight"
+    options = ["--tokens", windows, "--seq-len", 48, "--json", report]
+    done = run("eval", broken, *options)
+    assert done.returncode == 1
+    assert f"{broken}: {where}" in done.stderr
+    assert json.loads(report.read_text())["perplexity"] is None
+    done = run("eval", TINY, "--reference", broken, *options)
+    assert done.returncode == 1
+    assert f"the reference: {where}" in done.stderr
+    result = json.loads(report.read_text())
+    assert result["perplexity"] > 1 and result["mean_kl"] is None and result["top1_agreement"] is None
+    assert "0.00 %" not in done.stdout
+    done = run("compare", TINY, broken, *options)
+    assert done.returncode == 1
+    assert where in done.stderr
+    assert [model["perplexity"] is None for model in json.loads(report.read_text())["models"]] == [False, True]
 
 
 def test_quiet_says_nothing_on_stderr(run, recipe, tmp_path):

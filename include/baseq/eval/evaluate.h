@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <functional>
 #include <limits>
+#include <string>
 
 #include "baseq/model/model.h"
 #include "baseq/pipeline/footprint.h"
@@ -15,6 +16,9 @@ struct Evaluation {
   double mean_kl = std::numeric_limits<double>::quiet_NaN();         ///< nats, KL(reference || model) a token
   double top1_agreement = std::numeric_limits<double>::quiet_NaN();  ///< share of tokens with the same best guess
   int64_t num_tokens = 0;                                            ///< predicted tokens
+  /// Where values stop being finite in the model and in the reference: block or head, window and tensor. Empty: all
+  /// are finite. Numbers above that they spoil are NaN.
+  std::string not_finite, reference_not_finite;
 };
 
 /// A model that others are compared with. It runs once for all of them, as long as their windows are the same.
@@ -24,6 +28,7 @@ struct Evaluation {
 struct Reference {
   const Model& model;
   Tensor windows, hidden_states;  ///< of the last evaluation, which fills them: [n, seq_len] and after the last norm
+  std::string not_finite{};       ///< of the same, see Evaluation::reference_not_finite
 };
 
 struct EvaluateOptions {
