@@ -5,12 +5,15 @@
 #include <fmt/format.h>
 #include <malloc.h>
 
+#include <algorithm>
 #include <cctype>
 #include <charconv>
 #include <cmath>
+#include <cstdlib>
 
 #include "baseq/io/hub_cache.h"
 #include "baseq/io/json_object.h"
+#include "baseq/io/machine_limits.h"
 #include "output_files.h"
 #include "spinning.h"
 
@@ -61,6 +64,13 @@ CLI::Validator device_name() {
       "DEVICE");
 }
 
+/// OMP_NUM_THREADS, or what LibTorch takes, at most what the process may use: LibTorch does not see quotas.
+int default_threads() {
+  const int threads = at::get_num_threads();
+  const char* wanted = std::getenv("OMP_NUM_THREADS");
+  return wanted != nullptr && *wanted != '\0' ? threads : std::min(threads, usable_cpus());
+}
+
 }  // namespace
 
 CLI::Validator input_file() {
@@ -109,7 +119,7 @@ void add_common_options(CLI::App& command, CommonOptions& options) {
   command.add_option("--device", options.device, "Where to compute: cpu or cuda (cuda:1, ...)")
       ->capture_default_str()
       ->check(device_name());
-  command.add_option("--threads", options.threads, "CPU threads (default: as many as the machine has)")
+  command.add_option("--threads", options.threads, "CPU threads (default: as many as this process may use)")
       ->check(CLI::Range(1, 4096));
   command.add_option("--seed", options.seed, "Seed of every random choice")
       ->capture_default_str()
@@ -120,7 +130,7 @@ void add_common_options(CLI::App& command, CommonOptions& options) {
 }
 
 at::Device apply(const CommonOptions& options) {
-  if (options.threads > 0) at::set_num_threads(options.threads);
+  at::set_num_threads(options.threads > 0 ? options.threads : default_threads());
   if (at::get_num_threads() > 1) limit_spinning();
   const at::Device device(options.device);
   TORCH_CHECK(device.is_cpu() || (device.is_cuda() && at::hasCUDA()), "--device ", options.device,

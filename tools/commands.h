@@ -16,7 +16,7 @@ namespace baseq::cli {
 /// Options that every subcommand takes.
 struct CommonOptions {
   std::string device = "cpu";
-  int threads = 0;  ///< 0: as many as the machine has
+  int threads = 0;  ///< 0: as many as this process may use
   uint64_t seed = 0;
   std::string json;
   bool quiet = false;

@@ -1,5 +1,6 @@
 #include "preflight.h"
 
+#include <ATen/Parallel.h>
 #include <fmt/format.h>
 
 #include "baseq/io/json_object.h"
@@ -124,6 +125,7 @@ void print_plan(const QuantizeArguments& arguments, const PreparedRun& prepared,
     print_text("  disk    {} in {}\n", format_bytes(bytes), directory);
     disk[directory] = disk.value(directory, int64_t{0}) + bytes;
   }
+  print_text("  threads {}\n", at::get_num_threads());
   print_text("  time    {}, {} times the first block, which was quantized with few windows\n", format_seconds(seconds),
              plan.num_blocks);
   write_json(arguments.common, {{"memory_bytes", plan.memory.bytes()},
@@ -132,6 +134,7 @@ void print_plan(const QuantizeArguments& arguments, const PreparedRun& prepared,
                                 {"seconds", seconds},
                                 {"warnings", plan.warnings},
                                 {"num_blocks", plan.num_blocks},
+                                {"num_threads", at::get_num_threads()},
                                 {"peak_memory_bytes", peak_memory_bytes()}});
 }
 

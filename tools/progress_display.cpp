@@ -34,6 +34,13 @@ bool terminal_redraws_lines() {
   return type != nullptr && *type != '\0' && std::string_view(type) != "dumb";
 }
 
+std::string start_line(const RunStarted& run) {
+  const bool calibrated = run.num_samples > 0;
+  return fmt::format("{}: {} blocks{}, {} threads on {}", run.model, run.num_blocks,
+                     calibrated ? fmt::format(", {} windows of {} tokens", run.num_samples, run.seq_len) : "",
+                     run.num_threads, run.device);
+}
+
 /// Nothing where no Hessian was damped.
 std::string damping_text(double damping) { return damping > 0 ? fmt::format("damping {:<6.3g} ", damping) : ""; }
 
@@ -93,7 +100,9 @@ void ProgressDisplay::show(const ProgressEvent& event) {
                             : fmt::format("continuing in block {}/{}, after its {}", resumed.num_finished + 1,
                                           resumed.num_blocks, resumed.stage));
                  },
-                 [&](const RunStarted&) {},
+                 [&](const RunStarted& started) {
+                   if (!quiet_) line(start_line(started));
+                 },
                  [&](const BlockStarted& started) {
                    detail_.clear();
                    step(started.block, started.num_blocks, "blocks");

@@ -8,10 +8,10 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <fstream>
 #include <map>
 #include <system_error>
 
+#include "baseq/io/machine_limits.h"
 #include "baseq/io/units.h"
 #include "baseq/model/model.h"
 #include "baseq/transform/hadamard.h"
@@ -179,16 +179,6 @@ void check_disks(RunPlan& plan) {
                                           format_bytes(disk.needed), format_bytes(disk.available)));
     }
   }
-}
-
-/// What the kernel would give without swapping; nothing where it does not say.
-std::optional<int64_t> available_memory() {
-  std::ifstream file("/proc/meminfo");
-  std::string key, unit;
-  for (int64_t kibibytes = 0; file >> key >> kibibytes; std::getline(file, unit)) {
-    if (key == "MemAvailable:") return kibibytes * 1024;
-  }
-  return std::nullopt;
 }
 
 at::ScalarType dtype_of(const Checkpoint& checkpoint) {

@@ -316,6 +316,15 @@ def test_reports(quantize, evaluate, run, tmp_path):
                                                                    "model.layers.1.mlp.input_quant.clip"}
 
 
+def test_a_run_says_how_many_threads_it_has(run, recipe, tmp_path):
+    done = run("quantize", TINY, "--recipe", recipe(RTN), "--output", tmp_path / "out", "--threads", "2")
+    assert done.stderr.splitlines()[0] == "tiny_llama_base: 2 blocks, 2 threads on cpu"
+    allowed = len(os.sched_getaffinity(0))
+    done = run("quantize", TINY, "--recipe", recipe(RTN), "--output", tmp_path / "out2", variables={"OMP_NUM_THREADS": ""})
+    threads = int(done.stderr.split(" threads on")[0].split()[-1])
+    assert 1 <= threads <= allowed
+
+
 def test_nan_is_a_failure_that_says_where_it_began(run, windows, tmp_path):
     tensors = load_file(TINY / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = np.nan
