@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <spdlog/spdlog.h>
 
 #include <chrono>
 #include <cstdio>
@@ -42,7 +43,7 @@ nlohmann::json to_json(const ExportArguments& arguments, const ExportPlan& plan)
   }
   return {{"model", arguments.model},  {"format", arguments.format}, {"dry_run", arguments.dry_run},
           {"bytes", plan.num_bytes()}, {"config", plan.config},      {"tensors", tensors},
-          {"notes", plan.notes}};
+          {"notes", plan.notes},       {"warnings", plan.warnings}};
 }
 
 void run(const ExportArguments& arguments) {
@@ -57,6 +58,7 @@ void run(const ExportArguments& arguments) {
   const ExportPlan plan = plan_export(checkpoint, options);
   const CheckpointWriter::Options output{.shard_bytes = arguments.shard_megabytes << 20, .force = arguments.force};
   if (!arguments.output.empty()) check_export_place(checkpoint, plan, arguments.output, output);
+  for (const std::string& warning : plan.warnings) spdlog::warn("{}", warning);
   nlohmann::json report = to_json(arguments, plan);
   if (arguments.dry_run) {
     for (const PlannedTensor& tensor : plan.tensors) {

@@ -1,6 +1,6 @@
 #include <ATen/ATen.h>
 
-#include "baseq/model/modeling_source.h"
+#include "baseq/io/side_files.h"
 #include "export_source.h"
 
 namespace baseq {
@@ -16,10 +16,7 @@ void set_dtype(nlohmann::json& config, at::ScalarType dtype) {
 nlohmann::json dense_config(const ExportSource& source, at::ScalarType dtype) {
   nlohmann::json config = source.checkpoint().config();
   config.erase("quantization_config");
-  if (const auto map = config.find("auto_map"); map != config.end() && map->is_object()) {
-    if (map->value("AutoModelForCausalLM", "") == kModelingClass) map->erase("AutoModelForCausalLM");
-    if (map->empty()) config.erase("auto_map");
-  }
+  remove_code_references(config);
   for (const SourceLinear& linear : source.linears()) {
     if (source.has_bias_flag(linear)) {
       config[is_attention(linear) ? "attention_bias" : "mlp_bias"] = source.writes_bias(linear);

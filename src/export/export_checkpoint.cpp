@@ -8,11 +8,13 @@
 #include <algorithm>
 #include <fstream>
 #include <numeric>
+#include <set>
 #include <sstream>
 
 #include "../pipeline/run_description.h"
 #include "baseq/io/apart.h"
 #include "baseq/io/output_file.h"
+#include "baseq/io/side_files.h"
 #include "baseq/model/modeling_source.h"
 #include "baseq/pipeline/run_log.h"
 #include "export_source.h"
@@ -24,14 +26,8 @@ namespace {
 const std::vector<std::string> kFormats = {"hf", "compressed-tensors", "gptq", "awq", "peft", "gguf"};
 
 constexpr const char* kReadme = "README.md";
-
-/// Its README.md and an empty line; "" where it has none.
-std::string source_readme(const Checkpoint& checkpoint) {
-  std::ifstream file(checkpoint.path() / kReadme, std::ios::binary);
-  std::ostringstream content;
-  if (file) content << file.rdbuf() << "\n";
-  return content.str();
-}
+/// What a native checkpoint has and no export keeps.
+const std::set<std::string> kOwnFiles = {kModelingFile, kRunLogFile};
 
 ExportPlan plan_format(std::shared_ptr<const ExportSource> source, at::ScalarType dtype, const ExportOptions& options) {
   switch (options.format) {
@@ -49,6 +45,26 @@ ExportPlan plan_format(std::shared_ptr<const ExportSource> source, at::ScalarTyp
       return plan_gguf(std::move(source), options.gguf_type);
   }
   TORCH_INTERNAL_ASSERT(false, "unknown ExportFormat");
+}
+
+/// The side files that an export copies: none into a file, and none of those next to one, which need not belong to it.
+SideFiles side_files(const Checkpoint& checkpoint, const ExportPlan& plan) {
+  if (plan.write_file || checkpoint.directory() != checkpoint.path()) return {};
+  nlohmann::json config = checkpoint.config();
+  const nlohmann::json own{{"AutoModelForCausalLM", kModelingClass}};
+  if (config.value("auto_map", nlohmann::json()) == own) config.erase("auto_map");
+  return find_side_files(checkpoint.path(), config, kOwnFiles);
+}
+
+/// Its README.md and an empty line; "" where it has none that may be copied.
+std::string source_readme(const Checkpoint& checkpoint, const ExportPlan& plan) {
+  for (const SideFiles::File& file : side_files(checkpoint, plan).copied) {
+    if (file.name != kReadme) continue;
+    std::ostringstream content;
+    content << std::ifstream(file.from, std::ios::binary).rdbuf() << "\n";
+    return content.str();
+  }
+  return "";
 }
 
 CheckpointWriter::Options writer_options(const Checkpoint& checkpoint, CheckpointWriter::Options options) {
@@ -99,6 +115,9 @@ ExportPlan plan_export(const Checkpoint& checkpoint, const ExportOptions& option
               ": the linears are quantized in different ways, or with groups of scattered columns; formats hf and gguf "
               "F16 carry the dequantized weights");
   ExportPlan plan = plan_format(std::move(source), dtype, options);
+  const SideFiles files = side_files(checkpoint, plan);
+  TORCH_CHECK(files.problems.empty(), files.problems.front());
+  if (!files.left_out.empty()) plan.warnings.push_back(files.warning());
   if (options.format != ExportFormat::kGguf && checkpoint.directory() != checkpoint.path()) {
     plan.notes.push_back(
         "The result has no tokenizer: a GGUF file holds none of its files. Copy them from the original model.");
@@ -141,10 +160,9 @@ void write_export(const Checkpoint& checkpoint, const ExportPlan& plan, const st
     if (progress) progress(i + 1, total);
   }
   for (const auto& [name, content] : plan.files) writer.write_file(name, content);
-  if (!plan.readme.empty()) writer.write_file(kReadme, source_readme(checkpoint) + plan.readme);
+  if (!plan.readme.empty()) writer.write_file(kReadme, source_readme(checkpoint, plan) + plan.readme);
   // What lies beside a file of a model need not belong to it.
-  if (checkpoint.directory() == checkpoint.path())
-    writer.copy_side_files(checkpoint.path(), {kModelingFile, kRunLogFile});
+  if (checkpoint.directory() == checkpoint.path()) writer.copy_side_files(checkpoint.path(), kOwnFiles);
   writer.finish(plan.config, [&](const Checkpoint& written) {
     const auto planned = std::count_if(plan.tensors.begin(), plan.tensors.end(),
                                        [](const PlannedTensor& tensor) { return tensor.file.empty(); });

@@ -8,6 +8,7 @@
 #include "baseq/io/apart.h"
 #include "baseq/io/checkpoint.h"
 #include "baseq/io/output_file.h"
+#include "baseq/io/side_files.h"
 #include "checkpoint_files.h"
 #include "files.h"
 #include "partial_directory.h"
@@ -199,22 +200,16 @@ void CheckpointWriter::flush() {
 
 void CheckpointWriter::copy_side_files(const fs::path& source, const std::set<std::string>& except) {
   TORCH_CHECK(!finished_, kWho, ": ", directory_.string(), " is finished");
-  std::error_code error;
-  fs::directory_iterator entry(source, error);
-  check(error, "read", source);
-  while (entry != fs::directory_iterator()) {
-    const fs::path from = entry->path();
-    const fs::file_status status = fs::status(from, error);
-    const fs::path to = partial_ / from.filename();
-    const std::string name = from.filename().string();
-    if (!is_weights_or_config(name) && !except.contains(name) && !fs::is_directory(status)) {
-      TORCH_CHECK(fs::exists(status), kWho, ": ", from.string(), " is a link to nothing; incomplete download?");
-      if (fs::is_regular_file(status) && !path_exists(kWho, to)) {
-        copy_file(kWho, from, to);
-      }
+  const SideFiles files = find_side_files(source, {}, except);
+  TORCH_CHECK(files.problems.empty(), kWho, ": ", files.problems.front());
+  for (const SideFiles::File& file : files.copied) {
+    const fs::path to = partial_ / file.name;
+    if (path_exists(kWho, to)) continue;
+    if (file.content.empty()) {
+      copy_file(kWho, file.from, to);
+    } else {
+      write_file(file.name, file.content);
     }
-    entry.increment(error);
-    check(error, "read", source);
   }
 }
 

@@ -12,6 +12,7 @@
 #include <system_error>
 
 #include "baseq/io/machine_limits.h"
+#include "baseq/io/side_files.h"
 #include "baseq/io/units.h"
 #include "baseq/model/model.h"
 #include "baseq/transform/hadamard.h"
@@ -63,6 +64,19 @@ void check_shapes(const Model& model, RunPlan& plan) {
   }
   if (found > kMaxNamedShapes) {
     plan.problems.push_back(fmt::format("and {} more tensors of another shape", found - kMaxNamedShapes));
+  }
+}
+
+/// Says what the output gets of the files next to the weights; returns their bytes.
+int64_t check_side_files(const Checkpoint& checkpoint, RunPlan& plan) {
+  try {
+    const SideFiles files = find_side_files(checkpoint.path(), checkpoint.config());
+    plan.problems.insert(plan.problems.end(), files.problems.begin(), files.problems.end());
+    if (!files.left_out.empty()) plan.warnings.push_back(files.warning());
+    return files.num_bytes();
+  } catch (const c10::Error& error) {
+    plan.problems.push_back(text_of(error));
+    return 0;
   }
 }
 
@@ -231,8 +245,8 @@ RunPlan plan_run(const Checkpoint& checkpoint, const Recipe& recipe, const Tenso
   plan.num_blocks = config.num_hidden_layers;
   plan.memory = quantization_memory(config, recipe, shape);
   const OutputBytes written = output_bytes(config, recipe, shape.checkpoint_dtype);
-  const int64_t blocks = written.block * config.num_hidden_layers;
-  plan.disk.push_back({fs::absolute(output).parent_path().string(), blocks + written.surroundings});
+  const int64_t blocks = written.block * config.num_hidden_layers, side_files = check_side_files(checkpoint, plan);
+  plan.disk.push_back({fs::absolute(output).parent_path().string(), blocks + written.surroundings + side_files});
   const int64_t stream = shape.num_windows * shape.seq_len * config.hidden_size *
                          static_cast<int64_t>(c10::elementSize(recipe.activations_dtype));
   if (!options.work_directory.empty()) {

@@ -11,6 +11,7 @@
 
 #include "baseq/io/hub_cache.h"
 #include "baseq/io/run_journal.h"
+#include "baseq/io/side_files.h"
 #include "baseq/model/model.h"
 #include "baseq/model/modeling_source.h"
 #include "baseq/pipeline/run_log.h"
@@ -279,11 +280,12 @@ class Run {
 
   nlohmann::json output_config() const {
     nlohmann::json config = checkpoint_.config();
+    remove_code_references(config);
     if (recipe_.transforms.residual) config["tie_word_embeddings"] = false;
     nlohmann::json quantization = to_json(recipe_.quantization_config());
     quantization["recipe"] = recipe_.to_json();
     config["quantization_config"] = quantization;
-    if (has_modeling_file()) config["auto_map"]["AutoModelForCausalLM"] = kModelingClass;
+    if (has_modeling_file()) config["auto_map"] = {{"AutoModelForCausalLM", kModelingClass}};
     return config;
   }
 

@@ -371,7 +371,7 @@ TEST(CheckpointWriter, KeepsTheWorkWhenTheNameIsTakenMeanwhile) {
   EXPECT_EQ(value_of(dir / "out.partial/checkpoint"), 5) << "kept until the user has moved it away";
 }
 
-TEST(CheckpointWriter, CopiesSideFilesByteForByte) {
+TEST(CheckpointWriter, CopiesSideFilesThatAreData) {
   const TempDirectory dir;
   const fs::path source = dir / "source";
   fs::create_directories(source / "original");
@@ -389,8 +389,12 @@ TEST(CheckpointWriter, CopiesSideFilesByteForByte) {
     write_bytes(source / name, "weights");
   }
   write_bytes(source / "original/params.json", "{}");
-  write_bytes(dir / "blob", "vocabulary");
-  fs::create_symlink("../blob", source / "vocab.txt");
+  write_bytes(source / "evil.py", "import os");
+  write_bytes(source / "processor_config.json", R"({"auto_map": {"AutoProcessor": "evil.P"}, "size": 8})");
+  write_bytes(dir / "secret", "key");
+  fs::create_symlink("../secret", source / "secret.txt");
+  write_bytes(source / "original/vocab.txt", "vocabulary");
+  fs::create_symlink("original/vocab.txt", source / "vocab.txt");
   fs::permissions(source / "generation_config.json", fs::perms::owner_read);
   CheckpointWriter writer(dir / "out", {});
   writer.add("a", at::ones({4}));
@@ -398,8 +402,10 @@ TEST(CheckpointWriter, CopiesSideFilesByteForByte) {
   writer.copy_side_files(source);
   writer.write_file("generation_config.json", "{\"a\":1}");
   writer.finish(kConfig);
-  EXPECT_EQ(list(dir / "out"), (Names{".gitattributes", "config.json", "empty.txt", "generation_config.json",
-                                      "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"}));
+  EXPECT_EQ(list(dir / "out"),
+            (Names{".gitattributes", "config.json", "empty.txt", "generation_config.json", "model.safetensors",
+                   "processor_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"}));
+  EXPECT_EQ(json::parse(read_bytes(dir / "out/processor_config.json")), (json{{"size", 8}}));
   EXPECT_EQ(read_bytes(dir / "out/tokenizer.json"), binary);
   EXPECT_EQ(read_bytes(dir / "out/empty.txt"), "");
   EXPECT_EQ(read_bytes(dir / "out/vocab.txt"), "vocabulary");
@@ -412,11 +418,11 @@ TEST(CheckpointWriter, CopiesSideFilesByteForByte) {
 TEST(CheckpointWriter, LeavesOutNamedSideFiles) {
   const TempDirectory dir;
   fs::create_directory(dir / "source");
-  write_bytes(dir / "source/modeling.py", "x");
+  write_bytes(dir / "source/log.jsonl", "x");
   write_bytes(dir / "source/tokenizer.json", "{}");
   CheckpointWriter writer(dir / "out", {});
   writer.add("a", at::ones({4}));
-  writer.copy_side_files(dir / "source", {"modeling.py"});
+  writer.copy_side_files(dir / "source", {"log.jsonl"});
   writer.finish(kConfig);
   EXPECT_EQ(list(dir / "out"), (Names{"config.json", "model.safetensors", "tokenizer.json"}));
 }

@@ -50,6 +50,7 @@ struct ExportPlan {
   std::vector<PlannedTensor> tensors;        ///< in the order in which making them is cheap
   nlohmann::json config;                     ///< the new config.json
   std::vector<std::string> notes;            ///< what the user should know about it
+  std::vector<std::string> warnings;         ///< what of the source it leaves out
   std::map<std::string, std::string> files;  ///< written beside the weights, by name
   std::string readme;                        ///< what README.md gets, behind what the source's says; empty: nothing
   /// Throws naming the tensor in which a written checkpoint does not hold what the source holds, the weights
@@ -74,7 +75,7 @@ ExportPlan plan_export(const Checkpoint& checkpoint, const ExportOptions& option
 void check_export_place(const Checkpoint& checkpoint, const ExportPlan& plan, const std::filesystem::path& output,
                         const CheckpointWriter::Options& options);
 
-/// Writes what `plan` says and copies the side files of `checkpoint` byte for byte. Holds one block of the source.
+/// Writes what `plan` says and copies the side files of `checkpoint`, see SideFiles. Holds one block of the source.
 /// Before the directory gets its name everything is read back, dequantized and compared with the source: a difference
 /// is an error.
 /// @param progress  called with tensors done and tensors in all, with both equal while they are read back; what it

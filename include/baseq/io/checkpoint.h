@@ -96,9 +96,9 @@ class CheckpointWriter {
   /// Writes the tensor's data at once; it gets its name in the shard when that is complete. Throws on a duplicate name
   /// and, at the latest when the shard is written, on what save_safetensors refuses.
   void add(const std::string& name, const Tensor& tensor);
-  /// Copies every regular file of `source` (links are followed, subdirectories are not) that is neither weights
-  /// (*.safetensors, *.bin, *.pth, *.gguf, *.index.json) nor config.json, byte for byte. A file that write_file() wrote
-  /// stays, and names in `except` are left out. Throws on a link to nothing.
+  /// Copies the side files of `source`, see SideFiles: byte for byte but for JSON files that name code, which are
+  /// written without what names it. A file that write_file() wrote stays, and names in `except` are left out. Throws on
+  /// a link to nothing.
   void copy_side_files(const std::filesystem::path& source, const std::set<std::string>& except = {});
   /// Adds the tensor to a safetensors file of a subdirectory, "directory/file.safetensors", that is no part of the
   /// checkpoint itself. Throws as add() does.
