@@ -2,6 +2,7 @@
 
 #include <spdlog/spdlog.h>
 
+#include "baseq/model/unused_tensors.h"
 #include "baseq/pipeline/calibration.h"
 #include "progress_display.h"
 
@@ -18,6 +19,12 @@ void add_window_options(CLI::App& command, WindowOptions& options) {
       ->capture_default_str()
       ->check(CLI::Range(2, 1 << 24));
   command.add_option("--max-windows", options.max_windows, "Only the first N windows")->check(CLI::Range(1, 1 << 30));
+}
+
+void warn_of_unused(const Model& model) {
+  for (const Unused& unused : find_unused(model)) {
+    spdlog::warn("{}: {}", model.checkpoint().path().string(), unused.message());
+  }
 }
 
 Tensor read_windows(const WindowOptions& options, const Checkpoint& checkpoint) {

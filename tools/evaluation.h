@@ -21,13 +21,18 @@ void add_window_options(CLI::App& command, WindowOptions& options);
 /// The windows [n, seq_len]; text is tokenized as `checkpoint` does, or by the tokenizer named.
 Tensor read_windows(const WindowOptions& options, const Checkpoint& checkpoint);
 
-/// A checkpoint that is open for as long as its model.
+/// Warns of everything in the model's checkpoint that it does not use.
+void warn_of_unused(const Model& model);
+
+/// A checkpoint that is open for as long as its model. Warns of what is not used.
 struct OpenModel {
   Checkpoint checkpoint;
   Model model;
 
   OpenModel(const std::string& path, at::Device device)
-      : checkpoint(open_checkpoint(path)), model(checkpoint, {.device = device}) {}
+      : checkpoint(open_checkpoint(path)), model(checkpoint, {.device = device}) {
+    warn_of_unused(model);
+  }
   OpenModel(const OpenModel&) = delete;
 };
 

@@ -6,6 +6,7 @@
 #include "baseq/eval/checkpoint_summary.h"
 #include "baseq/io/dtype_name.h"
 #include "baseq/model/open_checkpoint.h"
+#include "evaluation.h"
 #include "output_files.h"
 
 namespace baseq::cli {
@@ -39,6 +40,7 @@ void run(const InspectArguments& arguments) {
   check_outputs(arguments.common);
   const Checkpoint checkpoint = open_checkpoint(arguments.model);
   const Model model(checkpoint);
+  warn_of_unused(model);
   const ModelConfig& config = model.config();
   nlohmann::json tensors = nlohmann::json::array();
   int64_t num_values = 0;
@@ -85,7 +87,8 @@ void run(const InspectArguments& arguments) {
                                 {"bytes", checkpoint.num_bytes()},
                                 {"num_values", num_values},
                                 {"bits_per_weight", bits_per_weight(checkpoint)},
-                                {"tensors", tensors}});
+                                {"tensors", tensors},
+                                {"unused_tensors", model.unused_names()}});
 }
 
 }  // namespace

@@ -16,6 +16,7 @@
 #include "baseq/io/output_file.h"
 #include "baseq/io/side_files.h"
 #include "baseq/model/modeling_source.h"
+#include "baseq/model/unused_tensors.h"
 #include "baseq/pipeline/run_log.h"
 #include "export_source.h"
 
@@ -47,6 +48,16 @@ ExportPlan plan_format(std::shared_ptr<const ExportSource> source, at::ScalarTyp
   TORCH_INTERNAL_ASSERT(false, "unknown ExportFormat");
 }
 
+/// Throws what of the source an export would lose; returns what is lost without harm.
+std::vector<std::string> check_source(const ExportSource& source) {
+  std::vector<std::string> warnings;
+  for (const Unused& unused : find_unused(source.model())) {
+    TORCH_CHECK(unused.harmless, source.path(), ": ", unused.message());
+    warnings.push_back(unused.message());
+  }
+  return warnings;
+}
+
 /// The side files that an export copies: none into a file, and none of those next to one, which need not belong to it.
 SideFiles side_files(const Checkpoint& checkpoint, const ExportPlan& plan) {
   if (plan.write_file || checkpoint.directory() != checkpoint.path()) return {};
@@ -65,6 +76,15 @@ std::string source_readme(const Checkpoint& checkpoint, const ExportPlan& plan) 
     return content.str();
   }
   return "";
+}
+
+/// Bytes on the disk: of tensors, their entries in headers and index, configuration and side files.
+int64_t written_bytes(const Checkpoint& checkpoint, const ExportPlan& plan) {
+  constexpr int64_t kEntry = 128, kConfiguration = 32 << 10;
+  int64_t bytes = plan.num_bytes() + plan.num_extra_bytes + side_files(checkpoint, plan).num_bytes();
+  if (!plan.write_file) bytes += kEntry * static_cast<int64_t>(plan.tensors.size()) + kConfiguration;
+  for (const auto& [name, content] : plan.files) bytes += static_cast<int64_t>(content.size());
+  return bytes;
 }
 
 CheckpointWriter::Options writer_options(const Checkpoint& checkpoint, CheckpointWriter::Options options) {
@@ -114,10 +134,12 @@ ExportPlan plan_export(const Checkpoint& checkpoint, const ExportOptions& option
   TORCH_CHECK(dequantized || source->quantization().uniform, source->path(),
               ": the linears are quantized in different ways, or with groups of scattered columns; formats hf and gguf "
               "F16 carry the dequantized weights");
+  std::vector<std::string> warnings = check_source(*source);
   ExportPlan plan = plan_format(std::move(source), dtype, options);
   const SideFiles files = side_files(checkpoint, plan);
   TORCH_CHECK(files.problems.empty(), files.problems.front());
-  if (!files.left_out.empty()) plan.warnings.push_back(files.warning());
+  if (!files.left_out.empty()) warnings.push_back(files.warning());
+  plan.warnings = std::move(warnings);
   if (options.format != ExportFormat::kGguf && checkpoint.directory() != checkpoint.path()) {
     plan.notes.push_back(
         "The result has no tokenizer: a GGUF file holds none of its files. Copy them from the original model.");
@@ -127,12 +149,13 @@ ExportPlan plan_export(const Checkpoint& checkpoint, const ExportOptions& option
 
 void check_export_place(const Checkpoint& checkpoint, const ExportPlan& plan, const std::filesystem::path& output,
                         const CheckpointWriter::Options& options) {
+  const int64_t num_bytes = written_bytes(checkpoint, plan);
   if (plan.write_file) {
     check_apart(output, checkpoint.path());
-    return check_gguf_output(output, options.force, plan.num_bytes());
+    return check_gguf_output(output, options.force, num_bytes);
   }
   CheckpointWriter::check_place(output, writer_options(checkpoint, options));
-  check_disk_space("export", output, plan.num_bytes());
+  check_disk_space("export", output, num_bytes);
 }
 
 void write_export(const Checkpoint& checkpoint, const ExportPlan& plan, const std::filesystem::path& output,

@@ -23,6 +23,7 @@ class ExportSource {
  public:
   explicit ExportSource(const Checkpoint& checkpoint);
   const Checkpoint& checkpoint() const { return checkpoint_; }
+  const Model& model() const { return model_; }
   const QuantizationConfig& quantization() const { return quantization_; }  ///< empty for an unquantized checkpoint
   const ModelConfig& config() const { return model_.config(); }
   const std::vector<SourceLinear>& linears() const { return linears_; }  ///< block by block

@@ -265,6 +265,7 @@ ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::stri
     plan.notes.push_back(
         "Embedding and head are F16; llama.cpp also quantizes activations, to 8 bits, in its products.");
   }
+  plan.num_extra_bytes = static_cast<int64_t>(gguf_header(gguf->metadata, gguf->tensors).size());
   plan.write_file = [gguf](const ExportPlan& written, const fs::path& output, bool force,
                            const std::function<void(int64_t, int64_t)>& progress) {
     write_gguf(written, *gguf, output, force, progress);

@@ -2,14 +2,13 @@
 
 #include <c10/util/Exception.h>
 #include <fcntl.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <string>
 #include <system_error>
 
-#include "baseq/io/units.h"
+#include "baseq/io/disk_room.h"
 #include "files.h"
 
 namespace baseq {
@@ -53,14 +52,7 @@ bool same_output_file(const fs::path& a, const fs::path& b) {
 }
 
 void check_disk_space(std::string_view who, const fs::path& path, int64_t num_bytes) {
-  std::error_code error;
-  fs::path directory = fs::absolute(path, error);
-  while (!fs::is_directory(directory, error) && directory.has_relative_path()) directory = directory.parent_path();
-  struct statvfs room {};
-  if (::statvfs(directory.c_str(), &room) != 0) return;  // what is wrong with it shows when it is written to
-  const auto available = static_cast<int64_t>(room.f_bavail) * static_cast<int64_t>(room.f_frsize);
-  TORCH_CHECK(num_bytes <= available, who, ": ", directory.string(), ": ", format_bytes(num_bytes),
-              " will be written but ", format_bytes(available), " are free");
+  for (const std::string& problem : find_disk_problems({{path, num_bytes}})) TORCH_CHECK(false, who, ": ", problem);
 }
 
 void write_output_file(const fs::path& path, std::string_view content) {

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <set>
 
 #include "../io/strict_json.h"
 #include "baseq/io/json_object.h"
@@ -162,6 +163,11 @@ class Translation {
         add(from + theirs + ".bias", to + name + ".bias", heads);
       }
     }
+    // What nothing above asked for keeps its own name, so that find_unused sees it.
+    for (const auto& [name, entry] : file_->tensors()) {
+      if (used_.contains(name) || name == kRopeFactors) continue;
+      if (!tensors_.contains(name)) add(name, name, 0);
+    }
     json groups = json::object();
     for (const auto& [bits, targets] : targets_) {
       groups[fmt::format("q{}_0", bits)] = {
@@ -183,6 +189,7 @@ class Translation {
     const auto it = file_->tensors().find(from);
     if (it == file_->tensors().end()) return;
     const auto& [type, shape, offset] = it->second;
+    used_.insert(from);
     tensors_[to] = {{gguf_values_dtype(static_cast<GgufType>(type)), shape}, [from, heads, file = file_] {
                       const Tensor values = gguf_values(*file, from);
                       return heads > 0 ? unpermute_rows(values, heads) : values;
@@ -196,6 +203,7 @@ class Translation {
     if ((type != GgufType::kQ8_0 && type != GgufType::kQ4_0) || it->second.shape.size() != 2) {
       return add(from + ".weight", to + ".weight", heads);
     }
+    used_.insert(from + ".weight");
     targets_[type == GgufType::kQ8_0 ? 8 : 4].push_back(to);
     const auto add_part = [&](const char* name, TensorInfo info, decltype(gguf_codes)* decode) {
       Checkpoint::MadeTensor& made = tensors_[to + name];
@@ -214,6 +222,7 @@ class Translation {
   json config_;
   Checkpoint::MadeTensors tensors_;
   std::map<int, std::vector<std::string>> targets_;  ///< by bits
+  std::set<std::string> used_;                       ///< names in the file
 };
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <unordered_set>
 
 #include "baseq/io/dtype_name.h"
 #include "baseq/quant/pack.h"
@@ -60,6 +61,27 @@ std::vector<LinearShape> linear_shapes(const ModelConfig& config) {
       {"mlp.down_proj", hidden, ffn, config.mlp_bias}};
 }
 
+void for_each_tensor(const ModelConfig& config,
+                     const std::function<void(const std::string& name, at::IntArrayRef shape)>& fn) {
+  fn("model.embed_tokens.weight", {config.vocab_size, config.hidden_size});
+  fn("model.norm.weight", {config.hidden_size});
+  if (!config.tie_word_embeddings) fn("lm_head.weight", {config.vocab_size, config.hidden_size});
+  const std::vector<LinearShape> linears = linear_shapes(config);
+  for (int64_t block = 0; block < config.num_hidden_layers; ++block) {
+    const std::string prefix = layer_prefix(block);
+    fn(prefix + "input_layernorm.weight", {config.hidden_size});
+    fn(prefix + "post_attention_layernorm.weight", {config.hidden_size});
+    if (config.qk_norm) {
+      fn(prefix + "self_attn.q_norm.weight", {config.head_dim});
+      fn(prefix + "self_attn.k_norm.weight", {config.head_dim});
+    }
+    for (const LinearShape& linear : linears) {
+      fn(prefix + linear.name + ".weight", {linear.out_features, linear.in_features});
+      if (linear.bias) fn(prefix + linear.name + ".bias", {linear.out_features});
+    }
+  }
+}
+
 std::string layer_prefix(int64_t index) { return fmt::format("model.layers.{}.", index); }
 
 Model::Model(const Checkpoint& checkpoint, const Options& options)
@@ -74,40 +96,54 @@ Model::Model(const Checkpoint& checkpoint, const Options& options)
   check_tensors();
 }
 
-void Model::check_tensors() const {
-  std::vector<std::string> missing;
-  const auto require = [&](const std::string& name) {
-    if (tensors_.contains(name)) return;
-    const std::string stored = tensors_.stored_name(name);
-    if (missing.empty() || missing.back() != stored) missing.push_back(stored);  // the parts of a fused one in turn
-  };
-  require("model.embed_tokens.weight");
-  require("model.norm.weight");
-  const auto require_weight = [&](const std::string& name) {
-    const LinearFormat& stored = format(name);
-    if (!stored.weights) return require(name + ".weight");
-    for (const std::string& part : quantized_weight_names(name, stored)) require(part);
-  };
-  if (!config_.tie_word_embeddings) require_weight("lm_head");
-  const auto shapes = linear_shapes(config_);
+void Model::for_each_name(const std::function<void(const std::string& name, bool required)>& fn) const {
+  constexpr std::string_view kWeight = ".weight";
+  for_each_tensor(config_, [&](const std::string& name, at::IntArrayRef) {
+    const LinearFormat& stored = format(name.substr(0, name.size() - std::min(name.size(), kWeight.size())));
+    if (!name.ends_with(kWeight) || !stored.weights) return fn(name, true);
+    const std::string linear = name.substr(0, name.size() - kWeight.size());
+    for (const std::string& part : quantized_weight_names(linear, stored)) fn(part, true);
+    // Some tools store zero points of symmetric grids and the order of columns that are in order.
+    for (const char* part : {".weight_shape", ".weight_zero_point", ".weight_g_idx"}) fn(linear + part, false);
+  });
+  if (!quantization_) return;
+  std::vector<std::string> points;
+  DecoderLayer{}.for_each_quant_point([&](const std::string& name, const QuantPoint&) { points.push_back(name); });
   for (int64_t i = 0; i < config_.num_hidden_layers; ++i) {
-    const std::string prefix = layer_prefix(i);
-    require(prefix + "input_layernorm.weight");
-    require(prefix + "post_attention_layernorm.weight");
-    if (config_.qk_norm) {
-      require(prefix + "self_attn.q_norm.weight");
-      require(prefix + "self_attn.k_norm.weight");
+    for (const std::string& point : points) {
+      for (const char* part : {".clip", ".gain", ".shift"}) fn(layer_prefix(i) + point + part, false);
     }
-    for (const auto& linear : shapes) {
-      const std::string name = prefix + linear.name;
-      require_weight(name);
-      if (quantization_ && quantization_->weights && quantization_->lora_rank > 0) {
-        require(name + ".lora_A");
-        require(name + ".lora_B");
+    for (const LinearShape& linear : linear_shapes(config_)) {
+      const std::string name = layer_prefix(i) + linear.name;
+      if (!linear.bias) fn(name + ".bias", false);
+      if (const auto& input = format(name).input_activations; input && !input->dynamic) {
+        for (const char* part : {".input_scale", ".input_zero_point"}) fn(name + part, false);
       }
-      if (linear.bias) require(name + ".bias");
+      if (!quantization_->weights || quantization_->lora_rank == 0) continue;
+      for (const char* part : {".lora_A", ".lora_B"}) fn(name + part, true);
+      for (const char* part : {".lora_A_scale", ".lora_B_scale"}) fn(name + part, false);
     }
   }
+}
+
+std::vector<std::string> Model::unused_names() const {
+  std::unordered_set<std::string> used;
+  for_each_name([&](const std::string& name, bool) {
+    std::string stored = tensors_.stored_name(name);
+    if (checkpoint_.contains(stored)) used.insert(std::move(stored));
+  });
+  std::vector<std::string> unused = checkpoint_.names();
+  std::erase_if(unused, [&](const std::string& name) { return used.contains(name); });
+  return unused;
+}
+
+void Model::check_tensors() const {
+  std::vector<std::string> missing;
+  for_each_name([&](const std::string& name, bool required) {
+    if (!required || tensors_.contains(name)) return;
+    const std::string stored = tensors_.stored_name(name);
+    if (missing.empty() || missing.back() != stored) missing.push_back(stored);  // the parts of a fused one in turn
+  });
   const size_t listed = std::min(missing.size(), kMaxListedNames);
   TORCH_CHECK(missing.empty(), checkpoint_.path().string(), ": ", missing.size(),
               " tensors are missing: ", fmt::format("{}", fmt::join(missing.begin(), missing.begin() + listed, ", ")),

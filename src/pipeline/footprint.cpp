@@ -11,6 +11,8 @@ namespace baseq {
 namespace {
 
 constexpr int64_t kFloatBytes = 4, kDoubleBytes = 8;
+/// What a tensor takes in the header of its file, what the log says of a block, and the files that every output has.
+constexpr int64_t kHeaderBytes = 128, kLogBytes = 4096, kFilesBytes = 32 << 10;
 
 int64_t block_values(const ModelConfig& config) {
   int64_t values = 0;
@@ -81,7 +83,25 @@ int64_t grid_bytes(const QuantSpec& spec, int64_t rows, int64_t columns) {
   const int64_t scales = (spec.strategy == Strategy::kTensor ? 1 : rows) * groups;
   const int64_t words = (columns * spec.num_bits + 31) / 32;
   const int64_t zero_points = spec.symmetric ? 0 : (scales / groups * spec.num_bits + 31) / 32 * groups;
-  return rows * words * 4 + scales * size_of(spec.scale_dtype) + zero_points * 4 + 2 * 8;
+  return rows * words * 4 + scales * size_of(spec.scale_dtype) + zero_points * 4 + 2 * 8 + 3 * kHeaderBytes;
+}
+
+/// A linear of a block as it is written, with the bias that corrections may give it.
+int64_t linear_bytes(const Recipe& recipe, int64_t rows, int64_t columns, int64_t matrix) {
+  int64_t bytes = recipe.weights ? grid_bytes(*recipe.weights, rows, columns) : rows * columns * matrix;
+  if (recipe.low_rank) {
+    const int64_t rank = low_rank_values(recipe, {"", rows, columns, false});
+    bytes += rank * size_of(recipe.low_rank->dtype) + 4 * kHeaderBytes;
+  }
+  return bytes + (recipe.has_mean_shift() ? rows * kFloatBytes + kHeaderBytes : 0);
+}
+
+/// Gains, shifts and clips of a block's quant points, if there are any: at most one gain and one shift a feature.
+int64_t point_bytes(const ModelConfig& config, const Recipe& recipe) {
+  if (!recipe.input_activations && !recipe.kv_cache) return 0;
+  const int64_t heads = config.num_attention_heads + 2 * config.num_key_value_heads;
+  const int64_t features = 2 * config.hidden_size + heads * config.head_dim + config.intermediate_size;
+  return 2 * features * kFloatBytes + 6 * 3 * kHeaderBytes;
 }
 
 }  // namespace
@@ -125,17 +145,22 @@ Footprint quantization_memory(const ModelConfig& config, const Recipe& recipe, c
 
 OutputBytes output_bytes(const ModelConfig& config, const Recipe& recipe, at::ScalarType checkpoint_dtype) {
   const int64_t matrix = size_of(recipe.dtype.value_or(checkpoint_dtype));
-  OutputBytes bytes;
-  for (const LinearShape& linear : linear_shapes(config)) {
-    bytes.block += recipe.weights ? grid_bytes(*recipe.weights, linear.out_features, linear.in_features)
-                                  : linear.out_features * linear.in_features * matrix;
-    if (recipe.low_rank) bytes.block += low_rank_values(recipe, linear) * size_of(recipe.low_rank->dtype);
-    bytes.block += linear.bias || recipe.has_mean_shift() ? linear.out_features * kFloatBytes : 0;
-  }
-  bytes.block += 2 * config.hidden_size * kFloatBytes;
-  const bool tied = config.tie_word_embeddings && !recipe.transforms.residual;
-  bytes.surroundings =
-      (tied ? 1 : 2) * config.vocab_size * config.hidden_size * matrix + config.hidden_size * kFloatBytes;
+  // Blocks are alike; a rotation of the residual stream gives the head weights of its own.
+  ModelConfig one = config;
+  one.num_hidden_layers = 1;
+  one.tie_word_embeddings = config.tie_word_embeddings && !recipe.transforms.residual;
+  OutputBytes bytes{.block = kLogBytes + point_bytes(config, recipe), .surroundings = kFilesBytes};
+  for_each_tensor(one, [&](const std::string& name, at::IntArrayRef shape) {
+    int64_t& sum = name.starts_with("model.layers.") ? bytes.block : bytes.surroundings;
+    sum += kHeaderBytes;
+    if (shape.size() == 1) {
+      sum += shape[0] * kFloatBytes;
+    } else if (&sum == &bytes.surroundings) {
+      sum += shape[0] * shape[1] * matrix;
+    } else {
+      sum += linear_bytes(recipe, shape[0], shape[1], matrix);
+    }
+  });
   return bytes;
 }
 

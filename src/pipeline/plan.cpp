@@ -2,19 +2,16 @@
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
-#include <sys/stat.h>
-#include <sys/statvfs.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <map>
 #include <system_error>
 
+#include "baseq/io/disk_room.h"
 #include "baseq/io/machine_limits.h"
 #include "baseq/io/side_files.h"
 #include "baseq/io/units.h"
-#include "baseq/model/model.h"
+#include "baseq/model/unused_tensors.h"
 #include "baseq/transform/hadamard.h"
 #include "finite_weights.h"
 #include "instruction_set.h"
@@ -30,40 +27,30 @@ constexpr size_t kMaxNamedShapes = 10;
 std::string text_of(const c10::Error& error) { return error.what_without_backtrace(); }
 
 void check_shapes(const Model& model, RunPlan& plan) {
-  const ModelConfig& config = model.config();
   size_t found = 0;
-  const auto expect = [&](const std::string& name, std::vector<int64_t> shape) {
+  for_each_tensor(model.config(), [&](const std::string& name, at::IntArrayRef shape) {
     if (!model.tensors().contains(name)) return;  // the model's own list names what is missing
     std::string problem;
     try {
       const TensorInfo info = model.tensors().info(name);
       if (info.shape == shape) return;
       problem = fmt::format("{}: shape is {} but config.json says {}", model.tensors().stored_name(name),
-                            c10::str(at::IntArrayRef(info.shape)), c10::str(at::IntArrayRef(shape)));
+                            c10::str(at::IntArrayRef(info.shape)), c10::str(shape));
     } catch (const c10::Error& error) {
       problem = text_of(error);
     }
     if (!plan.problems.empty() && plan.problems.back() == problem) return;  // the parts of a fused tensor in turn
     if (++found <= kMaxNamedShapes) plan.problems.push_back(problem);
-  };
-  expect("model.embed_tokens.weight", {config.vocab_size, config.hidden_size});
-  expect("model.norm.weight", {config.hidden_size});
-  if (!config.tie_word_embeddings) expect("lm_head.weight", {config.vocab_size, config.hidden_size});
-  for (int64_t block = 0; block < config.num_hidden_layers; ++block) {
-    const std::string prefix = layer_prefix(block);
-    expect(prefix + "input_layernorm.weight", {config.hidden_size});
-    expect(prefix + "post_attention_layernorm.weight", {config.hidden_size});
-    if (config.qk_norm) {
-      expect(prefix + "self_attn.q_norm.weight", {config.head_dim});
-      expect(prefix + "self_attn.k_norm.weight", {config.head_dim});
-    }
-    for (const LinearShape& linear : linear_shapes(config)) {
-      expect(prefix + linear.name + ".weight", {linear.out_features, linear.in_features});
-      if (linear.bias) expect(prefix + linear.name + ".bias", {linear.out_features});
-    }
-  }
+  });
   if (found > kMaxNamedShapes) {
     plan.problems.push_back(fmt::format("and {} more tensors of another shape", found - kMaxNamedShapes));
+  }
+}
+
+/// What the quantized model would lack.
+void check_unused(const Model& model, RunPlan& plan) {
+  for (const Unused& unused : find_unused(model)) {
+    (unused.harmless ? plan.warnings : plan.problems).push_back(unused.message());
   }
 }
 
@@ -142,14 +129,6 @@ void check_products(const Recipe& recipe, const QuantizeOptions& options, RunPla
                   recipe.products == at::kHalf ? "float16" : "bfloat16"));
 }
 
-/// The directory itself, or the nearest one above it that is there.
-fs::path existing(fs::path path) {
-  std::error_code error;
-  path = fs::absolute(path, error);
-  while (!fs::is_directory(path, error) && path.has_relative_path()) path = path.parent_path();
-  return path;
-}
-
 int64_t bytes_in(const fs::path& directory) {
   int64_t bytes = 0;
   std::error_code error;
@@ -158,41 +137,6 @@ int64_t bytes_in(const fs::path& directory) {
     if (entry->is_regular_file(ignored)) bytes += static_cast<int64_t>(entry->file_size(ignored));
   }
   return bytes;
-}
-
-/// Whether each directory can be written and each disk has room for all that goes to it.
-void check_disks(RunPlan& plan) {
-  struct Disk {
-    std::string directories;
-    int64_t needed = 0, available = 0;
-  };
-  std::map<uint64_t, Disk> disks;
-  for (const Footprint::Part& part : plan.disk) {
-    const fs::path directory = existing(part.what);
-    if (::access(directory.c_str(), W_OK | X_OK) != 0) {
-      const std::string problem =
-          fmt::format("{}: cannot be written: {}", directory.string(), std::generic_category().message(errno));
-      if (std::find(plan.problems.begin(), plan.problems.end(), problem) == plan.problems.end()) {
-        plan.problems.push_back(problem);
-      }
-      continue;
-    }
-    struct stat status {};
-    struct statvfs room {};
-    if (::stat(directory.c_str(), &status) != 0 || ::statvfs(directory.c_str(), &room) != 0) continue;
-    Disk& disk = disks[status.st_dev];
-    if (disk.directories.find(directory.string()) == std::string::npos) {
-      disk.directories += (disk.directories.empty() ? "" : ", ") + directory.string();
-    }
-    disk.needed += part.bytes;
-    disk.available = static_cast<int64_t>(room.f_bavail) * static_cast<int64_t>(room.f_frsize);
-  }
-  for (const auto& [id, disk] : disks) {
-    if (disk.needed > disk.available) {
-      plan.problems.push_back(fmt::format("{}: {} will be written but {} are free", disk.directories,
-                                          format_bytes(disk.needed), format_bytes(disk.available)));
-    }
-  }
 }
 
 at::ScalarType dtype_of(const Checkpoint& checkpoint) {
@@ -233,6 +177,7 @@ RunPlan plan_run(const Checkpoint& checkpoint, const Recipe& recipe, const Tenso
                               ": is already quantized; quantize the original checkpoint instead");
     } else {
       check_shapes(model, plan);
+      check_unused(model, plan);
       for (std::string& problem : weights_not_finite(checkpoint, model)) plan.problems.push_back(std::move(problem));
     }
   } catch (const c10::Error& error) {
@@ -258,7 +203,9 @@ RunPlan plan_run(const Checkpoint& checkpoint, const Recipe& recipe, const Tenso
   if (shape.activations_on_disk && stream > 0) {
     plan.disk.push_back({options.activations_directory.string(), 3 * stream});
   }
-  check_disks(plan);
+  std::vector<DiskNeed> needs;
+  for (const Footprint::Part& part : plan.disk) needs.push_back({part.what, part.bytes});
+  for (std::string& problem : find_disk_problems(needs)) plan.problems.push_back(std::move(problem));
   const std::optional<int64_t> available = available_memory();
   if (options.device.is_cpu() && available && plan.memory.bytes() > *available) {
     plan.warnings.push_back(fmt::format("memory: about {} needed, {} available; --memory finds a way with less",

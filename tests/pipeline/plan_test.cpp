@@ -159,6 +159,70 @@ TEST(Plan, SaysWhereProductsOfFewerBitsAreSlower) {
   EXPECT_EQ(warned("float16", 1), !multiplies(at::kHalf));
 }
 
+TEST(Plan, WhatTheOutputWouldLackIsAProblemOrAWarning) {
+  const TempDirectory directory;
+  auto tensors = test::tiny_tensors({}, 1);
+  tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = at::ones({4});
+  tensors["model.layers.0.self_attn.k_proj.bias"] = at::ones({16});
+  tensors["model.layers.2.mlp.up_proj.weight"] = at::ones({48, 32});
+  nlohmann::json config = test::tiny_config({});
+  config["auto_map"] = "evil.Model";
+  test::write_checkpoint(directory / "in", config, tensors);
+  test::write_bytes(directory / "in/evil.py", "import os");
+  std::filesystem::create_symlink("nowhere", directory / "in/tokenizer.json");
+  const RunPlan plan = plan_run(Checkpoint(directory / "in"), recipe_of(kGptq), {}, directory / "out", {});
+  EXPECT_EQ(plan.problems.size(), 3U) << text_of(plan.problems);
+  for (const char* part :
+       {"k_proj.bias\" is not used", "layers.2.mlp.up_proj.weight\" is not used", "link to nothing"}) {
+    EXPECT_NE(text_of(plan.problems).find(part), std::string::npos) << part << " in\n" << text_of(plan.problems);
+  }
+  EXPECT_EQ(plan.warnings.size(), 2U) << text_of(plan.warnings);
+  for (const char* part : {"inv_freq\" is not used", "\"evil.py\"", "\"config.json: auto_map\""}) {
+    EXPECT_NE(text_of(plan.warnings).find(part), std::string::npos) << part << " in\n" << text_of(plan.warnings);
+  }
+}
+
+/// Bytes of all files of a directory.
+int64_t bytes_of(const std::filesystem::path& directory) {
+  int64_t bytes = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
+    bytes += static_cast<int64_t>(entry.file_size());
+  }
+  return bytes;
+}
+
+TEST(Plan, TheDiskNeedsWhatIsWrittenAndLittleMore) {
+  json learned = {{"weights", {{"num_bits", 4}}},
+                  {"rounding", {{"method", "gptq"}}},
+                  {"input_activations", {{"num_bits", 4}, {"symmetric", false}, {"shift", "mean"}}},
+                  {"kv_cache", {{"num_bits", 4}, {"symmetric", false}}},
+                  {"transforms", {{"residual", "hadamard"}}},
+                  {"learn_transforms", {{"epochs", 1}}},
+                  {"learn_activations", {{"epochs", 1}}}};
+  json low_rank = {{"weights", {{"num_bits", 3}, {"symmetric", false}}},
+                   {"low_rank", {{"rank", 4}, {"method", "svd"}}}};
+  std::vector<TinyShape> shapes = test::tiny_shapes();
+  shapes.push_back(
+      {.name = "large_and_tied", .hidden_size = 256, .intermediate_size = 512, .head_dim = 64, .vocab_size = 4096});
+  for (const json& recipe : {kGptq, learned, low_rank, json{{"weights", nullptr}}}) {
+    for (const TinyShape& shape : shapes) {
+      SCOPED_TRACE(shape.name + " " + recipe.dump());
+      const TempDirectory directory;
+      test::write_checkpoint(directory / "in", shape);
+      test::write_bytes(directory / "in/tokenizer.json", std::string(300'000, 'x'));
+      test::write_bytes(directory / "in/pytorch_model.bin", std::string(900'000, 'x'));
+      const Checkpoint checkpoint(directory / "in");
+      const Tensor windows = test::random_ids({4, 16}, shape.vocab_size, 3);
+      const RunPlan plan = plan_run(checkpoint, recipe_of(recipe), windows, directory / "out", {});
+      ASSERT_TRUE(plan.problems.empty()) << plan.problems.front();
+      ASSERT_EQ(plan.disk.size(), 1U);
+      quantize_checkpoint(checkpoint, recipe_of(recipe), windows, directory / "out");
+      EXPECT_GE(plan.disk[0].bytes, bytes_of(directory / "out"));
+      EXPECT_LE(plan.disk[0].bytes, bytes_of(directory / "out") * 1.2 + (64 << 10));
+    }
+  }
+}
+
 TEST(Footprint, MemoryDoesNotDependOnTheNumberOfBlocksButOutputDoes) {
   const RunShape shape{.num_windows = 8, .seq_len = 16};
   const Recipe recipe = recipe_of(kGptq);

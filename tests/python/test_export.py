@@ -262,7 +262,7 @@ def test_dry_run_says_what_is_written(run, round_off, export, tmp_path, name):
 def test_side_files_are_copied_and_shards_stay_below_their_size(round_off, export, run, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(TINY, source)
-    big = {"model.embed_tokens.weight": torch.randn(40000, 64), "model.extra.weight": torch.randn(20000, 16)}
+    big = {"model.embed_tokens.weight": torch.randn(40000, 64), "model.rotary_emb.inv_freq": torch.randn(20000, 16)}
     save_file(load_file(source / "model.safetensors") | big, source / "model.safetensors")
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"vocab_size": 40000}))

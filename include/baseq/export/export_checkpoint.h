@@ -56,6 +56,7 @@ struct ExportPlan {
   /// Throws naming the tensor in which a written checkpoint does not hold what the source holds, the weights
   /// dequantized from the written format. Calls `step` before each.
   std::function<void(const Checkpoint& written, const std::function<void()>& step)> check_weights;
+  int64_t num_extra_bytes = 0;  ///< GGUF only: of the file's header, in which the tokenizer is
   /// GGUF only: writes, checks and names the file.
   std::function<void(const ExportPlan& plan, const std::filesystem::path& output, bool force,
                      const std::function<void(int64_t done, int64_t total)>& progress)>
@@ -66,7 +67,7 @@ struct ExportPlan {
 
 /// The preflight: reads headers, and of the tensors only the small ones that decide.
 /// Throws c10::Error with one sentence saying everything in the checkpoint that the format cannot carry and which
-/// recipe would fit.
+/// recipe would fit, or what of it would be lost.
 /// @param checkpoint  a native or an unquantized checkpoint; must outlive the plan
 ExportPlan plan_export(const Checkpoint& checkpoint, const ExportOptions& options);
 

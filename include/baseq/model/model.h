@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <map>
 #include <optional>
 #include <string>
@@ -22,6 +23,10 @@ struct LinearShape {
 /// In the order of DecoderLayer::for_each_linear.
 std::vector<LinearShape> linear_shapes(const ModelConfig& config);
 
+/// fn(name, shape) for every tensor of a model in full precision, under LlamaForCausalLM's names.
+void for_each_tensor(const ModelConfig& config,
+                     const std::function<void(const std::string& name, at::IntArrayRef shape)>& fn);
+
 /// Reads a Llama-style model from a checkpoint piece by piece, an original and a quantized one alike, the latter a
 /// native one or by compressed-tensors (see open_checkpoint for other formats): whoever walks through the blocks holds
 /// one of them at a time.
@@ -34,7 +39,7 @@ class Model {
 
   /// Throws c10::Error listing every tensor that the checkpoint lacks, naming the config field that is not supported,
   /// or saying what of another tool's quantization is not read. `checkpoint` must outlive the model. Tensors that the
-  /// architecture does not have, such as buffers of old versions of transformers, are not looked at.
+  /// architecture does not have, such as buffers of old versions of transformers, are not looked at: see find_unused.
   Model(const Checkpoint& checkpoint, const Options& options);
   explicit Model(const Checkpoint& checkpoint) : Model(checkpoint, Options{}) {}
 
@@ -43,8 +48,11 @@ class Model {
   const std::optional<QuantizationConfig>& quantization() const { return quantization_; }
   const Options& options() const { return options_; }
 
+  const Checkpoint& checkpoint() const { return checkpoint_; }
   /// The tensors as the checkpoint stores them, under LlamaForCausalLM's names.
   const NamedTensors& tensors() const { return tensors_; }
+  /// The names in the checkpoint of tensors that the model never reads, sorted.
+  std::vector<std::string> unused_names() const;
 
   Tensor embedding() const;  ///< [vocab_size, hidden_size]
   /// [batch, seq] integers -> [batch, seq, hidden_size], times embedding_multiplier.
@@ -71,6 +79,8 @@ class Model {
   const LinearFormat& format(const std::string& name) const;
   void read_quant_point(const std::string& name, QuantPoint& point) const;
   void read_input_points(const std::string& prefix, DecoderLayer& layer) const;
+  /// fn(name, required) for every tensor that the model reads where it is there.
+  void for_each_name(const std::function<void(const std::string& name, bool required)>& fn) const;
   void check_tensors() const;
 
   const Checkpoint& checkpoint_;

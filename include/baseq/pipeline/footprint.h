@@ -30,7 +30,8 @@ struct RunShape {
 /// Memory that quantize_checkpoint needs at its peak; the stage of a block that needs most is one part.
 Footprint quantization_memory(const ModelConfig& config, const Recipe& recipe, const RunShape& shape);
 
-/// Bytes of the quantized checkpoint's tensors: of one block, and of what surrounds the blocks.
+/// Bytes of the quantized checkpoint but for side files: of one block, and of what surrounds the blocks. Rather too
+/// much than too little: what learning may put there counts.
 struct OutputBytes {
   int64_t block = 0, surroundings = 0;
 };

@@ -21,9 +21,10 @@ struct RunPlan {
 };
 
 /// Looks for everything that would end the run sooner or later, without working: a checkpoint that is quantized
-/// already, tensors that are missing, of another shape or not finite, sizes without a Hadamard matrix, groups that do
-/// not divide, token ids that the model does not know, an output that exists or cannot be written, too little room on
-/// the disks or in memory. Reads every weight once.
+/// already, tensors that are missing, of another shape, not finite or not used, sizes without a Hadamard matrix, groups
+/// that do not divide, token ids that the model does not know, an output that exists or cannot be written, too little
+/// room on the disks or in memory. Warnings also say what of the checkpoint the output does not get. Reads every weight
+/// once.
 /// @param windows may be undefined even where the recipe needs some; then the recipe's own numbers count
 RunPlan plan_run(const Checkpoint& checkpoint, const Recipe& recipe, const Tensor& windows,
                  const std::filesystem::path& output, const QuantizeOptions& options);
