@@ -471,7 +471,7 @@ TEST(CheckpointWriter, RefusesWhatWouldMakeAWrongCheckpoint) {
   fs::create_directory(dir / "source");
   fs::create_symlink("nowhere", dir / "source/tokenizer.json");
   CheckpointWriter writer(dir / "out", {.shard_bytes = 1});
-  expect_error([&] { writer.copy_side_files(dir / "source"); }, {"tokenizer.json is a link to nothing"});
+  expect_error([&] { writer.copy_side_files(dir / "source"); }, {"tokenizer.json: is a link to nothing"});
   expect_error([&] { writer.copy_side_files(dir / "absent"); }, {"cannot read", "absent"});
   expect_error([&] { writer.finish(kConfig); }, {"would have no tensors"});
   expect_error([&] { writer.finish(json::array()); }, {"JSON array, expected an object"});

@@ -69,13 +69,14 @@ def test_everything_that_is_wrong_is_said_at_once(run, tmp_path):
                                   "rounding": {"method": "gptq"}}))
     (tmp_path / "text.txt").write_text("some text")
     (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "letter.txt").write_text("mine")
     done = run("quantize", model, "--recipe", recipe, "--calibration", tmp_path / "text.txt", "--output", tmp_path / "out")
     assert done.returncode == 1
     for part in ("problems:", "tokenizer.json", "out: exists; pass --force", "model.layers.1.mlp.up_proj.weight",
                  "weights.group_size: 28 does not divide"):
         assert part in done.stderr
     assert "frame #" not in done.stderr
-    assert os.listdir(tmp_path / "out") == []
+    assert os.listdir(tmp_path / "out") == ["letter.txt"]
 
 
 def test_shapes_and_token_ids_are_looked_at_before_the_first_block(run, tmp_path):
