@@ -260,6 +260,7 @@ void CheckpointWriter::finish(const json& config, const std::function<void(const
     write_json(kIndexName, {{"metadata", {{"total_size", total_bytes_}}}, {"weight_map", std::move(weight_map)}});
   }
   for (auto& [name, stream] : beside_) stream->finish();
+  beside_.clear();  // and with it what was laid out anew
   for (const fs::path& subdirectory : subdirectories_) sync_directory(kWho, subdirectory);
   sync_directory(kWho, partial_);
   if (check_written) {

@@ -106,11 +106,13 @@ std::vector<std::string> find_obstacles(const fs::path& model, const fs::path& o
       found.emplace_back(error.what_without_backtrace());
     }
   };
-  attempt([&] { CheckpointWriter::check_place(output, writer_options(model, options)); });
   const fs::path& work = options.work_directory;
+  if (!work.empty() && RunJournal::is_held(work)) {
+    found.push_back(work.string() + ": another process works in this directory");
+  }
+  attempt([&] { CheckpointWriter::check_place(output, writer_options(model, options)); });
   if (work.empty()) return found;
   attempt([&] { check_apart(work, model); });
-  if (RunJournal::is_held(work)) found.push_back(work.string() + ": another process works in this directory");
   if (lies_in(work, output) || lies_in(work, PartialDirectory::path_of(output)) || lies_in(output, work)) {
     found.push_back(work.string() + ": the work directory and the output " + output.string() +
                     " lie in one another; choose two directories apart");

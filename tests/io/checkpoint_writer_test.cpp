@@ -220,7 +220,7 @@ TEST(CheckpointWriter, ASecondWriterIsRefusedAndTheFirstEndsAsIfAlone) {
   write_checkpoint(dir / "alone", 5);
   {
     CheckpointWriter writer(dir / "out", {});
-    writer.add("a", at::full({4}, 5));
+    writer.add("a", at::full({4}, 5.0));
     for (const bool force : {false, true}) {
       expect_error([&] { write_checkpoint(dir / "out", 6, force); }, {"another process writes to", "out.partial"});
       expect_error([&] { CheckpointWriter::check_place(dir / "out", {.force = force}); },

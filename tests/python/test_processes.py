@@ -69,7 +69,7 @@ def test_a_second_process_on_one_work_directory_is_refused_and_the_first_ends_as
             assert done.returncode == 1
             assert "another process" in done.stderr
         done = run("quantize", "--resume", tmp_path / "work")
-        assert one_line(done.stderr) and f"{tmp_path / 'work'}: another process works in" in done.stderr
+        assert one_line(done.stderr) and f"{tmp_path / 'work'}: another process works in this" in done.stderr
         assert sorted(tmp_path.rglob("*")) == before
     assert files(tmp_path / "out") == alone
 
