@@ -36,9 +36,9 @@ bool terminal_redraws_lines() {
 
 std::string start_line(const RunStarted& run) {
   const bool calibrated = run.num_samples > 0;
-  return fmt::format("{}: {} blocks{}, {} threads on {}", run.model, run.num_blocks,
+  return fmt::format("{}: {} blocks{}, {} thread{} on {}", run.model, run.num_blocks,
                      calibrated ? fmt::format(", {} windows of {} tokens", run.num_samples, run.seq_len) : "",
-                     run.num_threads, run.device);
+                     run.num_threads, run.num_threads == 1 ? "" : "s", run.device);
 }
 
 /// Nothing where no Hessian was damped.

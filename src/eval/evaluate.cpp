@@ -162,6 +162,7 @@ Evaluation evaluate(const Model& model, const Tensor& windows, Reference* refere
   result.not_finite = finite.found();
   result.reference_not_finite = reference_finite.found();
   if (reference) reference->not_finite = reference_finite.found();
+  if (!result.not_finite.empty()) result.perplexity = std::numeric_limits<double>::quiet_NaN();
   // The largest of values that include NaN says nothing.
   if (!result.not_finite.empty() || !result.reference_not_finite.empty()) {
     result.mean_kl = result.top1_agreement = std::numeric_limits<double>::quiet_NaN();

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -323,7 +324,7 @@ def test_a_run_says_how_many_threads_it_has(run, recipe, tmp_path):
     assert done.stderr.splitlines()[0] == "tiny_llama_base: 2 blocks, 2 threads on cpu"
     allowed = len(os.sched_getaffinity(0))
     done = run("quantize", TINY, "--recipe", recipe(RTN), "--output", tmp_path / "out2", variables={"OMP_NUM_THREADS": ""})
-    threads = int(done.stderr.split(" threads on")[0].split()[-1])
+    threads = int(re.search(r"(\d+) threads? on cpu", done.stderr)[1])
     assert 1 <= threads <= allowed
 
 

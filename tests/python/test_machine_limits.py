@@ -59,7 +59,7 @@ def dry_run(binary, tmp_path, directory: Path) -> tuple[dict, str]:
 
 
 def test_memory_of_the_group_counts(binary, tmp_path):
-    limit = 320 << 20
+    limit = 288 << 20
     with group("memory", MEMORY, limit) as directory:
         plan, _ = dry_run(binary, tmp_path, directory)
     (warning,) = plan["warnings"]
