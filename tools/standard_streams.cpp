@@ -20,9 +20,8 @@ bool open_closed_streams() {
 }
 
 void flush_stdout() {
-  errno = 0;
-  const bool written = std::fflush(stdout) == 0 && std::ferror(stdout) == 0;
-  TORCH_CHECK(written, "write error on stdout: ", std::generic_category().message(errno == 0 ? EIO : errno));
+  TORCH_CHECK(std::fflush(stdout) == 0, "write error on stdout: ", std::generic_category().message(errno));
+  TORCH_CHECK(std::ferror(stdout) == 0, "write error on stdout");  // of an earlier write, whose reason is gone
 }
 
 }  // namespace baseq::cli

@@ -59,10 +59,12 @@ def test_closed_standard_streams_end_up_in_no_file(run, shell, tmp_path, recipe)
 
 
 def test_results_that_cannot_be_printed_are_a_failure(shell):
-    for command in (f"inspect {TINY} --tensors", "--version"):
-        done = shell(f"$B {command} > /dev/full")
-        assert done.returncode == 1
-        assert b"No space left on device" in done.stderr
+    done = shell(f"$B inspect {TINY} --tensors > /dev/full")
+    assert done.returncode == 1
+    assert b"No space left on device" in done.stderr
+    done = shell("$B --version > /dev/full")
+    assert done.returncode == 1
+    assert b"write error on stdout" in done.stderr
     assert shell(f"set -o pipefail; $B inspect {TINY} | exec <&-").returncode != 0
 
 
@@ -163,9 +165,18 @@ def test_sweep_does_not_overwrite_files_of_others(run, tmp_path):
 
 
 def test_gguf_file_of_others_is_not_replaced_even_by_force(run, round_off, tmp_path):
-    native, output = tmp_path / "native", tmp_path / "out.gguf"
+    model, native, output = tmp_path / "model", tmp_path / "native", tmp_path / "out.gguf"
+    shutil.copytree(TINY, model)
+    shutil.copy(TOKENIZER, model)
+    vocab_size = 640  # more than the tokenizer has
+    config = json.loads((model / "config.json").read_text()) | {"vocab_size": vocab_size}
+    (model / "config.json").write_text(json.dumps(config))
+    tensors = load_file(model / "model.safetensors")
+    for name in {"model.embed_tokens.weight", "lm_head.weight"} & set(tensors):
+        tensors[name] = np.resize(tensors[name], (vocab_size, tensors[name].shape[1]))
+    save_file(tensors, model / "model.safetensors")
     round_off({"weights": {"num_bits": 4, "strategy": "group", "group_size": 32, "scale_dtype": "float16"},
-               "rounding": {"method": "rtn"}}, native)
+               "rounding": {"method": "rtn"}}, native, model)
     command = ["export", native, "--format", "gguf", "--output", output, "--quiet"]
     output.write_bytes(b"GGUF of another program")
     done = run(*command, "--force")
