@@ -17,7 +17,7 @@ constexpr const char* kJsonMark = "{\n  \"baseq\": \"";
 constexpr const char* kTokenIdsMark = R"("baseq":"token ids")";
 constexpr const char* kLogitsMark = R"("baseq":"logits")";
 constexpr const char* kPageMark = R"(<meta name="generator" content="baseq">)";
-constexpr const char* kEventsMark = R"("event":")";
+constexpr const char* kEventsMark = R"("event":)";
 
 /// A file that an option asks for.
 struct OutputFile {
