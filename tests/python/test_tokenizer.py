@@ -179,3 +179,24 @@ def test_a_megabyte_without_spaces_is_no_quadratic_work(records, name):
     texts = [unit * (1_000_000 // len(unit.encode())) for unit in UNITS]
     for unit, text, (ids, _) in zip(UNITS, texts, records(tokenizer, texts), strict=True):
         assert ids[:2000] == tokenizer.encode(text[:20000]).ids[:2000], ascii(unit)
+
+
+LENGTHS = [1, 2, 62, 63, 64, 65, 66, 255, 256, 257, 1023, 1024, 1025]  # a search sees 64 characters, then 256, ...
+
+
+@pytest.mark.parametrize("name", tokenizer_shapes.SHAPES)
+def test_runs_longer_than_a_search_sees_at_first(records, name):
+    rng = random.Random(f"{SEED} runs {name}")
+    texts = ["".join(rng.choice(UNITS) * rng.choice(LENGTHS) for _ in range(rng.randint(1, 8))) for _ in range(100)]
+    assert_same(shape(name), records, texts)
+
+
+@pytest.mark.parametrize("pattern", ["[ab]+|[^ab]+?c", "(?<=ab|c)a", "(?<!b)c+(?=a)", "a+(?!b)|b", "(?>a+|ab)c", "[ab]++c|b",
+                                     r"\s+(?!\S)|\s+", "(a|b)+?c|cc", r"a{3,70}|c\z"])
+def test_runs_match_the_same(records, pattern):
+    rng = random.Random(f"{SEED} {pattern}")
+    split = pre_tokenizers.Split(Regex(pattern), "removed")
+    texts = ["".join(rng.choice("abc \n") * rng.choice(LENGTHS[:10]) for _ in range(rng.randint(1, 20))) for _ in range(50)]
+    expected = ["".join(piece for piece, _ in split.pre_tokenize_str(text)) for text in texts]
+    got = [decoded for _, decoded in records(characters(pre_tokenizer=split), texts, with_ids=False)]
+    assert got == expected
