@@ -99,7 +99,8 @@ inline void packed(std::string_view bytes) {
   const auto file = std::make_shared<const SafetensorsFile>(path);
   const auto digit = [&](const char* key) {
     const auto it = file->metadata().find(key);
-    return it == file->metadata().end() || it->second.empty() ? 0 : static_cast<unsigned char>(it->second[0]) % 10;
+    const char c = it == file->metadata().end() || it->second.empty() ? '0' : it->second[0];
+    return c >= '0' && c <= '9' ? c - '0' : 0;
   };
   const LinearFormat format{.weights = QuantSpec{.num_bits = 2 + digit("bits") % 7,
                                                  .symmetric = digit("asymmetric") == 0,

@@ -50,7 +50,7 @@ TEST(CompressedTensorsConfig, TheMostExactTargetDecidesAndTheFirstOfEqualOnes) {
 
 TEST(CompressedTensorsConfig, ExpressionsThatWouldTakeHoursAreRefused) {
   const std::string name = "model.layers.0.self_attn.q_proj";
-  for (const char* hostile : {"re:(.*)*(.*)*(.*)*(.*)*[!?]", "re:(a|[a-z._0-9])+(a|[a-z._0-9])+(a|[a-z._0-9])+[!?]",
+  for (const char* hostile : {"re:(.*)*(.*)*(.*)*(.*)*[!?]", "re:(?:[a-z._0-9]|[a-z._0-9]{2})+[!?]",
                               "re:((((.+)+)+)+)+[!?]", "re:(?R)?(.+)+[!?]"}) {
     const CompressedTensorsConfig config = config_of({{"a", group({hostile}, 4)}}, {}, 1000);
     expect_error([&] { config.format_of(name); }, {"takes too long to match", name});
