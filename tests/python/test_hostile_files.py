@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+import torch
+from safetensors.torch import load_file, save_file
 
 from tiny_runs import RTN, TINY
 
@@ -83,7 +83,7 @@ TOKENIZERS = {
     "nested_sequences": (lambda: with_member('{"type":"Sequence","normalizers":[' * 10**5 + "]}" * 10**5),
                          "nests deeper than 64 levels"),
     "many_empty_objects": (lambda: with_member("[" + "{}," * 10**7 + "{}]"), "more than 224 MiB of memory"),
-    "long_text": (lambda: with_member('"' + "x" * (60 << 20) + '"'), "MiB of memory"),
+    "long_text": (lambda: with_member('"' + "x" * (40 << 20) + '"'), "not supported: x = "),
     "long_file": (lambda: with_member(" " * (65 << 20) + "1"), "expected at most 67108864"),
     "many_steps": (lambda: normalizers([{"type": "Lowercase"}] * 10**5), "at most 64 are supported"),
     "many_expressions": (lambda: changed(pre_tokenizer={"type": "Sequence", "pretokenizers": [split("[^a]" * 60)] * 60}),
@@ -171,7 +171,8 @@ def test_sizes_that_no_model_has(refused, model, sizes):
 def packed(run, tmp_path_factory) -> Path:
     """The tiny model as compressed-tensors packs it, written by this program."""
     folder = tmp_path_factory.mktemp("packed")
-    (folder / "recipe.json").write_text(json.dumps(RTN))
+    weights = RTN["weights"] | {"scale_dtype": "bfloat16"}
+    (folder / "recipe.json").write_text(json.dumps(RTN | {"weights": weights}))
     for arguments in (["quantize", TINY, "--recipe", folder / "recipe.json", "--output", folder / "native"],
                       ["export", folder / "native", "--format", "compressed-tensors", "--output", folder / "packed"]):
         done = run(*arguments, "--quiet")
@@ -184,7 +185,7 @@ def test_packed_shapes_that_wrap(refused, packed, windows, tmp_path, columns):
     model = Path(shutil.copytree(packed, tmp_path / "model"))
     tensors = load_file(model / "model.safetensors")
     name = next(name for name in tensors if name.endswith("weight_shape"))
-    tensors[name] = np.array([tensors[name][0], columns], np.int64)
+    tensors[name] = torch.tensor([int(tensors[name][0]), columns])
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
     refused(f"for {columns} columns", "eval", model, "--tokens", windows, "--seq-len", 48)
 
@@ -225,7 +226,7 @@ def test_names_cannot_steer_the_terminal(run, model, tmp_path):
     change_config(model, architectures=[f"Llama{escape}"])
     outputs.append(run("inspect", model).stderr)
     assert r"Llama\x1b]0;title" in outputs[-1]
-    tensors = load_file(TINY / "model.safetensors") | {f"evil{escape}": np.zeros(1, np.float32)}
+    tensors = load_file(TINY / "model.safetensors") | {f"evil{escape}": torch.zeros(1)}
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
     change_config(model, architectures=["LlamaForCausalLM"])
     done = run("inspect", model, "--tensors")
