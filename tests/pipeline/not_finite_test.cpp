@@ -39,10 +39,8 @@ class TokensThatAreNotFinite : public test::LearningTest {
     return result;
   }
   static void expect_same_codes(const DecoderLayer& a, const DecoderLayer& b) {
-    std::map<std::string, Tensor> codes;
-    a.for_each_linear([&](const std::string& name, const Linear& linear) { codes[name] = linear.quantized->codes; });
     b.for_each_linear([&](const std::string& name, const Linear& linear) {
-      EXPECT_TRUE(at::equal(codes.at(name), linear.quantized->codes)) << name;
+      EXPECT_TRUE(at::equal(a.linear(name).quantized->codes, linear.quantized->codes)) << name;
     });
   }
 
@@ -68,12 +66,8 @@ TEST_P(TokensThatAreNotFinite, WhereNoneIsFiniteOneWarningNamesTheBlock) {
   ASSERT_EQ(warnings.size(), 1U);
   EXPECT_NE(warnings[0].find("block 2, self_attn.q_proj"), std::string::npos) << warnings[0];
   result.for_each_linear([&](const std::string& name, const Linear& linear) {
-    const Linear* source = nullptr;
-    layer.for_each_linear([&](const std::string& other, const Linear& one) {
-      if (other == name) source = &one;
-    });
-    EXPECT_TRUE(at::equal(linear.quantized->codes, round_to_nearest(source->weight, *recipe.weights, true).codes))
-        << name;
+    const Tensor& weight = layer.linear(name).weight;
+    EXPECT_TRUE(at::equal(linear.quantized->codes, round_to_nearest(weight, *recipe.weights, true).codes)) << name;
   });
   // Corrections of low rank as well end neither the run nor their block.
   recipe.compensate_streams = false;
