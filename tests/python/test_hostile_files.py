@@ -88,7 +88,7 @@ TOKENIZERS = {
     "many_steps": (lambda: normalizers([{"type": "Lowercase"}] * 10**5), "at most 64 are supported"),
     "many_expressions": (lambda: changed(pre_tokenizer={"type": "Sequence", "pretokenizers": [split("[^a]" * 60)] * 60}),
                          "at most 4096 are supported"),
-    "doubling": (lambda: normalizers([replace("e", "ee")] * 60), "more than 32 times"),
+    "doubling": (lambda: normalizers([replace("e", "ee")] * 50), "more than 32 times"),
     "long_replacement": (lambda: normalizers([replace("e", "x" * 10**6)]), "more than 32 times"),
     "exponential": (lambda: changed(pre_tokenizer=split("(?:[a-z ]|[a-z ][a-z ])+[^a-z ]|.")), "takes too long"),
     "quadratic": (lambda: changed(pre_tokenizer=split("[a-z](?=[^0]++[01])|.")), "takes too long"),
