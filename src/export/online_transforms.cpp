@@ -92,7 +92,8 @@ void add_transforms(ExportPlan& plan, const std::shared_ptr<const ExportSource>&
     const std::string name = fmt::format("{}.{}_input.weight", place.linear->full_name, place.name);
     const auto matrix = [block, dtype] { return signs(block).to(dtype); };
     plan.tensors.push_back({name, dtype, {block, block}, matrix});
-    plan.check_weights = [=, before = plan.check_weights](const Checkpoint& written, const std::function<void()>& step) {
+    plan.check_weights = [=, before = plan.check_weights](const Checkpoint& written,
+                                                          const std::function<void()>& step) {
       before(written, step);
       expect_written(written.tensor(name), matrix(), name);
     };

@@ -80,8 +80,8 @@ class FileWriter {
   int descriptor_ = -1;
 };
 
-/// Writes `<path>.pieces` in any order and gives bytes of it back; commit() syncs it to the disk and renames it to `path`.
-/// Destroyed before commit(), it removes it.
+/// Writes `<path>.pieces` in any order and gives bytes of it back; commit() syncs it to the disk and renames it to
+/// `path`. Destroyed before commit(), it removes it.
 class PieceFile {
  public:
   PieceFile(std::string_view who, const std::filesystem::path& path);

@@ -8,8 +8,9 @@
 
 namespace baseq {
 
-/// Where a checkpoint grows until it is whole: `<target>.partial`, which holds the directory `checkpoint` and a mark. The
-/// mark says that all of it is this program's to remove, and its lock that somebody writes there now. Not installed.
+/// Where a checkpoint grows until it is whole: `<target>.partial`, which holds the directory `checkpoint` and a mark.
+/// The mark says that all of it is this program's to remove, and its lock that somebody writes there now. Not
+/// installed.
 class PartialDirectory {
  public:
   /// Takes the lock, then removes what an earlier process left. Throws c10::Error when another process has it, or when

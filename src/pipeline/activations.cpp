@@ -32,7 +32,8 @@ Tensor ActivationStorage::allocate(at::IntArrayRef sizes) const {
   if (error != 0) throw_system_error("activations", "reserve space for", name, error);
   void* address = ::mmap(nullptr, num_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
   if (address == MAP_FAILED) throw_system_error("activations", "map", name, errno);
-  return at::from_blob(address, sizes, [num_bytes](void* data) { ::munmap(data, num_bytes); }, dtype);
+  return at::from_blob(
+      address, sizes, [num_bytes](void* data) { ::munmap(data, num_bytes); }, dtype);
 }
 
 void for_each_batch(const Tensor& stream, const at::TensorOptions& compute,

@@ -16,7 +16,8 @@ TEST(DiskRoom, ADiskIsNamedOnceWithAllThatGoesToIt) {
   constexpr int64_t kHuge = int64_t{1} << 60;
   const std::vector<std::string> problems = find_disk_problems({{directory / "a", kHuge}, {directory / "b", kHuge}});
   ASSERT_EQ(problems.size(), 1U);
-  EXPECT_EQ(problems[0].find(directory.path().string() + ": 2147483648.00 GiB will be written but "), 0U) << problems[0];
+  EXPECT_EQ(problems[0].find(directory.path().string() + ": 2147483648.00 GiB will be written but "), 0U)
+      << problems[0];
 }
 
 }  // namespace

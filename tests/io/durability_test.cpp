@@ -19,8 +19,8 @@ std::vector<std::string>* recorded = nullptr;
 // The library's calls come here: a program's own functions go before those of the C library.
 extern "C" int fsync(int descriptor) {
   if (recorded != nullptr) {
-    recorded->push_back(
-        "sync " + std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(descriptor)).string());
+    recorded->push_back("sync " +
+                        std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(descriptor)).string());
   }
   return static_cast<int>(::syscall(SYS_fsync, descriptor));
 }
@@ -38,7 +38,8 @@ TEST(Durability, WhatTheJournalNamesIsOnTheDiskBeforeTheJournal) {
   std::vector<std::string> calls;
   recorded = &calls;
   {
-    RunJournal journal(directory.path(), {.identity = {{"seed", 1}}, .details = {}, .inputs = {{"ids", at::arange(3)}}});
+    RunJournal journal(directory.path(),
+                       {.identity = {{"seed", 1}}, .details = {}, .inputs = {{"ids", at::arange(3)}}});
     journal.save_partial({{"x", at::ones(3)}}, {});
     for (int i = 0; i < 2; ++i) journal.finish_step({{"x", at::ones(3)}}, {{"y", at::ones(3)}});
   }

@@ -176,10 +176,11 @@ TEST_F(ManyBlocks, TheFullPrecisionStreamIsMadeAgainToTheSameBytes) {
       bool there = false;
       const QuantizeOptions options{.work_directory = directory / "work",
                                     .should_stop = [&] { return there; },
-                                    .progress = [&](const ProgressEvent& event) {
-                                      const auto* started = std::get_if<BlockStarted>(&event);
-                                      there = there || (started && started->block == last);
-                                    }};
+                                    .progress =
+                                        [&](const ProgressEvent& event) {
+                                          const auto* started = std::get_if<BlockStarted>(&event);
+                                          there = there || (started && started->block == last);
+                                        }};
       EXPECT_THROW(run(recipe, "resumed", options), Interrupted);
       std::vector<std::string> states;
       for (const std::string& name : test::list(directory / "work")) {

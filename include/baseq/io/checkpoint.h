@@ -59,16 +59,17 @@ class PartialDirectory;
 class SafetensorsStream;
 
 /// Writes a checkpoint directory shard by shard; nothing of a tensor stays in memory. Everything goes to a sibling
-/// directory `<directory>.partial`, from which finish() renames it: a directory that exists is complete. Destroyed before
-/// finish(), it removes what it wrote. One writer at a time for a directory, in whatever process: the sibling is locked,
-/// and marked, so that what an earlier run left is removed and what somebody else put there is not.
+/// directory `<directory>.partial`, from which finish() renames it: a directory that exists is complete. Destroyed
+/// before finish(), it removes what it wrote. One writer at a time for a directory, in whatever process: the sibling is
+/// locked, and marked, so that what an earlier run left is removed and what somebody else put there is not.
 class CheckpointWriter {
  public:
   struct Options {
     /// The 5 GB of transformers. Only a shard of a single tensor may hold more.
     int64_t shard_bytes = 5'000'000'000;
     bool force = false;  ///< replace an existing checkpoint (in finish())
-    /// The model that the checkpoint is made of, a directory or a file: never replaced, even with `force`. May be empty.
+    /// The model that the checkpoint is made of, a directory or a file: never replaced, even with `force`. May be
+    /// empty.
     std::filesystem::path source{};
     /// Names of files and directories that such a checkpoint has besides weights, config.json and what the source has.
     /// `force` removes nothing else.
@@ -120,7 +121,7 @@ class CheckpointWriter {
   std::filesystem::path directory_;
   Options options_;
   std::unique_ptr<PartialDirectory> place_;
-  std::filesystem::path partial_;             ///< where the files are until finish()
+  std::filesystem::path partial_;  ///< where the files are until finish()
   std::vector<Infos> expected_shards_;
   std::map<std::string, Infos> expected_beside_;
   std::unique_ptr<SafetensorsStream> shard_;  ///< the current one; null before its first tensor
