@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
+from safetensors.torch import save_file as save_tensors
 
 from tiny_runs import LEARNED, TINY
 
@@ -19,6 +22,9 @@ SEQ_LEN = 48
 NUM_WINDOWS = 4
 # Makes any recipe of configs/ fit the tiny model and a second of time: its ffn of 96 has no groups of 64.
 SMALL = {"calibration.num_samples": NUM_WINDOWS, "calibration.seq_len": SEQ_LEN}
+
+# A run under nohup passes SIGHUP on as ignored; the programs under test must start as in a terminal.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_report_header() -> str:
@@ -30,6 +36,22 @@ def binary() -> str:
     path = Path(os.environ.get("BASEQ_BINARY", ROOT / "build" / "baseq"))
     assert path.is_file(), f"{path} does not exist; build baseq_cli or set BASEQ_BINARY"
     return str(path)
+
+
+@pytest.fixture
+def model_with_tokenizer(tmp_path) -> Path:
+    """The tiny model with a tokenizer, and rows of the vocabulary for all of its tokens."""
+    model, vocab_size = tmp_path / "model_with_tokenizer", 640
+    shutil.copytree(TINY, model)
+    shutil.copy(ROOT / "tests" / "data" / "tokenizer" / "tokenizer.json", model)
+    config = json.loads((model / "config.json").read_text()) | {"vocab_size": vocab_size}
+    (model / "config.json").write_text(json.dumps(config))
+    tensors = load_file(model / "model.safetensors")
+    for name in {"model.embed_tokens.weight", "lm_head.weight"} & set(tensors):
+        repeated = tensors[name].repeat(-(-vocab_size // len(tensors[name])), 1)
+        tensors[name] = repeated[:vocab_size].contiguous()
+    save_tensors(tensors, model / "model.safetensors")
+    return model
 
 
 @pytest.fixture(scope="session")

@@ -164,19 +164,10 @@ def test_sweep_does_not_overwrite_files_of_others(run, tmp_path):
     assert (tmp_path / "summary.md").read_text().startswith("| job")
 
 
-def test_gguf_file_of_others_is_not_replaced_even_by_force(run, round_off, tmp_path):
-    model, native, output = tmp_path / "model", tmp_path / "native", tmp_path / "out.gguf"
-    shutil.copytree(TINY, model)
-    shutil.copy(TOKENIZER, model)
-    vocab_size = 640  # more than the tokenizer has
-    config = json.loads((model / "config.json").read_text()) | {"vocab_size": vocab_size}
-    (model / "config.json").write_text(json.dumps(config))
-    tensors = load_file(model / "model.safetensors")
-    for name in {"model.embed_tokens.weight", "lm_head.weight"} & set(tensors):
-        tensors[name] = np.resize(tensors[name], (vocab_size, tensors[name].shape[1]))
-    save_file(tensors, model / "model.safetensors")
+def test_gguf_file_of_others_is_not_replaced_even_by_force(run, round_off, model_with_tokenizer, tmp_path):
+    native, output = tmp_path / "native", tmp_path / "out.gguf"
     round_off({"weights": {"num_bits": 4, "strategy": "group", "group_size": 32, "scale_dtype": "float16"},
-               "rounding": {"method": "rtn"}}, native, model)
+               "rounding": {"method": "rtn"}}, native, model_with_tokenizer)
     command = ["export", native, "--format", "gguf", "--output", output, "--quiet"]
     output.write_bytes(b"GGUF of another program")
     done = run(*command, "--force")

@@ -196,14 +196,15 @@ def test_the_source_is_never_touched(run, places, tmp_path, source, output):
             assert content(places) == before
 
 
-def test_a_gguf_file_is_not_replaced_by_its_own_export(run, quantize, tmp_path):
+def test_a_gguf_file_is_not_replaced_by_its_own_export(run, quantize, model_with_tokenizer, tmp_path):
     quantize(RTN | {"weights": {"num_bits": 4, "strategy": "group", "group_size": 32, "scale_dtype": "float16"}},
-             tmp_path / "native")
+             tmp_path / "native", model=model_with_tokenizer)
     gguf = tmp_path / "models" / "m.gguf"
     gguf.parent.mkdir()
     done = run("export", tmp_path / "native", "--format", "gguf", "--gguf-type", "F16", "--output", gguf)
     assert done.returncode == 0, done.stderr
     (gguf.parent / "config.json").write_text("{}")
+    shutil.copy(model_with_tokenizer / "tokenizer.json", gguf.parent)  # a GGUF export needs one
     (tmp_path / "link.gguf").symlink_to(gguf)
     before = content(gguf.parent)
     for output in (gguf, tmp_path / "link.gguf", gguf.parent):
