@@ -16,9 +16,9 @@ CLASSES = """
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 class Config(LlamaConfig): pass
-class Model(LlamaForCausalLM): pass
+class Model(LlamaForCausalLM): config_class = Config
 class Tokenizer(PreTrainedTokenizerFast): pass
-def generate(model, *arguments, **options): return None
+def generate(*arguments, model, **options): return model.lm_head.weight
 """
 LOAD = """
 import sys
@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 AutoConfig.from_pretrained(sys.argv[1], trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
-print(type(model).__name__, model.generate(**tokenizer("12", return_tensors="pt") , max_new_tokens=2).shape)
+print(type(model).__name__, model.generate(tokenizer("12", return_tensors="pt").input_ids, max_new_tokens=2).shape)
 """
 
 

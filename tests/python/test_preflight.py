@@ -212,7 +212,7 @@ def test_an_export_looks_for_room_before_it_writes(run, tmp_path, options):
     with mounted(tmp_path / "small", "size=128k") as disk:
         done = run("export", model, "--format", *options, "--output", disk / "out")
         assert done.returncode == 1
-        assert "will be written but 128.0 KiB are free" in done.stderr
+        assert "will be written but 128 KiB are free" in done.stderr
         assert os.listdir(disk) == []
 
 
