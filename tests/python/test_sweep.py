@@ -194,7 +194,8 @@ def long_sweep(sweep, binary, tmp_path):
         time.sleep(0.002)
     yield process, changes, log
     process.kill()
-    process.communicate()
+    process.wait()
+    process.stderr.close()  # a test may have read it to its end
 
 
 def children_of(process: subprocess.Popen) -> list[int]:
