@@ -153,7 +153,8 @@ void Model::check_tensors() const {
 Tensor Model::read(const std::string& name, OptionalType dtype) const {
   // Views of the mapped file become memory of their own even when no conversion is due.
   const Tensor stored = tensors_.tensor(name);
-  return stored.to(options_.device, dtype.value_or(stored.scalar_type()), /*non_blocking=*/false, /*copy=*/true);
+  const at::ScalarType type = dtype.value_or(at::promote_types(stored.scalar_type(), at::kFloat));
+  return stored.to(options_.device, type, /*non_blocking=*/false, /*copy=*/true);
 }
 
 Tensor Model::embedding() const {

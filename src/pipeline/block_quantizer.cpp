@@ -77,8 +77,8 @@ void BlockQuantizer::pass_full_precision(int64_t block) {
   advance(layer, streams_.full_precision, streams_.full_precision, streams_.rope, options_.pass);
 }
 
-/// The block as the checkpoint has it. What is rotated, in float64, stays in the type in which it is stored until then:
-/// that and a copy to measure take less memory than the block in float64.
+/// The block as the checkpoint has it. What will be rotated, in float64, comes in the type in which it is stored, but
+/// at least in float32: it is measured before it is widened, without a copy.
 DecoderLayer BlockQuantizer::read_block(int64_t block) const {
   DecoderLayer layer = recipe_.transforms.residual ? model_.stored_layer(block) : model_.layer(block);
   check_finite(layer, block);

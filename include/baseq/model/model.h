@@ -58,7 +58,7 @@ class Model {
   /// [batch, seq] integers -> [batch, seq, hidden_size], times embedding_multiplier.
   Tensor embed(const Tensor& input_ids) const;
   DecoderLayer layer(int64_t index) const;  ///< leaves nothing of the mapped file in memory
-  /// The same with every tensor in the dtype in which the checkpoint stores it; only for a model in full precision.
+  /// The same with every tensor in the dtype it is stored in, at least float32; only for a model in full precision.
   DecoderLayer stored_layer(int64_t index) const;
   /// One of `layer(index)`, by its name there ("self_attn.q_proj"), without reading the others.
   Linear linear(int64_t index, const std::string& name) const;
@@ -69,7 +69,7 @@ class Model {
   Tensor logits(const Tensor& input_ids) const;
 
  private:
-  using OptionalType = std::optional<at::ScalarType>;  ///< absent: as stored
+  using OptionalType = std::optional<at::ScalarType>;  ///< absent: as stored, at least float32
   Tensor read(const std::string& name, OptionalType dtype) const;
   Tensor read(const std::string& name) const { return read(name, options_.dtype); }
   Linear read_linear(const std::string& name, bool with_bias, OptionalType dtype) const;
