@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from test_export import TINY, WEIGHT_ONLY, digests
 
 KILLS = 8
+TOKENIZER = Path(__file__).resolve().parents[1] / "data" / "tokenizer" / "tokenizer.json"
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +25,7 @@ def native(round_off, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("interrupted")
     source = folder / "source"
     shutil.copytree(TINY, source)
+    shutil.copy(TOKENIZER, source)  # which a GGUF file holds
     embedding = {"model.embed_tokens.weight": torch.randn(200000, 64, generator=torch.Generator().manual_seed(0))}
     save_file(load_file(source / "model.safetensors") | embedding, source / "model.safetensors")
     config = json.loads((source / "config.json").read_text())
