@@ -43,14 +43,18 @@ Tensor times_kronecker(const Tensor& x, const Tensor& left, const Tensor& right)
   return at::matmul(left.t(), at::matmul(grid, right)).reshape(x.sizes());
 }
 
+Tensor times_hadamard(const Tensor& x, const Factor& factor, bool transpose) {
+  if (factor.blocks == 1) return hadamard_transform(x, transpose);
+  return hadamard_transform(x.unflatten(-1, {factor.blocks, factor.block}), transpose).flatten(-2);
+}
+
 Tensor times(const Tensor& x, const Factor& factor) {
   const at::ScalarType dtype = x.scalar_type();
   switch (factor.kind) {
     case Factor::Kind::kScale:
       return x * factor.left.to(dtype);
     case Factor::Kind::kHadamard:
-      if (factor.blocks == 1) return hadamard_transform(x);
-      return hadamard_transform(x.unflatten(-1, {factor.blocks, factor.block})).flatten(-2);
+      return times_hadamard(x, factor, /*transpose=*/false);
     case Factor::Kind::kMatrix:
       return times_blocks(x, factor.left.to(dtype));
     case Factor::Kind::kKronecker:
@@ -59,6 +63,27 @@ Tensor times(const Tensor& x, const Factor& factor) {
       return x.index_select(-1, factor.left);
   }
   TORCH_INTERNAL_ASSERT(false, "unknown Factor::Kind");
+}
+
+/// x T^T
+Tensor times_transpose(const Tensor& x, Factor factor) {
+  switch (factor.kind) {
+    case Factor::Kind::kScale:
+      break;
+    case Factor::Kind::kHadamard:
+      return times_hadamard(x, factor, /*transpose=*/true);
+    case Factor::Kind::kMatrix:
+      factor.left = factor.left.mT();
+      break;
+    case Factor::Kind::kKronecker:
+      factor.left = factor.left.mT();
+      factor.right = factor.right.mT();
+      break;
+    case Factor::Kind::kPermutation:
+      factor.left = factor.left.argsort();
+      break;
+  }
+  return times(x, factor);
 }
 
 /// fn applied to every tensor that is there.
@@ -92,6 +117,22 @@ Tensor cayley(const Tensor& parameter) {
   const Tensor skew = parameter - parameter.mT();
   const Tensor identity = at::eye(parameter.size(-1), parameter.options().requires_grad(false));
   return at::linalg_solve(identity + skew, identity - skew);
+}
+
+const char* kind_name(Factor::Kind kind) {
+  switch (kind) {
+    case Factor::Kind::kScale:
+      return "scale";
+    case Factor::Kind::kHadamard:
+      return "hadamard";
+    case Factor::Kind::kMatrix:
+      return "matrix";
+    case Factor::Kind::kKronecker:
+      return "kronecker";
+    case Factor::Kind::kPermutation:
+      return "permutation";
+  }
+  TORCH_INTERNAL_ASSERT(false, "unknown Factor::Kind");
 }
 
 int64_t Factor::size() const {
@@ -189,6 +230,16 @@ Tensor apply_inverse_transpose(const Transform& transform, const Tensor& w) {
   for (const Factor& factor : transform) {
     check_size(factor, y);
     y = times(y, inverse_transpose(factor));
+  }
+  return y;
+}
+
+// (T_1 T_2)^T = T_2^T T_1^T.
+Tensor apply_transpose(const Transform& transform, const Tensor& w) {
+  Tensor y = w;
+  for (auto factor = transform.rbegin(); factor != transform.rend(); ++factor) {
+    check_size(*factor, y);
+    y = times_transpose(y, *factor);
   }
   return y;
 }

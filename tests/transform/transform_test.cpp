@@ -87,6 +87,7 @@ TEST(Transform, EveryKindAndChainKeepsTheOutput) {
       ASSERT_EQ(y.sizes(), x.sizes()) << test.name;
       EXPECT_LE(relative_error(y.matmul(apply_inverse_transpose(transform, w).t()), x.matmul(w.t())), 1e-10)
           << test.name << ", n = " << test.size << ", seed = " << seed;
+      EXPECT_LE(relative_error(y.matmul(w.t()), x.matmul(apply_transpose(transform, w).t())), 1e-10) << test.name;
       for (const Factor& factor : transform) EXPECT_EQ(factor.size(), test.size) << test.name;
     }
   }
@@ -170,6 +171,7 @@ TEST(Transform, KeepsDtypeAndShapeOfItsArgument) {
     const Tensor x = random({2, test.size}, 18).to(at::kBFloat16), none = at::empty({2, 0, test.size}, at::kDouble);
     EXPECT_EQ(apply_transform(transform, x).scalar_type(), at::kBFloat16) << test.name;
     EXPECT_EQ(apply_inverse_transpose(transform, x).scalar_type(), at::kBFloat16) << test.name;
+    EXPECT_EQ(apply_transpose(transform, x).scalar_type(), at::kBFloat16) << test.name;
     EXPECT_EQ(apply_transform(transform, none).sizes(), none.sizes()) << test.name;
     EXPECT_EQ(apply_transform(transform, random({test.size}, 19)).sizes(), at::IntArrayRef({test.size})) << test.name;
   }

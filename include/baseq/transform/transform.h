@@ -36,6 +36,9 @@ struct Factor {
   Factor detach() const;
 };
 
+/// "scale", "hadamard", "matrix", "kronecker" or "permutation".
+const char* kind_name(Factor::Kind kind);
+
 /// T = T_1 T_2 ... T_k of one size: the first factor is applied first. Empty: the identity.
 using Transform = std::vector<Factor>;
 
@@ -60,5 +63,7 @@ Factor permutation_factor(const Tensor& permutation);
 Tensor apply_transform(const Transform& transform, const Tensor& x);
 /// w [out, n] -> w T^-T; else as above.
 Tensor apply_inverse_transpose(const Transform& transform, const Tensor& w);
+/// w [out, n] -> w T^T, which gives for x what w gives for x T; needs no inverses; else as above.
+Tensor apply_transpose(const Transform& transform, const Tensor& w);
 
 }  // namespace baseq
