@@ -8,6 +8,7 @@
 
 #include "baseq/io/hub_cache.h"
 #include "baseq/io/units.h"
+#include "baseq/model/site.h"
 #include "html.h"
 #include "report_style.h"
 #include "svg_chart.h"
@@ -64,13 +65,8 @@ std::string card(const std::string& value, const char* what) {
 
 /// "self_attn.o_proj.input_quant" -> "o_proj input".
 std::string short_name(std::string name) {
-  for (const auto& [from, to] : {std::pair<const char*, const char*>{"self_attn.input_quant", "q, k, v input"},
-                                 {"self_attn.k_cache_quant", "K cache"},
-                                 {"self_attn.v_cache_quant", "V cache"},
-                                 {"self_attn.o_proj.input_quant", "o_proj input"},
-                                 {"mlp.input_quant", "gate, up input"},
-                                 {"mlp.down_proj.input_quant", "down_proj input"}}) {
-    if (name == from) return to;
+  for (const SiteInfo& info : sites()) {
+    if (!info.point.empty() && info.point == name) return std::string(info.label);
   }
   for (const char* prefix : {"self_attn.", "mlp."}) {
     if (name.starts_with(prefix)) return name.substr(std::string_view(prefix).size());

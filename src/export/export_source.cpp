@@ -112,12 +112,8 @@ void ExportSource::add_linears(int64_t block) {
 }
 
 bool ExportSource::has_bias(const std::string& full_name, const std::string& name) const {
-  const ModelConfig& model = config();
-  const bool promised = name == "self_attn.o_proj"       ? model.o_bias
-                        : name.starts_with("self_attn.") ? model.attention_bias
-                                                         : model.mlp_bias;
   // Corrections put biases where the original has none.
-  return promised || (model_.quantization() && checkpoint_.contains(full_name + ".bias"));
+  return linear_shape(config(), name).bias || (model_.quantization() && checkpoint_.contains(full_name + ".bias"));
 }
 
 bool ExportSource::has_bias_flag(const SourceLinear& linear) const {

@@ -1,6 +1,7 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <map>
 
 #include "../io/files.h"
@@ -75,10 +76,12 @@ void preflight(const ExportSource& source, GgufType type) {
 
 /// Rows of q and k in llama.cpp's order.
 Tensor permute_rows(const Tensor& rows, const SourceLinear& linear, const ModelConfig& config) {
-  const bool query = linear.name == "self_attn.q_proj";
-  if (!architecture_of(config)->permuted || (!query && linear.name != "self_attn.k_proj")) return rows;
-  const int64_t heads = query ? config.num_attention_heads : config.num_key_value_heads;
-  return rows.view({heads, 2, config.head_dim / 2, -1}).transpose(1, 2).reshape(rows.sizes());
+  const auto turned = site_info(Site::kQueryKey).writers;
+  const bool turns = std::find(turned.begin(), turned.end(), linear.name) != turned.end();
+  if (!architecture_of(config)->permuted || !turns) return rows;
+  return rows.view({linear.out_features / config.head_dim, 2, config.head_dim / 2, -1})
+      .transpose(1, 2)
+      .reshape(rows.sizes());
 }
 
 GgufMetadata metadata_of(const ExportSource& source, GgufType type) {

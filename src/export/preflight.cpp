@@ -13,9 +13,7 @@ const char* torch_dtype_name(at::ScalarType dtype) {
 Obstacles::Obstacles(const ExportSource& source, std::string format) : source_(source), format_(std::move(format)) {
   const ModelConfig& config = source.config();
   for (const SourceLinear& linear : source.linears()) {
-    const bool original = linear.name == "self_attn.o_proj" ? config.o_bias
-                          : is_attention(linear)            ? config.attention_bias
-                                                            : config.mlp_bias;
+    const bool original = linear_shape(config, linear.parts[0]).bias;
     if (!linear.bias || original || source.has_bias_flag(linear)) continue;
     found_.push_back(fmt::format("the bias of {}, for which {} has no place", linear.full_name, config.architecture));
     return;

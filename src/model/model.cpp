@@ -61,6 +61,13 @@ std::vector<LinearShape> linear_shapes(const ModelConfig& config) {
       {"mlp.down_proj", hidden, ffn, config.mlp_bias}};
 }
 
+LinearShape linear_shape(const ModelConfig& config, std::string_view name) {
+  for (const LinearShape& shape : linear_shapes(config)) {
+    if (shape.name == name) return shape;
+  }
+  TORCH_CHECK(false, "linear: ", std::string(name), " is none of a block");
+}
+
 void for_each_tensor(const ModelConfig& config,
                      const std::function<void(const std::string& name, at::IntArrayRef shape)>& fn) {
   fn("model.embed_tokens.weight", {config.vocab_size, config.hidden_size});
@@ -248,13 +255,11 @@ void Model::read_input_points(const std::string& prefix, DecoderLayer& layer) co
 Linear Model::linear(int64_t index, const std::string& name) const { return read_linear(index, name, options_.dtype); }
 
 Linear Model::read_linear(int64_t index, const std::string& name, OptionalType dtype) const {
-  const auto shapes = linear_shapes(config_);
-  const auto shape = std::find_if(shapes.begin(), shapes.end(), [&](const LinearShape& s) { return s.name == name; });
-  TORCH_CHECK(shape != shapes.end(), "linear: ", name, " is none of a block");
+  const LinearShape shape = linear_shape(config_, name);
   const std::string full_name = layer_prefix(index) + name;
-  Linear linear = read_linear(full_name, shape->bias, dtype);
-  expect_shape(linear.weight, {shape->out_features, shape->in_features}, full_name + ".weight");
-  if (linear.bias.defined()) expect_shape(linear.bias, {shape->out_features}, full_name + ".bias");
+  Linear linear = read_linear(full_name, shape.bias, dtype);
+  expect_shape(linear.weight, {shape.out_features, shape.in_features}, full_name + ".weight");
+  if (linear.bias.defined()) expect_shape(linear.bias, {shape.out_features}, full_name + ".bias");
   return linear;
 }
 

@@ -2,7 +2,10 @@
 
 #include <ATen/ATen.h>
 
+#include <utility>
+
 #include "baseq/io/dtype_name.h"
+#include "baseq/model/model.h"
 
 namespace baseq {
 namespace {
@@ -15,32 +18,29 @@ constexpr std::string_view kEmbedding = "embed_tokens.weight";
 NamedTensors::NamedTensors(const Checkpoint& checkpoint, const ModelConfig& config, bool fused)
     : checkpoint_(checkpoint),
       prefixed_(checkpoint.contains(std::string(kPrefix) + std::string(kEmbedding)) ||
-                !checkpoint.contains(kEmbedding)),
-      fused_(fused),
-      q_rows_(config.num_attention_heads * config.head_dim),
-      kv_rows_(config.num_key_value_heads * config.head_dim),
-      ffn_rows_(config.intermediate_size) {}
+                !checkpoint.contains(kEmbedding)) {
+  for (const SiteInfo& info : sites()) {
+    if (!fused || info.fused.empty()) continue;
+    const size_t first = parts_.size();
+    int64_t rows = 0;
+    for (const std::string_view reader : info.readers) {
+      const int64_t own = linear_shape(config, reader).out_features;
+      parts_.push_back({std::string(reader) + ".", {std::string(info.fused) + ".", rows, own}});
+      rows += own;
+    }
+    for (size_t i = first; i < parts_.size(); ++i) parts_[i].fused.total_rows = rows;
+  }
+}
 
 NamedTensors::Location NamedTensors::locate(std::string_view name) const {
   Location location{std::string(!prefixed_ && name.starts_with(kPrefix) ? name.substr(kPrefix.size()) : name)};
-  if (!fused_) return location;
-  const int64_t qkv_rows = q_rows_ + 2 * kv_rows_;
-  struct Part {
-    std::string_view name, fused;
-    int64_t first_row, num_rows, total_rows;
-  };
-  const Part parts[] = {{"self_attn.q_proj.", "self_attn.qkv_proj.", 0, q_rows_, qkv_rows},
-                        {"self_attn.k_proj.", "self_attn.qkv_proj.", q_rows_, kv_rows_, qkv_rows},
-                        {"self_attn.v_proj.", "self_attn.qkv_proj.", q_rows_ + kv_rows_, kv_rows_, qkv_rows},
-                        {"mlp.gate_proj.", "mlp.gate_up_proj.", 0, ffn_rows_, 2 * ffn_rows_},
-                        {"mlp.up_proj.", "mlp.gate_up_proj.", ffn_rows_, ffn_rows_, 2 * ffn_rows_}};
-  for (const Part& part : parts) {
+  for (const Part& part : parts_) {
     const size_t position = location.name.find(part.name);
     if (position == std::string::npos) continue;
-    location.name.replace(position, part.name.size(), part.fused);
-    location.first_row = part.first_row;
-    location.num_rows = part.num_rows;
-    location.total_rows = part.total_rows;
+    std::string stored = location.name.replace(position, part.name.size(), part.fused.name);
+    location = part.fused;
+    location.name = std::move(stored);
+    break;
   }
   return location;
 }

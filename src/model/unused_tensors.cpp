@@ -47,7 +47,10 @@ bool is_linear_bias(std::string_view name, const ModelConfig& config) {
   for (const LinearShape& linear : linear_shapes(config)) {
     if (name.ends_with(std::string(".") + linear.name)) return true;
   }
-  return name.ends_with(".self_attn.qkv_proj") || name.ends_with(".mlp.gate_up_proj");
+  for (const SiteInfo& info : sites()) {
+    if (!info.fused.empty() && name.ends_with("." + std::string(info.fused))) return true;
+  }
+  return false;
 }
 
 bool repeats_embedding(const Model& model) {

@@ -121,6 +121,8 @@ TEST_P(Sites, NameWhatALayerHas) {
     EXPECT_TRUE(info.norm.empty() || layer.norm(info.site).weight.size(0) == size.features);
     EXPECT_TRUE(info.fused.empty() || input_site(info.fused) == info.site);
     EXPECT_TRUE(!info.online || layer.transform(info.site).empty());
+    EXPECT_EQ(size.width(), info.cache ? dim : size.features);
+    EXPECT_EQ(info.label.empty(), info.point.empty());
     if (info.point.empty()) continue;
     points.emplace(info.point);
     EXPECT_EQ(layer.shape(info.site).features, size.features);

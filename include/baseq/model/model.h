@@ -4,6 +4,8 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "baseq/io/checkpoint.h"
@@ -22,6 +24,9 @@ struct LinearShape {
 };
 /// In the order of DecoderLayer::for_each_linear.
 std::vector<LinearShape> linear_shapes(const ModelConfig& config);
+
+/// That of one of them; throws c10::Error for another name.
+LinearShape linear_shape(const ModelConfig& config, std::string_view name);
 
 /// fn(name, shape) for every tensor of a model in full precision, under LlamaForCausalLM's names.
 void for_each_tensor(const ModelConfig& config,

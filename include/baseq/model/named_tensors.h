@@ -2,6 +2,7 @@
 
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "baseq/io/checkpoint.h"
 #include "baseq/model/config.h"
@@ -31,11 +32,15 @@ class NamedTensors {
     int64_t first_row = 0, num_rows = 0;  ///< of a fused projection
     int64_t total_rows = 0;               ///< 0: the tensor as a whole
   };
+  struct Part {
+    std::string name;  ///< of a linear, such as "self_attn.q_proj."
+    Location fused;    ///< where its rows are
+  };
   Location locate(std::string_view name) const;
 
   const Checkpoint& checkpoint_;
-  bool prefixed_, fused_;
-  int64_t q_rows_, kv_rows_, ffn_rows_;
+  bool prefixed_;
+  std::vector<Part> parts_;  ///< of fused projections
 };
 
 }  // namespace baseq

@@ -31,6 +31,7 @@ struct SiteInfo {
   std::string_view norm;                      ///< whose weight can take a scale; "": none
   std::string_view point;                     ///< the quant point; "": none
   std::string_view fused;  ///< the readers as one where ModelConfig::fused_projections; "": not stored so
+  std::string_view label;  ///< the point in tables for people, such as "o_proj input"
   bool cache = false;      ///< the point quantizes the KV cache, not the input of linears
   bool online = false;     ///< what the weights do not take can be computed at run time
 
@@ -47,6 +48,8 @@ Site input_site(std::string_view linear);
 /// Features of a site: what one head or the whole tensor has, times the key/value heads or 1.
 struct SiteShape {
   int64_t blocks = 1, features = 0;
+
+  int64_t width() const { return features / blocks; }  ///< size of the online transform, which every block has
 };
 SiteShape site_shape(Site site, const ModelConfig& config);
 
