@@ -54,15 +54,13 @@ def main() -> None:
     (a.output / "model.safetensors.index.json").write_text(json.dumps(index))
     weights = {"num_bits": 4, "symmetric": True, "strategy": "group", "group_size": a.group_size, "dynamic": False,
                "scale_dtype": "float16"}
-    online = dict.fromkeys(("input", "query_key", "o", "down"), False)
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
               "hidden_size": a.hidden, "intermediate_size": a.ffn, "num_attention_heads": a.heads,
               "num_key_value_heads": a.kv_heads, "num_hidden_layers": a.layers, "vocab_size": a.vocab,
               "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
               "tie_word_embeddings": False, "torch_dtype": "float16",
               "quantization_config": {"quant_method": "baseq", "format_version": format_version(), "weights": weights,
-                                      "input_activations": None, "kv_cache": None, "online_hadamard": online,
-                                      "lora_rank": 0}}
+                                      "input_activations": None, "kv_cache": None, "lora_rank": 0}}
     (a.output / "config.json").write_text(json.dumps(config, indent=2))
 
 

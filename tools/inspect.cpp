@@ -65,13 +65,7 @@ void run(const InspectArguments& arguments) {
     if (quantization->weights) weights += fmt::format(": {:.3f} bits a weight in all", bits_per_weight(checkpoint));
     print_text("  weights       {}\n  activations   {}\n  KV cache      {}\n", weights,
                describe(quantization->input_activations), describe(quantization->kv_cache));
-    std::string online;
-    if (quantization->input_hadamard) online += " norm outputs,";
-    if (quantization->query_key_hadamard) online += " query/key,";
-    if (quantization->o_hadamard) online += " o_proj input,";
-    if (quantization->down_hadamard) online += " down_proj input,";
-    if (!online.empty()) online.pop_back();
-    print_text("  online        {}\n", online.empty() ? "nothing" : "Hadamard of" + online);
+    print_text("  online        {}\n", describe_online(model));
     if (quantizer.contains("recipe")) print_text("  recipe        {}\n", quantizer["recipe"].value("name", ""));
   } else {
     print_text("  quantization  none\n");

@@ -2,6 +2,10 @@
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <utility>
 
 #include "baseq/io/hub_cache.h"
 
@@ -61,6 +65,27 @@ std::string describe(const std::optional<QuantSpec>& spec) {
                                  strategies[static_cast<size_t>(spec->strategy)]);
   if (spec->strategy == Strategy::kGroup) text += fmt::format(" of {}", spec->group_size);
   return text;
+}
+
+std::string describe_online(const Model& model) {
+  std::vector<std::pair<std::string, std::vector<std::string_view>>> found;  // kinds and the sites that have them
+  for (const SiteInfo& info : sites()) {
+    std::vector<std::string> forms;
+    for (int64_t block = 0; block < model.config().num_hidden_layers; ++block) {
+      std::vector<const char*> kinds;
+      for (const Factor::Kind kind : model.online_kinds(block, info.site)) kinds.push_back(kind_name(kind));
+      const std::string form = kinds.empty() ? "nothing" : fmt::format("{}", fmt::join(kinds, ", "));
+      if (std::find(forms.begin(), forms.end(), form) == forms.end()) forms.push_back(form);
+    }
+    const std::string text = fmt::format("{}", fmt::join(forms, " or "));
+    if (text == "nothing") continue;
+    auto same = std::find_if(found.begin(), found.end(), [&](const auto& other) { return other.first == text; });
+    if (same == found.end()) same = found.insert(found.end(), {text, {}});
+    same->second.push_back(info.name);
+  }
+  std::vector<std::string> parts;
+  for (const auto& [text, at] : found) parts.push_back(fmt::format("{} at {}", text, fmt::join(at, ", ")));
+  return parts.empty() ? "nothing" : fmt::format("{}", fmt::join(parts, "; "));
 }
 
 CheckpointSummary summarize(const Checkpoint& checkpoint, const Model& model) {

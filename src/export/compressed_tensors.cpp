@@ -51,12 +51,7 @@ void preflight(const ExportSource& source, at::ScalarType dtype) {
   obstacles.add_if(weights && !weights->symmetric && weights->num_bits != 4 && weights->num_bits != 8,
                    weights ? fmt::format("asymmetric weights of {} bits (4 and 8 can be)", weights->num_bits) : "");
   obstacles.add_if(quantization.lora_rank > 0, "corrections of low rank (low_rank)");
-  for (const SourceLinear& linear : source.linears()) {
-    if (linear.block > 0 || !source.is_rotated_online(linear) || !source.writes_bias(linear)) continue;
-    obstacles.add_if(true, fmt::format("a bias of {}, whose input an online Hadamard transform passes (vLLM asserts "
-                                       "that there is none)",
-                                       linear.name));
-  }
+  add_transform_obstacles(obstacles, source);
   obstacles.add_scale_dtype(dtype);
   obstacles.refuse(advice(quantization));
 }

@@ -59,10 +59,9 @@ ExportPlan plan_dense_parts(std::shared_ptr<const ExportSource> source, at::Scal
     }
   }
   plan.config = dense_config(*source, dtype);
-  if (source->quantization().query_key_hadamard) {
+  if (source->has_online_transform(Site::kQueryKey)) {
     plan.notes.push_back(
-        "The online Hadamard transform of queries and keys is left out: without a quantized cache the "
-        "two sides cancel.");
+        "The online transform of queries and keys is left out: without a quantized cache the two sides cancel.");
   }
   plan.check_weights = [=](const Checkpoint& written, const std::function<void()>& step) {
     for (const std::string& name : source->others()) {

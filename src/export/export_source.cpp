@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <set>
 
-#include "baseq/transform/hadamard.h"
+#include "../model/native_tensors.h"
 
 namespace baseq {
 namespace {
@@ -59,8 +59,6 @@ ExportSource::ExportSource(const Checkpoint& checkpoint) : checkpoint_(checkpoin
   TORCH_CHECK(!checkpoint.contains("lm_head.weight_scale"), path(),
               ": lm_head is quantized, which export does not read; eval does");
   std::set<std::string> of_blocks;
-  std::vector<std::string> points;
-  DecoderLayer{}.for_each_quant_point([&](const std::string& name, const QuantPoint&) { points.push_back(name); });
   for (int64_t block = 0; block < config().num_hidden_layers; ++block) {
     const std::string prefix = layer_prefix(block);
     const size_t first = linears_.size();
@@ -71,9 +69,13 @@ ExportSource::ExportSource(const Checkpoint& checkpoint) : checkpoint_(checkpoin
         for (const std::string& name : linears_[i].parts) of_blocks.insert(prefix + name + part);
       }
     }
-    for (const std::string& point : points) {
+    for (const SiteInfo& info : sites()) {
+      const std::string point = prefix + std::string(info.point);
       for (const char* part : {".clip", ".gain", ".shift"}) {
-        if (checkpoint.contains(prefix + point + part)) quant_tensors_.push_back(prefix + point + part);
+        if (checkpoint.contains(point + part)) quant_tensors_.push_back(point + part);
+      }
+      for (std::string& name : transform_names(prefix, info.site, model_.online_kinds(block, info.site))) {
+        of_blocks.insert(std::move(name));
       }
     }
   }
@@ -137,8 +139,11 @@ bool ExportSource::clips_are_one() const {
   });
 }
 
-bool ExportSource::is_rotated_online(const SourceLinear& linear) const {
-  return quantization_.hadamard_at(input_site(linear.name));
+bool ExportSource::has_online_transform(Site site) const {
+  for (int64_t block = 0; block < config().num_hidden_layers; ++block) {
+    if (!model_.online_kinds(block, site).empty()) return true;
+  }
+  return false;
 }
 
 const Linear& ExportSource::linear(const SourceLinear& which) const {
@@ -160,9 +165,8 @@ const Linear& ExportSource::linear(const SourceLinear& which) const {
 }
 
 Tensor ExportSource::merged(const SourceLinear& which, const Tensor& weight) const {
-  // (x H) W^T = x (W H^T)^T
-  return is_rotated_online(which) ? hadamard_transform(weight.to(at::kDouble), /*transpose=*/true).to(at::kFloat)
-                                  : weight;
+  const Transform transform = model_.online_transform(which.block, input_site(which.name));
+  return transform.empty() ? weight : apply_transpose(transform, weight.to(at::kDouble)).to(at::kFloat);
 }
 
 }  // namespace baseq

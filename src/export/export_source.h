@@ -27,7 +27,7 @@ class ExportSource {
   const QuantizationConfig& quantization() const { return quantization_; }  ///< empty for an unquantized checkpoint
   const ModelConfig& config() const { return model_.config(); }
   const std::vector<SourceLinear>& linears() const { return linears_; }  ///< block by block
-  /// The tensors that are neither of a linear nor of a quant point.
+  /// The tensors that are neither of a linear nor of a quant point or its transform.
   const std::vector<std::string>& others() const { return others_; }
   /// Whether config.json says by `attention_bias` or `mlp_bias` that the linear has a bias; else the architecture does.
   bool has_bias_flag(const SourceLinear& linear) const;
@@ -38,15 +38,15 @@ class ExportSource {
   bool has_quant_tensor(const std::string& ending) const;
   /// Whether every clip ratio that is stored is 1.
   bool clips_are_one() const;
-  /// Whether the inputs of the linear pass an online Hadamard transform.
-  bool is_rotated_online(const SourceLinear& linear) const;
+  /// Whether there is an online transform at a site in some block.
+  bool has_online_transform(Site site) const;
   /// What tells the user which file is meant.
   std::string path() const { return checkpoint_.path().string(); }
 
   /// As read by Model: float32, dequantized. Of a quantized one the scales are [out_features, groups]. Only one is
   /// kept: a reference holds until the next is asked for.
   const Linear& linear(const SourceLinear& which) const;
-  /// float32 [out_features, in_features] for inputs that no online Hadamard transform has passed: it is merged here.
+  /// float32 [out_features, in_features] for inputs that no online transform has passed: it is merged here.
   Tensor merged_weight(const SourceLinear& which) const { return merged(which, linear(which).weight); }
   /// The same of any float32 [rows, in_features] that multiplies the linear's inputs.
   Tensor merged(const SourceLinear& which, const Tensor& weight) const;
@@ -77,7 +77,7 @@ class Obstacles {
   }
   /// What a format of weights alone has no place for: quantized activations and cache, their gains and shifts.
   void add_activations();
-  /// Online Hadamard transforms in front of quantized weights.
+  /// Online transforms in front of quantized weights.
   void add_online_transforms();
   /// Scales in another dtype than `dtype`, in which the format keeps them.
   void add_scale_dtype(at::ScalarType dtype);

@@ -4,6 +4,11 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <set>
+
 #include "baseq/transform/hadamard.h"
 
 namespace baseq {
@@ -42,66 +47,89 @@ Tensor sylvester(int64_t n) {
 
 bool is_power_of_two(int64_t n) { return (n & (n - 1)) == 0; }
 
-/// One of the three places that can have a transform, named as in recipes.
-struct Place {
-  const char* name;
-  const char* pattern;         ///< of the linears' names
-  const SourceLinear* linear;  ///< the first of them
-};
+/// The first linear of block 0 that reads a site.
+const SourceLinear& first_reader(const ExportSource& source, Site site) {
+  const auto& linears = source.linears();
+  const auto reads = [&](const SourceLinear& linear) { return input_site(linear.name) == site; };
+  return *std::find_if(linears.begin(), linears.end(), reads);
+}
 
-std::vector<Place> places(const ExportSource& source) {
-  std::vector<Place> found;
-  for (const SourceLinear& linear : source.linears()) {
-    if (linear.block > 0 || !source.is_rotated_online(linear)) continue;
-    const bool fused = source.config().fused_projections;
-    const Site site = input_site(linear.name);
-    const Place place = site == Site::kO      ? Place{"o", "re:.*o_proj$", &linear}
-                        : site == Site::kDown ? Place{"down", "re:.*down_proj$", &linear}
-                        : fused               ? Place{"input", "re:.*(qkv|gate_up)_proj$", &linear}
-                                              : Place{"input", "re:.*(q|k|v|gate|up)_proj$", &linear};
-    const bool known = std::any_of(found.begin(), found.end(),
-                                   [&](const Place& other) { return std::string(other.name) == place.name; });
-    if (!known) found.push_back(place);
+/// The Hadamard transform that all blocks have at a site; nothing where one of them has none or another transform.
+std::optional<Factor> common_hadamard(const ExportSource& source, Site site) {
+  std::optional<Factor> common;
+  for (int64_t block = 0; block < source.config().num_hidden_layers; ++block) {
+    if (source.model().online_kinds(block, site) != std::vector{Factor::Kind::kHadamard}) return std::nullopt;
+    const Factor factor = source.model().online_transform(block, site)[0];
+    if (common && factor.block != common->block) return std::nullopt;
+    common = factor;
   }
-  return found;
+  return common;
+}
+
+/// Of the names of the modules that read a site.
+std::string pattern_of(const ExportSource& source, const SiteInfo& info) {
+  const bool fused = source.config().fused_projections && !info.fused.empty();
+  std::vector<std::string_view> names(info.readers.begin(), info.readers.end());
+  if (fused) names = {info.fused};
+  for (std::string_view& name : names) name.remove_prefix(name.rfind('.') + 1);
+  return fmt::format("re:.*({})$", fmt::join(names, "|"));
 }
 
 }  // namespace
 
+void add_transform_obstacles(Obstacles& obstacles, const ExportSource& source) {
+  for (const SiteInfo& info : sites()) {
+    if (!info.is_input() || !source.has_online_transform(info.site)) continue;
+    obstacles.add_if(!common_hadamard(source, info.site),
+                     fmt::format("an online transform of the {} (site {}) that is not one Hadamard transform for all "
+                                 "blocks",
+                                 info.label, info.name));
+    for (const SourceLinear& linear : source.linears()) {
+      const bool biased = linear.block == 0 && input_site(linear.name) == info.site && source.writes_bias(linear);
+      obstacles.add_if(biased, fmt::format("a bias of {}, whose input an online transform passes (vLLM asserts that "
+                                           "there is none)",
+                                           linear.name));
+    }
+  }
+}
+
 void add_transforms(ExportPlan& plan, const std::shared_ptr<const ExportSource>& source, at::ScalarType dtype) {
-  const std::vector<Place> found = places(*source);
-  if (found.empty()) return;
   json groups = json::object();
   std::vector<std::string> patterns;
-  for (const Place& place : found) {
-    const int64_t features = place.linear->in_features, block = hadamard_block_size(features);
+  std::set<int64_t> stored;
+  for (const SiteInfo& info : sites()) {
+    const std::optional<Factor> hadamard = info.is_input() ? common_hadamard(*source, info.site) : std::nullopt;
+    if (!hadamard) continue;
+    const std::string name(info.name), pattern = pattern_of(*source, info);
+    const int64_t block = hadamard->block;
     // Runtimes build a power of two themselves, and fast; another size is a stored matrix, one for all layers.
     const bool built = is_power_of_two(block) && at::equal(signs(block), sylvester(block));
     const auto apply = [&](const char* location, bool inverse) {
-      return json{
-          {"targets", {place.pattern}}, {"location", location}, {"inverse", inverse}, {"ignore", json::array()}};
+      return json{{"targets", {pattern}}, {"location", location}, {"inverse", inverse}, {"ignore", json::array()}};
     };
-    groups[place.name] = {{"type", built ? "hadamard" : "random-hadamard"},
-                          {"head_dim", block == features ? json(nullptr) : json(block)},
-                          {"randomize", false},
-                          {"requires_grad", false},
-                          {"precision", "torch.float32"},
-                          {"apply", {apply("input", false), apply("weight_input", true)}}};
-    patterns.push_back(fmt::format("`{}`", place.pattern));
+    groups[name] = {{"type", built ? "hadamard" : "random-hadamard"},
+                    {"head_dim", hadamard->blocks == 1 ? json(nullptr) : json(block)},
+                    {"randomize", false},
+                    {"requires_grad", false},
+                    {"precision", "torch.float32"},
+                    {"apply", {apply("input", false), apply("weight_input", true)}}};
+    patterns.push_back(fmt::format("`{}`", pattern));
     if (built) continue;
-    const std::string name = fmt::format("{}.{}_input.weight", place.linear->full_name, place.name);
+    const std::string tensor = fmt::format("{}.{}_input.weight", first_reader(*source, info.site).full_name, name);
     const auto matrix = [block, dtype] { return signs(block).to(dtype); };
-    plan.tensors.push_back({name, dtype, {block, block}, matrix});
+    plan.tensors.push_back({tensor, dtype, {block, block}, matrix});
     plan.check_weights = [=, before = plan.check_weights](const Checkpoint& written,
                                                           const std::function<void()>& step) {
       before(written, step);
-      expect_written(written.tensor(name), matrix(), name);
+      expect_written(written.tensor(tensor), matrix(), tensor);
     };
+    if (!stored.insert(block).second) continue;
     plan.notes.push_back(
         fmt::format("The Hadamard matrix of {} is stored, and runtimes multiply by it as a dense one: "
                     "only sizes that are powers of two have a fast transform there.",
                     block));
   }
+  if (groups.empty()) return;
   plan.config["quantization_config"]["transform_config"] = {{"config_groups", groups}};
   plan.notes.push_back(kWhoExecutes);
   plan.readme = fmt::format(fmt::runtime(kReadme), fmt::join(patterns, ", "));

@@ -2,8 +2,12 @@
 
 #include "export_source.h"
 
-/// Online Hadamard transforms in a compressed-tensors checkpoint. Not installed.
+/// Online transforms in a compressed-tensors checkpoint: one Hadamard transform for all blocks at each site. Not
+/// installed.
 namespace baseq {
+
+/// Other transforms, and biases behind one.
+void add_transform_obstacles(Obstacles& obstacles, const ExportSource& source);
 
 /// Adds `transform_config` to the plan's quantization_config, the matrices that it needs to the tensors, and to the
 /// notes and the directory's README.md which programs execute them. Without online transforms it adds nothing.

@@ -29,10 +29,10 @@ void Obstacles::add_activations() {
 }
 
 void Obstacles::add_online_transforms() {
-  const QuantizationConfig& quantization = source_.quantization();
-  add_if(quantization.input_hadamard, "an online Hadamard transform of norm outputs (transforms.input)");
-  add_if(quantization.o_hadamard, "an online Hadamard transform of o_proj's input (transforms.o)");
-  add_if(quantization.down_hadamard, "an online Hadamard transform of down_proj's input (transforms.down)");
+  for (const SiteInfo& info : sites()) {
+    add_if(info.is_input() && source_.has_online_transform(info.site),
+           fmt::format("an online transform of the {} (site {})", info.label, info.name));
+  }
 }
 
 void Obstacles::add_scale_dtype(at::ScalarType dtype) {

@@ -9,7 +9,8 @@
 #include <unordered_set>
 
 #include "baseq/io/dtype_name.h"
-#include "baseq/quant/pack.h"
+#include "baseq/transform/hadamard.h"
+#include "native_tensors.h"
 #include "quantized_linear.h"
 
 namespace baseq {
@@ -100,6 +101,7 @@ Model::Model(const Checkpoint& checkpoint, const Options& options)
   LinearFormats formats = read_linear_formats(checkpoint, linear_names(config_));
   quantization_ = std::move(formats.config);
   formats_ = std::move(formats.of_linears);
+  if (quantization_) online_ = find_transforms(checkpoint, config_, *quantization_);
   check_tensors();
 }
 
@@ -114,6 +116,9 @@ void Model::for_each_name(const std::function<void(const std::string& name, bool
     for (const char* part : {".weight_shape", ".weight_zero_point", ".weight_g_idx"}) fn(linear + part, false);
   });
   if (!quantization_) return;
+  for (const auto& [place, kinds] : online_) {
+    for (const std::string& name : transform_names(layer_prefix(place.first), place.second, kinds)) fn(name, false);
+  }
   std::vector<std::string> points;
   DecoderLayer{}.for_each_quant_point([&](const std::string& name, const QuantPoint&) { points.push_back(name); });
   for (int64_t i = 0; i < config_.num_hidden_layers; ++i) {
@@ -263,6 +268,26 @@ Linear Model::read_linear(int64_t index, const std::string& name, OptionalType d
   return linear;
 }
 
+std::vector<Factor::Kind> Model::online_kinds(int64_t block, Site site) const {
+  const auto it = online_.find({block, site});
+  return it == online_.end() ? std::vector<Factor::Kind>{} : it->second;
+}
+
+Transform Model::online_transform(int64_t block, Site site) const {
+  const std::vector<Factor::Kind> kinds = online_kinds(block, site);
+  if (kinds.empty()) return {};
+  const int64_t width = site_shape(site, config_).width();
+  if (!quantization_->hadamards.empty()) {
+    const int64_t order = hadamard_block_size(width);
+    return {hadamard_factor(order, width / order)};
+  }
+  Transform transform = read_transform(checkpoint_, layer_prefix(block), site, kinds, width);
+  for (Factor& factor : transform) {
+    factor = factor.to(at::TensorOptions().dtype(options_.dtype).device(options_.device));
+  }
+  return transform;
+}
+
 DecoderLayer Model::layer(int64_t index) const { return read_layer(index, options_.dtype); }
 
 DecoderLayer Model::stored_layer(int64_t index) const {
@@ -286,14 +311,12 @@ DecoderLayer Model::read_layer(int64_t index, OptionalType dtype) const {
     read_norm(layer.self_attn.k_norm, "self_attn.k_norm.weight", config_.head_dim);
   }
   layer.for_each_linear([&](const std::string& name, Linear& target) { target = read_linear(index, name, dtype); });
+  for (const SiteInfo& info : sites()) {
+    if (info.online) layer.transform(info.site) = online_transform(index, info.site);
+  }
   checkpoint_.release_pages();
   if (!quantization_) return layer;
 
-  for (const SiteInfo& info : sites()) {
-    if (!quantization_->hadamard_at(info.site)) continue;
-    const int64_t size = info.site == Site::kQueryKey ? config_.head_dim : site_shape(info.site, config_).features;
-    layer.transform(info.site) = {hadamard_factor(size)};
-  }
   layer.for_each_quant_point([&](const std::string& name, QuantPoint& point) {
     read_quant_point(prefix + name, point);
     // Biases add the input points' shifts back, o's input that of the value cache; softmax does not see K's.
@@ -332,43 +355,6 @@ Tensor Model::logits(const Tensor& input_ids) const {
   const RotaryEmbedding rope = rotary(input_ids.size(1));
   for (int64_t i = 0; i < config_.num_hidden_layers; ++i) hidden = layer(i).forward(hidden, rope);
   return lm_head().forward(final_norm().forward(hidden));
-}
-
-std::map<std::string, Tensor> layer_tensors(const DecoderLayer& layer, const std::string& prefix,
-                                            at::ScalarType dtype) {
-  std::map<std::string, Tensor> tensors;
-  const auto put = [&](const std::string& name, const Tensor& tensor, at::ScalarType type) {
-    if (tensor.defined()) tensors[prefix + name] = tensor.detach().to(at::kCPU, type).contiguous();
-  };
-  put("input_layernorm.weight", layer.input_layernorm.weight, at::kFloat);
-  put("post_attention_layernorm.weight", layer.post_attention_layernorm.weight, at::kFloat);
-  put("self_attn.q_norm.weight", layer.self_attn.q_norm.weight, at::kFloat);
-  put("self_attn.k_norm.weight", layer.self_attn.k_norm.weight, at::kFloat);
-  layer.for_each_linear([&](const std::string& name, const Linear& linear) {
-    put(name + ".bias", linear.bias, at::kFloat);
-    if (!linear.quantized) {
-      put(name + ".weight", linear.weight, dtype);
-      return;
-    }
-    const QuantizedWeight& weight = *linear.quantized;
-    put(name + ".weight_packed", pack_to_int32(weight.codes, weight.spec.num_bits), at::kInt);
-    put(name + ".weight_scale", weight.qparams.scale, weight.spec.scale_dtype);
-    put(name + ".weight_shape", at::tensor({weight.codes.size(0), weight.codes.size(1)}, at::kLong), at::kLong);
-    if (weight.qparams.zero_point.defined()) {
-      put(name + ".weight_zero_point", pack_zero_points(weight.qparams.zero_point, weight.spec.num_bits), at::kInt);
-    }
-    if (!linear.lora.defined()) return;
-    put(name + ".lora_A", linear.lora.A, linear.lora.A.scalar_type());
-    put(name + ".lora_B", linear.lora.B, linear.lora.B.scalar_type());
-    put(name + ".lora_A_scale", linear.lora.A_scale, at::kFloat);
-    put(name + ".lora_B_scale", linear.lora.B_scale, at::kFloat);
-  });
-  layer.for_each_quant_point([&](const std::string& name, const QuantPoint& point) {
-    put(name + ".clip", point.clip, at::kFloat);
-    put(name + ".gain", point.gain, at::kFloat);
-    put(name + ".shift", point.shift, at::kFloat);
-  });
-  return tensors;
 }
 
 }  // namespace baseq

@@ -2,10 +2,10 @@
 
     AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 
-The arithmetic of the format (online Hadamard transforms, quant points, quantized keys and values, packed weights) is
-simulated in floating point, on whatever device PyTorch has. Loaded with dtype=torch.float32 it computes what
-`baseq eval` computes. A weight is unpacked when its layer is first used, and the packed one is let go of; with
-keep_packed=True it stays packed and is unpacked in every forward pass.
+The arithmetic of the format (online transforms, quant points, quantized keys and values, packed weights) is simulated
+in floating point, on whatever device PyTorch has. Loaded with dtype=torch.float32 it computes what `baseq eval`
+computes. A weight is unpacked when its layer is first used, and the packed one is let go of; with keep_packed=True it
+stays packed and is unpacked in every forward pass.
 """
 
 import inspect
@@ -22,11 +22,27 @@ from transformers.models.llama.modeling_llama import (ALL_ATTENTION_FUNCTIONS, L
                                                       apply_rotary_pos_emb, eager_attention_forward)
 from transformers.utils import cached_file
 
-FORMAT_VERSIONS = (3, 4)
+FORMAT_VERSIONS = (3, 4, 5)
 CHUNK = 1 << 20  # weights unpacked at a time, for each takes some 12 bytes meanwhile
-# What stays float32 in a model of half precision: vectors, norms, whose weights hold gains, and RoPE's frequencies.
+# The tensors of each kind of factor of an online transform, those of inverses apart: these end in _inverse and exist
+# where something is multiplied by an inverse that is not the transpose.
+FACTORS = {"scale": ("scale",), "hadamard": ("hadamard",), "matrix": ("matrix",),
+           "kronecker": ("kronecker_left", "kronecker_right"), "permutation": ("permutation",)}
+INTEGERS = {"hadamard", "permutation"}
+
+
+def with_inverses(names):
+    return {*names, *(f"{name}_inverse" for name in names)}
+
+
+# What stays float32 in a model of half precision: vectors, norms, whose weights hold gains, transforms and RoPE's
+# frequencies.
 FLOAT32 = {"weight_scale", "lora_A_scale", "lora_B_scale", "clip", "gain", "shift", "bias", "input_layernorm",
            "post_attention_layernorm", "norm", "inv_freq", "original_inv_freq"}
+FLOAT32 |= {name for names in FACTORS.values() for name in with_inverses(names)} - INTEGERS
+# The points before which versions 3 and 4 have a Hadamard transform, by the flags that say so.
+POINTS_OF_FLAGS = {"input": ("self_attn.input_quant", "mlp.input_quant"), "query_key": ("self_attn.k_cache_quant",),
+                   "o": ("self_attn.o_proj.input_quant",), "down": ("mlp.down_proj.input_quant",)}
 
 # ---- Hadamard matrices: Sylvester, Paley I and II, Williamson, and products of these
 
@@ -179,6 +195,57 @@ def hadamard_transform(x):
     return y.reshape(x.shape).to(x.dtype)
 
 
+# ---- online transforms
+
+
+class Factor(nn.Module):
+    """An invertible matrix T, x -> x T over the last dimension; `tensors` gives the shapes of its tensors by name, of a
+    Hadamard transform (order, blocks) themselves. Without `stored` it is no tensor of the checkpoint."""
+
+    def __init__(self, tensors, stored=True):
+        super().__init__()
+        self.kind = next((kind for kind, names in FACTORS.items() if set(names) <= set(tensors) <= with_inverses(names)),
+                         None)
+        if self.kind is None:
+            raise ValueError(f"{', '.join(sorted(tensors))}: no factor of a transform that modeling_baseq.py knows")
+        self.order = tensors["hadamard"][0] if self.kind == "hadamard" else 0
+        for name, shape in tensors.items() if stored else ():
+            tensor = torch.tensor(shape) if name == "hadamard" else torch.zeros(shape)
+            self.register_buffer(name, tensor.long() if name in INTEGERS else tensor)
+
+    def part(self, name, x, inverse_transpose):
+        """A tensor of T or T^-T, which are the same where no inverse is stored."""
+        tensor, inverse = getattr(self, name), getattr(self, f"{name}_inverse", None)
+        if inverse_transpose and inverse is not None:
+            tensor = inverse if inverse.dim() == 1 else inverse.mT
+        return tensor.to(x.dtype)
+
+    def forward(self, x, inverse_transpose=False):
+        if self.kind == "hadamard":
+            return hadamard_transform(x.unflatten(-1, (-1, self.order))).flatten(-2)
+        if self.kind == "permutation":
+            return x[..., self.permutation]
+        parts = [self.part(name, x, inverse_transpose) for name in FACTORS[self.kind]]
+        if self.kind == "scale":
+            return x * parts[0]
+        if self.kind == "kronecker":
+            left, right = parts
+            return (left.t() @ (x.reshape(-1, len(left), len(right)) @ right)).reshape(x.shape)
+        # One product for each matrix: a batch of products with vectors would take 10 times as long.
+        columns = x.reshape(-1, *parts[0].shape[:2]).transpose(0, 1)
+        return (columns @ parts[0]).transpose(0, 1).reshape(x.shape)
+
+
+def apply_chain(chain, x, inverse_transpose=False):
+    """x T_1 T_2 ..., or x T_1^-T T_2^-T ..., on the last dimension."""
+    if not chain:
+        return x
+    y = widened(x)
+    for factor in chain:
+        y = factor(y, inverse_transpose)
+    return y.to(x.dtype)
+
+
 # ---- grids
 
 
@@ -199,17 +266,21 @@ def unpack(packed, num_bits, columns):
 
 
 class QuantPoint(nn.Module):
-    """u = gain x - shift, then Q(u); see "Arithmetic" in the format's description. `spec` None: u itself."""
+    """u = gain x T - shift, then Q(u); see "Arithmetic" in the format's description. `spec` None: u itself. T is the
+    chain `transform` on every block of `width` features."""
 
-    def __init__(self, spec, features, has):
+    def __init__(self, spec, features, has, transform=(), width=None):
         super().__init__()
-        self.spec = spec
+        self.spec, self.width = spec, width or features
+        self.transform = nn.ModuleList(transform)
         self.groups = features // spec["group_size"] if spec and spec["strategy"] == "group" else 1
         for name in ("gain", "shift"):
             self.register_buffer(name, torch.ones(features) if has(name) else None)
         self.register_buffer("clip", torch.ones(self.groups, 1) if has("clip") else None)
 
     def forward(self, x):
+        if self.transform:
+            x = apply_chain(self.transform, x.unflatten(-1, (-1, self.width))).flatten(-2)
         if self.spec is None and self.gain is None and self.shift is None:
             return x
         u = widened(x)
@@ -236,15 +307,15 @@ class QuantPoint(nn.Module):
 
 
 class Linear(nn.Module):
-    """A linear with packed weights; `point` and `online` act on its input.
+    """A linear with packed weights; `point` acts on its input.
 
     With `stored`, the packed weight in the checkpoint's file, `dense` takes the place of `weight_packed` at the first
     use; without it the weight stays packed and is unpacked at each use. Memory never holds both.
     """
 
-    def __init__(self, out_features, in_features, spec, has, point=None, online=False, lora_rank=0):
+    def __init__(self, out_features, in_features, spec, has, point=None, lora_rank=0):
         super().__init__()
-        self.in_features, self.out_features, self.spec, self.online = in_features, out_features, spec, online
+        self.in_features, self.out_features, self.spec = in_features, out_features, spec
         if point is not None:
             self.input_quant = point
         self.register_buffer("bias", torch.zeros(out_features) if has("bias") else None)
@@ -311,8 +382,6 @@ class Linear(nn.Module):
         return weight
 
     def forward(self, x):
-        if self.online:
-            x = hadamard_transform(x)
         if hasattr(self, "input_quant"):
             x = self.input_quant(x)
         return nn.functional.linear(x, self.weight_for(x), None if self.bias is None else self.bias.to(x.dtype))
@@ -377,28 +446,25 @@ class Attention(nn.Module):
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling, self.attention_dropout = self.head_dim**-0.5, 0.0
-        online = config.quantization_config["online_hadamard"]
-        self.input_hadamard, self.query_key_hadamard = online["input"], online["query_key"]
         heads, kv = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
         self.input_quant = make.point("self_attn.input_quant", config.hidden_size)
-        self.k_cache_quant = make.point("self_attn.k_cache_quant", kv, cache=True)
+        self.k_cache_quant = make.point("self_attn.k_cache_quant", kv, width=self.head_dim, cache=True)
         self.v_cache_quant = make.point("self_attn.v_cache_quant", kv, cache=True)
         self.q_proj = make.linear("self_attn.q_proj", heads, config.hidden_size)
         self.k_proj = make.linear("self_attn.k_proj", kv, config.hidden_size)
         self.v_proj = make.linear("self_attn.v_proj", kv, config.hidden_size)
-        self.o_proj = make.linear("self_attn.o_proj", config.hidden_size, heads, online=online["o"])
+        self.o_proj = make.linear("self_attn.o_proj", config.hidden_size, heads)
 
     def forward(self, hidden_states, position_embeddings, attention_mask=None, **kwargs):
         cache = take_cache(kwargs)
         self.has_cache = cache is not None
         shape = hidden_states.shape[:-1]
-        x = self.input_quant(hadamard_transform(hidden_states) if self.input_hadamard else hidden_states)
+        x = self.input_quant(hidden_states)
         query = self.q_proj(x).view(*shape, -1, self.head_dim).transpose(1, 2)
         key = self.k_proj(x).view(*shape, -1, self.head_dim).transpose(1, 2)
         value = self.v_cache_quant(self.v_proj(x)).view(*shape, -1, self.head_dim).transpose(1, 2)
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
-        if self.query_key_hadamard:
-            query, key = hadamard_transform(query), hadamard_transform(key)
+        query = apply_chain(self.k_cache_quant.transform, query, inverse_transpose=True)
         key = self.k_cache_quant(key.transpose(1, 2).flatten(-2)).view(*shape, -1, self.head_dim).transpose(1, 2)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx, kwargs)
@@ -412,42 +478,55 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     def __init__(self, config, make):
         super().__init__()
-        online = config.quantization_config["online_hadamard"]
-        self.input_hadamard = online["input"]
         self.input_quant = make.point("mlp.input_quant", config.hidden_size)
         self.gate_proj = make.linear("mlp.gate_proj", config.intermediate_size, config.hidden_size)
         self.up_proj = make.linear("mlp.up_proj", config.intermediate_size, config.hidden_size)
-        self.down_proj = make.linear("mlp.down_proj", config.hidden_size, config.intermediate_size,
-                                     online=online["down"])
+        self.down_proj = make.linear("mlp.down_proj", config.hidden_size, config.intermediate_size)
 
     def forward(self, x):
-        x = self.input_quant(hadamard_transform(x) if self.input_hadamard else x)
+        x = self.input_quant(x)
         return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Maker:
-    """Makes the modules of a block with the optional tensors that the checkpoint has."""
+    """Makes the modules of block `index` with the optional tensors that the checkpoint has."""
 
-    def __init__(self, config):
-        self.quantization, self.tensors = config.quantization_config, set(getattr(config, "baseq_tensors", ()))
+    def __init__(self, config, index):
+        self.quantization, tensors = config.quantization_config, getattr(config, "baseq_tensors", {})
+        self.tensors = {name.partition(".")[2]: shape for name, shape in tensors.items()
+                        if name.startswith(f"{index}.")}
         version = self.quantization["format_version"]
         if version not in FORMAT_VERSIONS:
-            known = " and ".join(map(str, FORMAT_VERSIONS))
+            known = ", ".join(map(str, FORMAT_VERSIONS))
             raise ValueError(f"format_version {version} of the checkpoint is unknown to modeling_baseq.py, which reads "
                              f"{known}")
 
     def has(self, name):
         return lambda part: f"{name}.{part}" in self.tensors
 
-    def point(self, name, features, cache=False):
-        spec = self.quantization["kv_cache" if cache else "input_activations"]
-        return QuantPoint(spec, features, self.has(name))
+    def transform(self, point, width):
+        """The chain of factors before a quant point."""
+        flags = self.quantization.get("online_hadamard", {})  # of versions 3 and 4, which store no factors
+        if any(flags.get(flag) and point in points for flag, points in POINTS_OF_FLAGS.items()):
+            return [Factor({"hadamard": (width, 1)}, stored=False)]
+        found, prefix = {}, f"{point}.transform."
+        for name, shape in self.tensors.items():
+            if name.startswith(prefix):
+                position, _, tensor = name.removeprefix(prefix).partition(".")
+                found.setdefault(int(position), {})[tensor] = shape
+        if sorted(found) != list(range(len(found))):
+            raise ValueError(f"{prefix}*: factors {sorted(found)} of the chain are there, and others before them not")
+        return [Factor(found[position]) for position in range(len(found))]
 
-    def linear(self, name, out_features, in_features, online=False):
+    def point(self, name, features, width=None, cache=False):
+        spec = self.quantization["kv_cache" if cache else "input_activations"]
+        return QuantPoint(spec, features, self.has(name), self.transform(name, width or features), width)
+
+    def linear(self, name, out_features, in_features):
         point = None
         if name.endswith(("o_proj", "down_proj")):
             point = self.point(f"{name}.input_quant", in_features)
-        return Linear(out_features, in_features, self.quantization["weights"], self.has(name), point, online,
+        return Linear(out_features, in_features, self.quantization["weights"], self.has(name), point,
                       self.quantization["lora_rank"])
 
 
@@ -458,8 +537,8 @@ class BaseqForCausalLM(LlamaForCausalLM):
     def __init__(self, config):
         super().__init__(config)
         for index, layer in enumerate(self.model.layers):
-            layer.self_attn = Attention(config, index, Maker(config))
-            layer.mlp = Mlp(config, Maker(config))
+            layer.self_attn = Attention(config, index, Maker(config, index))
+            layer.mlp = Mlp(config, Maker(config, index))
             layer.input_layernorm = Norm(config.hidden_size, eps=config.rms_norm_eps)
             layer.post_attention_layernorm = Norm(config.hidden_size, eps=config.rms_norm_eps)
         self.model.norm = Norm(config.hidden_size, eps=config.rms_norm_eps)
@@ -494,22 +573,24 @@ class BaseqForCausalLM(LlamaForCausalLM):
 
 
 def read_checkpoint(path, hub):
-    """Names, within a block, of the tensors that a checkpoint may have and this one has (all blocks have the same);
-    and the packed weights by name, mapped from the files: they take no memory until something reads them."""
+    """Shapes of the tensors that a checkpoint may have and this one has, by names such as "0.mlp.up_proj.bias", and of
+    Hadamard transforms their values; and the packed weights by name, mapped from the files: they take no memory until
+    something reads them."""
     index = cached_file(path, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False, **hub)
     files = [cached_file(path, "model.safetensors", **hub)] if index is None else []
     if index is not None:
         with open(index, encoding="utf-8") as file:
             shards = set(json.load(file)["weight_map"].values())
         files = [cached_file(path, shard, **hub) for shard in sorted(shards)]
-    optional, packed = set(), {}
+    optional, packed, blocks = {}, {}, "model.layers."
     kinds = ("bias", "clip", "gain", "shift", "lora_A_scale", "lora_B_scale")
     for file in files:
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():
                 kind = name.rpartition(".")[2]
-                if name.startswith("model.layers.") and kind in kinds:
-                    optional.add(name.split(".", 3)[3])
+                if name.startswith(blocks) and (kind in kinds or ".transform." in name):
+                    sizes = tensors.get_tensor(name).tolist() if kind == "hadamard" else None
+                    optional[name.removeprefix(blocks)] = sizes or tensors.get_slice(name).get_shape()
                 elif kind == "weight_packed":
                     packed[name] = tensors.get_tensor(name)
-    return sorted(optional), packed
+    return optional, packed

@@ -1,7 +1,10 @@
 #include "baseq/model/quantization_config.h"
 
 #include <c10/core/ScalarType.h>
+#include <c10/util/ArrayRef.h>
 #include <c10/util/Exception.h>
+
+#include <utility>
 
 namespace baseq {
 namespace {
@@ -13,6 +16,38 @@ const std::vector<std::string> kScaleDtypes = {"float32", "float16", "bfloat16"}
 constexpr at::ScalarType kScaleTypes[] = {at::kFloat, at::kHalf, at::kBFloat16};
 
 json optional_spec(const std::optional<QuantSpec>& spec) { return spec ? to_json(*spec) : json(nullptr); }
+
+struct Reserved {
+  const char* key;
+  const char* meaning;
+};
+constexpr Reserved kReserved[] = {{"head", "quantized heads"},
+                                  {"embedding", "quantized embeddings"},
+                                  {"overrides", "linears with grids of their own"}};
+constexpr Reserved kReservedInGrids[] = {{"levels", "grids with tables of levels"},
+                                         {"block_scale", "grids with scales of scales"}};
+
+void refuse_reserved(JsonObject& object, c10::ArrayRef<Reserved> reserved) {
+  for (const Reserved& field : reserved) {
+    object.ignore(field.key);
+    TORCH_CHECK(!object.contains(field.key), object.path(), ": ", field.key, ": ", field.meaning,
+                " are reserved for a later version; this program does not read them");
+  }
+}
+
+/// `online_hadamard` of versions 3 and 4.
+std::vector<Site> hadamards_of_flags(JsonObject flags) {
+  const std::pair<const char*, std::vector<Site>> all[] = {{"input", {Site::kQkv, Site::kGateUp}},
+                                                           {"query_key", {Site::kQueryKey}},
+                                                           {"o", {Site::kO}},
+                                                           {"down", {Site::kDown}}};
+  std::vector<Site> result;
+  for (const auto& [key, at] : all) {
+    if (flags.boolean(key, false)) result.insert(result.end(), at.begin(), at.end());
+  }
+  flags.finish();
+  return result;
+}
 
 }  // namespace
 
@@ -42,36 +77,13 @@ QuantSpec quant_spec_from_json(JsonObject object, const QuantSpec& fallback) {
   return spec;
 }
 
-bool QuantizationConfig::hadamard_at(Site site) const {
-  switch (site) {
-    case Site::kQkv:
-    case Site::kGateUp:
-      return input_hadamard;
-    case Site::kQueryKey:
-      return query_key_hadamard;
-    case Site::kO:
-      return o_hadamard;
-    case Site::kDown:
-      return down_hadamard;
-    case Site::kResidual:
-    case Site::kValue:
-      return false;
-  }
-  TORCH_INTERNAL_ASSERT(false, "unknown Site");
-}
-
 json to_json(const QuantizationConfig& config) {
-  const json online{{"input", config.input_hadamard},
-                    {"query_key", config.query_key_hadamard},
-                    {"o", config.o_hadamard},
-                    {"down", config.down_hadamard}};
   return {{"quant_method", QuantizationConfig::kMethod},
           {"format_version", QuantizationConfig::kFormatVersion},
           {"weights", optional_spec(config.weights)},
           {"lora_rank", config.lora_rank},
           {"input_activations", optional_spec(config.input_activations)},
-          {"kv_cache", optional_spec(config.kv_cache)},
-          {"online_hadamard", online}};
+          {"kv_cache", optional_spec(config.kv_cache)}};
 }
 
 QuantizationConfig quantization_config_from_json(const json& value, const std::string& path) {
@@ -85,11 +97,13 @@ QuantizationConfig quantization_config_from_json(const json& value, const std::s
   TORCH_CHECK(version >= QuantizationConfig::kOldestFormatVersion && version <= QuantizationConfig::kFormatVersion,
               path, ": format_version ", version, " is not supported; this program reads versions ",
               QuantizationConfig::kOldestFormatVersion, " to ", QuantizationConfig::kFormatVersion);
-  QuantizationConfig config;
+  QuantizationConfig config{.format_version = version};
   const auto read_spec = [&](const char* key) -> std::optional<QuantSpec> {
     object.ignore(key);
     if (!object.contains(key)) return std::nullopt;
-    return quant_spec_from_json(object.object(key), {});
+    JsonObject grid = object.object(key);
+    refuse_reserved(grid, kReservedInGrids);
+    return quant_spec_from_json(std::move(grid), {});
   };
   config.weights = read_spec("weights");
   config.lora_rank = object.integer("lora_rank", 0, 0, INT64_MAX);
@@ -97,12 +111,10 @@ QuantizationConfig quantization_config_from_json(const json& value, const std::s
               " but weights are in full precision");
   config.input_activations = read_spec("input_activations");
   config.kv_cache = read_spec("kv_cache");
-  JsonObject online = object.object("online_hadamard");
-  config.input_hadamard = online.boolean("input", false);
-  config.query_key_hadamard = online.boolean("query_key", false);
-  config.o_hadamard = online.boolean("o", false);
-  config.down_hadamard = online.boolean("down", false);
-  online.finish();
+  refuse_reserved(object, kReserved);
+  if (version < QuantizationConfig::kFirstWithTransforms) {
+    config.hadamards = hadamards_of_flags(object.object("online_hadamard"));
+  }
   object.ignore("recipe");
   object.ignore("baseq_version");
   object.finish();

@@ -111,7 +111,7 @@ LinearFormats read_linear_formats(const Checkpoint& checkpoint, const std::vecto
     return result;
   }
   const CompressedTensorsConfig config(*it, path, linears.size() + 1);
-  QuantizationConfig& summary = result.config.emplace();
+  QuantizationConfig& summary = result.config.emplace(QuantizationConfig{.format_version = 0});
   const LinearFormat* first = nullptr;
   for (const std::string& name : linears) {
     LinearFormat format = config.format_of(name);

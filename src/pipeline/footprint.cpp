@@ -10,7 +10,7 @@
 namespace baseq {
 namespace {
 
-constexpr int64_t kFloatBytes = 4, kDoubleBytes = 8;
+constexpr int64_t kFloatBytes = 4, kDoubleBytes = 8, kLongBytes = 8;
 /// What a tensor takes in the header of its file, what the log says of a block, and the files that every output has.
 constexpr int64_t kHeaderBytes = 128, kLogBytes = 4096, kFilesBytes = 32 << 10;
 
@@ -104,6 +104,12 @@ int64_t point_bytes(const ModelConfig& config, const Recipe& recipe) {
   return 2 * features * kFloatBytes + 6 * 3 * kHeaderBytes;
 }
 
+/// Order and count of the Hadamard transform that every online site may have.
+int64_t transform_bytes() {
+  return std::count_if(sites().begin(), sites().end(), [](const SiteInfo& info) { return info.online; }) *
+         (2 * kLongBytes + kHeaderBytes);
+}
+
 }  // namespace
 
 int64_t Footprint::bytes() const {
@@ -149,7 +155,7 @@ OutputBytes output_bytes(const ModelConfig& config, const Recipe& recipe, at::Sc
   ModelConfig one = config;
   one.num_hidden_layers = 1;
   one.tie_word_embeddings = config.tie_word_embeddings && !recipe.transforms.residual;
-  OutputBytes bytes{.block = kLogBytes + point_bytes(config, recipe), .surroundings = kFilesBytes};
+  OutputBytes bytes{.block = kLogBytes + point_bytes(config, recipe) + transform_bytes(), .surroundings = kFilesBytes};
   for_each_tensor(one, [&](const std::string& name, at::IntArrayRef shape) {
     int64_t& sum = name.starts_with("model.layers.") ? bytes.block : bytes.surroundings;
     sum += kHeaderBytes;

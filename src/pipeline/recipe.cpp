@@ -297,10 +297,6 @@ QuantizationConfig Recipe::quantization_config() const {
   QuantizationConfig config{.weights = weights, .lora_rank = low_rank ? low_rank->rank : 0};
   if (input_activations) config.input_activations = input_activations->spec;
   if (kv_cache) config.kv_cache = kv_cache->spec;
-  config.input_hadamard = transforms.input;
-  config.query_key_hadamard = transforms.query_key;
-  config.o_hadamard = transforms.o;
-  config.down_hadamard = transforms.down;
   return config;
 }
 

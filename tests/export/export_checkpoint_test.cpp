@@ -159,14 +159,14 @@ TEST_F(Export, EverythingThatAFormatCannotCarryIsNamedAtOnce) {
     "weights": {"num_bits": 5, "symmetric": false}, "kv_cache": {"num_bits": 4}, "input_activations": {"num_bits": 4},
     "transforms": {"input": "hadamard", "down": "hadamard"}})");
   expect_error([&] { plan_export(native, {.format = ExportFormat::kGptq}); },
-               {"input_activations", "kv_cache", "transforms.input", "transforms.down", "weights of 5 bits",
+               {"input_activations", "kv_cache", "site qkv", "site gate_up", "site down", "weights of 5 bits",
                 "float32 scales", "configs/w4-gptq.json"});
   expect_error([&] { plan_export(native, {.format = ExportFormat::kAwq}); },
                {"input_activations", "weights of 5 bits", "configs/w4-awq.json"});
   expect_error([&] { plan_export(native, {.format = ExportFormat::kCompressedTensors}); },
                {"kv_cache", "asymmetric activations", "asymmetric weights of 5 bits", "float32 scales", "w4a4-vllm"});
   expect_error([&] { plan_export(native, {.format = ExportFormat::kGguf}); },
-               {"input_activations", "kv_cache", "transforms.input", "weights of 5 bits", "float32 scales"});
+               {"input_activations", "kv_cache", "site qkv", "weights of 5 bits", "float32 scales"});
 }
 
 TEST_F(Export, SizesThatDoNotFillWordsAreRefused) {

@@ -220,8 +220,45 @@ TEST(QuantizationConfig, ComesBackFromItsJson) {
   config.weights = QuantSpec{
       .num_bits = 3, .symmetric = false, .strategy = Strategy::kGroup, .group_size = 64, .scale_dtype = at::kBFloat16};
   config.input_activations = QuantSpec{.num_bits = 8, .strategy = Strategy::kToken, .dynamic = true};
-  config.input_hadamard = config.o_hadamard = true;
   EXPECT_EQ(quantization_config_from_json(to_json(config), "q"), config);
+}
+
+TEST(QuantizationConfig, FlagsOfOlderVersionsNameSites) {
+  json config = to_json(QuantizationConfig{});
+  EXPECT_EQ(config.at("format_version"), 5);
+  for (const int64_t version : {3, 4}) {
+    config["format_version"] = version;
+    config["online_hadamard"] = {{"input", true}, {"query_key", false}, {"o", true}, {"down", false}};
+    const QuantizationConfig read = quantization_config_from_json(config, "q");
+    EXPECT_EQ(read.format_version, version);
+    EXPECT_EQ(read.hadamards, (std::vector<Site>{Site::kQkv, Site::kGateUp, Site::kO}));
+    json wrong = config;
+    wrong["online_hadamard"]["value"] = true;
+    expect_error([&] { quantization_config_from_json(wrong, "q"); }, {"online_hadamard", "value"});
+    wrong.erase("online_hadamard");
+    expect_error([&] { quantization_config_from_json(wrong, "q"); }, {"online_hadamard"});
+  }
+  config["format_version"] = 5;
+  expect_error([&] { quantization_config_from_json(config, "q"); }, {"online_hadamard"});
+}
+
+TEST(QuantizationConfig, WhatIsReservedIsRefusedByName) {
+  const json plain = to_json(QuantizationConfig{.weights = QuantSpec{.num_bits = 4}});
+  const json grid = plain.at("weights");
+  const std::pair<const char*, json> reserved[] = {
+      {"head", grid}, {"embedding", grid}, {"overrides", {{"mlp.down_proj", grid}}}};
+  for (const auto& [key, value] : reserved) {
+    json config = plain;
+    config[key] = value;
+    expect_error([&] { quantization_config_from_json(config, "q"); }, {std::string("q: ") + key, "reserved"});
+    config[key] = nullptr;
+    EXPECT_NO_THROW(quantization_config_from_json(config, "q")) << key;
+  }
+  for (const char* key : {"levels", "block_scale"}) {
+    json config = plain;
+    config["weights"][key] = {1.0, 2.0};
+    expect_error([&] { quantization_config_from_json(config, "q"); }, {std::string("q: weights: ") + key, "reserved"});
+  }
 }
 
 TEST(QuantizationConfig, AnotherMethodOrVersionIsRefused) {
@@ -229,10 +266,6 @@ TEST(QuantizationConfig, AnotherMethodOrVersionIsRefused) {
   config["quant_method"] = "gptq";
   expect_error([&] { quantization_config_from_json(config, "q"); }, {"quant_method", "gptq", "already quantized"});
   config = to_json(QuantizationConfig{});
-  for (const int64_t version : {3, 4}) {
-    config["format_version"] = version;
-    EXPECT_NO_THROW(quantization_config_from_json(config, "q"));
-  }
   config["format_version"] = 99;
   expect_error([&] { quantization_config_from_json(config, "q"); }, {"format_version", "99"});
   config = to_json(QuantizationConfig{});

@@ -276,7 +276,6 @@ TEST_P(SavedLayer, ComesBackExactly) {
     quantization.input_activations = QuantSpec{.symmetric = false, .strategy = Strategy::kToken, .dynamic = true};
     quantization.kv_cache =
         QuantSpec{.symmetric = false, .strategy = Strategy::kGroup, .group_size = shape.head_dim, .dynamic = true};
-    quantization.query_key_hadamard = quantization.down_hadamard = true;
     nlohmann::json config = test::tiny_config(shape);
     config["quantization_config"] = to_json(quantization);
 

@@ -267,9 +267,12 @@ TEST_F(QuantizeCheckpoint, ConfigSaysHowToRunIt) {
   EXPECT_EQ(quantization.at("quant_method"), "baseq");
   // The recipe in the file can be run again.
   EXPECT_EQ(Recipe::from_json(quantization.at("recipe"), "r").to_json(), recipe.to_json());
-  const auto config = Model(out).quantization();
+  const Model model(out);
+  const auto& config = model.quantization();
   ASSERT_TRUE(config.has_value());
-  EXPECT_TRUE(config->input_hadamard && config->query_key_hadamard && config->o_hadamard && config->down_hadamard);
+  for (const SiteInfo& info : sites()) {
+    EXPECT_EQ(model.online_kinds(1, info.site).size(), info.online ? 1u : 0u) << info.name;
+  }
   EXPECT_EQ(config->kv_cache->group_size, shape.head_dim);
   EXPECT_EQ(out.config().at("tie_word_embeddings"), true);
   EXPECT_EQ(test::read_bytes(directory / "out" / "tokenizer.json"), "{}");

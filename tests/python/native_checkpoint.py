@@ -5,7 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+
+# The flags of versions 3 and 4 and the points before which each puts a Hadamard transform.
+FLAGS = {"input": ("self_attn.input_quant", "mlp.input_quant"), "query_key": ("self_attn.k_cache_quant",),
+         "o": ("self_attn.o_proj.input_quant",), "down": ("mlp.down_proj.input_quant",)}
 
 
 def read(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
@@ -14,6 +18,20 @@ def read(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
     for file in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(file)
     return json.loads((folder / "config.json").read_text()), tensors
+
+
+def make_older(folder: Path, version: int) -> Path:
+    """Turns a checkpoint in one file into what versions 3 and 4 stored: flags in place of Hadamard transforms."""
+    config, tensors = read(folder)
+    transforms = {name for name in tensors if ".transform." in name}
+    assert all(name.endswith(".transform.0.hadamard") for name in transforms)
+    online = {flag: all(f"model.layers.0.{point}.transform.0.hadamard" in transforms for point in points)
+              for flag, points in FLAGS.items()}
+    config["quantization_config"] |= {"format_version": version, "online_hadamard": online}
+    (folder / "config.json").write_text(json.dumps(config))
+    kept = {name: tensor for name, tensor in tensors.items() if name not in transforms}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    return folder
 
 
 def unpack(packed: np.ndarray, num_bits: int, columns: int) -> np.ndarray:

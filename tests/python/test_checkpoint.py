@@ -93,17 +93,33 @@ def test_config_names_the_format_and_the_resolved_recipe(quantize, tmp_path):
     config, tensors = read(tmp_path / "out")
     quantization = config["quantization_config"]
     assert quantization["quant_method"] == "baseq"
-    assert quantization["format_version"] == 4
+    assert quantization["format_version"] == 5
     assert quantization["weights"]["num_bits"] == 4
     assert quantization["input_activations"] == {
         "num_bits": 4, "symmetric": False, "strategy": "token", "dynamic": True, "scale_dtype": "float32"}
     assert quantization["kv_cache"]["group_size"] == config["head_dim"]
-    assert quantization["online_hadamard"] == {"input": False, "query_key": False, "o": False, "down": False}
+    assert not any(".transform." in name for name in tensors)
     assert quantization["recipe"]["calibration"]["num_samples"] == 4, "overrides belong to the resolved recipe"
     for name in linear_names():
         assert f"{name}.weight" not in tensors
         assert tensors[f"{name}.weight_packed"].dtype == torch.int32
         assert tensors[f"{name}.weight_shape"].dtype == torch.int64
+
+
+def test_online_transforms_are_tensors_of_every_block(quantize, run, tmp_path):
+    quantize({"weights": {"num_bits": 4}, "rounding": {"method": "rtn"},
+              "transforms": {"input": "hadamard", "query_key": "hadamard", "down": "hadamard"}}, tmp_path / "out")
+    _, tensors = read(tmp_path / "out")
+    expected = {"self_attn.input_quant": [64, 1], "mlp.input_quant": [64, 1], "self_attn.k_cache_quant": [16, 1],
+                "mlp.down_proj.input_quant": [96, 1]}
+    stored = {name: tensor for name, tensor in tensors.items() if ".transform." in name}
+    assert {name: tensor.tolist() for name, tensor in stored.items()} == {
+        f"model.layers.{layer}.{point}.transform.0.hadamard": sizes
+        for layer in range(2) for point, sizes in expected.items()}
+    assert {tensor.dtype for tensor in stored.values()} == {torch.int64}
+    shown = run("inspect", tmp_path / "out")
+    assert "online        hadamard at qkv, query_key, gate_up, down\n" in shown.stdout
+    assert "online        nothing" not in shown.stdout
 
 
 def test_resolved_recipe_makes_the_same_checkpoint(quantize, tmp_path):

@@ -185,7 +185,7 @@ def transformed_logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("places, types", [
     (("down",), {"down": "random-hadamard"}),  # 96 inputs
     (("o", "down"), {"o": "hadamard", "down": "random-hadamard"}),  # 64 and 96
-    (("input",), {"input": "hadamard"}),
+    (("input",), {"qkv": "hadamard", "gate_up": "hadamard"}),
 ], ids=str)
 def test_online_transforms_are_those_of_compressed_tensors(compressed_tensors, round_off, export, logits_of, tmp_path,
                                                            places, types, activations):
@@ -217,8 +217,8 @@ def test_online_transforms_are_those_of_compressed_tensors(compressed_tensors, r
     ("hf", {"input_activations": {"num_bits": 8, "symmetric": True}}, ["activations", "w4a16-vllm"]),
     ("hf", {"kv_cache": {"num_bits": 4}}, ["cache", "kv_cache=null"]),
     ("compressed-tensors", {"kv_cache": {"num_bits": 4}}, ["cache", "w4a16-vllm"]),
-    ("gptq", {"transforms": {"down": "hadamard"}}, ["transforms.down", "w4-gptq"]),
-    ("gptq", {"transforms": {"input": "hadamard", "o": "hadamard"}}, ["transforms.input", "transforms.o"]),
+    ("gptq", {"transforms": {"down": "hadamard"}}, ["down_proj input (site down)", "w4-gptq"]),
+    ("gptq", {"transforms": {"input": "hadamard", "o": "hadamard"}}, ["site qkv", "site o", "site gate_up"]),
     ("gptq", {"weights": {"num_bits": 6}}, ["weights of 6 bits", "float32 scales", "w4-gptq"]),
     ("gptq", {"input_activations": {"num_bits": 8}, "kv_cache": {"num_bits": 4}}, ["activations", "cache"]),
     ("awq", {"weights": {"num_bits": 8}}, ["weights of 8 bits", "w4-awq", "gptq"]),

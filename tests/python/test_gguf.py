@@ -238,7 +238,7 @@ def test_dry_run_lists_types_and_values(exported, run, tmp_path):
     ({"weights": WEIGHTS["Q4_1"]}, "asymmetric weights"),
     ({"weights": WEIGHTS["Q8_0"]}, "weights of 8 bits"),
     ({"weights": WEIGHTS["Q4_0"] | {"scale_dtype": "bfloat16"}}, "float16"),
-    ({"weights": WEIGHTS["Q4_0"], "transforms": {"down": "hadamard"}}, "online Hadamard"),
+    ({"weights": WEIGHTS["Q4_0"], "transforms": {"down": "hadamard"}}, "an online transform of the down_proj input"),
     ({"weights": WEIGHTS["Q4_0"], "input_activations": {"num_bits": 8}}, "activations"),
     ({"weights": None}, "full precision"),
 ])

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from native_checkpoint import make_older
 
 from tiny_runs import TINY
 
@@ -34,9 +35,10 @@ def edit_config(folder: Path, edit) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize("version", [3, 4])
+@pytest.mark.parametrize("version", [3, 4, 5])
 def test_the_file_is_replaced_and_no_other(run, native, version):
-    edit_config(native, lambda config: config["quantization_config"].update(format_version=version))
+    if version < 5:
+        make_older(native, version)
     before = contents(native)
     done = run("update", native)
     assert done.returncode == 0, done.stderr

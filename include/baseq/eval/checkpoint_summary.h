@@ -20,6 +20,9 @@ struct CheckpointSummary {
   double bits_per_weight = 0;
 };
 
+/// The online transforms by their sites, such as "hadamard at qkv, gate_up; scale, hadamard at down"; "nothing".
+std::string describe_online(const Model& model);
+
 /// Stored bits a weight of the decoder blocks' matrices: codes, scales, zero points, padding and low-rank corrections,
 /// not biases.
 double bits_per_weight(const Checkpoint& checkpoint);

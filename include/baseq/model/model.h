@@ -67,6 +67,11 @@ class Model {
   DecoderLayer stored_layer(int64_t index) const;
   /// One of `layer(index)`, by its name there ("self_attn.q_proj"), without reading the others.
   Linear linear(int64_t index, const std::string& name) const;
+  /// The kinds of the factors of a block's online transform; empty: it has none. Known without reading a tensor.
+  std::vector<Factor::Kind> online_kinds(int64_t block, Site site) const;
+  /// That of layer(block).transform(site), without reading the weights. A checkpoint stores inverses at kQueryKey
+  /// alone: at other sites the factors are for apply_transform and apply_transpose.
+  Transform online_transform(int64_t block, Site site) const;
   RmsNorm final_norm() const;
   Linear lm_head() const;  ///< the embedding when tied; over logits_scaling
   RotaryEmbedding rotary(int64_t seq_len) const;
@@ -93,11 +98,13 @@ class Model {
   ModelConfig config_;
   std::optional<QuantizationConfig> quantization_;
   std::map<std::string, LinearFormat> formats_;  ///< of quantized linears, by full name
+  std::map<std::pair<int64_t, Site>, std::vector<Factor::Kind>> online_;
   NamedTensors tensors_;
 };
 
 /// The tensors of a block as a native checkpoint stores them, by full name: packed codes with compressed-tensors' names
-/// for quantized linears, `dtype` for other matrices, float32 for vectors (norms, biases, quant points).
+/// for quantized linears, `dtype` for other matrices, float32 for vectors (norms, biases, quant points) and for online
+/// transforms, whose inverses are left out where Model::online_transform gives none.
 /// @param prefix such as "model.layers.0."
 std::map<std::string, Tensor> layer_tensors(const DecoderLayer& layer, const std::string& prefix, at::ScalarType dtype);
 

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "baseq/io/json_object.h"
 #include "baseq/model/site.h"
@@ -29,8 +30,9 @@ struct LinearFormat {
 /// What a quantized checkpoint's config.json says about how to run it; absent parts are in full precision.
 struct QuantizationConfig {
   static constexpr const char* kMethod = "baseq";
-  static constexpr int64_t kFormatVersion = 4;
-  static constexpr int64_t kOldestFormatVersion = 3;  ///< read as well: 4 added factors of 8 bits
+  static constexpr int64_t kFormatVersion = 5;
+  static constexpr int64_t kOldestFormatVersion = 3;  ///< 4 added factors of 8 bits, 5 tensors of online transforms
+  static constexpr int64_t kFirstWithTransforms = 5;
 
   std::optional<QuantSpec> weights;
   /// Rank of the corrections lora_A, lora_B beside every packed weight (less where a side of the weight is shorter);
@@ -38,17 +40,13 @@ struct QuantizationConfig {
   int64_t lora_rank = 0;
   std::optional<QuantSpec> input_activations;  ///< the four input points of a block; one scale a token
   std::optional<QuantSpec> kv_cache;           ///< one scale a token and head
-  /// Online Hadamard transforms.
-  bool input_hadamard = false;      ///< of the inputs of q, k, v and of gate, up
-  bool query_key_hadamard = false;  ///< of every head of q and k after RoPE
-  bool o_hadamard = false;          ///< of the input of o_proj
-  bool down_hadamard = false;       ///< of the input of down_proj
+  int64_t format_version = kFormatVersion;     ///< of what was read; 0: another tool's checkpoint
+  /// Sites with an online Hadamard transform in every block, which versions before kFirstWithTransforms name here.
+  /// Later ones store each online transform as tensors: see Model::online_kinds.
+  std::vector<Site> hadamards;
   /// Whether `weights` and `input_activations` hold for every linear of every block and all have codes. A native
   /// checkpoint's do; of one by another tool they are what the first quantized linear has.
   bool uniform = true;
-
-  /// Whether there is an online Hadamard transform at a site.
-  bool hadamard_at(Site site) const;
 
   bool operator==(const QuantizationConfig&) const = default;
 };
@@ -57,8 +55,10 @@ nlohmann::json to_json(const QuantSpec& spec);
 /// Throws naming the key and the value it does not know. `fallback` fills in what is missing.
 QuantSpec quant_spec_from_json(JsonObject object, const QuantSpec& fallback);
 
+/// As version kFormatVersion, which has no place for `hadamards`.
 nlohmann::json to_json(const QuantizationConfig& config);
-/// Reads what to_json wrote; throws on another method or a newer format version.
+/// Reads what to_json wrote, in this version or an older one. Throws on another method, a newer format version and what
+/// this version reserves.
 QuantizationConfig quantization_config_from_json(const nlohmann::json& json, const std::string& path);
 
 }  // namespace baseq
