@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "../../src/model/compressed_tensors_config.h"
+#include "../../src/model/native_tensors.h"
 #include "../../src/model/quantized_linear.h"
 #include "baseq/io/json_object.h"
 #include "baseq/io/safetensors.h"
@@ -115,6 +116,30 @@ inline void packed(std::string_view bytes) {
   read_quantized_weight(Checkpoint(path, nlohmann::json::object(), std::move(tensors), 0), "m", format);
 }
 
+/// The online transforms of a model with one block of 8 features, 2 heads and a head of keys.
+inline void transforms(std::string_view bytes) {
+  static const ModelConfig config = ModelConfig::from_json({{"architectures", {"LlamaForCausalLM"}},
+                                                            {"hidden_size", 8},
+                                                            {"intermediate_size", 12},
+                                                            {"num_attention_heads", 2},
+                                                            {"num_key_value_heads", 1},
+                                                            {"num_hidden_layers", 1},
+                                                            {"vocab_size", 4}},
+                                                           "config.json");
+  const std::filesystem::path path = file_of(bytes, ".safetensors");
+  const auto file = std::make_shared<const SafetensorsFile>(path);
+  Checkpoint::MadeTensors tensors;
+  for (const std::string& name : file->names()) {
+    tensors[name] = {file->info(name), [file, name] { return file->tensor(name); }};
+  }
+  const Checkpoint checkpoint(path, nlohmann::json::object(), std::move(tensors), 0);
+  for (const auto& [place, kinds] : find_transforms(checkpoint, config, QuantizationConfig{})) {
+    const int64_t width = site_shape(place.second, config).width();
+    const Transform transform = read_transform(checkpoint, "model.layers.0.", place.second, kinds, width);
+    apply_inverse_transpose(transform, apply_transform(transform, at::ones({2, width})));
+  }
+}
+
 struct Target {
   const char* name;  ///< of its folder in seeds/
   void (*run)(std::string_view);
@@ -127,7 +152,8 @@ inline constexpr Target kTargets[] = {{"safetensors", safetensors},
                                       {"run_log", run_log},
                                       {"gguf", gguf},
                                       {"compressed_tensors", compressed_tensors},
-                                      {"packed", packed}};
+                                      {"packed", packed},
+                                      {"transforms", transforms}};
 
 /// Runs the target; a refusal is fine. An assertion that failed is one of ours and no refusal.
 inline void run(const Target& target, std::string_view bytes) {
