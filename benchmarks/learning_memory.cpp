@@ -9,9 +9,9 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <vector>
 
-#include "baseq/pipeline/learn.h"
-#include "baseq/pipeline/statistics.h"
+#include "pipeline/steps.h"
 #include "random_block.h"
 
 namespace {
@@ -58,6 +58,21 @@ int64_t growth(Fn&& fn) {
   return peak - before;
 }
 
+std::vector<baseq::Step> learn_transforms() {
+  using Kind = baseq::TransformStep::Kind;
+  using baseq::Site;
+  return {baseq::TransformStep{.kind = Kind::kScale, .at = {Site::kValue, Site::kDown}},
+          baseq::TransformStep{.kind = Kind::kMatrix, .at = {Site::kValue}},
+          baseq::TransformStep{.at = {Site::kValue, Site::kQueryKey, Site::kDown}},
+          baseq::TransformStep{.kind = Kind::kScale, .at = {Site::kO}},
+          baseq::PointsStep{.at = {Site::kO, Site::kDown}, .clip = 0.88, .shift = baseq::PointsStep::Shift::kZero},
+          baseq::LearnStep{.weights = baseq::LearnStep::Weights::kStraightThrough,
+                           .epochs = 1,
+                           .rates = {{"*.scale", 3e-3}, {"value.matrix", 3e-3}, {"*.clip", 3e-2}, {"*.shift", 2e-3}}},
+          baseq::PointsStep{.at = {Site::kQkv, Site::kGateUp}, .clip = 0.88, .shift = baseq::PointsStep::Shift::kMean},
+          baseq::PointsStep{.at = {Site::kQueryKey, Site::kValue}, .clip = 0.88}};
+}
+
 double mib(int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
 
 }  // namespace
@@ -70,29 +85,28 @@ int main(int argc, char** argv) {
   CountingAllocator counting;
   c10::SetCPUAllocator(&counting, /*priority=*/255);
 
-  baseq::Recipe recipe = baseq::Recipe::from_json(
-      {{"weights", {{"num_bits", 4}}},
-       {"rounding", {{"method", "gptq"}}},
-       {"input_activations", {{"num_bits", 4}, {"clip", 0.88}, {"norm_shift", "mean"}, {"shift", "zero"}}},
-       {"kv_cache", {{"num_bits", 4}, {"clip", 0.88}}},
-       {"transforms", {{"value", "hadamard"}, {"query_key", "hadamard"}, {"down", "hadamard"}}},
-       {"learn_transforms", {{"epochs", 1}}},
-       {"learn_activations", {{"epochs", 1}}}},
-      "benchmark");
-  recipe.kv_cache->spec.group_size = shape.head_dim();
-
-  baseq::DecoderLayer layer =
-      baseq::random_block({shape.hidden, shape.ffn, shape.heads, shape.kv_heads, shape.head_dim()});
+  // Made again each time that it is asked for, as a run reads it.
+  const auto read_original = [&] {
+    at::manual_seed(0);
+    return baseq::random_block({shape.hidden, shape.ffn, shape.heads, shape.kv_heads, shape.head_dim()});
+  };
+  baseq::DecoderLayer layer = read_original();
   int64_t block = 0;
   layer.for_each_linear([&](const std::string&, baseq::Linear& linear) { block += linear.weight.nbytes(); });
-  const baseq::ModelConfig config{.head_dim = shape.head_dim()};
+  const baseq::ModelConfig config{.hidden_size = shape.hidden,
+                                  .intermediate_size = shape.ffn,
+                                  .num_hidden_layers = 1,
+                                  .num_attention_heads = shape.heads,
+                                  .num_key_value_heads = shape.kv_heads,
+                                  .head_dim = shape.head_dim(),
+                                  .blocks = {{}}};
   baseq::BlockInputs inputs{.full_precision = at::randn({shape.windows, shape.tokens, shape.hidden}),
                             .quantized = {},
                             .rope = baseq::RotaryEmbedding::create(config, shape.tokens, at::kFloat)};
   inputs.quantized = inputs.full_precision.clone();
   const Tensor target = at::empty_like(inputs.full_precision);
   baseq::advance(layer, inputs.full_precision, target, inputs.rope);
-  const Tensor weights = baseq::token_weights(target, recipe.loss, at::kFloat);
+  const Tensor weights = baseq::token_weights(target, baseq::Recipe::TokenWeights::kUniform, at::kFloat);
   const int64_t streams = 3 * static_cast<int64_t>(target.nbytes());
 
   // One window through the plain block and back to the quantity that a first layer of parameters would see.
@@ -112,20 +126,37 @@ int main(int argc, char** argv) {
   std::printf("block %.0f MiB, streams %.0f MiB, internals of %ld tokens %.0f MiB\n", mib(block), mib(streams),
               shape.tokens, mib(internals));
 
+  layer = {};
+  const baseq::BlockPlace place{config, 0, at::kFloat};
+  const baseq::QuantSpec tokens{.symmetric = false, .strategy = baseq::Strategy::kToken, .dynamic = true};
+  baseq::Grids grids{.weights = baseq::QuantSpec{}, .input_activations = tokens, .kv_cache = tokens};
+  grids.kv_cache->strategy = baseq::Strategy::kGroup;
+  grids.kv_cache->group_size = dim;
+  const baseq::GptqOptions rounding;
   const baseq::ProgressFn silent;
-  const baseq::LearningTask task{
-      .recipe = recipe, .inputs = inputs, .target = target, .token_weights = weights, .progress = silent};
-  const c10::NoGradGuard no_grad;
-  const auto report = [&](const char* stage, int64_t learned, auto&& fn) {
+  const baseq::BlockTask task{.place = place,
+                              .grids = grids,
+                              .rounding = rounding,
+                              .inputs = inputs,
+                              .target = target,
+                              .token_weights = weights,
+                              .report = silent};
+  baseq::OpenBlock open({}, place, read_original);
+  open.original();
+  const auto report = [&](const char* stage, int64_t learned, const std::vector<baseq::Step>& steps) {
     const int64_t start = held;
-    const int64_t top = start + growth(fn);
+    const int64_t top = start + growth([&] {
+                          for (const baseq::Step& step : steps)
+                            std::visit([&](const auto& any) { apply(any, open, task); }, step);
+                        });
     const int64_t sum = block + streams + internals + learned;
     std::printf("%-12s peak %7.0f MiB  sum %7.0f MiB  ratio %.2f\n", stage, mib(top), mib(sum),
                 static_cast<double>(top) / static_cast<double>(sum));
   };
-  report("transforms", stage1, [&] { baseq::learn_transforms(layer, task); });
+  report("transforms", stage1, learn_transforms());
   // The second moments of down's inputs in float64, their factor, and one copy.
   const int64_t moments = 3 * shape.ffn * shape.ffn * static_cast<int64_t>(sizeof(double));
-  report("rounding", moments - internals, [&] { baseq::round_layer(layer, recipe, inputs, weights, 0, silent); });
-  report("activations", stage3, [&] { baseq::learn_activations(layer, task); });
+  report("rounding", moments - internals, {baseq::RoundStep{.method = baseq::RoundStep::Method::kGptq}});
+  report("activations", stage3,
+         {baseq::LearnStep{.epochs = 1, .rates = {{"*.clip", 3e-2}, {"*.shift", 2e-3}, {"*.gain", 3e-3}}}});
 }

@@ -15,7 +15,9 @@ int main(int argc, char** argv) {
   std::printf("linear: relative output error %.5f\n", layer.relative_error);
   if (argc != 3) return 0;
   const baseq::Checkpoint checkpoint(argv[1]);
-  const baseq::Recipe recipe = baseq::Recipe::from_json({{"weights", {{"num_bits", 8}}}}, "w8a16");
+  baseq::Recipe recipe{.name = "w8a16"};
+  recipe.grids.weights = baseq::QuantSpec{.num_bits = 8};
+  recipe.passes[0].steps = {baseq::RoundStep{}};
   baseq::quantize_checkpoint(checkpoint, recipe, /*windows=*/{}, argv[2]);
   std::printf("checkpoint: %s\n", argv[2]);
 }

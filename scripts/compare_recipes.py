@@ -6,7 +6,9 @@
 BASELINE and CANDIDATE are programs, each MODEL is a checkpoint. Both programs quantize each model with each recipe of
 configs/, on few and short windows with one thread, and one table of what differs is printed. Recipes whose group_size
 does not divide the sizes of a model get the largest one below that does. A model without a tokenizer.json is given
-random token ids. Exits with 1 when a tensor differs or a run fails. Standard library only.
+random token ids. A baseline that reads recipes of another form gets its own of the same names, --baseline-recipes
+FOLDER; names that are in one folder alone are left out. Exits with 1 when a tensor differs or a run fails. Standard
+library only.
 """
 
 import argparse
@@ -21,6 +23,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs"
 
 
 def tensors_of(directory: Path) -> dict[str, tuple]:
@@ -46,10 +49,12 @@ def write_random_ids(path: Path, vocab_size: int, shape: tuple[int, int]) -> Non
 
 def settings(recipe: dict, config: dict, windows: tuple[int, int]) -> list[str]:
     values = {"calibration.num_samples": windows[0], "calibration.seq_len": windows[1]}
-    if group := recipe.get("weights", {}).get("group_size"):
+    # Recipes before they had grids have the grid of the weights at the top.
+    grids, path = (recipe.get("grids", {}), "grids.weights") if "grids" in recipe else (recipe, "weights")
+    if group := grids.get("weights", {}).get("group_size"):
         heads = config["num_attention_heads"]
         attention = heads * config.get("head_dim", config["hidden_size"] // heads)
-        values["weights.group_size"] = math.gcd(group, config["hidden_size"], config["intermediate_size"], attention)
+        values[f"{path}.group_size"] = math.gcd(group, config["hidden_size"], config["intermediate_size"], attention)
     return [word for path, value in values.items() for word in ("--set", f"{path}={value}")]
 
 
@@ -60,7 +65,7 @@ def quantize(program: Path, model: Path, output: Path, arguments: list[str]) -> 
     return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
 
 
-def verdict(model: Path, recipe: Path, options: argparse.Namespace) -> tuple[str, str]:
+def verdict(model: Path, name: str, options: argparse.Namespace) -> tuple[str, str]:
     """(number of tensors, what differs or "")."""
     config = json.loads((model / "config.json").read_text())
     windows = (options.num_samples, options.seq_len)
@@ -69,14 +74,15 @@ def verdict(model: Path, recipe: Path, options: argparse.Namespace) -> tuple[str
         if not (model / "tokenizer.json").exists():
             calibration = Path(scratch) / "ids.safetensors"
             write_random_ids(calibration, config["vocab_size"], windows)
-        arguments = ["--recipe", str(recipe), "--calibration", str(calibration)]
-        arguments += settings(json.loads(recipe.read_text()), config, windows)
-        arguments += [word for value in options.set for word in ("--set", value)]
         written = []
-        for name in ("baseline", "candidate"):
-            output = Path(scratch) / name
-            if message := quantize(getattr(options, name), model, output, arguments):
-                return "-", f"{name} failed: {message}"
+        for program, folder in (("baseline", options.baseline_recipes), ("candidate", CONFIGS)):
+            recipe = folder / f"{name}.json"
+            arguments = ["--recipe", str(recipe), "--calibration", str(calibration)]
+            arguments += settings(json.loads(recipe.read_text()), config, windows)
+            arguments += [word for value in options.set for word in ("--set", value)]
+            output = Path(scratch) / program
+            if message := quantize(getattr(options, program), model, output, arguments):
+                return "-", f"{program} failed: {message}"
             written.append(tensors_of(output))
     baseline, candidate = written
     for pattern, replacement in options.names.items():
@@ -93,24 +99,30 @@ def main() -> None:
     parser.add_argument("candidate", type=Path)
     parser.add_argument("models", type=Path, nargs="+", metavar="MODEL")
     parser.add_argument("--recipes", default="*", help="glob of names in configs/ (default: all)")
+    parser.add_argument("--baseline-recipes", type=Path, default=CONFIGS, metavar="FOLDER",
+                        help="recipes of the baseline (default: configs/)")
     parser.add_argument("--calibration", type=Path, default=ROOT / "data" / "calibration.txt")
     parser.add_argument("--num-samples", type=int, default=2, help="calibration windows")
     parser.add_argument("--seq-len", type=int, default=32, help="tokens per window")
-    parser.add_argument("--set", action="append", default=[], help="override a value of every recipe: batch_size=2")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value of every recipe")
     parser.add_argument("--names", type=lambda path: json.loads(Path(path).read_text()), default={},
                         help="JSON object, regular expression -> replacement, that turns the candidate's names of "
                              "tensors into the baseline's")
     options = parser.parse_args()
-    recipes = sorted((ROOT / "configs").glob(f"{options.recipes}.json"))
+    names = {folder: {path.stem for path in folder.glob(f"{options.recipes}.json")}
+             for folder in (CONFIGS, options.baseline_recipes)}
+    recipes = sorted(set.intersection(*names.values()))
     if not recipes:
-        sys.exit(f"compare_recipes: no recipe in configs/ is named {options.recipes}")
+        sys.exit(f"compare_recipes: no recipe in both folders is named {options.recipes}")
+    for name in sorted(set.union(*names.values()) - set(recipes)):
+        print(f"{name}: in one folder alone, left out", file=sys.stderr)
     print("| model | recipe | tensors | |\n|---|---|---:|---|")
     failures = 0
     for model in options.models:
         for recipe in recipes:
             count, problem = verdict(model, recipe, options)
             failures += problem != ""
-            print(f"| {model.name} | {recipe.stem} | {count} | {problem or 'same'} |", flush=True)
+            print(f"| {model.name} | {recipe} | {count} | {problem or 'same'} |", flush=True)
     total = len(recipes) * len(options.models)
     print(f"\n{total - failures} of {total} are the same", file=sys.stderr)
     sys.exit(1 if failures else 0)

@@ -99,7 +99,7 @@ void run(const QuantizeArguments& arguments) {
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   const int64_t bytes = Checkpoint(output).num_bytes();
-  const bool untied = recipe.transforms.residual && checkpoint.config().value("tie_word_embeddings", false);
+  const bool untied = recipe.rotates_residual() && checkpoint.config().value("tie_word_embeddings", false);
   print_text("{}\n  recipe       {}\n  size         {} (original {}{})\n  time         {}\n  peak memory  {}\n",
              output.string(), recipe.name, format_bytes(bytes), format_bytes(checkpoint.num_bytes()),
              untied ? "; once rotated, head and embedding differ and are both stored" : "", format_seconds(seconds),
@@ -132,7 +132,8 @@ void add_quantize(CLI::App& app) {
       "Keep finished blocks in this directory; the same command again, or --resume, goes on from there");
   CLI::Option* resume = command->add_option("--resume", arguments->resume, "Go on with the run of this work directory");
   resume->check(CLI::ExistingDirectory);
-  command->add_option("--set", arguments->overrides, "Override a recipe value: weights.num_bits=3");
+  command->add_option("--set", arguments->overrides,
+                      "Override a recipe value: grids.weights.num_bits=3, steps.0.method=rtn");
   command->add_option("--shard-size", arguments->shard_megabytes, "Largest shard in MiB")
       ->capture_default_str()
       ->check(CLI::Range(1, 1 << 20));

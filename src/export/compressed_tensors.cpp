@@ -30,8 +30,8 @@ std::string advice(const QuantizationConfig& quantization) {
                        : activations->num_bits == 8 ? "configs/w8a8-vllm.json"
                                                     : "configs/w4a4-vllm.json";
   const bool scales = quantization.weights->scale_dtype != at::kBFloat16;
-  return fmt::format("quantize again with {}, or with --set for the keys named{}", recipe,
-                     scales ? " (weights.scale_dtype=bfloat16, or export with --dtype float32)" : "");
+  return fmt::format("quantize again with {}, or change the keys named{}", recipe,
+                     scales ? " (grids.weights.scale_dtype to bfloat16, or export with --dtype float32)" : "");
 }
 
 void preflight(const ExportSource& source, at::ScalarType dtype) {

@@ -92,8 +92,8 @@ class Obstacles {
 
 /// What to do where a format carries dequantized weights and nothing of the activations.
 inline constexpr const char* kWeightsAlone =
-    "quantize again with a recipe for weights alone, such as configs/w4a16-vllm.json, or with --set "
-    "input_activations=null --set kv_cache=null";
+    "quantize again with a recipe for weights alone, such as configs/w4a16-vllm.json, or leave "
+    "grids.input_activations and grids.kv_cache out of this one, and their points steps";
 
 /// Says over how many devices tensor parallelism splits quantized weights without breaking a group or a word of packed
 /// codes. `output_multiple` is the number of outputs that a device's share must be a multiple of, `input_multiple`

@@ -37,9 +37,8 @@ int64_t words_multiple(int64_t num_bits) { return 32 / std::gcd(int64_t{32}, num
 
 std::string advice(const char* format, const char* recipe) {
   return fmt::format(
-      "quantize again with configs/{}.json, or with --set for the keys named; format hf carries "
-      "dequantized weights{}",
-      recipe, format == std::string("awq") ? ", gptq 2, 3, 4 and 8 bits" : "");
+      "quantize again with configs/{}.json, or change the keys named; format hf carries dequantized weights{}", recipe,
+      format == std::string("awq") ? ", gptq 2, 3, 4 and 8 bits" : "");
 }
 
 void preflight(const ExportSource& source, const Layout& layout, const char* recipe) {

@@ -51,7 +51,7 @@ json adapter_config(const ExportSource& source) {
 ExportPlan plan_peft(std::shared_ptr<const ExportSource> source, at::ScalarType dtype) {
   TORCH_CHECK(source->quantization().lora_rank > 0, source->path(),
               ": there are no low-rank corrections that format peft could write as an adapter; quantize again with a "
-              "recipe that has low_rank, or choose format hf");
+              "recipe whose round step has low_rank, or choose format hf");
   for (const SourceLinear& linear : source->linears()) {
     TORCH_CHECK(linear.parts.size() == 1, source->path(), ": ", source->config().architecture, " stacks ",
                 linear.parts.size(), " linears in ", linear.full_name,

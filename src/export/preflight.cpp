@@ -39,7 +39,7 @@ void Obstacles::add_scale_dtype(at::ScalarType dtype) {
   if (!source_.quantization().weights) return;
   const at::ScalarType stored = source_.quantization().weights->scale_dtype;
   if (stored == dtype || dtype == at::kFloat) return;
-  found_.push_back(fmt::format("{} scales, which {} would round (weights.scale_dtype)", torch_dtype_name(stored),
+  found_.push_back(fmt::format("{} scales, which {} would round (grids.weights.scale_dtype)", torch_dtype_name(stored),
                                torch_dtype_name(dtype)));
 }
 

@@ -14,9 +14,14 @@
 namespace baseq {
 using nlohmann::json;
 
-JsonObject::JsonObject(const json& value, std::string path) : value_(value), path_(std::move(path)) {
+JsonObject::JsonObject(const json& value, std::string path) : JsonObject(value, std::move(path), ": ") {}
+
+JsonObject::JsonObject(const json& value, std::string path, const char* separator)
+    : value_(value), path_(std::move(path)), separator_(separator) {
   TORCH_CHECK(value.is_object(), path_, ": expected an object, got ", short_json(value));
 }
+
+std::string JsonObject::path_of(std::string_view key) const { return fmt::format("{}{}{}", path_, separator_, key); }
 
 const json* JsonObject::find(std::string_view key) {
   asked_.emplace(key);
@@ -25,7 +30,7 @@ const json* JsonObject::find(std::string_view key) {
 }
 
 void JsonObject::fail(std::string_view key, const std::string& expected, const json& got) const {
-  TORCH_CHECK(false, path_, ": ", key, ": expected ", expected, ", got ", short_json(got));
+  TORCH_CHECK(false, path_of(key), ": expected ", expected, ", got ", short_json(got));
 }
 
 bool JsonObject::contains(std::string_view key) const {
@@ -35,8 +40,25 @@ bool JsonObject::contains(std::string_view key) const {
 
 JsonObject JsonObject::object(std::string_view key) {
   const json* value = find(key);
-  TORCH_CHECK(value != nullptr, path_, ": ", key, ": missing; an object is required");
-  return JsonObject(*value, fmt::format("{}: {}", path_, key));
+  TORCH_CHECK(value != nullptr, path_of(key), ": missing; an object is required");
+  return {*value, path_of(key), "."};
+}
+
+std::vector<JsonObject> JsonObject::objects(std::string_view key) {
+  const json* value = find(key);
+  if (!value) return {};
+  if (!value->is_array()) fail(key, "an array of objects", *value);
+  std::vector<JsonObject> objects;
+  for (size_t i = 0; i < value->size(); ++i) {
+    if (!(*value)[i].is_null()) objects.push_back({(*value)[i], fmt::format("{}[{}]", path_of(key), i), "."});
+  }
+  return objects;
+}
+
+std::vector<std::string> JsonObject::keys() const {
+  std::vector<std::string> keys;
+  for (const auto& [key, value] : value_.items()) keys.push_back(key);
+  return keys;
 }
 
 bool JsonObject::boolean(std::string_view key, bool fallback) {
@@ -79,6 +101,21 @@ size_t JsonObject::choice(std::string_view key, size_t fallback, const std::vect
       value->is_string() ? std::find(choices.begin(), choices.end(), value->get<std::string>()) : choices.end();
   if (it == choices.end()) fail(key, fmt::format("one of \"{}\"", fmt::join(choices, "\", \"")), *value);
   return static_cast<size_t>(it - choices.begin());
+}
+
+std::vector<size_t> JsonObject::choices(std::string_view key, const std::vector<std::string>& choices) {
+  const std::string expected = fmt::format("an array with any of \"{}\"", fmt::join(choices, "\", \""));
+  const json* value = find(key);
+  TORCH_CHECK(value != nullptr, path_of(key), ": missing; expected ", expected);
+  if (!value->is_array()) fail(key, expected, *value);
+  std::vector<size_t> indices;
+  for (const json& item : *value) {
+    const auto it =
+        item.is_string() ? std::find(choices.begin(), choices.end(), item.get<std::string>()) : choices.end();
+    if (it == choices.end()) fail(key, expected, item);
+    indices.push_back(static_cast<size_t>(it - choices.begin()));
+  }
+  return indices;
 }
 
 std::vector<std::string> JsonObject::texts(std::string_view key) {

@@ -25,7 +25,7 @@ constexpr const char* kInputs = "inputs.safetensors";
 constexpr const char* kJournal = "journal.json";
 constexpr const char* kLock = "lock";
 // Of the files and what journal.json says of them.
-constexpr int64_t kJournalVersion = 2;
+constexpr int64_t kJournalVersion = 3;
 
 RunJournal::Tensors tensors_of(const fs::path& path) {
   const SafetensorsFile file(path);

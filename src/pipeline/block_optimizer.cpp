@@ -1,4 +1,4 @@
-#include "baseq/pipeline/block_optimizer.h"
+#include "block_optimizer.h"
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
@@ -52,7 +52,7 @@ OptimizeResult optimize_block(const std::function<Tensor(const Tensor&)>& loss, 
   };
   std::vector<torch::optim::OptimizerParamGroup> param_groups;
   for (const auto& group : groups) {
-    const auto adamw = torch::optim::AdamWOptions(group.learning_rate).weight_decay(0).eps(options.epsilon);
+    const auto adamw = torch::optim::AdamWOptions(group.learning_rate).weight_decay(0).eps(group.epsilon);
     param_groups.emplace_back(group.parameters, std::make_unique<torch::optim::AdamWOptions>(adamw));
   }
   torch::optim::AdamW optimizer(param_groups);

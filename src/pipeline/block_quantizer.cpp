@@ -8,14 +8,8 @@
 #include <utility>
 
 #include "../quant/finite.h"
-#include "baseq/pipeline/balance.h"
-#include "baseq/pipeline/layer_state.h"
-#include "baseq/pipeline/learn.h"
-#include "baseq/pipeline/merge.h"
-#include "baseq/pipeline/round_layer.h"
-#include "baseq/pipeline/start_points.h"
-#include "baseq/pipeline/statistics.h"
-#include "baseq/transform/hadamard.h"
+#include "merge.h"
+#include "steps.h"
 
 namespace baseq {
 namespace {
@@ -39,14 +33,33 @@ void check_finite(const DecoderLayer& layer, int64_t block) {
   });
 }
 
-bool has_block_hadamards(const Recipe::Transforms& transforms) {
-  return transforms.input || transforms.value || transforms.query_key || transforms.o || transforms.down;
+/// Steps worth keeping; the others are done again in no time.
+bool is_long(const Step& step) {
+  return std::holds_alternative<LearnStep>(step) || std::holds_alternative<RoundStep>(step);
+}
+
+std::string name_of(const Step& step) {
+  const auto* learned = std::get_if<LearnStep>(&step);
+  return learned ? learned->name : "rounding";
+}
+
+/// The grids for a model: a group of the cache is a head.
+Grids grids_for(Grids grids, const ModelConfig& config) {
+  if (grids.kv_cache) grids.kv_cache->group_size = config.head_dim;
+  return grids;
 }
 
 }  // namespace
 
 BlockQuantizer::BlockQuantizer(const Model& model, const Recipe& recipe, const Tensor& windows, Options options)
-    : model_(model), recipe_(recipe), windows_(windows), options_(std::move(options)) {}
+    : model_(model),
+      recipe_(recipe),
+      windows_(windows),
+      options_(std::move(options)),
+      grids_(grids_for(recipe.grids, model.config())),
+      residual_(residual_transform(recipe, model.config())) {
+  if (const RoundStep* round = recipe.round_step()) rounding_ = round->gptq;
+}
 
 void BlockQuantizer::start(const Tensor& embedding) {
   if (!windows_.defined()) return;
@@ -59,7 +72,7 @@ void BlockQuantizer::start(const Tensor& embedding) {
   for (int64_t n = 0; n < windows_.size(0); ++n) {
     const Tensor ids = windows_.narrow(0, n, 1);
     const Tensor exact = model_.embed(ids);
-    streams_.full_precision.narrow(0, n, 1).copy_(recipe_.transforms.residual ? hadamard_transform(exact) : exact);
+    streams_.full_precision.narrow(0, n, 1).copy_(apply_transform(residual_, exact));
     const Tensor written = at::embedding(embedding, ids.to(compute.device())).to(compute);
     streams_.quantized.narrow(0, n, 1).copy_(written * config.embedding_multiplier);
   }
@@ -80,18 +93,20 @@ void BlockQuantizer::pass_full_precision(int64_t block) {
 /// The block as the checkpoint has it. What will be rotated, in float64, comes in the type in which it is stored, but
 /// at least in float32: it is measured before it is widened, without a copy.
 DecoderLayer BlockQuantizer::read_block(int64_t block) const {
-  DecoderLayer layer = recipe_.transforms.residual ? model_.stored_layer(block) : model_.layer(block);
+  DecoderLayer layer = residual_.empty() ? model_.layer(block) : model_.stored_layer(block);
   check_finite(layer, block);
   return layer;
 }
 
-/// A block as read_block returns it in the basis of the streams, transforms of the residual merged in float64.
+/// A block as read_block returns it in the basis of the streams. Transforms of the residual are merged in float64, and
+/// the block stays so unless activations pass it.
 DecoderLayer BlockQuantizer::in_stream_basis(DecoderLayer layer) const {
-  if (!recipe_.transforms.residual) return layer;
-  layer = std::move(layer).to(at::kDouble);
-  fuse_norm_gains(layer);
-  rotate_residual(layer);
-  return layer;
+  if (!residual_.empty()) {
+    layer = std::move(layer).to(at::kDouble);
+    fuse_norm_gains(layer);
+    transform_residual(layer, residual_);
+  }
+  return windows_.defined() ? std::move(layer).to(options_.compute) : layer;
 }
 
 /// The first windows of a stream.
@@ -103,103 +118,67 @@ Tensor BlockQuantizer::measured(const Tensor& stream) const {
 /// @param layer  as read_block returns it
 std::map<std::string, ActivationRange> BlockQuantizer::original_ranges(const DecoderLayer& layer) const {
   const Tensor windows = measured(streams_.full_precision);
-  return activation_ranges(
-      layer, recipe_.transforms.residual ? hadamard_transform(windows, /*transpose=*/true) : windows, streams_.rope);
+  // The transform is orthogonal: its transpose takes the stream back to the basis of the checkpoint.
+  return activation_ranges(layer, apply_transpose(residual_, windows), streams_.rope);
 }
 
-void BlockQuantizer::transform(DecoderLayer& layer, const LearningTask& task) const {
-  if (windows_.defined()) {
-    for (const std::string& name : balance(layer, recipe_.transforms, streams_, task.token_weights)) {
-      options_.report(Warning{fmt::format(
-          "block {}: {} is left out: what the calibration windows show there is not finite", task.block, name)});
-    }
+/// Passes the full-precision stream and returns the weights of its tokens.
+Tensor BlockQuantizer::weigh_tokens(const DecoderLayer& original, int64_t block, bool quiet) {
+  advance(original, streams_.full_precision, target_, streams_.rope, options_.pass);
+  Tensor weights = token_weights(target_, recipe_.token_weights, options_.compute);
+  const auto ignored = weights.eq(0).sum().item<int64_t>();
+  if (ignored > 0 && !quiet) {
+    options_.report(
+        Warning{fmt::format("block {}: its output is not finite for {} of {} calibration tokens, which do not count in "
+                            "this block",
+                            block, ignored, weights.numel())});
   }
-  if (recipe_.learn_transforms.epochs > 0) {
-    learn_transforms(layer, task);
-    return;
-  }
-  if (has_block_hadamards(recipe_.transforms)) {
-    layer = std::move(layer).to(at::kDouble);
-    apply_hadamards(layer, recipe_.transforms);
-  }
-  layer = std::move(layer).to(options_.compute);
-  start_quant_points(layer, recipe_, streams_, task.token_weights);
+  return weights;
 }
 
-void BlockQuantizer::round(DecoderLayer& layer, const LearningTask& task) const {
-  if (!recipe_.weights) return;
-  std::map<std::string, Tensor> unrounded;
-  const bool learned = recipe_.low_rank && recipe_.low_rank->block_epochs > 0;
-  if (learned) {
-    layer.for_each_linear([&](const std::string& name, const Linear& linear) { unrounded[name] = linear.weight; });
-  }
-  round_layer(layer, recipe_, streams_, task.token_weights, task.block, options_.report);
-  if (learned) learn_low_rank(layer, unrounded, task);
-}
-
-DecoderLayer BlockQuantizer::quantize(int64_t block, std::optional<StageEnd> reached,
-                                      const std::function<void(const StageEnd&)>& stage_ended) {
+BlockQuantizer::Result BlockQuantizer::quantize(int64_t pass, int64_t block, BlockState state,
+                                                std::optional<StepEnd> reached,
+                                                const std::function<void(const StepEnd&)>& step_ended) {
   options_.pass.step();
-  DecoderLayer layer = read_block(block);
+  const BlockPlace place{model_.config(), block, options_.compute};
+  if (reached) state = state_from_tensors(reached->state, grids_, options_.compute.device());
+  const int64_t begin = reached ? std::exchange(reached, std::nullopt)->num_steps : 0;
   std::map<std::string, ActivationRange> before;
-  if (windows_.defined()) before = original_ranges(layer.to(options_.compute));
-  layer = in_stream_basis(std::move(layer));
-  Tensor weights;
-  if (windows_.defined()) {
-    layer = std::move(layer).to(options_.compute);
-    advance(layer, streams_.full_precision, target_, streams_.rope, options_.pass);
-    weights = token_weights(target_, recipe_.loss, options_.compute);
-    if (const auto ignored = weights.eq(0).sum().item<int64_t>(); ignored > 0 && !reached) {
-      options_.report(
-          Warning{fmt::format("block {}: its output is not finite for {} of {} calibration tokens, which do not "
-                              "count in this block",
-                              block, ignored, weights.numel())});
+  bool measure = windows_.defined();  // once, when the block is read for the first time
+  OpenBlock open(std::move(state), place, [&] {
+    DecoderLayer layer = read_block(block);
+    if (std::exchange(measure, false)) before = original_ranges(layer.to(options_.compute));
+    return in_stream_basis(std::move(layer));
+  });
+  const Tensor weights = windows_.defined() ? weigh_tokens(open.original(), block, begin > 0) : Tensor{};
+  const BlockTask task{.place = place,
+                       .grids = grids_,
+                       .rounding = rounding_,
+                       .inputs = streams_,
+                       .target = target_,
+                       .token_weights = weights,
+                       .seed = options_.seed,
+                       .report = options_.report};
+  const std::vector<Step>& steps = recipe_.passes.at(static_cast<size_t>(pass)).steps;
+  for (auto step = steps.begin() + begin; step != steps.end(); ++step) {
+    std::visit([&](const auto& any) { apply(any, open, task); }, *step);
+    if (step_ended && is_long(*step) && std::any_of(step + 1, steps.end(), is_long)) {
+      step_ended({step + 1 - steps.begin(), name_of(*step), state_tensors(open.state())});
     }
   }
-  const LearningTask task{.recipe = recipe_,
-                          .inputs = streams_,
-                          .target = target_,
-                          .token_weights = weights,
-                          .seed = options_.seed,
-                          .block = block,
-                          .progress = options_.report};
-  if (reached) {
-    layer = {};
-    layer = restore_layer(DecoderLayer::create(model_.config(), block), reached->layer, recipe_, options_.compute);
-    reached->layer.clear();
-  }
-  bool ahead = !reached;  // whether what comes next is still to be done
-  // work() returns whether what it made is worth keeping.
-  const auto stage = [&](const std::string& name, const auto& work) {
-    if (!ahead) {
-      ahead = name == reached->stage;
-    } else if (work() && stage_ended) {
-      // As a restored layer is: how data lie can decide about the last bits of a product.
-      layer.for_each_linear([](const std::string&, Linear& linear) { linear.weight = linear.weight.contiguous(); });
-      stage_ended({name, layer_state(layer)});
-    }
-  };
-  const bool learns_activations = recipe_.learn_activations.epochs > 0;
-  stage("transforms", [&] {
-    transform(layer, task);
-    return recipe_.learn_transforms.epochs > 0;
-  });
-  stage("rounding", [&] {
-    round(layer, task);
-    return recipe_.weights && learns_activations;
-  });
-  TORCH_CHECK(ahead, "quantize: block ", block, " was left after a stage \"", reached->stage, "\", which is not known");
-  if (learns_activations) learn_activations(layer, task);
-  merge_corrections(layer);
+  Result result{open.state(), open.take_layer()};
+  merge_corrections(result.layer);
   if (windows_.defined()) {
-    for (const PointMeasured& point :
-         measure_points(block, before, layer, measured(streams_.quantized), streams_.rope)) {
-      options_.report(point);
+    if (pass + 1 == num_passes()) {
+      for (const PointMeasured& point :
+           measure_points(block, before, result.layer, measured(streams_.quantized), streams_.rope)) {
+        options_.report(point);
+      }
     }
-    advance(layer, streams_.quantized, streams_.quantized, streams_.rope, options_.pass);
+    advance(result.layer, streams_.quantized, streams_.quantized, streams_.rope, options_.pass);
     std::swap(streams_.full_precision, target_);
   }
-  return layer;
+  return result;
 }
 
 double BlockQuantizer::stream_error() const {

@@ -8,6 +8,7 @@
 #include "baseq/model/model.h"
 #include "baseq/pipeline/activation_ranges.h"
 #include "baseq/pipeline/quantize_checkpoint.h"
+#include "open_block.h"
 
 namespace baseq {
 
@@ -15,14 +16,8 @@ namespace baseq {
 inline constexpr const char* kFullPrecision = "full_precision";
 inline constexpr const char* kQuantized = "quantized";
 
-/// What a block is after one of its stages, see layer_state.
-struct StageEnd {
-  std::string stage;
-  std::map<std::string, Tensor> layer;
-};
-
-/// Takes the blocks of a model from full precision to their quantized form, one after the other, and the activation
-/// streams through them.
+/// Takes the blocks of a model through the passes of a recipe, one after the other, and the activation streams through
+/// the blocks.
 class BlockQuantizer {
  public:
   struct Options {
@@ -32,11 +27,25 @@ class BlockQuantizer {
     uint64_t seed = 0;
     ProgressFn report;  ///< every event between the start of a block and its end
   };
+  /// A block between two steps.
+  struct StepEnd {
+    int64_t num_steps = 0;  ///< that are done
+    std::string name;       ///< the last one, for messages
+    std::map<std::string, Tensor> state;
+  };
+  /// A block after all steps of a pass.
+  struct Result {
+    BlockState state;
+    DecoderLayer layer;  ///< with its corrections merged
+  };
 
   /// All but the options must outlive this. `windows` may be undefined.
   BlockQuantizer(const Model& model, const Recipe& recipe, const Tensor& windows, Options options);
 
-  /// Puts the streams before the first block.
+  int64_t num_passes() const { return static_cast<int64_t>(recipe_.passes.size()); }
+  const Transform& residual() const { return residual_; }
+  const Grids& grids() const { return grids_; }
+  /// Puts the streams before the first block; to be called for each pass.
   /// @param embedding as the quantized model has it, [vocab_size, hidden_size]
   void start(const Tensor& embedding);
   /// The streams by name, to be stored and filled again between two blocks; empty when there is no calibration.
@@ -44,11 +53,12 @@ class BlockQuantizer {
   /// Takes the full-precision stream through a block, to the same bits as quantize() does.
   void pass_full_precision(int64_t block);
 
-  /// Quantizes a block and takes the streams behind it.
-  /// @param reached what an earlier attempt gave `stage_ended` last; it goes on from there to the same bits
-  /// @param stage_ended called after each stage that another one follows, if both take long; may be empty
-  DecoderLayer quantize(int64_t block, std::optional<StageEnd> reached = {},
-                        const std::function<void(const StageEnd&)>& stage_ended = {});
+  /// Takes a block through the steps of a pass, and the streams through the block.
+  /// @param state      from the pass before
+  /// @param reached    what an earlier attempt gave `step_ended` last; the rest is done to the same bits
+  /// @param step_ended called after each long step that another long one follows; may be empty
+  Result quantize(int64_t pass, int64_t block, BlockState state, std::optional<StepEnd> reached = {},
+                  const std::function<void(const StepEnd&)>& step_ended = {});
 
   /// Of the streams: median over tokens of |quantized - full|^2 / |full|^2; NaN when there is no calibration.
   double stream_error() const;
@@ -58,13 +68,15 @@ class BlockQuantizer {
   DecoderLayer in_stream_basis(DecoderLayer layer) const;
   Tensor measured(const Tensor& stream) const;
   std::map<std::string, ActivationRange> original_ranges(const DecoderLayer& layer) const;
-  void transform(DecoderLayer& layer, const struct LearningTask& task) const;
-  void round(DecoderLayer& layer, const struct LearningTask& task) const;
+  Tensor weigh_tokens(const DecoderLayer& original, int64_t block, bool quiet);
 
   const Model& model_;
   const Recipe& recipe_;
   const Tensor& windows_;
   Options options_;
+  Grids grids_;
+  GptqOptions rounding_;
+  Transform residual_;  ///< empty: the residual stream keeps its basis
   BlockInputs streams_;
   Tensor target_;  ///< the full-precision stream after the block
 };

@@ -24,31 +24,41 @@ int64_t size_of(at::ScalarType dtype) { return static_cast<int64_t>(c10::element
 
 /// While a layer is rotated: all of it in float64, one linear at a time beside it.
 int64_t merging_bytes(const ModelConfig& config, const Recipe& recipe) {
-  const auto& t = recipe.transforms;
-  if (!t.residual && !t.input && !t.value && !t.o && !t.down) return block_values(config) * kFloatBytes;
+  using Kind = TransformStep::Kind;
+  const std::vector<const TransformStep*> steps = recipe.steps_of<TransformStep>();
+  const bool wide = std::ranges::any_of(steps, [](const auto* step) { return step->kind == Kind::kHadamard; });
+  if (!wide) return block_values(config) * kFloatBytes * (steps.empty() ? 1 : 2);
   return block_values(config) * kDoubleBytes + config.hidden_size * config.intermediate_size * kDoubleBytes;
+}
+
+const LowRankOptions* low_rank_of(const Recipe& recipe) {
+  const RoundStep* round = recipe.round_step();
+  return round && round->low_rank ? &*round->low_rank : nullptr;
 }
 
 /// Values of lora_A and lora_B together, 0 without a low-rank correction.
 int64_t low_rank_values(const Recipe& recipe, const LinearShape& linear) {
-  if (!recipe.low_rank) return 0;
-  const int64_t rank = std::min({recipe.low_rank->rank, linear.out_features, linear.in_features});
+  const LowRankOptions* low_rank = low_rank_of(recipe);
+  if (!low_rank) return 0;
+  const int64_t rank = std::min({low_rank->rank, linear.out_features, linear.in_features});
   return rank * (linear.out_features + linear.in_features);
 }
 
 /// While one linear is rounded: the block in float32, its codes, and what GPTQ or the low-rank correction holds of the
 /// largest input.
 int64_t rounding_bytes(const ModelConfig& config, const Recipe& recipe, const RunShape& shape) {
-  const bool gptq = recipe.rounding == Recipe::Rounding::kGptq;
+  const RoundStep* round = recipe.round_step();
+  if (!round) return 0;
+  const bool gptq = round->method == RoundStep::Method::kGptq;
   const int64_t values = block_values(config);
   int64_t block = values * (kFloatBytes + 1);
-  if (gptq && recipe.compensate_streams) block += values * kFloatBytes;
+  if (gptq && round->compensate_streams) block += values * kFloatBytes;
   int64_t largest = 0;
   for (const LinearShape& linear : linear_shapes(config)) {
     const int64_t n = linear.in_features, weight = linear.out_features * n;
     int64_t bytes = weight * (2 * kFloatBytes + 1);
     if (recipe.rounding_needs_moments()) {
-      const int64_t square = n * n, cross = recipe.compensate_streams ? square * kDoubleBytes : 0;
+      const int64_t square = n * n, cross = round->compensate_streams ? square * kDoubleBytes : 0;
       // The sum and one product in float32; then the Hessian, its factor and the feedback, or the cross term's
       // products.
       const int64_t collecting = square * (kDoubleBytes + kFloatBytes) + 2 * cross +
@@ -56,7 +66,7 @@ int64_t rounding_bytes(const ModelConfig& config, const Recipe& recipe, const Ru
       const int64_t solving =
           square * 2 * kDoubleBytes + std::max(square * kFloatBytes, 3 * cross) + cross + weight * 2 * kFloatBytes;
       // The moments, the error and its product with them.
-      const int64_t correcting = recipe.low_rank ? square * kDoubleBytes + weight * 2 * kDoubleBytes : 0;
+      const int64_t correcting = round->low_rank ? square * kDoubleBytes + weight * 2 * kDoubleBytes : 0;
       bytes = std::max({collecting, gptq ? bytes + solving : 0, bytes + correcting});
     }
     largest = std::max(largest, bytes);
@@ -66,16 +76,25 @@ int64_t rounding_bytes(const ModelConfig& config, const Recipe& recipe, const Ru
 
 /// While a stage is learned: weights in float32 and in the dtype of the products, and the graph of one step.
 int64_t learning_bytes(const ModelConfig& config, const Recipe& recipe, const RunShape& shape) {
-  if (!recipe.learns()) return 0;
-  const bool low_rank = recipe.low_rank && recipe.low_rank->block_epochs > 0;
-  const int64_t values = block_values(config), tokens = recipe.batch_size * shape.seq_len;
-  int64_t bytes = values * (kFloatBytes + size_of(recipe.products));
-  // v, o, up and down are rotated, scaled and rounded anew in each step, which keeps several stages of each.
-  if (recipe.learn_transforms.epochs > 0) bytes += values / 2 * 6 * kFloatBytes;
-  // The weight before rounding, Q, W_F and its gradient in both types, with the graph of one step.
-  if (low_rank) bytes += values * (4 * kFloatBytes + size_of(recipe.products) + 1);
-  // What the steps of a forward pass keep for backward, about twice what one holds at a time.
-  return bytes + 3 * forward_bytes(config, tokens);
+  int64_t largest = 0;
+  for (const LearnStep* step : recipe.steps_of<LearnStep>()) {
+    if (step->epochs == 0) continue;
+    const auto learns = [&](const char* what) {
+      return std::ranges::any_of(step->rates, [&](const auto& rate) { return rate.first.ends_with(what); });
+    };
+    const int64_t values = block_values(config), tokens = step->batch_size * shape.seq_len;
+    int64_t bytes = values * (kFloatBytes + size_of(step->products));
+    // The original weights; what the factors reach is rotated, scaled and rounded anew in each step, which keeps
+    // several stages of each.
+    if (learns(".scale") || learns(".matrix") || learns(".weight_clip")) {
+      bytes += values * kFloatBytes + values / 2 * 6 * kFloatBytes;
+    }
+    // The weight before rounding, Q, W_F and its gradient in both types, with the graph of one step.
+    if (learns(".low_rank")) bytes += values * (4 * kFloatBytes + size_of(step->products) + 1);
+    // What the steps of a forward pass keep for backward, about twice what one holds at a time.
+    largest = std::max(largest, bytes + 3 * forward_bytes(config, tokens));
+  }
+  return largest;
 }
 
 int64_t grid_bytes(const QuantSpec& spec, int64_t rows, int64_t columns) {
@@ -88,20 +107,23 @@ int64_t grid_bytes(const QuantSpec& spec, int64_t rows, int64_t columns) {
 
 /// A linear of a block as it is written, with the bias that corrections may give it.
 int64_t linear_bytes(const Recipe& recipe, int64_t rows, int64_t columns, int64_t matrix) {
-  int64_t bytes = recipe.weights ? grid_bytes(*recipe.weights, rows, columns) : rows * columns * matrix;
-  if (recipe.low_rank) {
+  int64_t bytes = recipe.grids.weights ? grid_bytes(*recipe.grids.weights, rows, columns) : rows * columns * matrix;
+  if (const LowRankOptions* low_rank = low_rank_of(recipe)) {
     const int64_t rank = low_rank_values(recipe, {"", rows, columns, false});
-    bytes += rank * size_of(recipe.low_rank->dtype) + 4 * kHeaderBytes;
+    bytes += rank * size_of(low_rank->dtype) + 4 * kHeaderBytes;
   }
   return bytes + (recipe.has_mean_shift() ? rows * kFloatBytes + kHeaderBytes : 0);
 }
 
-/// Gains, shifts and clips of a block's quant points, if there are any: at most one gain and one shift a feature.
+/// Gains, shifts and clips of a block's quant points, if there are any: at most one gain and one shift per feature.
 int64_t point_bytes(const ModelConfig& config, const Recipe& recipe) {
-  if (!recipe.input_activations && !recipe.kv_cache) return 0;
-  const int64_t heads = config.num_attention_heads + 2 * config.num_key_value_heads;
-  const int64_t features = 2 * config.hidden_size + heads * config.head_dim + config.intermediate_size;
-  return 2 * features * kFloatBytes + 6 * 3 * kHeaderBytes;
+  int64_t bytes = 0;
+  for (const SiteInfo& info : sites()) {
+    const bool quantized =
+        !info.point.empty() && (info.cache ? recipe.grids.kv_cache : recipe.grids.input_activations).has_value();
+    if (quantized) bytes += 2 * site_shape(info.site, config).features * kFloatBytes + 3 * kHeaderBytes;
+  }
+  return bytes;
 }
 
 /// Order and count of the Hadamard transform that every online site may have.
@@ -128,7 +150,7 @@ Footprint quantization_memory(const ModelConfig& config, const Recipe& recipe, c
   const int64_t forward =
       tokens > 0 ? forward_bytes(config, std::min(tokens, std::max(shape.tokens_per_batch, shape.seq_len))) : 0;
   const int64_t merging = merging_bytes(config, recipe);
-  const int64_t rounding = recipe.weights ? rounding_bytes(config, recipe, shape) : 0;
+  const int64_t rounding = rounding_bytes(config, recipe, shape);
   const int64_t learning = learning_bytes(config, recipe, shape);
   const int64_t passing = values * (kFloatBytes + 1) + forward;
   Footprint memory;
@@ -139,7 +161,7 @@ Footprint quantization_memory(const ModelConfig& config, const Recipe& recipe, c
                                           : "a pass";
   memory.parts.push_back({std::string("one block, at most while ") + stage, block});
   memory.parts.push_back({"one block of the mapped checkpoint", values * size_of(shape.checkpoint_dtype)});
-  if (recipe.transforms.residual) {
+  if (recipe.rotates_residual()) {
     memory.parts.push_back({"the rotated embedding", config.vocab_size * config.hidden_size *
                                                          size_of(recipe.dtype.value_or(shape.checkpoint_dtype))});
   }
@@ -154,7 +176,7 @@ OutputBytes output_bytes(const ModelConfig& config, const Recipe& recipe, at::Sc
   // Blocks are alike; a rotation of the residual stream gives the head weights of its own.
   ModelConfig one = config;
   one.num_hidden_layers = 1;
-  one.tie_word_embeddings = config.tie_word_embeddings && !recipe.transforms.residual;
+  one.tie_word_embeddings = config.tie_word_embeddings && !recipe.rotates_residual();
   OutputBytes bytes{.block = kLogBytes + point_bytes(config, recipe) + transform_bytes(), .surroundings = kFilesBytes};
   for_each_tensor(one, [&](const std::string& name, at::IntArrayRef shape) {
     int64_t& sum = name.starts_with("model.layers.") ? bytes.block : bytes.surroundings;
@@ -171,10 +193,10 @@ OutputBytes output_bytes(const ModelConfig& config, const Recipe& recipe, at::Sc
 }
 
 int64_t stage_bytes(const ModelConfig& config, const Recipe& recipe) {
-  const int64_t values = block_values(config);
-  const int64_t transformed = recipe.learn_transforms.epochs > 0 ? values * kFloatBytes : 0;
-  const int64_t rounded = recipe.weights && recipe.learn_activations.epochs > 0 ? values : 0;
-  return transformed + rounded;  // the one is there until the other is whole
+  // Codes; the factors and corrections next to them are small. The old state is there until the new one is whole.
+  const bool codes = recipe.round_step() && recipe.learns();
+  const auto earlier_passes = static_cast<int64_t>(recipe.passes.size()) - 1;
+  return block_values(config) * ((codes ? 2 : 0) + earlier_passes * config.num_hidden_layers);
 }
 
 }  // namespace baseq

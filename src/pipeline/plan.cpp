@@ -67,44 +67,53 @@ int64_t check_side_files(const Checkpoint& checkpoint, RunPlan& plan) {
   }
 }
 
-/// Grids and transforms against the sizes of the model.
-void check_recipe(const ModelConfig& config, const Recipe& recipe, RunPlan& plan) {
-  if (recipe.weights && recipe.weights->strategy == Strategy::kGroup) {
-    const int64_t group = recipe.weights->group_size;
-    std::map<int64_t, std::string> readers;  // input size -> who reads so many
-    for (const LinearShape& linear : linear_shapes(config)) {
-      std::string& names = readers[linear.in_features];
-      names += (names.empty() ? "" : ", ") + std::string(linear.name);
-    }
-    for (const auto& [size, names] : readers) {
-      if (size % group != 0) {
-        plan.problems.push_back(
-            fmt::format("weights.group_size: {} does not divide {}, the input size of {}", group, size, names));
-      }
-    }
-    const bool gptq = recipe.rounding == Recipe::Rounding::kGptq;
-    if (gptq && !recipe.gptq.static_groups && recipe.gptq.activation_order) {
-      plan.problems.push_back("rounding.static_groups: false needs rounding.activation_order false");
-    }
+void check_groups(const ModelConfig& config, const QuantSpec& weights, RunPlan& plan) {
+  if (weights.strategy != Strategy::kGroup) return;
+  std::map<int64_t, std::string> readers;  // input size -> who reads so many
+  for (const LinearShape& linear : linear_shapes(config)) {
+    std::string& names = readers[linear.in_features];
+    names += (names.empty() ? "" : ", ") + std::string(linear.name);
   }
-  const auto check_hadamard = [&](bool wanted, const char* key, int64_t size) {
-    if (!wanted) return;
-    const int64_t block = hadamard_block_size(size);
-    if (block == size) return;
-    const std::string what = fmt::format("transforms.{}: size {} has no Hadamard matrix", key, size);
+  for (const auto& [size, names] : readers) {
+    if (size % weights.group_size == 0) continue;
+    plan.problems.push_back(fmt::format("grids.weights.group_size: {} does not divide {}, the input size of {}",
+                                        weights.group_size, size, names));
+  }
+}
+
+/// @param key how the step names its sites
+void check_hadamards(const ModelConfig& config, const TransformStep& step, const std::string& key, RunPlan& plan) {
+  if (step.kind != TransformStep::Kind::kHadamard) return;
+  for (const Site site : step.at) {
+    const SiteShape shape = site_shape(site, config);
+    const int64_t size = shape.features / shape.blocks, block = hadamard_block_size(size);
+    if (block == size) continue;
+    const std::string what = fmt::format("{}: \"{}\": size {} has no Hadamard matrix", key, site_info(site).name, size);
     if (block == 1) {
       plan.problems.push_back(what + " nor an even divisor; leave this transform out");
     } else {
       plan.warnings.push_back(fmt::format("{}; it is rotated in blocks of {}", what, block));
     }
-  };
-  const Recipe::Transforms& transforms = recipe.transforms;
-  check_hadamard(transforms.residual, "residual", config.hidden_size);
-  check_hadamard(transforms.input, "input", config.hidden_size);
-  check_hadamard(transforms.value, "value", config.head_dim);
-  check_hadamard(transforms.query_key, "query_key", config.head_dim);
-  check_hadamard(transforms.o, "o", config.num_attention_heads * config.head_dim);
-  check_hadamard(transforms.down, "down", config.intermediate_size);
+  }
+}
+
+/// Calls visit(step, path) for every step of one type.
+template <class Type, class Visit>
+void for_each_step(const Recipe& recipe, const Visit& visit) {
+  for (size_t pass = 0; pass < recipe.passes.size(); ++pass) {
+    const std::vector<Step>& steps = recipe.passes[pass].steps;
+    for (size_t i = 0; i < steps.size(); ++i) {
+      if (const auto* step = std::get_if<Type>(&steps[i])) visit(*step, recipe.step_path(pass, i));
+    }
+  }
+}
+
+/// Grids and transforms against the sizes of the model.
+void check_recipe(const ModelConfig& config, const Recipe& recipe, RunPlan& plan) {
+  if (recipe.grids.weights) check_groups(config, *recipe.grids.weights, plan);
+  for_each_step<TransformStep>(recipe, [&](const TransformStep& step, const std::string& path) {
+    check_hadamards(config, step, path + ".at", plan);
+  });
 }
 
 void check_windows(const ModelConfig& config, const Tensor& windows, const RunShape& shape, RunPlan& plan) {
@@ -122,11 +131,14 @@ void check_windows(const ModelConfig& config, const Tensor& windows, const RunSh
 }
 
 void check_products(const Recipe& recipe, const QuantizeOptions& options, RunPlan& plan) {
-  if (!recipe.learns() || !options.device.is_cpu() || multiplies(recipe.products)) return;
-  plan.warnings.push_back(
-      fmt::format("objective.products: this processor has no products of {}; learning with "
-                  "\"float32\" is faster here, to slightly other results",
-                  recipe.products == at::kHalf ? "float16" : "bfloat16"));
+  if (!options.device.is_cpu()) return;
+  for_each_step<LearnStep>(recipe, [&](const LearnStep& step, const std::string& path) {
+    if (step.epochs == 0 || multiplies(step.products)) return;
+    plan.warnings.push_back(
+        fmt::format("{}.products: this processor has no products of {}; learning with \"float32\" is faster here, to "
+                    "slightly other results",
+                    path, step.products == at::kHalf ? "float16" : "bfloat16"));
+  });
 }
 
 int64_t bytes_in(const fs::path& directory) {

@@ -26,7 +26,7 @@ void fields(RunResumed& e, Visit visit) {
 }
 template <class Visit>
 void fields(BlockStarted& e, Visit visit) {
-  visit("block", e.block), visit("num_blocks", e.num_blocks);
+  visit("block", e.block), visit("num_blocks", e.num_blocks), visit("pass", e.pass);
 }
 template <class Visit>
 void fields(LinearRounded& e, Visit visit) {

@@ -15,7 +15,6 @@
 #include "baseq/model/model.h"
 #include "baseq/model/modeling_source.h"
 #include "baseq/pipeline/run_log.h"
-#include "baseq/transform/hadamard.h"
 #include "block_quantizer.h"
 #include "run_description.h"
 
@@ -33,14 +32,15 @@ constexpr int64_t kRowsPerChunk = 4096;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-/// `matrix` [rows, hidden] with its columns scaled and rotated in float64, rounded to `dtype`.
-Tensor rotate_rows(const Tensor& matrix, const Tensor& column_gain, at::ScalarType dtype) {
+/// `matrix` [rows, hidden] with its columns scaled and transformed in float64, rounded to `dtype`.
+Tensor transform_rows(const Tensor& matrix, const Tensor& column_gain, const Transform& transform,
+                      at::ScalarType dtype) {
   Tensor result = at::empty(matrix.sizes(), matrix.options().dtype(dtype));
   for (int64_t begin = 0; begin < matrix.size(0); begin += kRowsPerChunk) {
     const int64_t rows = std::min(kRowsPerChunk, matrix.size(0) - begin);
     Tensor chunk = matrix.narrow(0, begin, rows).to(at::kDouble);
     if (column_gain.defined()) chunk = chunk * column_gain;
-    result.narrow(0, begin, rows).copy_(hadamard_transform(chunk));
+    result.narrow(0, begin, rows).copy_(apply_transform(transform, chunk));
   }
   return result;
 }
@@ -53,15 +53,16 @@ class Run {
         recipe_(recipe),
         options_(options),
         // What is rotated is rotated in float64; else weights come as what they are computed with.
-        model_(checkpoint, {.dtype = recipe.transforms.residual ? at::kDouble : at::kFloat, .device = options.device}),
+        model_(checkpoint, {.dtype = recipe.rotates_residual() ? at::kDouble : at::kFloat, .device = options.device}),
         windows_(windows),
         blocks_(model_, recipe_, windows_, block_options()) {
+    recipe.validate();
     TORCH_CHECK(!model_.quantization(), checkpoint.path().string(),
                 ": is already quantized; quantize the original checkpoint instead");
     TORCH_CHECK(windows.defined() || !recipe.needs_calibration(), "quantize: recipe \"", recipe.name,
                 "\" needs calibration windows");
     const int64_t dim = model_.config().head_dim;
-    if (recipe_.kv_cache) recipe_.kv_cache->spec.group_size = dim;
+    if (recipe_.grids.kv_cache) recipe_.grids.kv_cache->group_size = dim;
     dtype_ = recipe_.dtype.value_or(model_.tensors().info("model.embed_tokens.weight").dtype);
   }
 
@@ -79,15 +80,16 @@ class Run {
     const RunStarted started = start_event();
     log_ = log_line(to_json(started));
     tell(started);
-    const int64_t first = journal_ ? journal_->num_steps() : 0, num_blocks = started.num_blocks;
-    for (int64_t block = 0; block < first; ++block) {
-      add_to_output(writer, block, journal_->step(block), journal_->notes(block));
+    const int64_t first = journal_ ? journal_->num_steps() : 0;
+    for (int64_t turn = 0; turn < first; ++turn) {
+      finish_turn(writer, turn, journal_->step(turn), journal_->notes(turn));
     }
     Reached reached = take_up();
-    if (first > 0 || reached.stage) tell(RunResumed{first, num_blocks, reached.stage ? reached.stage->stage : ""});
-    if (first > 0 && first < num_blocks) restore_streams(first);
-    for (int64_t block = first; block < num_blocks; ++block) {
-      finish_block(writer, block, std::exchange(reached, {}));
+    if (first > 0 || reached.step) tell(RunResumed{first, num_turns(), reached.step ? reached.step->name : ""});
+    if (first < num_turns()) restore_streams(first);
+    for (int64_t turn = first; turn < num_turns(); ++turn) {
+      if (turn > first && block_of(turn) == 0) blocks_.start(embedding_);
+      take_turn(writer, turn, std::exchange(reached, {}));
     }
     if (has_modeling_file()) writer.write_file(kModelingFile, modeling_source());
     writer.write_file(kRunLogFile, log_);
@@ -96,18 +98,26 @@ class Run {
     tell(RunFinished{seconds_since(run_start)});
   }
 
-  /// Quantizes the first block and forgets it; seconds without what a run does once.
+  /// Takes the first block through all passes and forgets it; seconds without what a run does once.
   double time_first_block() {
-    blocks_.start(quantized_embedding());
-    const auto start = Clock::now();
-    (void)layer_tensors(blocks_.quantize(0), layer_prefix(0), dtype_);
-    return seconds_since(start);
+    const Tensor embedding = quantized_embedding();
+    double seconds = 0;
+    BlockState state;
+    for (int64_t pass = 0; pass < blocks_.num_passes(); ++pass) {
+      blocks_.start(embedding);
+      const auto start = Clock::now();
+      const BlockQuantizer::Result result = blocks_.quantize(pass, 0, std::move(state));
+      (void)layer_tensors(result.layer, layer_prefix(0), dtype_);
+      seconds += seconds_since(start);
+      state = result.state;
+    }
+    return seconds;
   }
 
  private:
   /// What an earlier process did in the block that comes next.
   struct Reached {
-    std::optional<StageEnd> stage;
+    std::optional<BlockQuantizer::StepEnd> step;
     double seconds = 0;
     nlohmann::json events = nlohmann::json::array();
   };
@@ -133,85 +143,113 @@ class Run {
     if (journal_) partial = journal_->partial();
     if (!partial) return {};
     const nlohmann::json& notes = partial->notes;
-    return {.stage = StageEnd{notes.at("stage").get<std::string>(), std::move(partial->tensors)},
+    return {.step = BlockQuantizer::StepEnd{notes.at("num_steps").get<int64_t>(), notes.at("step").get<std::string>(),
+                                            std::move(partial->tensors)},
             .seconds = notes.at("seconds").get<double>(),
             .events = notes.at("events")};
   }
 
-  void add_to_output(CheckpointWriter& writer, int64_t block, const RunJournal::Tensors& tensors,
-                     const nlohmann::json& events) {
-    if (block == 0) write_surroundings(writer, tensors);
-    for (const auto& [name, tensor] : tensors) writer.add(name, tensor);
+  // A turn is one block in one pass.
+  int64_t num_blocks() const { return model_.config().num_hidden_layers; }
+  int64_t num_turns() const { return blocks_.num_passes() * num_blocks(); }
+  int64_t block_of(int64_t turn) const { return turn % num_blocks(); }
+  bool in_last_pass(int64_t turn) const { return turn >= num_turns() - num_blocks(); }
+
+  /// @param tensors of the output in the last pass, of the state before
+  void finish_turn(CheckpointWriter& writer, int64_t turn, RunJournal::Tensors tensors, const nlohmann::json& events) {
     for (const nlohmann::json& event : events) log_ += log_line(event);
+    if (!in_last_pass(turn)) {
+      states_[block_of(turn)] = std::move(tensors);
+      return;
+    }
+    states_.erase(block_of(turn));
+    if (block_of(turn) == 0) write_surroundings(writer, tensors);
+    for (const auto& [name, tensor] : tensors) writer.add(name, tensor);
   }
 
-  void finish_block(CheckpointWriter& writer, int64_t block, Reached reached) {
-    const auto start = Clock::now();
-    const int64_t num_blocks = model_.config().num_hidden_layers;
-    const auto seconds = [&] { return reached.seconds + seconds_since(start); };
-    block_ = block;
-    kept_at_ = start;
-    kept_stage_ = reached.stage ? reached.stage->stage : "";
+  /// Tells what happened in a block until it was left, or that it begins.
+  void open_turn(Reached& reached, int64_t turn) {
     block_events_ = nlohmann::json::array();
-    if (reached.stage) {
-      // Told again: a log that takes the block up from its start is whole.
-      for (const nlohmann::json& event : reached.events) {
-        if (const auto known = progress_event_from_json(event, "journal.json")) tell(*known);
-      }
-      block_events_ = std::move(reached.events);
-    } else {
-      const BlockStarted started{block, num_blocks};
+    if (!reached.step) {
+      const BlockStarted started{block_of(turn), num_blocks(), turn / num_blocks()};
       block_events_.push_back(to_json(started));
       tell(started);
+      return;
     }
-    const auto keep = [&](const StageEnd& end) {
-      journal_->save_partial(end.layer, {{"stage", end.stage}, {"seconds", seconds()}, {"events", block_events_}});
-      kept_stage_ = end.stage;
-      kept_at_ = Clock::now();
-    };
-    std::function<void(const StageEnd&)> stage_ended;
-    if (journal_) stage_ended = keep;
-    const auto tensors =
-        layer_tensors(blocks_.quantize(block, std::move(reached.stage), stage_ended), layer_prefix(block), dtype_);
+    // Told again: a log that takes the block up from its start is whole.
+    for (const nlohmann::json& event : reached.events) {
+      if (const auto known = progress_event_from_json(event, "journal.json")) tell(*known);
+    }
+    block_events_ = std::move(reached.events);
+  }
+
+  void take_turn(CheckpointWriter& writer, int64_t turn, Reached reached) {
+    const auto start = Clock::now();
+    const int64_t block = block_of(turn);
+    const auto seconds = [&] { return reached.seconds + seconds_since(start); };
+    turn_ = turn;
+    kept_at_ = start;
+    kept_step_ = reached.step ? reached.step->name : "";
+    open_turn(reached, turn);
+    std::function<void(const BlockQuantizer::StepEnd&)> keep;
+    if (journal_) {
+      keep = [&](const BlockQuantizer::StepEnd& end) {
+        journal_->save_partial(
+            end.state,
+            {{"num_steps", end.num_steps}, {"step", end.name}, {"seconds", seconds()}, {"events", block_events_}});
+        kept_step_ = end.name;
+        kept_at_ = Clock::now();
+      };
+    }
+    BlockState state;
+    if (const auto it = states_.find(block); it != states_.end()) {
+      state = state_from_tensors(it->second, blocks_.grids(), options_.device);
+    }
+    const BlockQuantizer::Result result =
+        blocks_.quantize(turn / num_blocks(), block, std::move(state), std::move(reached.step), keep);
+    const RunJournal::Tensors tensors =
+        in_last_pass(turn) ? layer_tensors(result.layer, layer_prefix(block), dtype_) : state_tensors(result.state);
     // Into the journal with the rest of the block, but told only when the block is durable.
-    const BlockFinished finished{block, num_blocks, blocks_.stream_error(), seconds(), peak_memory_bytes()};
+    const BlockFinished finished{block, num_blocks(), blocks_.stream_error(), seconds(), peak_memory_bytes()};
     block_events_.push_back(to_json(finished));
-    if (journal_) journal_->finish_step(tensors, streams_to_keep(block + 1), block_events_);
-    add_to_output(writer, block, tensors, block_events_);
+    if (journal_) journal_->finish_step(tensors, streams_to_keep(turn + 1), block_events_);
+    finish_turn(writer, turn, tensors, block_events_);
     tell(finished);
   }
 
-  /// What the journal gets of the streams after so many blocks. Of the full-precision one only every few blocks: the
+  /// What the journal gets of the streams after so many turns. Of the full-precision one only every few blocks: the
   /// original blocks make it again, to the same bits.
-  RunJournal::Tensors streams_to_keep(int64_t num_blocks) {
+  RunJournal::Tensors streams_to_keep(int64_t num_finished) {
     RunJournal::Tensors kept;
-    if (num_blocks == model_.config().num_hidden_layers) return kept;  // nothing follows that would need them
+    if (block_of(num_finished) == 0) return kept;  // the next pass begins anew
     for (const auto& [name, stream] : blocks_.streams()) {
-      if (name == kFullPrecision && num_blocks % kBlocksPerFullPrecisionStream != 0) continue;
+      if (name == kFullPrecision && block_of(num_finished) % kBlocksPerFullPrecisionStream != 0) continue;
       kept[name] = *stream;
     }
     return kept;
   }
 
-  /// Puts the streams of a run that is taken up behind its finished blocks.
-  void restore_streams(int64_t num_finished) {
-    block_ = num_finished;
+  /// Puts the streams of a run that is taken up in front of the block of its next turn.
+  void restore_streams(int64_t turn) {
+    if (block_of(turn) == 0) return;  // they are there
+    turn_ = turn;
     int64_t passed = 0;  // blocks that the full-precision stream has behind it
     const auto streams = blocks_.streams();
     for (const auto& [name, kept] : journal_->state()) {
+      if (kept.num_steps <= turn - block_of(turn)) continue;  // of an earlier pass
       streams.at(name)->copy_(kept.tensor);
-      if (name == kFullPrecision) passed = kept.num_steps;
+      if (name == kFullPrecision) passed = block_of(kept.num_steps);
     }
-    for (; passed < num_finished && !streams.empty(); ++passed) blocks_.pass_full_precision(passed);
+    for (; passed < block_of(turn) && !streams.empty(); ++passed) blocks_.pass_full_precision(passed);
   }
 
   /// Throws when the caller wants the run to end.
   void stop_when_asked() const {
     if (!options_.should_stop || !options_.should_stop()) return;
-    std::string message = fmt::format("stopped in block {} of {}", block_ + 1, model_.config().num_hidden_layers);
+    std::string message = fmt::format("stopped in block {} of {}", block_of(turn_) + 1, num_blocks());
     if (!journal_) throw Interrupted(message + "; without a work directory nothing is kept");
     message += "; kept are the blocks before";
-    if (!kept_stage_.empty()) message += " and this one up to its " + kept_stage_;
+    if (!kept_step_.empty()) message += " and this one up to its " + kept_step_;
     throw Interrupted(message + fmt::format(", lost the last {:.0f} s of work", seconds_since(kept_at_)));
   }
 
@@ -228,7 +266,7 @@ class Run {
   /// The table as the quantized model has it, [vocab_size, hidden_size].
   Tensor quantized_embedding() const {
     const Tensor table = model_.tensors().tensor("model.embed_tokens.weight").to(options_.device);
-    return recipe_.transforms.residual ? rotate_rows(table, {}, dtype_) : table.to(dtype_);
+    return blocks_.residual().empty() ? table.to(dtype_) : transform_rows(table, {}, blocks_.residual(), dtype_);
   }
 
   /// A tensor of the output that is in no block.
@@ -241,7 +279,7 @@ class Run {
   /// Embedding, final norm and head, in the order in which they are written.
   std::vector<Surrounding> surroundings() const {
     const Tensor norm = model_.final_norm().weight;
-    const bool rotated = recipe_.transforms.residual, tied = model_.config().tie_word_embeddings;
+    const bool rotated = !blocks_.residual().empty(), tied = model_.config().tie_word_embeddings;
     const TensorInfo table{dtype_, {model_.config().vocab_size, model_.config().hidden_size}};
     Surrounding final_norm{.name = "model.norm.weight", .info = {at::kFloat, norm.sizes().vec()}, .make = {}};
     final_norm.make = [rotated, norm] {
@@ -250,7 +288,8 @@ class Run {
     Surrounding head{.name = "lm_head.weight", .info = table, .make = {}};
     head.make = [this, norm, rotated, tied] {
       const Tensor stored = model_.tensors().tensor(tied ? "model.embed_tokens.weight" : "lm_head.weight");
-      return rotated ? rotate_rows(stored.to(options_.device), norm, dtype_).cpu() : stored.to(dtype_);
+      if (!rotated) return stored.to(dtype_);
+      return transform_rows(stored.to(options_.device), norm, blocks_.residual(), dtype_).cpu();
     };
     Surrounding embedding{.name = "model.embed_tokens.weight", .info = table, .make = {}};
     embedding.make = [this] { return embedding_; };
@@ -281,7 +320,7 @@ class Run {
   nlohmann::json output_config() const {
     nlohmann::json config = checkpoint_.config();
     remove_code_references(config);
-    if (recipe_.transforms.residual) config["tie_word_embeddings"] = false;
+    if (!blocks_.residual().empty()) config["tie_word_embeddings"] = false;
     nlohmann::json quantization = to_json(recipe_.quantization_config());
     quantization["recipe"] = recipe_.to_json();
     config["quantization_config"] = quantization;
@@ -299,8 +338,9 @@ class Run {
   std::optional<RunJournal> journal_;
   std::string log_;  ///< kRunLogFile so far
   nlohmann::json block_events_ = nlohmann::json::array();
-  int64_t block_ = 0;       ///< that is being worked on
-  std::string kept_stage_;  ///< the last one of it in the journal
+  std::map<int64_t, RunJournal::Tensors> states_;  ///< by block, from the pass before
+  int64_t turn_ = 0;                               ///< that is being worked on
+  std::string kept_step_;                          ///< the last one of it in the journal
   Clock::time_point kept_at_ = Clock::now();
   BlockQuantizer blocks_;
 };

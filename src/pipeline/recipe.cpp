@@ -4,20 +4,33 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <cmath>
+#include <concepts>
 
 #include "baseq/pipeline/activations.h"
+#include "recipe_rules.h"
 
 namespace baseq {
 namespace {
 
 using nlohmann::json;
+using Names = std::vector<std::string>;
 
-const std::vector<std::string> kRoundings = {"rtn", "gptq"};
-const std::vector<std::string> kLowRankMethods = {"svd", "l2qer", "qera-approx", "qera-exact", "fbquant"};
-const std::vector<std::string> kFbquantStarts = {"qera", "zero", "svd"};
+const Names kSteps = {"transform", "points", "learn", "round"};  // in the order of Step
+const Names kTransforms = {"hadamard", "scale", "matrix", "balance", "smooth"};
+const Names kShifts = {"none", "zero", "mean"};
+const Names kStreams = {"full_precision", "quantized"};
+const Names kLearnedWeights = {"exact", "straight_through", "rounded"};
+const Names kRoundings = {"rtn", "gptq"};
+const Names kClips = {"none", "search"};
+const Names kLowRankMethods = {"svd", "l2qer", "qera-approx", "qera-exact", "fbquant"};
+const Names kFbquantStarts = {"qera", "zero", "svd"};
+const Names kTokenWeights = {"uniform", "inverse_energy"};
 
 constexpr at::ScalarType kDtypes[] = {at::kFloat, at::kHalf, at::kBFloat16};
 constexpr at::ScalarType kFactorDtypes[] = {at::kFloat, at::kHalf, at::kBFloat16, at::kChar};
+constexpr double kMaxLearningRate = 10.0;
+constexpr int64_t kMaxInteger = 1 << 24;
 
 std::string dtype_name(at::ScalarType dtype) {
   switch (dtype) {
@@ -30,167 +43,253 @@ std::string dtype_name(at::ScalarType dtype) {
     case at::kChar:
       return "int8";
     default:
-      TORCH_INTERNAL_ASSERT(false, "no recipe names ", dtype);
+      TORCH_CHECK(false, "recipe: no recipe names the dtype ", dtype);
   }
 }
 
 at::ScalarType read_dtype(JsonObject& object, const char* key, at::ScalarType fallback,
                           at::ArrayRef<at::ScalarType> dtypes) {
-  std::vector<std::string> names;
+  Names names;
   for (const at::ScalarType dtype : dtypes) names.push_back(dtype_name(dtype));
   const size_t index = std::find(dtypes.begin(), dtypes.end(), fallback) - dtypes.begin();
   return dtypes[object.choice(key, index, names)];
 }
 
-const std::vector<std::string> kShifts = {"none", "zero", "mean"};
-const std::vector<std::string> kStreams = {"full_precision", "quantized"};
-const std::vector<std::string> kLosses = {"mse", "relative"};
-constexpr double kMaxLearningRate = 10.0;
-
-// One list of fields a section, visited to read it and to write it: Reader and Writer have the same interface.
+// One list of fields per struct, visited to read it and to write it: Reader and Writer have the same interface.
 
 struct Reader {
   JsonObject object;
+  const Grids& grids;
+
   void boolean(const char* key, bool& value) { value = object.boolean(key, value); }
-  void integer(const char* key, int64_t& value, int64_t min) { value = object.integer(key, value, min, 1 << 24); }
+  void integer(const char* key, int64_t& value, int64_t min, int64_t max = kMaxInteger) {
+    value = object.integer(key, value, min, max);
+  }
   void number(const char* key, double& value, double min, double max) { value = object.number(key, value, min, max); }
+  void text(const char* key, std::string& value) { value = object.text(key, value); }
   template <class Enum>
-  void choice(const char* key, Enum& value, const std::vector<std::string>& names) {
+  void choice(const char* key, Enum& value, const Names& names) {
     value = static_cast<Enum>(object.choice(key, static_cast<size_t>(value), names));
   }
   void dtype(const char* key, at::ScalarType& value, at::ArrayRef<at::ScalarType> dtypes = kDtypes) {
     value = read_dtype(object, key, value, dtypes);
   }
-  /// A transform that is either absent or a Hadamard matrix.
-  void hadamard(const char* key, bool& value) { value = object.choice(key, value, {"none", "hadamard"}) == 1; }
+  void sites(const char* key, std::vector<Site>& value) {
+    Names names;
+    for (const SiteInfo& info : baseq::sites()) names.emplace_back(info.name);
+    value.clear();
+    for (const size_t index : object.choices(key, names)) value.push_back(static_cast<Site>(index));
+  }
+  /// "*" stands for every point that the grids quantize.
+  void points(const char* key, std::vector<Site>& value) {
+    Names names;
+    std::vector<Site> known, quantized;
+    for (const SiteInfo& info : baseq::sites()) {
+      if (info.point.empty()) continue;
+      names.push_back(point_name(info.site));
+      known.push_back(info.site);
+      if (info.cache ? grids.kv_cache : grids.input_activations) quantized.push_back(info.site);
+    }
+    names.emplace_back("*");
+    value.clear();
+    for (const size_t index : object.choices(key, names)) {
+      if (index < known.size()) {
+        value.push_back(known[index]);
+      } else {
+        value.insert(value.end(), quantized.begin(), quantized.end());
+      }
+    }
+  }
+  void rates(const char* key, std::map<std::string, double>& value) {
+    if (!object.contains(key)) return object.ignore(key);
+    JsonObject names = object.object(key);
+    for (const std::string& name : names.keys()) {
+      if (!names.contains(name)) continue;
+      value[name] = names.number(name, 0, 0, kMaxLearningRate);
+    }
+  }
+  template <class Section>
+  void section(const char* key, std::optional<Section>& value, const Section& defaults = {}) {
+    object.ignore(key);
+    if (!object.contains(key)) return;
+    value = defaults;
+    Reader visit{object.object(key), grids};
+    visit_fields(visit, *value);
+    visit.object.finish();
+  }
 };
 
 struct Writer {
   json object = json::object();
+
   void boolean(const char* key, const bool& value) { object[key] = value; }
-  void integer(const char* key, const int64_t& value, int64_t) { object[key] = value; }
-  void number(const char* key, const double& value, double, double) { object[key] = value; }
+  void integer(const char* key, const int64_t& value, int64_t, int64_t = 0) { object[key] = value; }
+  void number(const char* key, const double& value, double, double) {
+    TORCH_CHECK(std::isfinite(value), "recipe: ", key, ": ", value, " is no number that JSON has");
+    object[key] = value;
+  }
+  void text(const char* key, const std::string& value) { object[key] = value; }
   template <class Enum>
-  void choice(const char* key, const Enum& value, const std::vector<std::string>& names) {
-    object[key] = names[static_cast<size_t>(value)];
+  void choice(const char* key, const Enum& value, const Names& names) {
+    object[key] = names.at(static_cast<size_t>(value));
   }
   void dtype(const char* key, const at::ScalarType& value, at::ArrayRef<at::ScalarType> = kDtypes) {
     object[key] = dtype_name(value);
   }
-  void hadamard(const char* key, const bool& value) { object[key] = value ? "hadamard" : "none"; }
+  void sites(const char* key, const std::vector<Site>& value) {
+    object[key] = json::array();
+    for (const Site site : value) object[key].push_back(site_info(site).name);
+  }
+  void points(const char* key, const std::vector<Site>& value) {
+    object[key] = json::array();
+    for (const Site site : value) object[key].push_back(point_name(site));
+  }
+  void rates(const char* key, const std::map<std::string, double>& value) {
+    Writer names;
+    for (const auto& [name, rate] : value) names.number(name.c_str(), rate, 0, kMaxLearningRate);
+    object[key] = names.object;
+  }
+  template <class Section>
+  void section(const char* key, const std::optional<Section>& value, const Section& = {}) {
+    Writer visit;
+    if (value) visit_fields(visit, *value);
+    object[key] = value ? visit.object : json(nullptr);
+  }
 };
 
-template <class Visitor, class R>
-void visit_rounding(Visitor& visit, R& recipe) {
-  visit.choice("method", recipe.rounding, kRoundings);
-  visit.boolean("mse_clip", recipe.gptq.mse_clip);
-  visit.number("mse_norm", recipe.gptq.search.norm, 1.0, 8.0);
-  visit.integer("block_size", recipe.gptq.block_size, 1);
-  visit.number("damping", recipe.gptq.damping, 0.0, 1.0);
-  visit.boolean("activation_order", recipe.gptq.activation_order);
-  visit.boolean("static_groups", recipe.gptq.static_groups);
-  visit.boolean("compensate_streams", recipe.compensate_streams);
-  visit.number("cross_strength", recipe.gptq.cross_strength, 0.0, 1.0);
-  visit.boolean("quantized_inputs", recipe.quantized_inputs);
+template <class T, class Struct>
+concept Is = std::same_as<std::remove_const_t<T>, Struct>;
+
+template <class Visitor, Is<TransformStep> S>
+void visit_fields(Visitor& visit, S& step) {
+  visit.choice("kind", step.kind, kTransforms);
+  visit.sites("at", step.at);
+  if (step.kind == TransformStep::Kind::kSmooth) visit.number("strength", step.strength, 0, 1);
 }
 
-template <class Visitor, class L>
-void visit_low_rank(Visitor& visit, L& low_rank) {
+template <class Visitor, Is<PointsStep> S>
+void visit_fields(Visitor& visit, S& step) {
+  visit.points("at", step.at);
+  visit.number("clip", step.clip, 0.01, 1);
+  visit.choice("shift", step.shift, kShifts);
+  visit.choice("stream", step.stream, kStreams);
+}
+
+template <class Visitor, Is<LearnStep> S>
+void visit_fields(Visitor& visit, S& step) {
+  visit.text("name", step.name);
+  visit.choice("weights", step.weights, kLearnedWeights);
+  visit.integer("epochs", step.epochs, 0);
+  visit.rates("rates", step.rates);
+  visit.number("final_rate", step.final_rate, 0, kMaxLearningRate);
+  visit.choice("stream", step.stream, kStreams);
+  visit.dtype("products", step.products);
+  visit.integer("batch_size", step.batch_size, 1);
+  visit.integer("num_monitored", step.num_monitored, 1);
+}
+
+template <class Visitor, Is<LowRankOptions> S>
+void visit_fields(Visitor& visit, S& low_rank) {
   visit.choice("method", low_rank.method, kLowRankMethods);
   visit.integer("rank", low_rank.rank, 1);
   visit.dtype("dtype", low_rank.dtype, kFactorDtypes);
-  visit.choice("start", low_rank.fbquant.start, kFbquantStarts);
-  visit.integer("steps", low_rank.fbquant.steps, 0);
-  visit.number("learning_rate", low_rank.fbquant.learning_rate, 0, kMaxLearningRate);
-  visit.integer("block_epochs", low_rank.block_epochs, 0);
-  visit.number("block_learning_rate", low_rank.block_learning_rate, 0, kMaxLearningRate);
+  visit.choice("start", low_rank.start, kFbquantStarts);
+  visit.integer("steps", low_rank.steps, 0);
+  visit.number("learning_rate", low_rank.learning_rate, 0, kMaxLearningRate);
 }
 
-template <class Visitor, class A>
-void visit_activations(Visitor& visit, A& activations) {
-  visit.integer("num_bits", activations.spec.num_bits, 2);
-  visit.boolean("symmetric", activations.spec.symmetric);
-  visit.number("clip", activations.clip, 0.01, 1.0);
-  visit.choice("shift", activations.shift, kShifts);
+template <class Visitor, Is<RoundStep> S>
+void visit_fields(Visitor& visit, S& step) {
+  visit.choice("method", step.method, kRoundings);
+  visit.choice("clip", step.gptq.mse_clip, kClips);
+  visit.number("clip_norm", step.gptq.search.norm, 1, 8);
+  visit.integer("block_size", step.gptq.block_size, 1);
+  visit.number("damping", step.gptq.damping, 0, 1);
+  visit.boolean("activation_order", step.gptq.activation_order);
+  visit.boolean("static_groups", step.gptq.static_groups);
+  visit.boolean("compensate_streams", step.compensate_streams);
+  visit.number("cross_strength", step.gptq.cross_strength, 0, 1);
+  visit.boolean("quantized_inputs", step.quantized_inputs);
+  visit.section("low_rank", step.low_rank);
 }
 
-template <class Visitor, class A>
-void visit_input_activations(Visitor& visit, A& activations) {
-  visit_activations(visit, activations);
-  visit.choice("norm_shift", activations.norm_shift, kShifts);
+/// A grid of activations or cache.
+template <class Visitor, Is<QuantSpec> S>
+void visit_fields(Visitor& visit, S& grid) {
+  visit.integer("num_bits", grid.num_bits, 2, 8);
+  visit.boolean("symmetric", grid.symmetric);
 }
 
-template <class Visitor, class T>
-void visit_transforms(Visitor& visit, T& transforms) {
-  visit.hadamard("residual", transforms.residual);
-  visit.hadamard("input", transforms.input);
-  visit.hadamard("value", transforms.value);
-  visit.hadamard("query_key", transforms.query_key);
-  visit.hadamard("o", transforms.o);
-  visit.hadamard("down", transforms.down);
-  visit.boolean("scale_norm", transforms.scale_norm);
-  visit.boolean("scale_value", transforms.scale_value);
-  visit.boolean("scale_query_key", transforms.scale_query_key);
-  visit.boolean("scale_down", transforms.scale_down);
+/// All but the grid of the weights, which checkpoints have as well.
+template <class Visitor, Is<Grids> S>
+void visit_fields(Visitor& visit, S& grids) {
+  visit.section("input_activations", grids.input_activations, Grids::kPerToken);
+  visit.section("kv_cache", grids.kv_cache, Grids::kPerTokenAndHead);
 }
 
-template <class Visitor, class L>
-void visit_learn_transforms(Visitor& visit, L& learning) {
-  visit.integer("epochs", learning.epochs, 0);
-  visit.boolean("value_rotation", learning.value_rotation);
-  visit.boolean("value_scale", learning.value_scale);
-  visit.boolean("o_scale", learning.o_scale);
-  visit.boolean("down_scale", learning.down_scale);
-  visit.number("lr_rotation", learning.lr_rotation, 0, kMaxLearningRate);
-  visit.number("lr_scale", learning.lr_scale, 0, kMaxLearningRate);
-  visit.number("lr_clip", learning.lr_clip, 0, kMaxLearningRate);
-  visit.number("lr_shift", learning.lr_shift, 0, kMaxLearningRate);
-  visit.number("final_lr", learning.final_lr, 0, kMaxLearningRate);
-}
-
-template <class Visitor, class L>
-void visit_learn_activations(Visitor& visit, L& learning) {
-  visit.integer("epochs", learning.epochs, 0);
-  visit.boolean("clip", learning.clip);
-  visit.boolean("shift", learning.shift);
-  visit.boolean("gain", learning.gain);
-  visit.number("lr_clip", learning.lr_clip, 0, kMaxLearningRate);
-  visit.number("lr_shift", learning.lr_shift, 0, kMaxLearningRate);
-  visit.number("lr_gain", learning.lr_gain, 0, kMaxLearningRate);
-  visit.number("final_lr", learning.final_lr, 0, kMaxLearningRate);
-}
-
-template <class Visitor, class R>
-void visit_objective(Visitor& visit, R& recipe) {
-  visit.choice("loss", recipe.loss, kLosses);
-  visit.choice("stream", recipe.stream, kStreams);
-  visit.dtype("products", recipe.products);
-  visit.integer("batch_size", recipe.batch_size, 1);
-  visit.integer("num_monitored", recipe.num_monitored, 1);
-}
-
-template <class Visitor, class R>
-void visit_calibration(Visitor& visit, R& recipe) {
+template <class Visitor, Is<Recipe> S>
+void visit_calibration(Visitor& visit, S& recipe) {
   visit.integer("num_samples", recipe.num_samples, 1);
   visit.integer("seq_len", recipe.seq_len, 2);
   visit.dtype("activations_dtype", recipe.activations_dtype, ActivationStorage::kDtypes);
 }
 
-/// Calls visit_section for an object that may be missing, and reports its unknown keys.
-template <class Visit>
-void read_section(JsonObject& parent, const char* key, Visit&& visit_section) {
-  parent.ignore(key);
-  if (!parent.contains(key)) return;
-  Reader reader{parent.object(key)};
-  visit_section(reader);
-  reader.object.finish();
+Grids read_grids(JsonObject object) {
+  Grids grids;
+  Reader visit{std::move(object), grids};
+  visit.object.ignore("weights");
+  if (visit.object.contains("weights")) grids.weights = quant_spec_from_json(visit.object.object("weights"), {});
+  visit_fields(visit, grids);
+  visit.object.finish();
+  return grids;
 }
 
-template <class Visit>
-json write_section(Visit&& visit_section) {
-  Writer writer;
-  visit_section(writer);
-  return writer.object;
+json write_grids(const Grids& grids) {
+  Writer visit;
+  visit_fields(visit, grids);
+  visit.object["weights"] = grids.weights ? to_json(*grids.weights) : json(nullptr);
+  return visit.object;
+}
+
+template <size_t kIndex = 0>
+Step make_step(size_t index) {
+  if constexpr (kIndex + 1 < std::variant_size_v<Step>) {
+    if (index > kIndex) return make_step<kIndex + 1>(index);
+  }
+  return std::variant_alternative_t<kIndex, Step>{};
+}
+
+Step read_step(JsonObject object, const Grids& grids) {
+  TORCH_CHECK(object.contains("step"), object.path(), ".step: missing; expected one of \"", c10::Join("\", \"", kSteps),
+              "\"");
+  Step step = make_step(object.choice("step", 0, kSteps));
+  Reader visit{std::move(object), grids};
+  std::visit([&](auto& typed) { visit_fields(visit, typed); }, step);
+  visit.object.finish();
+  return step;
+}
+
+json write_step(const Step& step) {
+  Writer visit;
+  visit.object["step"] = kSteps.at(step.index());
+  std::visit([&](const auto& typed) { visit_fields(visit, typed); }, step);
+  return visit.object;
+}
+
+/// The list "steps" of `object`; `paths` gets how errors name each of them.
+Pass read_pass(JsonObject& object, const Grids& grids, std::vector<std::string>& paths) {
+  Pass pass;
+  for (JsonObject& step : object.objects("steps")) {
+    paths.push_back(step.path());
+    pass.steps.push_back(read_step(std::move(step), grids));
+  }
+  return pass;
+}
+
+json write_pass(const Pass& pass) {
+  json steps = json::array();
+  for (const Step& step : pass.steps) steps.push_back(write_step(step));
+  return {{"steps", steps}};
 }
 
 }  // namespace
@@ -199,121 +298,61 @@ Recipe Recipe::from_json(const json& value, const std::string& path) {
   JsonObject object(value, path);
   Recipe recipe;
   recipe.name = object.text("name", "");
-  object.ignore("weights");
-  if (object.contains("weights")) recipe.weights = quant_spec_from_json(object.object("weights"), {});
-  TORCH_CHECK(!recipe.weights || (!recipe.weights->dynamic && recipe.weights->strategy != Strategy::kToken), path,
-              ": weights: expected strategy \"tensor\", \"channel\" or \"group\" and a static grid");
-  read_section(object, "rounding", [&](auto& visit) { visit_rounding(visit, recipe); });
-  read_section(object, "low_rank", [&](auto& visit) {
-    // Not emplace(): clang does not see inside Recipe that it has a default constructor.
-    recipe.low_rank = LowRank{};
-    visit_low_rank(visit, *recipe.low_rank);
-    TORCH_CHECK(recipe.weights, path, ": low_rank corrects rounded weights and there are none; add weights");
-    TORCH_CHECK(recipe.low_rank->method != Recipe::LowRank::Method::kFbquant || recipe.rounding == Rounding::kNearest,
-                path, ": low_rank: method \"fbquant\" rounds to nearest; set rounding.method to \"rtn\"");
-    TORCH_CHECK(recipe.low_rank->method == Recipe::LowRank::Method::kFbquant || recipe.low_rank->block_epochs == 0,
-                path, ": low_rank: block_epochs is for method \"fbquant\"");
-  });
-  read_section(object, "input_activations", [&](auto& visit) {
-    recipe.input_activations = InputActivations{};
-    recipe.input_activations->spec = {.symmetric = false, .strategy = Strategy::kToken, .dynamic = true};
-    visit_input_activations(visit, *recipe.input_activations);
-    TORCH_CHECK(recipe.input_activations->spec.num_bits <= 8, path, ": input_activations: num_bits is more than 8");
-  });
-  read_section(object, "kv_cache", [&](auto& visit) {
-    recipe.kv_cache.emplace();
-    // The group is a head; its size is filled in when the model is known.
-    recipe.kv_cache->spec = {.symmetric = false, .strategy = Strategy::kGroup, .dynamic = true};
-    visit_activations(visit, *recipe.kv_cache);
-    TORCH_CHECK(recipe.kv_cache->spec.num_bits <= 8, path, ": kv_cache: num_bits is more than 8");
-  });
-  read_section(object, "transforms", [&](auto& visit) { visit_transforms(visit, recipe.transforms); });
-  TORCH_CHECK(!recipe.transforms.residual || !recipe.transforms.input, path,
-              ": transforms: residual and input rotate the same channels; choose one");
-  read_section(object, "learn_transforms",
-               [&](auto& visit) { visit_learn_transforms(visit, recipe.learn_transforms); });
-  if (const TransformLearning& learning = recipe.learn_transforms; learning.epochs > 0) {
-    TORCH_CHECK(recipe.weights, path, ": learn_transforms: epochs need weights, which are rounded while it learns");
-    TORCH_CHECK(recipe.input_activations || learning.value_rotation || learning.value_scale || learning.down_scale,
-                path,
-                ": learn_transforms: there is nothing to learn; o_scale and clips need input_activations, and "
-                "value_rotation, value_scale and down_scale are false");
-  }
-  read_section(object, "learn_activations",
-               [&](auto& visit) { visit_learn_activations(visit, recipe.learn_activations); });
-  read_section(object, "objective", [&](auto& visit) { visit_objective(visit, recipe); });
-  read_section(object, "calibration", [&](auto& visit) { visit_calibration(visit, recipe); });
   if (object.contains("dtype")) recipe.dtype = read_dtype(object, "dtype", at::kFloat, kDtypes);
   object.ignore("dtype");
-  object.finish();
+  if (object.contains("grids")) recipe.grids = read_grids(object.object("grids"));
+  object.ignore("grids");
+  Reader visit{std::move(object), recipe.grids};
+  visit.choice("token_weights", recipe.token_weights, kTokenWeights);
+  if (visit.object.contains("calibration")) {
+    Reader calibration{visit.object.object("calibration"), recipe.grids};
+    visit_calibration(calibration, recipe);
+    calibration.object.finish();
+  }
+  visit.object.ignore("calibration");
+  std::vector<std::vector<std::string>> step_paths(1);
+  TORCH_CHECK(!visit.object.contains("steps") || !visit.object.contains("passes"), path,
+              ": steps and passes exclude each other; several passes have their steps each");
+  if (visit.object.contains("passes")) {
+    recipe.passes.clear();
+    step_paths.clear();
+    for (JsonObject& pass : visit.object.objects("passes")) {
+      recipe.passes.push_back(read_pass(pass, recipe.grids, step_paths.emplace_back()));
+      pass.finish();
+    }
+    TORCH_CHECK(!recipe.passes.empty(), path, ": passes: expected at least one");
+  } else {
+    recipe.passes = {read_pass(visit.object, recipe.grids, step_paths[0])};
+  }
+  visit.object.ignore("passes");
+  visit.object.ignore("steps");
+  visit.object.finish();
+  check_grids(recipe.grids, path);
+  check_steps(recipe, path, step_paths);
   return recipe;
 }
 
 json Recipe::to_json() const {
-  json result{
-      {"name", name},
-      {"weights", weights ? baseq::to_json(*weights) : json(nullptr)},
-      {"rounding", write_section([&](auto& visit) { visit_rounding(visit, *this); })},
-      {"low_rank", nullptr},
-      {"input_activations", nullptr},
-      {"kv_cache", nullptr},
-      {"transforms", write_section([&](auto& visit) { visit_transforms(visit, transforms); })},
-      {"learn_transforms", write_section([&](auto& visit) { visit_learn_transforms(visit, learn_transforms); })},
-      {"learn_activations", write_section([&](auto& visit) { visit_learn_activations(visit, learn_activations); })},
-      {"objective", write_section([&](auto& visit) { visit_objective(visit, *this); })},
-      {"calibration", write_section([&](auto& visit) { visit_calibration(visit, *this); })},
-      {"dtype", nullptr}};
-  if (low_rank) result["low_rank"] = write_section([&](auto& visit) { visit_low_rank(visit, *low_rank); });
-  if (input_activations) {
-    result["input_activations"] =
-        write_section([&](auto& visit) { visit_input_activations(visit, *input_activations); });
+  Writer visit;
+  visit.object = {{"name", name}, {"dtype", nullptr}, {"grids", write_grids(grids)}};
+  if (dtype) visit.dtype("dtype", *dtype);
+  visit.choice("token_weights", token_weights, kTokenWeights);
+  Writer calibration;
+  visit_calibration(calibration, *this);
+  visit.object["calibration"] = calibration.object;
+  if (passes.size() == 1) {
+    visit.object.update(write_pass(passes[0]));
+  } else {
+    visit.object["passes"] = json::array();
+    for (const Pass& pass : passes) visit.object["passes"].push_back(write_pass(pass));
   }
-  if (kv_cache) result["kv_cache"] = write_section([&](auto& visit) { visit_activations(visit, *kv_cache); });
-  if (dtype) result["dtype"] = dtype_name(*dtype);
-  return result;
+  return visit.object;
 }
 
-bool Recipe::has_mean_shift() const {
-  return (input_activations &&
-          (input_activations->shift == Shift::kMean || input_activations->norm_shift == Shift::kMean)) ||
-         (kv_cache && kv_cache->shift == Shift::kMean);
-}
-
-bool Recipe::rounding_needs_moments() const {
-  return weights && (rounding == Rounding::kGptq || (low_rank && low_rank->method != LowRank::Method::kSvd));
-}
-
-bool Recipe::learns() const {
-  return learn_transforms.epochs > 0 || learn_activations.epochs > 0 || (low_rank && low_rank->block_epochs > 0);
-}
-
-bool Recipe::needs_calibration() const {
-  const bool scales =
-      transforms.scale_norm || transforms.scale_value || transforms.scale_query_key || transforms.scale_down;
-  return rounding_needs_moments() || scales || has_mean_shift() || learns();
-}
-
-QuantizationConfig Recipe::quantization_config() const {
-  QuantizationConfig config{.weights = weights, .lora_rank = low_rank ? low_rank->rank : 0};
-  if (input_activations) config.input_activations = input_activations->spec;
-  if (kv_cache) config.kv_cache = kv_cache->spec;
-  return config;
-}
-
-void override_recipe(json& recipe, const std::string& path, const std::string& text) {
-  json* value = &recipe;
-  size_t begin = 0;
-  for (;;) {
-    const size_t dot = path.find('.', begin);
-    const std::string key = path.substr(begin, dot - begin);
-    TORCH_CHECK(!key.empty(), "recipe override: \"", path, "\" is not a dotted path of keys");
-    TORCH_CHECK(value->is_object() || value->is_null(), "recipe override: \"", path, "\" passes through a value");
-    value = &(*value)[key];
-    if (dot == std::string::npos) break;
-    begin = dot + 1;
-  }
-  const json parsed = json::parse(text, nullptr, /*allow_exceptions=*/false);
-  *value = parsed.is_discarded() ? json(text) : parsed;
+void Recipe::validate() const {
+  const std::string path = name.empty() ? "recipe" : "recipe \"" + name + "\"";
+  check_grids(grids, path);
+  from_json(to_json(), path);
 }
 
 }  // namespace baseq

@@ -16,10 +16,16 @@ void RunRecord::add(const ProgressEvent& event) {
   if (const auto* epoch = std::get_if<EpochLearned>(&event)) block(*epoch).epochs.push_back(*epoch);
   if (const auto* stage = std::get_if<StageLearned>(&event)) block(*stage).stages.push_back(*stage);
   if (const auto* point = std::get_if<PointMeasured>(&event)) block(*point).points.push_back(*point);
-  if (const auto* finished = std::get_if<BlockFinished>(&event)) block(*finished).finished = *finished;
+  if (const auto* finished = std::get_if<BlockFinished>(&event)) {
+    std::optional<BlockFinished>& known = block(*finished).finished;
+    const double before = known ? known->seconds : 0;  // in an earlier pass
+    known = *finished;
+    known->seconds += before;
+  }
   if (const auto* warning = std::get_if<Warning>(&event)) warnings.push_back(warning->message);
-  // A log that is appended to may hold the start of a block that an earlier process did not finish.
-  if (const auto* begun = std::get_if<BlockStarted>(&event)) blocks[begun->block] = {};
+  // A log that is appended to may hold the start of a block that an earlier process did not finish. A later pass adds
+  // to what the first one told.
+  if (const auto* begun = std::get_if<BlockStarted>(&event); begun && begun->pass == 0) blocks[begun->block] = {};
 }
 
 double RunRecord::seconds() const {

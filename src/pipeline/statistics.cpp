@@ -14,7 +14,8 @@ namespace {
 /// Weighted sums over tokens: products in float32, sums in float64.
 class MomentSums {
  public:
-  explicit MomentSums(bool with_covariance = false) : with_covariance_(with_covariance) {}
+  explicit MomentSums(bool with_covariance = false, bool with_maximum = false)
+      : with_covariance_(with_covariance), with_maximum_(with_maximum) {}
 
   /// x: [tokens, features], weights [tokens, 1].
   void add(Tensor x, Tensor weights) {
@@ -23,6 +24,9 @@ class MomentSums {
     accumulate(first_, weighted.sum(0, /*keepdim=*/false, at::kDouble));
     accumulate(second_, with_covariance_ ? matrix_product(weighted.t(), x).to(at::kDouble)
                                          : (weighted * x).sum(0, /*keepdim=*/false, at::kDouble));
+    if (!with_maximum_) return;
+    const Tensor maximum = x.abs().amax(0).to(at::kDouble);
+    maximum_ = maximum_.defined() ? at::maximum(maximum_, maximum) : maximum;
   }
 
   /// Everything undefined when nothing was added, zero when no token counted.
@@ -39,29 +43,30 @@ class MomentSums {
     }
     // Rounding can leave a constant channel slightly below zero.
     moments.variance = moments.variance.clamp_min(0);
+    moments.maximum = maximum_;
     return moments;
   }
 
  private:
   static void accumulate(Tensor& sum, const Tensor& term) { sum = sum.defined() ? sum.add_(term) : term; }
 
-  bool with_covariance_;
+  bool with_covariance_, with_maximum_;
   double dropped_ = 0;  ///< weight of the tokens that were left out
-  Tensor first_, second_;
+  Tensor first_, second_, maximum_;
 };
 
 }  // namespace
 
-Tensor token_weights(const Tensor& target, Recipe::Loss loss, const at::TensorOptions& compute) {
+Tensor token_weights(const Tensor& target, Recipe::TokenWeights kind, const at::TensorOptions& compute) {
   std::vector<Tensor> energies;
   for_each_batch(target, compute,
                  [&](int64_t, const Tensor& windows) { energies.push_back(windows.square().mean(-1)); });
   const Tensor energy = at::cat(energies), counted = energy.isfinite();
-  const Tensor weights = loss == Recipe::Loss::kMse ? at::ones_like(energy) : 1.0 / energy.clamp_min(1e-12);
+  const Tensor weights = kind == Recipe::TokenWeights::kUniform ? at::ones_like(energy) : 1.0 / energy.clamp_min(1e-12);
   if (!counted.all().item<bool>()) {
     return at::where(counted, weights / weights.masked_select(counted).mean(), 0.0);
   }
-  return loss == Recipe::Loss::kMse ? weights : weights / weights.mean();
+  return kind == Recipe::TokenWeights::kUniform ? weights : weights / weights.mean();
 }
 
 double drop_tokens_not_finite(std::initializer_list<Tensor*> inputs, Tensor& weights) {
@@ -80,7 +85,7 @@ double drop_tokens_not_finite(std::initializer_list<Tensor*> inputs, Tensor& wei
 }
 
 BlockMoments measure_block(const DecoderLayer& layer, const Tensor& stream, const RotaryEmbedding& rope,
-                           const Tensor& weights, bool with_o_covariance, Site last, const PassOptions& options) {
+                           const Tensor& weights, const MeasureOptions& measure, const PassOptions& options) {
   const c10::NoGradGuard no_grad;
   DecoderLayer probe = without_quant_points(layer);
   std::map<Site, MomentSums> sums;
@@ -88,7 +93,8 @@ BlockMoments measure_block(const DecoderLayer& layer, const Tensor& stream, cons
   Tensor weight;  // of the tokens of the current batch, [tokens, 1]
   for (const SiteInfo& info : sites()) {
     if (info.point.empty()) continue;
-    MomentSums& sum = sums.emplace(info.site, MomentSums(with_o_covariance && info.site == Site::kO)).first->second;
+    const bool covariance = measure.with_o_covariance && info.site == Site::kO;
+    MomentSums& sum = sums.emplace(info.site, MomentSums(covariance, measure.with_maxima)).first->second;
     probe.point(info.site).observer = [&, site = info.site](const Tensor& x) {
       sum.add(x.reshape({-1, x.size(-1)}), weight);
       if (site == Site::kQkv) query.add(probe.self_attn.query(x).flatten(0, 1).flatten(1), weight);
@@ -96,7 +102,7 @@ BlockMoments measure_block(const DecoderLayer& layer, const Tensor& stream, cons
   }
   const auto pass = [&](int64_t begin, const Tensor& windows) {
     weight = weights.narrow(0, begin, windows.size(0)).reshape({-1, 1});
-    probe.input_of(last, windows, rope);
+    probe.input_of(measure.last, windows, rope);
   };
   for_each_batch(stream, rope.cos.options(), pass, options);
   const double total = weights.sum(at::kDouble).item<double>();

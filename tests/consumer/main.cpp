@@ -15,6 +15,9 @@ int main() {
   const float error = (baseq::dequantize(codes, qparams, spec) - weight).abs().max().item<float>();
   const float step = qparams.scale.max().item<float>();
   std::printf("%lld words, largest error %.4f of a step\n", static_cast<long long>(packed.numel()), error / step);
-  const auto recipe = baseq::Recipe::from_json({{"weights", {{"num_bits", 4}}}}, "consumer");
+  baseq::Recipe recipe{.name = "consumer"};
+  recipe.grids.weights = spec;
+  recipe.passes[0].steps = {baseq::RoundStep{}};
+  recipe.validate();
   return error <= step * 0.5001F && packed.numel() == 64 * 128 / 8 && !recipe.needs_calibration() ? 0 : 1;
 }

@@ -106,11 +106,9 @@ TEST(CheckpointSummary, BitsAWeightCountScalesAndZeroPoints) {
   test::write_checkpoint(directory / "in", shape);
   const Checkpoint original(directory / "in");
   EXPECT_EQ(summarize(original, Model(original)).bits_per_weight, 32);
-  const Recipe recipe =
-      Recipe::from_json({{"name", "mine"},
-                         {"weights", {{"num_bits", 4}, {"symmetric", false}, {"strategy", "group"}, {"group_size", 8}}},
-                         {"rounding", {{"method", "rtn"}}}},
-                        "recipe");
+  Recipe recipe{.name = "mine"};
+  recipe.grids.weights = QuantSpec{.symmetric = false, .strategy = Strategy::kGroup, .group_size = 8};
+  recipe.passes[0].steps = {RoundStep{}};
   quantize_checkpoint(original, recipe, {}, directory / "out");
   const Checkpoint quantized(directory / "out" / "");
   const CheckpointSummary summary = summarize(quantized, Model(quantized));

@@ -15,17 +15,22 @@ using test::expect_error;
 using test::TempDirectory;
 using test::TinyShape;
 
+/// A recipe that rounds weights to nearest.
+std::string rounded(const std::string& grid) {
+  return R"({"grids": {"weights": )" + grid + R"(}, "steps": [{"step": "round"}]})";
+}
+
 constexpr const char* kRotated = R"({
-  "weights": {"num_bits": 5, "strategy": "group", "group_size": 4}, "dtype": "float32",
-  "transforms": {"residual": "hadamard", "value": "hadamard", "query_key": "hadamard", "o": "hadamard",
-                 "down": "hadamard"}})";
-constexpr const char* kHalf = R"({"weights": {"num_bits": 4, "symmetric": false, "scale_dtype": "float16"}})";
-constexpr const char* kPlain = R"({"weights": {"num_bits": 4, "symmetric": false, "scale_dtype": "bfloat16"}})";
+  "dtype": "float32",
+  "grids": {"weights": {"num_bits": 5, "strategy": "group", "group_size": 4}},
+  "steps": [{"step": "transform", "at": ["residual", "value", "query_key", "o", "down"]}, {"step": "round"}]})";
+const std::string kHalf = rounded(R"({"num_bits": 4, "symmetric": false, "scale_dtype": "float16"})"),
+                  kPlain = rounded(R"({"num_bits": 4, "symmetric": false, "scale_dtype": "bfloat16"})");
 
 class Export : public testing::Test {
  protected:
   explicit Export(const TinyShape& tiny = {}) : shape(tiny) { test::write_checkpoint(directory / "in", shape); }
-  Checkpoint quantized(const char* recipe) {
+  Checkpoint quantized(const std::string& recipe) {
     quantize_checkpoint(Checkpoint(directory / "in"), Recipe::from_json(json::parse(recipe), "recipe"), {},
                         directory / "native", {.output = {.force = true}});
     return Checkpoint(directory / "native");
@@ -156,8 +161,9 @@ TEST_F(Export, OnlineTransformsAreWrittenWithTheirMatrixAndTheirWarning) {
 
 TEST_F(Export, EverythingThatAFormatCannotCarryIsNamedAtOnce) {
   const Checkpoint native = quantized(R"({
-    "weights": {"num_bits": 5, "symmetric": false}, "kv_cache": {"num_bits": 4}, "input_activations": {"num_bits": 4},
-    "transforms": {"input": "hadamard", "down": "hadamard"}})");
+    "grids": {"weights": {"num_bits": 5, "symmetric": false}, "input_activations": {}, "kv_cache": {}},
+    "steps": [{"step": "transform", "at": ["qkv", "gate_up", "down"]}, {"step": "points", "at": ["*"]},
+              {"step": "round"}]})");
   expect_error([&] { plan_export(native, {.format = ExportFormat::kGptq}); },
                {"input_activations", "kv_cache", "site qkv", "site gate_up", "site down", "weights of 5 bits",
                 "float32 scales", "configs/w4-gptq.json"});
@@ -178,15 +184,14 @@ TEST_F(Export, SizesThatDoNotFillWordsAreRefused) {
 }
 
 TEST_F(Export, TensorParallelismIsSaidForGroups) {
-  const auto note = [&](const std::string& weights) {
-    const Checkpoint native = quantized(weights.c_str());
+  const auto note = [&](const std::string& grid) {
+    const Checkpoint native = quantized(rounded(grid));
     return plan_export(native, {.format = ExportFormat::kCompressedTensors, .dtype = at::kFloat}).notes.back();
   };
   // 4 heads, and 48 inputs of down_proj: in groups of 16 three, of 8 six.
-  EXPECT_NE(note(R"({"weights": {"strategy": "group", "group_size": 16}})").find("mlp.down_proj's 48 inputs"),
-            std::string::npos);
-  EXPECT_NE(note(R"({"weights": {"strategy": "group", "group_size": 8}})").find("over 2 devices"), std::string::npos);
-  EXPECT_NE(note(R"({"weights": {"num_bits": 8}})").find("4 heads"), std::string::npos);
+  EXPECT_NE(note(R"({"strategy": "group", "group_size": 16})").find("mlp.down_proj's 48 inputs"), std::string::npos);
+  EXPECT_NE(note(R"({"strategy": "group", "group_size": 8})").find("over 2 devices"), std::string::npos);
+  EXPECT_NE(note(R"({"num_bits": 8})").find("4 heads"), std::string::npos);
 }
 
 TEST_F(Export, FormatsAreKnownByName) {

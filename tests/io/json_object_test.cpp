@@ -13,7 +13,7 @@ using test::expect_error;
 TEST(JsonObject, ReadsEachTypeAndFallsBack) {
   const json value = json::parse(
       R"({"b": true, "i": -3, "n": 2.5, "whole": 2, "t": "x", "c": "two", "l": ["p", "q"], "v": [1, 2.5],
-          "o": {"k": 1}, "z": null})");
+          "o": {"k": 1}, "z": null, "a": [{"k": 2}, null, {}]})");
   JsonObject object(value, "file");
   EXPECT_TRUE(object.boolean("b", false));
   EXPECT_EQ(object.integer("i", 0, -5, 5), -3);
@@ -23,7 +23,11 @@ TEST(JsonObject, ReadsEachTypeAndFallsBack) {
   EXPECT_EQ(object.choice("c", 0, {"one", "two"}), 1u);
   EXPECT_EQ(object.texts("l"), (std::vector<std::string>{"p", "q"}));
   EXPECT_EQ(object.numbers("v", 0, 3), (std::vector<double>{1.0, 2.5}));
+  EXPECT_EQ(object.choices("l", {"q", "p"}), (std::vector<size_t>{1, 0}));
   EXPECT_EQ(object.object("o").integer("k", 0, 0, 9), 1);
+  EXPECT_EQ(object.object("o").keys(), std::vector<std::string>{"k"});
+  EXPECT_EQ(object.objects("a").size(), 2U);
+  EXPECT_EQ(object.objects("a")[0].integer("k", 0, 0, 9), 2);
   object.ignore("z");
   object.finish();
 
@@ -33,6 +37,7 @@ TEST(JsonObject, ReadsEachTypeAndFallsBack) {
   EXPECT_EQ(object.choice("absent", 1, {"one", "two"}), 1u);
   EXPECT_TRUE(object.texts("absent").empty());
   EXPECT_TRUE(object.numbers("absent", 0, 1).empty());
+  EXPECT_TRUE(object.objects("absent").empty());
 }
 
 TEST(JsonObject, LargeValuesMakeShortMessages) {
@@ -87,7 +92,12 @@ TEST(JsonObject, AnotherTypeIsAnErrorWithItsPath) {
   expect_error([&] { object.numbers("i", 0, 3); }, {"i", "array"});
   expect_error([&] { object.choice("s", 0, {"one", "two"}); }, {"s", "one", "two", "four"});
   expect_error([&] { object.object("i"); }, {"recipe.json", "i", "object"});
-  expect_error([&] { object.object("o").integer("k", 0, 0, 9); }, {"recipe.json", "o", "k", "\"v\""});
+  expect_error([&] { object.object("o").integer("k", 0, 0, 9); }, {"recipe.json: o.k: expected", "\"v\""});
+  expect_error([&] { object.choices("s", {"one"}); }, {"recipe.json: s", "array", "\"one\"", "\"four\""});
+  expect_error([&] { object.choices("l", {"one"}); }, {"recipe.json: l", "array", "\"one\"", "got 1"});
+  expect_error([&] { object.choices("absent", {"one"}); }, {"recipe.json: absent: missing", "\"one\""});
+  expect_error([&] { object.objects("s"); }, {"recipe.json: s", "array of objects", "\"four\""});
+  expect_error([&] { object.objects("l"); }, {"recipe.json: l[0]", "object", "got 1"});
   expect_error([&] { JsonObject(value.at("l"), "list"); }, {"list", "object", "[1]"});
 }
 
@@ -96,6 +106,15 @@ TEST(JsonObject, FinishNamesEveryKeyThatNobodyAskedFor) {
   JsonObject object(value, "file");
   object.integer("b", 0, 0, 9);
   expect_error([&] { object.finish(); }, {"file", "\"a\"", "\"c\"", "known are \"b\""});
+}
+
+TEST(JsonObject, KeysOfKeysFollowAfterDots) {
+  const json value = json::parse(R"({"passes": [null, {"steps": [{"low_rank": {"rank": 0}}]}]})");
+  JsonObject pass = JsonObject(value, "recipe.json").objects("passes").at(0);
+  EXPECT_EQ(pass.path(), "recipe.json: passes[1]");
+  JsonObject low_rank = pass.objects("steps").at(0).object("low_rank");
+  expect_error([&] { low_rank.finish(); }, {"recipe.json: passes[1].steps[0].low_rank: unknown key \"rank\""});
+  expect_error([&] { low_rank.integer("rank", 0, 1, 9); }, {"recipe.json: passes[1].steps[0].low_rank.rank: expected"});
 }
 
 TEST(ReadJsonFile, NamesTheFileAndThePosition) {

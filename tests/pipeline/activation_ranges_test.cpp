@@ -4,8 +4,8 @@
 
 #include <cmath>
 
-#include "../tiny_model.h"
-#include "baseq/pipeline/merge.h"
+#include "block_test.h"
+#include "pipeline/merge.h"
 
 namespace baseq {
 namespace {
@@ -81,7 +81,8 @@ TEST_F(ActivationRanges, AreOfWhatTheGridIsGiven) {
 TEST_F(ActivationRanges, AHadamardTransformLowersThePeakOfASpike) {
   layer.input_layernorm.weight[3] = 100.0;
   const auto before = activation_ranges(layer, windows, rope);
-  apply_hadamards(layer, {.input = true});
+  const ModelConfig config = test::tiny_model_config(shape);
+  layer = realize(layer, test::with_hadamards(config, {Site::kQkv, Site::kGateUp}), {config, 0, at::kDouble});
   const auto after = activation_ranges(layer, windows, rope);
   const char* name = "self_attn.input_quant";
   EXPECT_GT(before.at(name).peak, 0.9 * std::sqrt(double(shape.hidden_size)));

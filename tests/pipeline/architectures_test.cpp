@@ -1,11 +1,11 @@
 #include <gtest/gtest.h>
 
-#include "../tiny_model.h"
 #include "baseq/eval/evaluate.h"
 #include "baseq/io/checkpoint.h"
-#include "baseq/pipeline/merge.h"
 #include "baseq/pipeline/quantize_checkpoint.h"
 #include "baseq/transform/hadamard.h"
+#include "block_test.h"
+#include "pipeline/merge.h"
 
 /// Every architecture and option of tests/data, whose logits tests/model compares with transformers, through the merges
 /// and the whole pipeline.
@@ -27,14 +27,15 @@ class Architecture : public testing::TestWithParam<std::string> {
 
 TEST_P(Architecture, RotatedModelIsTheOriginalInFloat64) {
   const Model model(original, {.dtype = at::kDouble});
+  const BlockState state = test::with_hadamards(
+      model.config(), {Site::kQkv, Site::kQueryKey, Site::kValue, Site::kO, Site::kGateUp, Site::kDown});
   Tensor hidden = hadamard_transform(model.embed(ids));
   const RotaryEmbedding rope = model.rotary(ids.size(1));
   for (int64_t i = 0; i < model.config().num_hidden_layers; ++i) {
     DecoderLayer layer = model.layer(i);
     fuse_norm_gains(layer);
-    rotate_residual(layer);
-    apply_hadamards(layer, {.input = true, .value = true, .query_key = true, .o = true, .down = true});
-    hidden = layer.forward(hidden, rope);
+    transform_residual(layer, {hadamard_factor(model.config().hidden_size)});
+    hidden = realize(layer, state, {model.config(), i, at::kDouble}).forward(hidden, rope);
   }
   RmsNorm norm = model.final_norm();
   Linear head = model.lm_head();
@@ -46,8 +47,8 @@ TEST_P(Architecture, RotatedModelIsTheOriginalInFloat64) {
 TEST_P(Architecture, RotatedCheckpointHasTheLogitsOfTheOriginal) {
   Recipe recipe;
   recipe.dtype = at::kFloat;
-  recipe.transforms.residual = recipe.transforms.value = recipe.transforms.query_key = recipe.transforms.o =
-      recipe.transforms.down = true;
+  recipe.passes[0].steps = {
+      TransformStep{.at = {Site::kResidual, Site::kValue, Site::kQueryKey, Site::kO, Site::kDown}}};
   quantize_checkpoint(original, recipe, {}, directory / "out");
   EXPECT_LT(test::relative_error(logits("out"), Model(original, {.dtype = at::kDouble}).logits(ids)), 1e-5);
 }
@@ -60,16 +61,29 @@ TEST_P(Architecture, EmptyRecipeKeepsEveryLogit) {
 TEST_P(Architecture, QuantizedAtEightBitsReloadsAndEvaluates) {
   const Recipe recipe = Recipe::from_json(json::parse(R"({
       "name": "eight",
-      "weights": {"num_bits": 8},
-      "rounding": {"method": "gptq", "compensate_streams": true, "quantized_inputs": true},
-      "input_activations": {"num_bits": 8, "symmetric": false, "shift": "mean", "norm_shift": "mean"},
-      "kv_cache": {"num_bits": 8, "symmetric": false, "shift": "mean"},
-      "transforms": {"residual": "hadamard", "value": "hadamard", "query_key": "hadamard", "o": "hadamard",
-                     "down": "hadamard", "scale_norm": true, "scale_value": true, "scale_query_key": true,
-                     "scale_down": true},
-      "learn_transforms": {"epochs": 1}, "learn_activations": {"epochs": 1},
-      "objective": {"loss": "relative", "num_monitored": 1},
-      "calibration": {"num_samples": 2, "seq_len": 24}})"),
+      "grids": {
+        "weights": {"num_bits": 8},
+        "input_activations": {"num_bits": 8, "symmetric": false},
+        "kv_cache": {"num_bits": 8, "symmetric": false}
+      },
+      "token_weights": "inverse_energy",
+      "calibration": {"num_samples": 2, "seq_len": 24},
+      "steps": [
+        {"step": "transform", "kind": "hadamard", "at": ["residual"]},
+        {"step": "transform", "kind": "balance", "at": ["qkv", "gate_up", "query_key", "value", "down"]},
+        {"step": "transform", "kind": "scale", "at": ["value", "down"]},
+        {"step": "transform", "kind": "matrix", "at": ["value"]},
+        {"step": "transform", "kind": "hadamard", "at": ["value", "query_key", "o", "down"]},
+        {"step": "transform", "kind": "scale", "at": ["o"]},
+        {"step": "points", "at": ["o", "down"], "shift": "mean"},
+        {"step": "learn", "name": "transforms", "weights": "straight_through", "epochs": 1, "final_rate": 3e-5,
+         "num_monitored": 1, "rates": {"value.matrix": 0.003, "value.scale": 0.003, "o.scale": 0.003,
+                                       "down.scale": 0.003, "*.clip": 0.03, "*.shift": 0.002}},
+        {"step": "points", "at": ["qkv", "gate_up", "k_cache", "v_cache"], "shift": "mean"},
+        {"step": "round", "method": "gptq", "compensate_streams": true, "quantized_inputs": true},
+        {"step": "learn", "name": "activations", "epochs": 1, "final_rate": 3e-6, "num_monitored": 1,
+         "rates": {"*.clip": 0.03, "*.shift": 0.002, "*.gain": 0.003}}
+      ]})"),
                                           "recipe");
   const Tensor windows = test::random_ids({2, 24}, Model(original).config().vocab_size, 3);
   double last_error = 0;

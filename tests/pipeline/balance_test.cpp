@@ -1,13 +1,13 @@
-#include "baseq/pipeline/balance.h"
+#include "pipeline/balance.h"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <functional>
 #include <limits>
 
 #include "../tiny_model.h"
 #include "baseq/pipeline/statistics.h"
+#include "pipeline/realize.h"
 
 namespace baseq {
 namespace {
@@ -19,10 +19,14 @@ Tensor random_definite(int64_t count, int64_t n, uint64_t seed) {
   return at::matmul(factor, factor.transpose(1, 2)) / double(n) + 0.1 * at::eye(n, at::kDouble);
 }
 
+const std::vector<Site> kNorms = {Site::kQkv, Site::kGateUp};
+const std::vector<Site> kAll = {Site::kQkv, Site::kQueryKey, Site::kValue, Site::kGateUp, Site::kDown};
+
 class Balance : public testing::TestWithParam<TinyShape> {
  protected:
   static constexpr int64_t kSeq = 24, kSamples = 6;
   TinyShape shape = GetParam();
+  ModelConfig config = test::tiny_model_config(shape);
   DecoderLayer layer = test::tiny_layer(shape, 1);
   // Channels of very different size, as real residual streams have.
   Tensor x = test::random_normal({kSamples, kSeq, shape.hidden_size}, 7) *
@@ -30,12 +34,16 @@ class Balance : public testing::TestWithParam<TinyShape> {
   BlockInputs inputs{.full_precision = x, .quantized = x, .rope = test::tiny_rope(shape, kSeq)};
   Tensor weights = at::ones({kSamples, kSeq}, at::kDouble);
 
-  DecoderLayer balanced(const std::function<void(Recipe::Transforms&)>& choose) const {
-    Recipe::Transforms transforms;
-    choose(transforms);
-    DecoderLayer result = layer;
-    balance(result, transforms, inputs, weights);
-    return result;
+  /// The block that `of` is with these factors.
+  DecoderLayer realized(const DecoderLayer& of, const std::map<Site, Factor>& factors) const {
+    BlockState state;
+    for (const auto& [site, factor] : factors) state.transforms[site] = {factor};
+    return realize(of, state, {config, 0, weights.options()});
+  }
+  DecoderLayer balanced(const std::vector<Site>& at) const {
+    const Balanced found = balance(layer, at, inputs, weights);
+    EXPECT_TRUE(found.left_out.empty());
+    return realized(layer, found.factors);
   }
   void expect_kept(const DecoderLayer& changed) const {
     EXPECT_LT(test::relative_error(changed.forward(x, inputs.rope), layer.forward(x, inputs.rope)), 1e-10);
@@ -50,12 +58,12 @@ class Balance : public testing::TestWithParam<TinyShape> {
 };
 
 TEST_P(Balance, EveryScaleKeepsTheOutput) {
-  const DecoderLayer norm = balanced([](auto& t) { t.scale_norm = true; });
-  const DecoderLayer value = balanced([](auto& t) { t.scale_value = true; });
-  const DecoderLayer query_key = balanced([](auto& t) { t.scale_query_key = true; });
-  const DecoderLayer down = balanced([](auto& t) { t.scale_down = true; });
+  const DecoderLayer norm = balanced(kNorms);
+  const DecoderLayer value = balanced({Site::kValue});
+  const DecoderLayer query_key = balanced({Site::kQueryKey});
+  const DecoderLayer down = balanced({Site::kDown});
   for (const DecoderLayer* changed : {&norm, &value, &query_key, &down}) expect_kept(*changed);
-  expect_kept(balanced([](auto& t) { t.scale_norm = t.scale_value = t.scale_query_key = t.scale_down = true; }));
+  expect_kept(balanced(kAll));
   // Each touched what it should.
   EXPECT_FALSE(at::equal(norm.input_layernorm.weight, layer.input_layernorm.weight));
   EXPECT_FALSE(at::equal(norm.post_attention_layernorm.weight, layer.post_attention_layernorm.weight));
@@ -68,7 +76,7 @@ TEST_P(Balance, EveryScaleKeepsTheOutput) {
 }
 
 TEST_P(Balance, NothingChosenChangesNothing) {
-  const DecoderLayer same = balanced([](auto&) {});
+  const DecoderLayer same = balanced({});
   EXPECT_TRUE(at::equal(same.forward(x, inputs.rope), layer.forward(x, inputs.rope)));
 }
 
@@ -79,10 +87,10 @@ TEST_P(Balance, ScalesLowerTheErrorBound) {
   const auto gate_up = [](const DecoderLayer& of) {
     return std::vector<const Linear*>{&of.mlp.gate_proj, &of.mlp.up_proj};
   };
-  const DecoderLayer norm = balanced([](auto& t) { t.scale_norm = true; });
+  const DecoderLayer norm = balanced(kNorms);
   EXPECT_LT(error_bound(norm, Site::kQkv, qkv(norm)), 0.95 * error_bound(layer, Site::kQkv, qkv(layer)));
   EXPECT_LT(error_bound(norm, Site::kGateUp, gate_up(norm)), 0.95 * error_bound(layer, Site::kGateUp, gate_up(layer)));
-  const DecoderLayer down = balanced([](auto& t) { t.scale_down = true; });
+  const DecoderLayer down = balanced({Site::kDown});
   EXPECT_LT(error_bound(down, Site::kDown, {&down.mlp.down_proj}),
             0.95 * error_bound(layer, Site::kDown, {&layer.mlp.down_proj}));
 }
@@ -92,14 +100,14 @@ TEST_P(Balance, DownScaleReachesTheCauchySchwarzBound) {
   const Tensor a = layer.input_of(Site::kDown, x, inputs.rope).flatten(0, 1).var(0, /*unbiased=*/false).sqrt();
   const Tensor w = layer.mlp.down_proj.weight.square().sum(0).sqrt();
   const double least = (a * w).sum().square().item<double>();
-  const DecoderLayer down = balanced([](auto& t) { t.scale_down = true; });
+  const DecoderLayer down = balanced({Site::kDown});
   EXPECT_NEAR(error_bound(down, Site::kDown, {&down.mlp.down_proj}) / least, 1.0, 1e-3);
 }
 
 TEST_P(Balance, ValueMatricesLowerTheirTraceProduct) {
   const auto product = [&](const DecoderLayer& of) {
     // One key/value head at a time; T mixes the channels of a head only.
-    const Moments moments = measure_block(of, x, inputs.rope, weights, /*with_o_covariance=*/true).at(Site::kO);
+    const Moments moments = measure_block(of, x, inputs.rope, weights, {.with_o_covariance = true}).at(Site::kO);
     const int64_t width = shape.num_heads / shape.num_kv_heads * shape.head_dim;
     const Tensor energy = of.self_attn.o_proj.weight.square().sum(0);
     double sum = 0;
@@ -109,10 +117,8 @@ TEST_P(Balance, ValueMatricesLowerTheirTraceProduct) {
     }
     return sum;
   };
-  EXPECT_LT(product(balanced([](auto& t) { t.scale_value = true; })), product(layer));
+  EXPECT_LT(product(balanced({Site::kValue})), product(layer));
 }
-
-const auto kAll = [](Recipe::Transforms& t) { t.scale_norm = t.scale_value = t.scale_query_key = t.scale_down = true; };
 
 void expect_finite(const DecoderLayer& layer) {
   for (const auto& [name, tensor] : layer_tensors(layer, "", at::kDouble)) {
@@ -148,49 +154,55 @@ TEST_P(Balance, ProjectionsOfZerosAreLeftWhole) {
 
 TEST_P(Balance, ValuesThatNothingReadsStayAsTheyAre) {
   layer.self_attn.o_proj.weight = at::zeros_like(layer.self_attn.o_proj.weight);
-  const DecoderLayer changed = balanced([](auto& t) { t.scale_value = true; });
+  EXPECT_TRUE(balance(layer, {Site::kValue}, inputs, weights).factors.empty());
+  const DecoderLayer changed = balanced({Site::kValue});
   EXPECT_TRUE(at::equal(changed.self_attn.v_proj.weight, layer.self_attn.v_proj.weight));
 }
 
 TEST_P(Balance, TokensThatAreNotFiniteDoNotCount) {
-  DecoderLayer expected = layer, changed = layer;
-  Recipe::Transforms transforms;
-  kAll(transforms);
   const auto of_windows = [&](const Tensor& windows) {
     return BlockInputs{.full_precision = windows, .quantized = windows, .rope = inputs.rope};
   };
-  balance(expected, transforms, of_windows(x.narrow(0, 1, kSamples - 1)), weights.narrow(0, 1, kSamples - 1));
+  const Balanced expected =
+      balance(layer, kAll, of_windows(x.narrow(0, 1, kSamples - 1)), weights.narrow(0, 1, kSamples - 1));
   Tensor broken = x.clone();
   broken[0] = std::numeric_limits<double>::quiet_NaN();
-  EXPECT_TRUE(balance(changed, transforms, of_windows(broken), weights).empty());
-  const auto wanted = layer_tensors(expected, "", at::kDouble);
-  for (const auto& [name, tensor] : layer_tensors(changed, "", at::kDouble)) {
+  const Balanced found = balance(layer, kAll, of_windows(broken), weights);
+  EXPECT_TRUE(found.left_out.empty());
+  const auto wanted = layer_tensors(realized(layer, expected.factors), "", at::kDouble);
+  for (const auto& [name, tensor] : layer_tensors(realized(layer, found.factors), "", at::kDouble)) {
     EXPECT_TRUE(at::allclose(tensor, wanted.at(name), 1e-9, 1e-12)) << name;
   }
 }
 
-TEST_P(Balance, WhatHasNoFiniteMomentsIsLeftOutByName) {
+TEST_P(Balance, WhatHasNoFiniteMomentsIsLeftOut) {
   const DecoderLayer single = layer.to(at::kFloat);
   inputs = {.full_precision = x.to(at::kFloat),
             .quantized = x.to(at::kFloat),
             .rope = test::tiny_rope(shape, kSeq, at::kFloat)};
   weights = weights.to(at::kFloat);
-  Recipe::Transforms transforms;
-  kAll(transforms);
   // Values whose squares leave the range of float32.
   constexpr double kLoud = 1e22;
   DecoderLayer loud = single;
   loud.mlp.up_proj.weight = loud.mlp.up_proj.weight * kLoud;
-  DecoderLayer changed = loud;
-  EXPECT_EQ(balance(changed, transforms, inputs, weights), std::vector<std::string>{"scale_down"});
+  Balanced found = balance(loud, kAll, inputs, weights);
+  EXPECT_EQ(found.left_out, std::vector<Site>{Site::kDown});
+  DecoderLayer changed = realized(loud, found.factors);
   EXPECT_TRUE(at::equal(changed.mlp.down_proj.weight, loud.mlp.down_proj.weight));
   EXPECT_FALSE(at::equal(changed.input_layernorm.weight, loud.input_layernorm.weight));
   loud = single;
   loud.self_attn.v_proj.weight = loud.self_attn.v_proj.weight * kLoud;
-  changed = loud;
-  transforms = {.scale_value = true};
-  EXPECT_EQ(balance(changed, transforms, inputs, weights), std::vector<std::string>{"scale_value"});
+  found = balance(loud, {Site::kValue}, inputs, weights);
+  EXPECT_EQ(found.left_out, std::vector<Site>{Site::kValue});
+  changed = realized(loud, found.factors);
   EXPECT_TRUE(at::equal(changed.self_attn.v_proj.weight, loud.self_attn.v_proj.weight));
+}
+
+TEST_P(Balance, SitesWithoutAClosedFormAreRefused) {
+  for (const Site site : {Site::kResidual, Site::kO}) {
+    test::expect_error([&] { balance(layer, {site}, inputs, weights); },
+                       {"balance", std::string(site_info(site).name)});
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, Balance, testing::ValuesIn(test::tiny_shapes()),
@@ -214,8 +226,9 @@ TEST(GeometricMean, OfDiagonalsIsTheirRoot) {
 
 TEST(TokenWeights, HaveMeanOneAndInverseEnergy) {
   const Tensor target = test::random_normal({3, 5, 16}, 1) * (1 + at::arange(15, at::kDouble).view({3, 5, 1}));
-  EXPECT_TRUE(at::equal(token_weights(target, Recipe::Loss::kMse, at::kDouble), at::ones({3, 5}, at::kDouble)));
-  const Tensor weights = token_weights(target, Recipe::Loss::kRelative, at::kDouble);
+  EXPECT_TRUE(
+      at::equal(token_weights(target, Recipe::TokenWeights::kUniform, at::kDouble), at::ones({3, 5}, at::kDouble)));
+  const Tensor weights = token_weights(target, Recipe::TokenWeights::kInverseEnergy, at::kDouble);
   EXPECT_NEAR(weights.mean().item<double>(), 1.0, 1e-12);
   const Tensor product = weights * target.square().mean(-1);
   EXPECT_NEAR((product.max() / product.min()).item<double>(), 1.0, 1e-10);
@@ -226,15 +239,15 @@ TEST(TokenWeights, ATokenThatIsNotFiniteCountsNothing) {
   for (const double bad : {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
     Tensor broken = target.clone();
     broken[1][2][7] = bad;
-    for (const auto loss : {Recipe::Loss::kMse, Recipe::Loss::kRelative}) {
-      const Tensor weights = token_weights(broken, loss, at::kDouble), whole = token_weights(target, loss, at::kDouble);
+    for (const auto kind : {Recipe::TokenWeights::kUniform, Recipe::TokenWeights::kInverseEnergy}) {
+      const Tensor weights = token_weights(broken, kind, at::kDouble), whole = token_weights(target, kind, at::kDouble);
       EXPECT_EQ(weights[1][2].item<double>(), 0);
       EXPECT_EQ(weights.eq(0).sum().item<int64_t>(), 1);
       EXPECT_NEAR(weights.sum().item<double>(), 14, 1e-12);
       // The others among themselves as without it.
       const Tensor ratio = weights.flatten().narrow(0, 0, 7) / whole.flatten().narrow(0, 0, 7);
       EXPECT_NEAR((ratio.max() / ratio.min()).item<double>(), 1, 1e-12);
-      const Tensor none = token_weights(at::full_like(target, bad), loss, at::kDouble);
+      const Tensor none = token_weights(at::full_like(target, bad), kind, at::kDouble);
       EXPECT_TRUE(at::equal(none, at::zeros({3, 5}, at::kDouble)));
     }
   }
@@ -261,7 +274,7 @@ TEST(MeasureBlock, FindsTheWeightedMomentsOfEveryPoint) {
   const Tensor x = test::random_normal({samples, seq, shape.hidden_size}, 1) + 0.5;
   const Tensor weights = test::random_normal({samples, seq}, 2).abs();
   const RotaryEmbedding rope = test::tiny_rope(shape, seq);
-  const BlockMoments moments = measure_block(layer, x, rope, weights, /*with_o_covariance=*/true);
+  const BlockMoments moments = measure_block(layer, x, rope, weights, {.with_o_covariance = true});
   const Tensor w = (weights / weights.sum()).reshape({-1, 1});
   const auto expect_moments = [&](const Moments& got, const Tensor& seen) {
     const Tensor flat = seen.flatten(0, 1), mean = (flat * w).sum(0);

@@ -1,4 +1,4 @@
-#include "baseq/pipeline/block_optimizer.h"
+#include "pipeline/block_optimizer.h"
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>

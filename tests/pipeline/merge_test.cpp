@@ -1,127 +1,116 @@
-#include "baseq/pipeline/merge.h"
+#include "pipeline/merge.h"
 
 #include <gtest/gtest.h>
 
-#include <functional>
+#include <utility>
 
-#include "../tiny_model.h"
 #include "baseq/io/checkpoint.h"
 #include "baseq/pipeline/quantize_checkpoint.h"
 #include "baseq/transform/hadamard.h"
+#include "block_test.h"
+#include "random_factors.h"
 
 namespace baseq {
 namespace {
 
+using Kind = Factor::Kind;
 using test::TempDirectory;
 using test::TinyShape;
 
 constexpr double kTolerance = 1e-10;
 
-/// T and T^-T, well conditioned and different for every head.
-std::pair<Tensor, Tensor> random_matrices(const TinyShape& shape, uint64_t seed) {
-  const int64_t dim = shape.head_dim;
-  const Tensor noise = test::random_normal({shape.num_kv_heads, dim, dim}, seed);
-  const Tensor matrices = at::eye(dim, at::kDouble) + noise * (0.3 / std::sqrt(double(dim)));
-  return {matrices, at::linalg_inv(matrices).transpose(1, 2)};
-}
-
-class Merge : public testing::TestWithParam<TinyShape> {
+class Merge : public test::BlockTest {
  protected:
-  TinyShape shape = GetParam();
-  DecoderLayer layer = test::tiny_layer(shape, 1);
-  Tensor x = test::random_normal({2, 11, shape.hidden_size}, 7);
-  RotaryEmbedding rope = test::tiny_rope(shape, 11);
+  Merge() : BlockTest(at::kDouble) {}
 
-  /// The merge changes weights and leaves the output.
-  void expect_kept(const std::function<void(DecoderLayer&)>& merge) {
-    DecoderLayer merged = layer;
-    merge(merged);
-    EXPECT_LT(test::relative_error(merged.forward(x, rope), layer.forward(x, rope)), kTolerance);
+  DecoderLayer with_corrections(const std::vector<Site>& hadamards) const {
+    DecoderLayer result = realize(layer, test::with_hadamards(config, hadamards), place);
+    for (const auto& [site, point] : test::corrected_points(config, 4)) result.point(site) = point;
+    return result;
+  }
+  void expect_same_output(const DecoderLayer& got, const DecoderLayer& expected) const {
+    EXPECT_LT(test::relative_error(got.forward(x, inputs.rope), expected.forward(x, inputs.rope)), 1e-9);
   }
 };
 
 TEST_P(Merge, FusedNormGainsKeepTheOutput) {
-  expect_kept(fuse_norm_gains);
   fuse_norm_gains(layer);
+  EXPECT_LT(test::relative_error(layer.forward(x, inputs.rope), target), kTolerance);
   EXPECT_TRUE(at::equal(layer.input_layernorm.weight, at::ones({shape.hidden_size}, at::kDouble)));
   EXPECT_TRUE(at::equal(layer.post_attention_layernorm.weight, at::ones({shape.hidden_size}, at::kDouble)));
 }
 
-TEST_P(Merge, RotatedResidualRotatesTheOutput) {
-  DecoderLayer rotated = layer;
-  fuse_norm_gains(rotated);
-  rotate_residual(rotated);
-  const Tensor expected = hadamard_transform(layer.forward(x, rope));
-  EXPECT_LT(test::relative_error(rotated.forward(hadamard_transform(x), rope), expected), kTolerance);
-}
-
-TEST_P(Merge, AnyInvertibleValueTransformKeepsTheOutput) {
-  const auto [matrices, inverse_transposes] = random_matrices(shape, 3);
-  expect_kept([&](DecoderLayer& merged) { transform_values(merged, matrices, inverse_transposes); });
-}
-
-TEST_P(Merge, ValueTransformChangesWhatTheCacheHolds) {
-  const auto [matrices, inverse_transposes] = random_matrices(shape, 3);
-  const auto values = [&](DecoderLayer& of) {
-    return of.self_attn.v_proj.forward(x).view({2, 11, shape.num_kv_heads, shape.head_dim});
-  };
-  const Tensor before = values(layer);
-  transform_values(layer, matrices, inverse_transposes);
-  const Tensor expected = at::einsum("bskd,kde->bske", {before, matrices});
-  EXPECT_LT(test::relative_error(values(layer), expected), kTolerance);
-}
-
-TEST_P(Merge, RotatedValuesKeepTheOutput) { expect_kept(rotate_values); }
-
-TEST_P(Merge, OnlineChainsOfEveryKindKeepTheOutput) {
-  for (const SiteInfo& info : sites()) {
-    if (!info.online) continue;
-    SCOPED_TRACE(info.name);
-    const int64_t n = info.site == Site::kQueryKey ? shape.head_dim : layer.shape(info.site).features;
-    const auto invertible = [&](int64_t size, uint64_t seed) {
-      return at::eye(size, at::kDouble) + test::random_normal({size, size}, seed) * (0.3 / std::sqrt(size));
-    };
-    const Transform chain = {scale_factor(test::random_normal({n}, 1).exp()), hadamard_factor(n),
-                             matrix_factor(invertible(n, 2)), kronecker_factor(invertible(2, 3), invertible(n / 2, 4)),
-                             permutation_factor(at::randperm(n, at::kLong))};
-    for (const Factor& factor : chain) {
-      expect_kept([&](DecoderLayer& merged) { transform_online(merged, info.site, factor); });
-    }
-    expect_kept([&](DecoderLayer& merged) {
-      for (const Factor& factor : chain) transform_online(merged, info.site, factor);
-    });
+TEST_P(Merge, ATransformedResidualTransformsTheOutput) {
+  fuse_norm_gains(layer);
+  const int64_t hidden = shape.hidden_size;
+  const Factor hadamard = hadamard_factor(hidden);
+  const Factor rotation = rotation_factor(cayley(test::random_normal({hidden, hidden}, 5)));
+  const Factor permutation = test::random_factor(Kind::kPermutation, Site::kQkv, config, 6);
+  for (const Transform& transform :
+       {Transform{hadamard}, Transform{rotation}, Transform{permutation, hadamard, rotation}}) {
+    DecoderLayer transformed = layer;
+    transform_residual(transformed, transform);
+    EXPECT_LT(test::relative_error(transformed.forward(apply_transform(transform, x), inputs.rope),
+                                   apply_transform(transform, target)),
+              kTolerance);
   }
 }
 
-TEST_P(Merge, MergedDownScaleKeepsTheOutput) {
-  layer.mlp.down_scale = 1 + 0.5 * test::random_normal({shape.intermediate_size}, 4).tanh();
-  expect_kept(merge_down_scale);
-  merge_down_scale(layer);
-  EXPECT_FALSE(layer.mlp.down_scale.defined());
-}
-
-TEST_P(Merge, AllTogetherKeepTheOutput) {
-  const auto [matrices, inverse_transposes] = random_matrices(shape, 5);
-  const Tensor expected = hadamard_transform(layer.forward(x, rope));
+TEST_P(Merge, AllTransformsTogetherKeepTheOutput) {
   fuse_norm_gains(layer);
-  rotate_residual(layer);
-  transform_values(layer, matrices, inverse_transposes);
-  const Tensor scale = 1 + 0.5 * test::random_normal({shape.intermediate_size}, 4).tanh();
-  layer.mlp.down_scale = scale;
-  layer.mlp.down_proj.weight = layer.mlp.down_proj.weight / scale;
-  merge_down_scale(layer);
-  apply_hadamards(layer, {.input = true, .value = true, .query_key = true, .o = true, .down = true});
-  EXPECT_LT(test::relative_error(layer.forward(hadamard_transform(x), rope), expected), kTolerance);
+  transform_residual(layer, {hadamard_factor(shape.hidden_size)});
+  BlockState state =
+      test::with_hadamards(config, {Site::kQkv, Site::kQueryKey, Site::kValue, Site::kO, Site::kGateUp, Site::kDown});
+  const auto put_first = [&](Site site, Kind kind) {
+    Transform& transform = state.transforms.at(site);
+    transform.insert(transform.begin(), test::random_factor(kind, site, config, 5));
+  };
+  put_first(Site::kValue, Kind::kMatrix);
+  put_first(Site::kDown, Kind::kScale);
+  put_first(Site::kQkv, Kind::kScale);  // the norms have gain 1 now and take it
+  const DecoderLayer merged = realize(layer, state, place);
+  EXPECT_LT(test::relative_error(merged.forward(hadamard_transform(x), inputs.rope), hadamard_transform(target)),
+            kTolerance);
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, Merge, testing::ValuesIn(test::tiny_shapes()),
-                         [](const auto& shape) { return shape.param.name; });
-
-TEST(TransformValues, RefusesMatricesOfAnotherShape) {
-  DecoderLayer layer = test::tiny_layer({}, 1);
-  const Tensor wrong = at::eye(8, at::kDouble).expand({4, 8, 8});
-  test::expect_error([&] { transform_values(layer, wrong, wrong); }, {"[2, 8, 8]", "[4, 8, 8]"});
+TEST_P(Merge, MergedCorrectionsEqualExplicitOnes) {
+  for (const bool online : {false, true}) {
+    SCOPED_TRACE(online ? "online Hadamard" : "no online Hadamard");
+    const std::vector<Site> hadamards = {Site::kQkv, Site::kQueryKey, Site::kO, Site::kGateUp, Site::kDown};
+    const DecoderLayer explicit_one = with_corrections(online ? hadamards : std::vector<Site>{});
+    DecoderLayer merged = explicit_one;
+    // K's shift is never added back: a points step sets it so.
+    merged.self_attn.k_cache.add_shift_back = false;
+    merge_corrections(merged);
+    expect_same_output(merged, explicit_one);
+    // What a reader of the checkpoint assumes.
+    std::as_const(merged).for_each_quant_point(
+        [&](const std::string& name, const QuantPoint& point) { EXPECT_FALSE(point.add_shift_back) << name; });
+    EXPECT_EQ(merged.self_attn.input.gain.defined(), online);
+    EXPECT_EQ(merged.mlp.input.gain.defined(), online);
+    EXPECT_TRUE(merged.self_attn.o_input.gain.defined());
+    EXPECT_TRUE(merged.self_attn.q_proj.bias.defined());
+  }
 }
+
+TEST_P(Merge, ValueShiftsMergeIntoTheBiasOfO) {
+  for (const bool online : {false, true}) {
+    SCOPED_TRACE(online);
+    DecoderLayer explicit_one = with_corrections(online ? std::vector<Site>{Site::kO} : std::vector<Site>{});
+    // Only the cache is quantized; o keeps a gain.
+    for (const Site site : test::kInputSites) {
+      const Tensor gain = site == Site::kO ? explicit_one.self_attn.o_input.gain : Tensor{};
+      explicit_one.point(site) = {.gain = gain};
+    }
+    DecoderLayer merged = explicit_one;
+    merge_corrections(merged);
+    EXPECT_FALSE(merged.self_attn.v_cache.add_shift_back);
+    EXPECT_TRUE(merged.self_attn.o_proj.bias.defined());
+    expect_same_output(merged, explicit_one);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, Merge, testing::ValuesIn(test::tiny_shapes()), test::shape_name);
 
 TEST(RotatedCheckpoint, HasTheLogitsOfTheOriginal) {
   for (const TinyShape& shape : test::tiny_shapes()) {
@@ -129,16 +118,20 @@ TEST(RotatedCheckpoint, HasTheLogitsOfTheOriginal) {
       SCOPED_TRACE(shape.name + (online_everywhere ? ", online" : ", merged residual"));
       Recipe recipe;
       recipe.dtype = at::kFloat;
-      recipe.transforms.residual = !online_everywhere;
-      recipe.transforms.input = recipe.transforms.o = online_everywhere;
-      recipe.transforms.value = recipe.transforms.query_key = recipe.transforms.down = true;
+      std::vector<Site> at = {Site::kValue, Site::kQueryKey, Site::kDown};
+      if (online_everywhere) {
+        at.insert(at.end(), {Site::kQkv, Site::kO, Site::kGateUp});
+      } else {
+        at.push_back(Site::kResidual);
+      }
+      recipe.passes[0].steps = {TransformStep{.at = at}};
       const TempDirectory directory;
       test::write_checkpoint(directory / "in", shape);
       const Checkpoint original(directory / "in");
       quantize_checkpoint(original, recipe, {}, directory / "out");
       const Checkpoint rotated(directory / "out");
-      EXPECT_EQ(rotated.contains("lm_head.weight"), recipe.transforms.residual || !shape.tied);
-      EXPECT_EQ(rotated.config().at("tie_word_embeddings").get<bool>(), !recipe.transforms.residual && shape.tied);
+      EXPECT_EQ(rotated.contains("lm_head.weight"), !online_everywhere || !shape.tied);
+      EXPECT_EQ(rotated.config().at("tie_word_embeddings").get<bool>(), online_everywhere && shape.tied);
       const Tensor ids = test::random_ids({2, 13}, shape.vocab_size, 2);
       EXPECT_LT(test::relative_error(Model(rotated).logits(ids), Model(original, {.dtype = at::kDouble}).logits(ids)),
                 1e-5);

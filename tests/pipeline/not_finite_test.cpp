@@ -3,7 +3,7 @@
 #include <fstream>
 #include <limits>
 
-#include "learning_test.h"
+#include "block_test.h"
 #include "tiny_run.h"
 
 namespace baseq {
@@ -14,16 +14,11 @@ using test::TinyShape;
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
-class TokensThatAreNotFinite : public test::LearningTest {
+class TokensThatAreNotFinite : public test::BlockTest {
  protected:
   TokensThatAreNotFinite() {
-    recipe.weights = QuantSpec{.num_bits = 3};
-    recipe.products = at::kFloat;
-    recipe.num_monitored = kSamples;
-    progress = [this](const ProgressEvent& event) {
-      if (const auto* warning = std::get_if<Warning>(&event)) warnings.push_back(warning->message);
-      if (const auto* stage = std::get_if<StageLearned>(&event)) stages.push_back(*stage);
-    };
+    grids.weights = QuantSpec{.num_bits = 3};
+    place.block = 2;
   }
   /// The first `count` windows become NaN: the streams, the target and with it the weights.
   void break_windows(int64_t count) {
@@ -31,53 +26,48 @@ class TokensThatAreNotFinite : public test::LearningTest {
     broken.narrow(0, 0, count).fill_(kNan);
     inputs.full_precision = inputs.quantized = broken;
     target = layer.forward(broken, inputs.rope);
-    weights = token_weights(target, Recipe::Loss::kRelative, at::kFloat);
+    weights = token_weights(target, Recipe::TokenWeights::kInverseEnergy, at::kFloat);
   }
-  DecoderLayer rounded() const {
-    DecoderLayer result = layer;
-    round_layer(result, recipe, inputs, weights, 2, progress);
-    return result;
+  DecoderLayer rounded(const RoundStep& step) const {
+    OpenBlock block = open_block();
+    run(block, {step});
+    return block.take_layer();
   }
   static void expect_same_codes(const DecoderLayer& a, const DecoderLayer& b) {
     b.for_each_linear([&](const std::string& name, const Linear& linear) {
       EXPECT_TRUE(at::equal(a.linear(name).quantized->codes, linear.quantized->codes)) << name;
     });
   }
-
-  std::vector<std::string> warnings;
 };
 
+constexpr RoundStep::Method kGptq = RoundStep::Method::kGptq;
+
 TEST_P(TokensThatAreNotFinite, RoundingSeesTheOthersAlone) {
-  recipe.rounding = Recipe::Rounding::kGptq;
-  recipe.compensate_streams = true;
+  const RoundStep step{.method = kGptq, .compensate_streams = true};
   break_windows(2);
-  const DecoderLayer with_broken = rounded();
+  const DecoderLayer with_broken = rounded(step);
   EXPECT_TRUE(warnings.empty()) << warnings.front();
   inputs.full_precision = inputs.quantized = x.narrow(0, 2, kSamples - 2);
   weights = weights.narrow(0, 2, kSamples - 2);
-  expect_same_codes(with_broken, rounded());
+  expect_same_codes(with_broken, rounded(step));
 }
 
 TEST_P(TokensThatAreNotFinite, WhereNoneIsFiniteOneWarningNamesTheBlock) {
   break_windows(kSamples);
-  recipe.rounding = Recipe::Rounding::kGptq;
-  recipe.compensate_streams = true;
-  const DecoderLayer result = rounded();
+  const DecoderLayer result = rounded({.method = kGptq, .compensate_streams = true});
   ASSERT_EQ(warnings.size(), 1U);
   EXPECT_NE(warnings[0].find("block 2, self_attn.q_proj"), std::string::npos) << warnings[0];
   result.for_each_linear([&](const std::string& name, const Linear& linear) {
     const Tensor& weight = layer.linear(name).weight;
-    EXPECT_TRUE(at::equal(linear.quantized->codes, round_to_nearest(weight, *recipe.weights, true).codes)) << name;
+    EXPECT_TRUE(at::equal(linear.quantized->codes, round_to_nearest(weight, *grids.weights, true).codes)) << name;
   });
   // Corrections of low rank as well end neither the run nor their block.
-  recipe.compensate_streams = false;
-  for (const auto method : {Recipe::LowRank::Method::kFbquant, Recipe::LowRank::Method::kQeraExact,
-                            Recipe::LowRank::Method::kQeraApprox, Recipe::LowRank::Method::kL2qer}) {
-    recipe.rounding = Recipe::Rounding::kNearest;
-    recipe.low_rank = Recipe::LowRank{.method = method, .rank = 2};
-    recipe.low_rank->fbquant.steps = 3;
+  using Method = LowRankOptions::Method;
+  for (const Method method : {Method::kFbquant, Method::kQeraExact, Method::kQeraApprox, Method::kL2qer}) {
     warnings.clear();
-    const DecoderLayer corrected = rounded();
+    LowRankOptions low_rank{.method = method, .rank = 2};
+    low_rank.steps = 3;
+    const DecoderLayer corrected = rounded({.low_rank = low_rank});
     EXPECT_EQ(warnings.size(), 1U);
     corrected.for_each_linear([](const std::string& name, const Linear& linear) {
       EXPECT_TRUE(linear.weight.isfinite().all().item<bool>()) << name;
@@ -86,23 +76,36 @@ TEST_P(TokensThatAreNotFinite, WhereNoneIsFiniteOneWarningNamesTheBlock) {
 }
 
 TEST_P(TokensThatAreNotFinite, LearningLeavesTheirWindowsOut) {
-  recipe.input_activations.emplace();
-  recipe.input_activations->spec = {.symmetric = false, .strategy = Strategy::kToken, .dynamic = true};
-  recipe.input_activations->clip = 0.8;
-  recipe.input_activations->shift = recipe.input_activations->norm_shift = Recipe::Shift::kMean;
-  recipe.learn_activations.epochs = recipe.learn_transforms.epochs = 4;
+  using Kind = TransformStep::Kind;
+  grids.input_activations = test::grids_of_bits(4, shape).input_activations;
+  const auto points = [](const std::vector<Site>& at) {
+    return PointsStep{.at = at, .clip = 0.8, .shift = PointsStep::Shift::kMean};
+  };
+  LearnStep transforms{.name = "transforms",
+                       .weights = LearnStep::Weights::kStraightThrough,
+                       .epochs = 4,
+                       .rates = {{"*.scale", 3e-3}, {"value.matrix", 3e-3}, {"*.clip", 3e-2}, {"*.shift", 2e-3}},
+                       .final_rate = 3e-5,
+                       .products = at::kFloat};
+  LearnStep activations{.name = "activations",
+                        .epochs = 4,
+                        .rates = {{"*.clip", 3e-2}, {"*.shift", 2e-3}, {"*.gain", 3e-3}},
+                        .final_rate = 3e-6,
+                        .products = at::kFloat};
+  transforms.num_monitored = activations.num_monitored = kSamples;
   for (const int64_t broken : {int64_t{1}, kSamples}) {
     SCOPED_TRACE(broken);
     break_windows(broken);
     warnings.clear();
     stages.clear();
-    DecoderLayer learned = layer;
-    learn_transforms(learned, task());
-    learn_activations(learned, task());
+    OpenBlock block = open_block();
+    run(block, {TransformStep{.kind = Kind::kScale, .at = {Site::kValue, Site::kO, Site::kDown}},
+                TransformStep{.kind = Kind::kMatrix, .at = {Site::kValue}}, points({Site::kO, Site::kDown}), transforms,
+                points({Site::kQkv, Site::kGateUp}), activations});
     for (const std::string& warning : warnings) EXPECT_EQ(warning.find("NaN"), std::string::npos) << warning;
     EXPECT_EQ(stages.size(), broken == kSamples ? 0U : 2U);
     for (const StageLearned& stage : stages) EXPECT_TRUE(stage.loss_after <= stage.loss_before);
-    for (const auto& [name, tensor] : layer_tensors(learned, "", at::kFloat)) {
+    for (const auto& [name, tensor] : layer_tensors(block.layer(), "", at::kFloat)) {
       EXPECT_TRUE(tensor.isfinite().all().item<bool>()) << name;
     }
   }
@@ -155,7 +158,7 @@ TEST_F(Zeros, ProjectionsOfZerosPassThroughTheWholeRecipe) {
 
 TEST_F(Zeros, AWeightThatIsNotFiniteIsNamedEvenWithoutAPlan) {
   fill({"layers.1.mlp.up_proj"}, kNan);
-  for (const char* recipe : {R"({"weights": {}})", R"({"weights": {}, "transforms": {"residual": "hadamard"}})"}) {
+  for (const char* recipe : {test::kRoundToNearest, R"({"steps": [{"step": "transform", "at": ["residual"]}]})"}) {
     test::expect_error([&] { run(test::recipe_of(recipe), "out"); },
                        {"model.layers.1.mlp.up_proj.weight", "not finite"});
   }

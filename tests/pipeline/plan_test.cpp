@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <limits>
 
 #include "../../src/pipeline/instruction_set.h"
@@ -16,7 +17,14 @@ using test::TinyShape;
 
 Recipe recipe_of(const json& recipe) { return Recipe::from_json(recipe, "recipe"); }
 
-const json kGptq = {{"weights", {{"num_bits", 4}}}, {"rounding", {{"method", "gptq"}}}};
+/// A recipe of weights alone.
+json rounded(int64_t num_bits, const json& round = json::object()) {
+  json step = {{"step", "round"}};
+  step.update(round);
+  return {{"grids", {{"weights", {{"num_bits", num_bits}}}}}, {"steps", json::array({step})}};
+}
+
+const json kGptq = rounded(4, {{"method", "gptq"}});
 
 ModelConfig config_of(int64_t layers) {
   TinyShape shape{.num_layers = layers};
@@ -43,19 +51,17 @@ TEST(Plan, OneProblemDoesNotHideTheOthers) {
   tensors["model.layers.0.mlp.up_proj.weight"] = at::zeros({48, 32}, at::kInt);
   test::write_checkpoint(directory / "in", test::tiny_config({}), tensors);
   json recipe = kGptq;
-  recipe["weights"]["strategy"] = "group";
-  recipe["weights"]["group_size"] = 32;
-  recipe["rounding"]["static_groups"] = false;
+  recipe["grids"]["weights"] = {{"strategy", "group"}, {"group_size", 32}};
   const RunPlan plan =
       plan_run(Checkpoint(directory / "in"), recipe_of(recipe), at::full({1, 4}, -1, at::kLong), directory / "in", {});
   std::string all;
   for (const std::string& problem : plan.problems) all += problem + "\n";
   for (const char* part : {"is the model itself", "layers.1.mlp.up_proj.weight: shape is [3, 5]",
-                           "layers.0.mlp.up_proj.weight: dtype is I32", "32 does not divide 48", "mlp.down_proj",
-                           "static_groups", "from -1 to -1"}) {
+                           "layers.0.mlp.up_proj.weight: dtype is I32",
+                           "grids.weights.group_size: 32 does not divide 48", "mlp.down_proj", "from -1 to -1"}) {
     EXPECT_NE(all.find(part), all.npos) << part << " in\n" << all;
   }
-  EXPECT_EQ(plan.problems.size(), 6U) << all;
+  EXPECT_EQ(plan.problems.size(), 5U) << all;
 }
 
 TEST(Plan, SizesThatNoModelHasAreAProblemAtOnce) {
@@ -64,7 +70,8 @@ TEST(Plan, SizesThatNoModelHasAreAProblemAtOnce) {
   const TempDirectory directory;
   test::write_checkpoint(directory / "in", TinyShape{});
   json recipe = kGptq;
-  recipe["transforms"] = {{"residual", "hadamard"}, {"o", "hadamard"}, {"down", "hadamard"}};
+  const json transform = {{"step", "transform"}, {"at", {"residual", "o", "down"}}};
+  recipe["steps"].insert(recipe["steps"].begin(), transform);
   for (const auto& [heads, head_dim, ffn] :
        {std::tuple(1073741789, 1073741818, 48), std::tuple(1 << 15, 1 << 15, 48), std::tuple(4, 8, 1073741818)}) {
     json config = test::tiny_config({});
@@ -91,7 +98,7 @@ TEST(Plan, SizesThatNoModelHasAreAProblemAtOnce) {
 TEST(Plan, AQuantizedCheckpointIsAProblem) {
   const TempDirectory directory;
   test::write_checkpoint(directory / "in", TinyShape{});
-  quantize_checkpoint(Checkpoint(directory / "in"), recipe_of({{"weights", {{"num_bits", 8}}}}), {}, directory / "out");
+  quantize_checkpoint(Checkpoint(directory / "in"), recipe_of(rounded(8)), {}, directory / "out");
   const RunPlan plan = plan_run(Checkpoint(directory / "out"), recipe_of(kGptq), {}, directory / "again", {});
   ASSERT_EQ(plan.problems.size(), 1U);
   EXPECT_NE(plan.problems[0].find("already quantized"), std::string::npos);
@@ -124,8 +131,7 @@ TEST(Plan, WeightsThatAreNotFiniteAreNamed) {
       expected.push_back("lm_head.weight: 1 of");
     }
     test::write_checkpoint(directory / "in", test::tiny_config(shape), tensors);
-    const RunPlan plan =
-        plan_run(Checkpoint(directory / "in"), recipe_of({{"weights", {{"num_bits", 4}}}}), {}, directory / "out", {});
+    const RunPlan plan = plan_run(Checkpoint(directory / "in"), recipe_of(rounded(4)), {}, directory / "out", {});
     EXPECT_EQ(plan.problems.size(), expected.size()) << text_of(plan.problems);
     for (const std::string& part : expected) {
       EXPECT_NE(text_of(plan.problems).find(part), std::string::npos) << part << " in\n" << text_of(plan.problems);
@@ -147,11 +153,16 @@ TEST(Plan, SaysWhereProductsOfFewerBitsAreSlower) {
   const TempDirectory directory;
   test::write_checkpoint(directory / "in", TinyShape{});
   const auto warned = [&](const char* products, int64_t epochs) {
-    json recipe = {{"weights", {{"num_bits", 4}}},
-                   {"learn_transforms", {{"epochs", epochs}}},
-                   {"objective", {{"products", products}}}};
+    json recipe = rounded(4);
+    recipe["steps"].push_back({{"step", "transform"}, {"kind", "scale"}, {"at", {"down"}}});
+    recipe["steps"].push_back({{"step", "learn"},
+                               {"weights", "straight_through"},
+                               {"rates", {{"*.scale", 0.01}}},
+                               {"products", products},
+                               {"epochs", epochs}});
+    std::rotate(recipe["steps"].begin(), recipe["steps"].begin() + 1, recipe["steps"].end());
     const RunPlan plan = plan_run(Checkpoint(directory / "in"), recipe_of(recipe), {}, directory / "out", {});
-    return text_of(plan.warnings).find("objective.products") != std::string::npos;
+    return text_of(plan.warnings).find("steps[1].products") != std::string::npos;
   };
   EXPECT_FALSE(warned("float32", 1));
   EXPECT_FALSE(warned("bfloat16", 0));
@@ -192,19 +203,23 @@ int64_t bytes_of(const std::filesystem::path& directory) {
 }
 
 TEST(Plan, TheDiskNeedsWhatIsWrittenAndLittleMore) {
-  json learned = {{"weights", {{"num_bits", 4}}},
-                  {"rounding", {{"method", "gptq"}}},
-                  {"input_activations", {{"num_bits", 4}, {"symmetric", false}, {"shift", "mean"}}},
-                  {"kv_cache", {{"num_bits", 4}, {"symmetric", false}}},
-                  {"transforms", {{"residual", "hadamard"}}},
-                  {"learn_transforms", {{"epochs", 1}}},
-                  {"learn_activations", {{"epochs", 1}}}};
-  json low_rank = {{"weights", {{"num_bits", 3}, {"symmetric", false}}},
-                   {"low_rank", {{"rank", 4}, {"method", "svd"}}}};
+  const json learned = json::parse(R"({
+    "grids": {"weights": {}, "input_activations": {}, "kv_cache": {}},
+    "steps": [{"step": "transform", "at": ["residual"]},
+              {"step": "transform", "kind": "scale", "at": ["value", "o", "down"]},
+              {"step": "transform", "kind": "matrix", "at": ["value"]},
+              {"step": "points", "at": ["o", "down"], "shift": "mean"},
+              {"step": "learn", "weights": "straight_through", "epochs": 1,
+               "rates": {"*.scale": 3e-3, "*.matrix": 3e-3, "*.clip": 3e-2, "*.shift": 2e-3}},
+              {"step": "points", "at": ["qkv", "gate_up", "k_cache", "v_cache"]},
+              {"step": "round", "method": "gptq"},
+              {"step": "learn", "epochs": 1, "rates": {"*.clip": 3e-2, "*.shift": 2e-3, "*.gain": 3e-3}}]})");
+  json low_rank = rounded(3, {{"low_rank", {{"rank", 4}, {"method", "svd"}}}});
+  low_rank["grids"]["weights"]["symmetric"] = false;
   std::vector<TinyShape> shapes = test::tiny_shapes();
   shapes.push_back(
       {.name = "large_and_tied", .hidden_size = 256, .intermediate_size = 512, .head_dim = 64, .vocab_size = 4096});
-  for (const json& recipe : {kGptq, learned, low_rank, json{{"weights", nullptr}}}) {
+  for (const json& recipe : {kGptq, learned, low_rank, json::object()}) {
     for (const TinyShape& shape : shapes) {
       SCOPED_TRACE(shape.name + " " + recipe.dump());
       const TempDirectory directory;
@@ -269,7 +284,7 @@ TEST(EstimateSeconds, MeasuresAndWritesNothing) {
   const Checkpoint checkpoint(directory / "in");
   const Tensor windows = test::random_ids({6, 16}, 40, 3);
   EXPECT_GT(estimate_seconds(checkpoint, recipe_of(kGptq), windows), 0);
-  EXPECT_GT(estimate_seconds(checkpoint, recipe_of({{"weights", {{"num_bits", 8}}}}), {}), 0);
+  EXPECT_GT(estimate_seconds(checkpoint, recipe_of(rounded(8)), {}), 0);
   EXPECT_EQ(test::list(directory.path()), std::vector<std::string>{"in"});
 }
 

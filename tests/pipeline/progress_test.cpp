@@ -73,6 +73,21 @@ TEST(ProgressEvent, UnknownKindsAreSkippedAndWrongFieldsNamed) {
   expect_error([] { progress_event_from_json(json::array(), "log:7"); }, {"log:7", "expected an object"});
 }
 
+TEST(RunLog, ALaterPassAddsToWhatABlockTold) {
+  RunRecord record;
+  record.add(BlockStarted{.block = 1, .num_blocks = 2});
+  record.add(LinearRounded{.block = 1, .name = "mlp.up_proj"});
+  record.add(BlockFinished{.block = 1, .num_blocks = 2, .relative_error = 0.5, .seconds = 3});
+  record.add(BlockStarted{.block = 1, .num_blocks = 2, .pass = 1});
+  record.add(StageLearned{.block = 1, .stage = "learn"});
+  record.add(BlockFinished{.block = 1, .num_blocks = 2, .relative_error = 0.25, .seconds = 4});
+  const BlockRecord& block = record.blocks.at(1);
+  EXPECT_EQ(block.linears.size(), 1U);
+  EXPECT_EQ(block.stages.size(), 1U);
+  EXPECT_EQ(block.finished->relative_error, 0.25);
+  EXPECT_EQ(record.seconds(), 7);
+}
+
 TEST(RunLog, ABlockThatBeginsAgainForgetsItsFirstAttempt) {
   const TempDirectory directory;
   std::string text;

@@ -3,13 +3,10 @@
 #include <gtest/gtest.h>
 
 #include "../counted_checkpoint.h"
-#include "../tiny_model.h"
 #include "baseq/model/model.h"
-#include "baseq/pipeline/merge.h"
-#include "baseq/pipeline/round_layer.h"
 #include "baseq/pipeline/run_log.h"
-#include "baseq/pipeline/start_points.h"
-#include "baseq/pipeline/statistics.h"
+#include "block_test.h"
+#include "pipeline/merge.h"
 #include "tiny_run.h"
 
 namespace baseq {
@@ -31,7 +28,7 @@ class QuantizeVariant : public QuantizeCheckpoint, public testing::WithParamInte
 };
 
 TEST_P(QuantizeVariant, EightBitsStayCloseToTheOriginal) {
-  run(recipe_of(R"({"weights": {"num_bits": 8}, "rounding": {"method": "rtn", "mse_clip": false}})"), "out");
+  run(recipe_of(R"({"grids": {"weights": {"num_bits": 8}}, "steps": [{"step": "round", "clip": "none"}]})"), "out");
   EXPECT_LT(test::relative_error(logits("out"), logits("in")), 0.02);
   EXPECT_FALSE(at::equal(logits("out"), logits("in")));
 }
@@ -63,10 +60,10 @@ TEST_P(QuantizeVariant, EightBitsEverywhereStayClose) {
   // The same path at 8 bits leaves little: nothing but the grid separates the two models.
   for (const char* text : {kEverything, kOnline}) {
     json recipe = json::parse(text);
-    for (const char* key : {"weights.num_bits", "input_activations.num_bits", "kv_cache.num_bits"}) {
-      override_recipe(recipe, key, "8");
+    for (json& grid : recipe["grids"]) grid["num_bits"] = 8;
+    for (json& step : recipe["steps"]) {
+      if (step["step"] == "points") step["clip"] = 1.0;
     }
-    for (const char* key : {"input_activations.clip", "kv_cache.clip"}) override_recipe(recipe, key, "1.0");
     const std::string name = recipe["name"].get<std::string>();
     SCOPED_TRACE(name);
     run(Recipe::from_json(recipe, "recipe"), name.c_str());
@@ -75,30 +72,41 @@ TEST_P(QuantizeVariant, EightBitsEverywhereStayClose) {
 }
 
 TEST_P(QuantizeVariant, ReloadedBlocksAreTheOnesThatWereMade) {
-  // The blocks of an unlearned recipe, made again by its parts.
-  const Recipe recipe = recipe_of(R"({"weights": {"num_bits": 4, "symmetric": false}, "rounding": {"method": "gptq"},
-      "input_activations": {"num_bits": 4, "clip": 0.9, "shift": "mean", "norm_shift": "mean"},
-      "kv_cache": {"num_bits": 4, "shift": "mean"}, "dtype": "float32", "low_rank": {"rank": 3},
-      "transforms": {"value": "hadamard", "query_key": "hadamard", "o": "hadamard", "down": "hadamard"}})");
+  // The blocks of an unlearned recipe, made again step by step.
+  const Recipe recipe = recipe_of(R"({
+    "dtype": "float32",
+    "grids": {"weights": {"num_bits": 4, "symmetric": false}, "input_activations": {}, "kv_cache": {}},
+    "steps": [
+      {"step": "transform", "kind": "hadamard", "at": ["value", "query_key", "o", "down"]},
+      {"step": "points", "at": ["qkv", "o", "gate_up", "down"], "clip": 0.9, "shift": "mean"},
+      {"step": "points", "at": ["k_cache", "v_cache"], "shift": "mean"},
+      {"step": "round", "method": "gptq", "low_rank": {"rank": 3}}]})");
   run(recipe, "out");
+  Grids grids = recipe.grids;
+  grids.kv_cache->group_size = shape.head_dim;
   const Checkpoint out(directory / "out");
   const Model quantized(out), exact(*original, {.dtype = at::kDouble});
-  Recipe filled = recipe;
-  filled.kv_cache->spec.group_size = shape.head_dim;
   const RotaryEmbedding rope = test::tiny_rope(shape, 16, at::kFloat);
   BlockInputs inputs{.full_precision = exact.embed(windows).to(at::kFloat), .quantized = {}, .rope = rope};
   inputs.quantized = inputs.full_precision.clone();
   Tensor stream = Model(*original).embed(ids);
   const RotaryEmbedding short_rope = test::tiny_rope(shape, ids.size(1), at::kFloat);
+  const GptqOptions rounding;
+  const ProgressFn silent;
   for (int64_t i = 0; i < shape.num_layers; ++i) {
     const Tensor target = at::empty_like(inputs.full_precision);
     advance(exact.layer(i).to(at::kFloat), inputs.full_precision, target, rope);
-    const Tensor weights = token_weights(target, recipe.loss, at::kFloat);
-    DecoderLayer layer = exact.layer(i).to(at::kFloat).to(at::kDouble);
-    apply_hadamards(layer, recipe.transforms);
-    layer = layer.to(at::kFloat);
-    start_quant_points(layer, filled, inputs, weights);
-    round_layer(layer, filled, inputs, weights, i, {});
+    const Tensor weights = token_weights(target, Recipe::TokenWeights::kUniform, at::kFloat);
+    const BlockTask task{.place = {exact.config(), i, at::kFloat},
+                         .grids = grids,
+                         .rounding = rounding,
+                         .inputs = inputs,
+                         .target = target,
+                         .token_weights = weights,
+                         .report = silent};
+    OpenBlock block({}, task.place, [&] { return exact.layer(i).to(at::kFloat); });
+    for (const Step& step : recipe.passes[0].steps) std::visit([&](const auto& any) { apply(any, block, task); }, step);
+    DecoderLayer layer = block.take_layer();
     merge_corrections(layer);
     advance(layer, inputs.quantized, inputs.quantized, rope);
     inputs.full_precision = target;
@@ -115,15 +123,17 @@ TEST_P(QuantizeVariant, ReloadedBlocksAreTheOnesThatWereMade) {
 }
 
 TEST_P(QuantizeVariant, LowRankCorrectionsAreStoredAndBringTheModelCloser) {
-  const json base = json::parse(R"({"weights": {"num_bits": 2}, "rounding": {"mse_clip": false}, "dtype": "float32"})");
+  const json base = json::parse(
+      R"({"dtype": "float32", "grids": {"weights": {"num_bits": 2}}, "steps": [{"step": "round", "clip": "none"}]})");
   std::map<std::string, double> errors;
   for (const char* rounding : {"rtn", "gptq"}) {
     for (const char* method : {"none", "svd", "l2qer", "qera-approx", "qera-exact", "fbquant"}) {
       if (method == std::string("fbquant") && rounding == std::string("gptq")) continue;
       const std::string name = std::string(rounding) + "-" + method;
       json recipe = base;
-      recipe["rounding"]["method"] = rounding;
-      if (name.find("none") == std::string::npos) recipe["low_rank"] = {{"method", method}, {"rank", 6}};
+      json& round = recipe["steps"][0];
+      round["method"] = rounding;
+      if (name.find("none") == std::string::npos) round["low_rank"] = {{"method", method}, {"rank", 6}};
       int64_t events = 0;
       run(Recipe::from_json(recipe, name), name.c_str(), {.progress = [&](const ProgressEvent& event) {
             if (const auto* linear = std::get_if<LinearRounded>(&event); linear && linear->block == 0) {
@@ -155,13 +165,16 @@ TEST_P(QuantizeVariant, LowRankCorrectionsAreStoredAndBringTheModelCloser) {
 }
 
 TEST_P(QuantizeVariant, FbquantIsWithinHalfAStepInTheFileWhateverItWasLearnedOn) {
-  const json base = json::parse(R"({"weights": {"num_bits": 3}, "rounding": {"mse_clip": false}, "dtype": "float32",
-                                    "low_rank": {"method": "fbquant", "rank": 4, "steps": 30}})");
+  const json base = json::parse(R"({
+    "dtype": "float32",
+    "grids": {"weights": {"num_bits": 3}},
+    "steps": [{"step": "round", "clip": "none", "low_rank": {"method": "fbquant", "rank": 4, "steps": 30}},
+              {"step": "learn", "name": "low_rank", "rates": {"*.low_rank": 0.01}}]})");
   for (const char* dtype : {"bfloat16", "int8"}) {
     for (const int64_t block_epochs : {0, 2}) {
       json recipe = base;
-      recipe["low_rank"]["dtype"] = dtype;
-      recipe["low_rank"]["block_epochs"] = block_epochs;
+      recipe["steps"][0]["low_rank"]["dtype"] = dtype;
+      recipe["steps"][1]["epochs"] = block_epochs;
       const std::string name = std::string(dtype) + std::to_string(block_epochs);
       int64_t learned = 0;
       run(Recipe::from_json(recipe, name), name.c_str(), {.progress = [&](const ProgressEvent& event) {
@@ -236,7 +249,10 @@ TEST_P(QuantizeVariant, TheLogHoldsWhatHappenedInEveryBlock) {
 
 TEST_P(QuantizeVariant, Bfloat16ActivationsStayClose) {
   Recipe recipe = recipe_of(kOnline);
-  recipe.weights->num_bits = recipe.input_activations->spec.num_bits = recipe.kv_cache->spec.num_bits = 8;
+  for (std::optional<QuantSpec>* grid :
+       {&recipe.grids.weights, &recipe.grids.input_activations, &recipe.grids.kv_cache}) {
+    (*grid)->num_bits = 8;
+  }
   recipe.activations_dtype = at::kBFloat16;
   run(recipe, "out");
   EXPECT_LT(test::relative_error(logits("out"), logits("in")), 0.06);
@@ -284,7 +300,7 @@ TEST_F(QuantizeCheckpoint, EmptyRecipeKeepsEveryLogit) {
 }
 
 TEST_F(QuantizeCheckpoint, UnquantizedMatricesTakeTheDtypeOfTheRecipe) {
-  run(recipe_of(R"({"dtype": "bfloat16", "transforms": {"residual": "hadamard"}})"), "out");
+  run(recipe_of(R"({"dtype": "bfloat16", "steps": [{"step": "transform", "at": ["residual"]}]})"), "out");
   const Checkpoint out(directory / "out");
   EXPECT_EQ(out.tensor("lm_head.weight").scalar_type(), at::kBFloat16);
   EXPECT_EQ(out.tensor("model.layers.0.mlp.up_proj.weight").scalar_type(), at::kBFloat16);
@@ -293,7 +309,7 @@ TEST_F(QuantizeCheckpoint, UnquantizedMatricesTakeTheDtypeOfTheRecipe) {
 }
 
 TEST_F(QuantizeCheckpoint, QuantizedCheckpointIsRefused) {
-  const Recipe recipe = recipe_of(R"({"weights": {"num_bits": 4}})");
+  const Recipe recipe = recipe_of(test::kRoundToNearest);
   run(recipe, "out");
   const Checkpoint out(directory / "out");
   expect_error([&] { quantize_checkpoint(out, recipe, {}, directory / "twice"); }, {"already quantized"});
@@ -307,7 +323,7 @@ TEST_F(QuantizeCheckpoint, MissingCalibrationIsRefused) {
 }
 
 TEST_F(QuantizeCheckpoint, ExistingOutputIsRefusedWithoutForce) {
-  const Recipe recipe = recipe_of(R"({"weights": {"num_bits": 4}})");
+  const Recipe recipe = recipe_of(test::kRoundToNearest);
   run(recipe, "out");
   const std::string before = test::read_bytes(directory / "out" / "model.safetensors");
   expect_error([&] { run(Recipe{}, "out"); }, {"out"});
@@ -323,7 +339,8 @@ TEST_F(QuantizeCheckpoint, WindowsOutsideTheVocabularyAreRefused) {
 }
 
 TEST_F(QuantizeCheckpoint, FailureLeavesNoOutput) {
-  const Recipe recipe = recipe_of(R"({"weights": {"num_bits": 4, "strategy": "group", "group_size": 7}})");
+  Recipe recipe = recipe_of(test::kRoundToNearest);
+  recipe.grids.weights = QuantSpec{.strategy = Strategy::kGroup, .group_size = 7};
   expect_error([&] { run(recipe, "out"); }, {"7"});
   EXPECT_EQ(test::list(directory.path()), std::vector<std::string>{"in"});
 }

@@ -3,18 +3,34 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
+#include <limits>
 
-#include "../io/temp_directory.h"
 #include "baseq/pipeline/activations.h"
+#include "recipe_texts.h"
 
 namespace baseq {
 namespace {
 
 using nlohmann::json;
 using test::expect_error;
+using test::expect_refused;
+using test::kPoints;
+using test::kRound;
+using test::learn;
+using test::recipe_of;
+using test::with_grids;
+using test::with_weights;
 
-void expect_refused(const char* text, const std::vector<std::string>& parts) {
-  expect_error([&] { Recipe::from_json(json::parse(text), "recipe.json"); }, parts);
+/// Whether `written` has everything that `file` says; "*" stands for several points.
+void expect_nothing_lost(const json& file, const json& written) {
+  if (file.is_object()) {
+    for (const auto& [key, value] : file.items()) expect_nothing_lost(value, written.at(key));
+  } else if (file.is_array() && file != json::array({"*"})) {
+    ASSERT_EQ(file.size(), written.size());
+    for (size_t i = 0; i < file.size(); ++i) expect_nothing_lost(file[i], written[i]);
+  } else if (!file.is_array()) {
+    EXPECT_EQ(file, written);
+  }
 }
 
 TEST(Recipe, EveryConfigParsesAndIsAFixedPoint) {
@@ -27,13 +43,8 @@ TEST(Recipe, EveryConfigParsesAndIsAFixedPoint) {
     EXPECT_EQ(recipe.name, entry.path().stem().string());
     const json written = recipe.to_json();
     EXPECT_EQ(Recipe::from_json(written, "written").to_json(), written);
-    // Nothing that the file says is lost.
-    const json merged = [&] {
-      json result = written;
-      result.merge_patch(file);
-      return result;
-    }();
-    EXPECT_EQ(merged, written);
+    expect_nothing_lost(file, written);
+    EXPECT_NO_THROW(recipe.validate());
     ++count;
   }
   EXPECT_GE(count, 5u);
@@ -42,90 +53,183 @@ TEST(Recipe, EveryConfigParsesAndIsAFixedPoint) {
 TEST(Recipe, EveryFieldSurvivesTheRoundTrip) {
   const json original = json::parse(R"({
     "name": "everything",
-    "weights": {"num_bits": 3, "symmetric": false, "strategy": "group", "group_size": 16, "dynamic": false,
-                "scale_dtype": "bfloat16"},
-    "rounding": {"method": "gptq", "mse_clip": false, "mse_norm": 2.0, "block_size": 32, "damping": 0.05,
-                 "activation_order": false, "static_groups": false, "compensate_streams": true, "cross_strength": 0.75,
-                 "quantized_inputs": true},
-    "low_rank": {"method": "l2qer", "rank": 7, "dtype": "float32", "start": "svd", "steps": 9, "learning_rate": 0.7,
-                 "block_epochs": 0, "block_learning_rate": 0.6},
-    "input_activations": {"num_bits": 6, "symmetric": true, "clip": 0.8, "shift": "mean", "norm_shift": "zero"},
-    "kv_cache": {"num_bits": 3, "symmetric": true, "clip": 0.7, "shift": "zero"},
-    "transforms": {"residual": "hadamard", "value": "hadamard", "query_key": "hadamard", "o": "hadamard",
-                   "down": "hadamard", "scale_norm": true, "scale_value": true, "scale_query_key": true,
-                   "scale_down": true},
-    "learn_transforms": {"epochs": 2, "value_rotation": false, "value_scale": false, "o_scale": false,
-                         "down_scale": false, "lr_rotation": 0.1, "lr_scale": 0.2, "lr_clip": 0.3, "lr_shift": 0.4,
-                         "final_lr": 0.5},
-    "learn_activations": {"epochs": 3, "clip": false, "shift": false, "gain": false,
-                          "lr_clip": 0.6, "lr_shift": 0.7, "lr_gain": 0.8, "final_lr": 0.9},
-    "objective": {"loss": "relative", "stream": "quantized", "products": "float32", "batch_size": 2, "num_monitored": 3},
+    "dtype": "bfloat16",
+    "grids": {
+      "weights": {"num_bits": 3, "symmetric": false, "strategy": "group", "group_size": 16, "dynamic": false,
+                  "scale_dtype": "bfloat16"},
+      "input_activations": {"num_bits": 6, "symmetric": true},
+      "kv_cache": {"num_bits": 3, "symmetric": true}},
+    "token_weights": "inverse_energy",
     "calibration": {"num_samples": 5, "seq_len": 6, "activations_dtype": "bfloat16"},
-    "dtype": "bfloat16"
+    "passes": [
+      {"steps": [
+        {"step": "transform", "kind": "hadamard", "at": ["residual", "query_key"]},
+        {"step": "transform", "kind": "balance", "at": ["down"]},
+        {"step": "transform", "kind": "smooth", "at": ["o"], "strength": 0.25},
+        {"step": "transform", "kind": "scale", "at": ["value"]},
+        {"step": "transform", "kind": "matrix", "at": ["value"]},
+        {"step": "points", "at": ["qkv", "o", "gate_up", "down"], "clip": 0.8, "shift": "mean", "stream": "quantized"},
+        {"step": "points", "at": ["k_cache", "v_cache"], "clip": 0.7, "shift": "none", "stream": "full_precision"},
+        {"step": "learn", "name": "first", "weights": "straight_through", "epochs": 2,
+         "rates": {"value.matrix": 0.1, "*.scale": 0.2, "o.clip": 0.3},
+         "final_rate": 0.5, "stream": "quantized", "products": "float32", "batch_size": 2, "num_monitored": 3},
+        {"step": "round", "method": "gptq", "clip": "none", "clip_norm": 2.0, "block_size": 32, "damping": 0.05,
+         "activation_order": false, "static_groups": false, "compensate_streams": true, "cross_strength": 0.75,
+         "quantized_inputs": true, "low_rank": null}]},
+      {"steps": [
+        {"step": "round", "method": "rtn", "clip": "search", "clip_norm": 2.4, "block_size": 128, "damping": 0.01,
+         "activation_order": true, "static_groups": true, "compensate_streams": false, "cross_strength": 0.25,
+         "quantized_inputs": false, "low_rank": {"method": "fbquant", "rank": 7, "dtype": "int8", "start": "svd",
+                                                 "steps": 9, "learning_rate": 0.7}},
+        {"step": "learn", "name": "second", "weights": "rounded", "epochs": 1,
+         "rates": {"*.low_rank": 0.1, "mlp.up_proj.low_rank": 0.4, "*.gain": 0.2, "*.shift": 0.3},
+         "final_rate": 0.0, "stream": "full_precision", "products": "float16", "batch_size": 1,
+         "num_monitored": 4}]}]
   })");
-  json expected = original;
-  const json written = Recipe::from_json(original, "recipe.json").to_json();
-  expected["transforms"]["input"] = "none";
-  EXPECT_EQ(written, expected);
+  EXPECT_EQ(Recipe::from_json(original, "recipe.json").to_json(), original);
+}
+
+TEST(Recipe, BuiltInCodeIsTheOneThatIsRead) {
+  Recipe built{.name = "built"};
+  built.grids = {.weights = QuantSpec{.num_bits = 3}, .input_activations = Grids::kPerToken, .kv_cache = {}};
+  built.passes = {Pass{{TransformStep{.at = {Site::kResidual, Site::kDown}},
+                        PointsStep{.at = {Site::kQkv, Site::kO, Site::kGateUp, Site::kDown}, .clip = 0.9},
+                        RoundStep{.method = RoundStep::Method::kGptq}, LearnStep{.rates = {{"*.gain", 3e-3}}}}}};
+  built.validate();
+  const Recipe read = recipe_of(R"({
+    "name": "built", "grids": {"weights": {"num_bits": 3}, "input_activations": {}},
+    "steps": [{"step": "transform", "kind": "hadamard", "at": ["residual", "down"]},
+              {"step": "points", "at": ["*"], "clip": 0.9},
+              {"step": "round", "method": "gptq"},
+              {"step": "learn", "rates": {"*.gain": 3e-3}}]})");
+  EXPECT_EQ(built.to_json(), read.to_json());
+  EXPECT_EQ(Recipe().to_json(), recipe_of("{}").to_json());
+}
+
+TEST(Recipe, BuiltInCodeIsHeldToTheSameRules) {
+  const auto refused = [](const auto& change, const std::vector<std::string>& parts) {
+    Recipe recipe{.name = "mine"};
+    recipe.grids.weights = QuantSpec{};
+    recipe.passes[0].steps = {RoundStep{}};
+    recipe.validate();
+    change(recipe);
+    expect_error([&] { recipe.validate(); }, parts);
+  };
+  refused([](Recipe& r) { r.passes[0].steps.clear(); }, {"recipe \"mine\": grids.weights: no step rounds to it"});
+  refused([](Recipe& r) { r.passes.clear(); }, {"recipe \"mine\": passes: expected at least one"});
+  refused([](Recipe& r) { r.passes[0].steps.emplace_back(LearnStep{}); }, {"recipe \"mine\": steps[1].rates"});
+  refused([](Recipe& r) { r.grids.weights->num_bits = 1; }, {"grids.weights.num_bits", "from 2 to 8, got 1"});
+  refused([](Recipe& r) { r.grids.weights->strategy = Strategy::kToken; }, {"grids.weights: expected strategy"});
+  refused([](Recipe& r) { r.grids.input_activations = QuantSpec{}; }, {"grids.input_activations", "per token"});
+  refused([](Recipe& r) { r.grids.kv_cache = Grids::kPerToken; }, {"grids.kv_cache", "per token and head"});
+  refused([](Recipe& r) { std::get<RoundStep>(r.passes[0].steps[0]).gptq.damping = 2; },
+          {"steps[0].damping: expected a number from 0 to 1, got 2"});
+  refused(
+      [](Recipe& r) {
+        std::get<RoundStep>(r.passes[0].steps[0]).gptq.damping = std::numeric_limits<double>::quiet_NaN();
+      },
+      {"damping", "nan"});
+  refused([](Recipe& r) { r.dtype = at::kDouble; }, {"Double"});
+  refused([](Recipe& r) { r.seq_len = 1; }, {"calibration.seq_len", "got 1"});
 }
 
 TEST(Recipe, TheEmptyRecipeLeavesTheModelAsItIs) {
   const Recipe recipe = Recipe::from_json(json::object(), "recipe.json");
   EXPECT_FALSE(recipe.needs_calibration());
+  EXPECT_EQ(recipe.round_step(), nullptr);
+  EXPECT_EQ(recipe.passes.size(), 1U);
   EXPECT_EQ(recipe.quantization_config(), QuantizationConfig{});
 }
 
-TEST(Recipe, UnknownKeysAreNamedWithTheirPath) {
-  expect_refused(R"({"wieghts": {}})", {"recipe.json", "wieghts"});
-  expect_refused(R"({"weights": {"bits": 4}})", {"recipe.json", "weights", "bits"});
-  expect_refused(R"({"rounding": {"methd": "rtn"}})", {"rounding", "methd"});
-  expect_refused(R"({"weights": {}, "low_rank": {"r": 1}})", {"low_rank", "r"});
-  expect_refused(R"({"input_activations": {"norm": 1}})", {"input_activations", "norm"});
-  expect_refused(R"({"kv_cache": {"norm_shift": "mean"}})", {"kv_cache", "norm_shift"});
-  expect_refused(R"({"transforms": {"qk": "hadamard"}})", {"transforms", "qk"});
-  expect_refused(R"({"learn_transforms": {"epoch": 1}})", {"learn_transforms", "epoch"});
-  expect_refused(R"({"learn_activations": {"lr": 1}})", {"learn_activations", "lr"});
-  expect_refused(R"({"objective": {"losss": "mse"}})", {"objective", "losss"});
-  expect_refused(R"({"calibration": {"samples": 1}})", {"calibration", "samples"});
+TEST(Recipe, ErrorsNameStepAndKey) {
+  expect_refused(R"({"wieghts": {}})", {"recipe.json: unknown key \"wieghts\""});
+  expect_refused(R"({"grids": {"weigths": {}}})", {"recipe.json: grids: unknown key \"weigths\""});
+  expect_refused(R"({"grids": {"weights": {"bits": 4}}})", {"recipe.json: grids.weights: unknown key \"bits\""});
+  expect_refused(R"({"grids": {"input_activations": {"clip": 1}}})", {"grids.input_activations: unknown key \"clip\""});
+  expect_refused(R"({"grids": {"kv_cache": {"group_size": 8}}})", {"grids.kv_cache: unknown key \"group_size\""});
+  expect_refused(R"({"calibration": {"samples": 1}})", {"recipe.json: calibration: unknown key \"samples\""});
+  expect_refused(with_weights(R"({"step": "round", "methd": "rtn"})"),
+                 {"recipe.json: steps[0]: unknown key \"methd\""});
+  expect_refused(with_weights(R"({"step": "round", "low_rank": {"r": 1}})"), {"steps[0].low_rank: unknown key \"r\""});
+  expect_refused(with_weights(kRound + R"(, {"step": "learn", "lr": 1})"), {"steps[1]: unknown key \"lr\""});
+  expect_refused(with_weights(kRound + R"(, {"step": "points", "at": [], "norm_shift": "mean"})"),
+                 {"steps[1]: unknown key \"norm_shift\""});
+  expect_refused(with_weights(R"({"step": "transform", "kind": "scale", "at": ["down"], "strength": 0.5})"),
+                 {"steps[0]: unknown key \"strength\""});
+  expect_refused(R"({"passes": [{"steps": []}, {"steps": [{"step": "learn", "epochs": -1}]}]})",
+                 {"recipe.json: passes[1].steps[0].epochs: expected an integer", "-1"});
+  expect_refused(R"({"passes": [{"step": []}]})", {"recipe.json: passes[0]: unknown key \"step\""});
+  expect_refused(R"({"steps": [{"kind": "hadamard"}]})", {"steps[0].step: missing", "\"transform\""});
+  expect_refused(R"({"steps": [{"step": "rotate"}]})", {"steps[0].step", "rotate"});
+  expect_refused(R"({"steps": {}})", {"recipe.json: steps: expected an array of objects"});
+  expect_refused(R"({"steps": [[]]})", {"recipe.json: steps[0]: expected an object"});
+  expect_refused(R"({"steps": [], "passes": []})", {"recipe.json: steps and passes exclude each other"});
+  expect_refused(R"({"passes": []})", {"recipe.json: passes: expected at least one"});
+  expect_refused(R"([])", {"recipe.json", "object"});
 }
 
 TEST(Recipe, ImpossibleValuesAreNamedWithTheirPath) {
-  expect_refused(R"({"weights": {"num_bits": 1}})", {"recipe.json", "weights", "num_bits", "1"});
-  expect_refused(R"({"weights": {"num_bits": "four"}})", {"weights", "num_bits", "\"four\""});
-  expect_refused(R"({"weights": {"strategy": "group"}})", {"weights", "group_size"});
-  expect_refused(R"({"weights": {"group_size": 64}})", {"weights", "group_size"});
-  expect_refused(R"({"weights": {"strategy": "token"}})", {"weights", "strategy"});
-  expect_refused(R"({"weights": {"dynamic": true}})", {"weights", "static"});
-  expect_refused(R"({"weights": {"scale_dtype": "int8"}})", {"weights", "scale_dtype", "int8"});
-  expect_refused(R"({"weights": 4})", {"weights", "object"});
-  expect_refused(R"({"rounding": {"method": "awq"}})", {"rounding", "method", "awq"});
-  expect_refused(R"({"rounding": {"damping": -1}})", {"rounding", "damping", "-1"});
-  expect_refused(R"({"weights": {}, "low_rank": {"rank": 0}})", {"low_rank", "rank", "0"});
-  expect_refused(R"({"weights": {}, "low_rank": {"method": "lora"}})", {"low_rank", "method", "lora"});
-  expect_refused(R"({"weights": {}, "low_rank": {"dtype": "int4"}})", {"low_rank", "dtype", "int4"});
-  expect_refused(R"({"weights": {}, "low_rank": {"block_epochs": 1}})", {"low_rank", "block_epochs", "fbquant"});
-  expect_refused(R"({"low_rank": {}})", {"low_rank", "weights"});
-  expect_refused(
-      R"({"weights": {}, "rounding": {"method": "gptq", "mse_clip": false}, "low_rank": {"method": "fbquant"}})",
-      {"fbquant", "rounding.method"});
-  expect_refused(R"({"weights": {}, "rounding": {"method": "gptq"}, "low_rank": {"method": "fbquant"}})",
-                 {"fbquant", "rtn"});
-  expect_refused(R"({"input_activations": {"num_bits": 9}})", {"input_activations", "num_bits"});
-  expect_refused(R"({"kv_cache": {"clip": 1.5}})", {"kv_cache", "clip", "1.5"});
-  expect_refused(R"({"kv_cache": {"shift": "median"}})", {"kv_cache", "shift", "median"});
-  expect_refused(R"({"transforms": {"down": true}})", {"transforms", "down", "true"});
-  expect_refused(R"({"transforms": {"residual": "hadamard", "input": "hadamard"}})", {"transforms", "residual"});
-  expect_refused(R"({"learn_activations": {"epochs": -1}})", {"learn_activations", "epochs", "-1"});
-  expect_refused(R"({"calibration": {"seq_len": 1}})", {"calibration", "seq_len", "1"});
-  expect_refused(R"({"calibration": {"activations_dtype": "float16"}})",
-                 {"calibration", "activations_dtype", "float16"});
-  expect_refused(R"({"objective": {"products": "int8"}})", {"objective", "products", "int8"});
-  expect_refused(R"({"learn_transforms": {"epochs": 1}})", {"learn_transforms", "weights"});
-  expect_refused(R"({"weights": {}, "learn_transforms": {"epochs": 1, "value_rotation": false, "value_scale": false,
-                     "down_scale": false}})",
-                 {"learn_transforms", "nothing to learn"});
+  const auto grid = [](const std::string& keys) { return R"({"grids": {"weights": {)" + keys + "}}}"; };
+  expect_refused(grid(R"("num_bits": 1)"), {"recipe.json: grids.weights.num_bits", "1"});
+  expect_refused(grid(R"("num_bits": "four")"), {"grids.weights.num_bits", "\"four\""});
+  expect_refused(grid(R"("strategy": "group")"), {"grids.weights: group_size"});
+  expect_refused(grid(R"("group_size": 64)"), {"grids.weights: group_size"});
+  expect_refused(grid(R"("strategy": "token")"), {"grids.weights", "strategy"});
+  expect_refused(grid(R"("dynamic": true)"), {"grids.weights", "static"});
+  expect_refused(grid(R"("scale_dtype": "int8")"), {"grids.weights.scale_dtype", "int8"});
+  expect_refused(R"({"grids": {"weights": 4}})", {"grids.weights", "object"});
+  expect_refused(R"({"grids": {"input_activations": {"num_bits": 9}}})", {"grids.input_activations.num_bits"});
+  const auto round = [](const std::string& keys) { return with_weights(R"({"step": "round", )" + keys + "}"); };
+  expect_refused(round(R"("method": "awq")"), {"steps[0].method", "awq"});
+  expect_refused(round(R"("clip": true)"), {"steps[0].clip", "\"search\"", "true"});
+  expect_refused(round(R"("damping": -1)"), {"steps[0].damping", "-1"});
+  expect_refused(round(R"("low_rank": {"rank": 0})"), {"steps[0].low_rank.rank", "0"});
+  expect_refused(round(R"("low_rank": {"method": "lora"})"), {"steps[0].low_rank.method", "lora"});
+  expect_refused(round(R"("low_rank": {"dtype": "int4"})"), {"steps[0].low_rank.dtype", "int4"});
+  const auto points = [](const std::string& keys) { return with_grids(R"({"step": "points", )" + keys + "}"); };
+  expect_refused(points(R"("at": ["*"], "clip": 1.5)"), {"steps[0].clip", "1.5"});
+  expect_refused(points(R"("at": ["*"], "shift": "median")"), {"steps[0].shift", "median"});
+  expect_refused(points(R"("at": ["residual"])"), {"steps[0].at", "\"residual\"", "\"k_cache\""});
+  expect_refused(points(R"("at": ["value"])"), {"steps[0].at", "\"value\"", "\"v_cache\""});
+  expect_refused(points(R"("at": "down")"), {"steps[0].at", "array"});
+  expect_refused(points(R"("clip": 1)"), {"steps[0].at: missing"});
+  expect_refused(R"({"steps": [{"step": "transform", "at": ["k_cache"]}]})",
+                 {"steps[0].at", "\"k_cache\"", "\"value\""});
+  expect_refused(R"({"steps": [{"step": "transform"}]})", {"steps[0].at: missing"});
+  expect_refused(R"({"steps": [{"step": "transform", "kind": "fourier", "at": ["o"]}]})", {"steps[0].kind", "fourier"});
+  expect_refused(R"({"steps": [{"step": "transform", "kind": "smooth", "at": ["o"], "strength": 2}]})",
+                 {"steps[0].strength", "2"});
+  const auto learn = [](const std::string& keys) {
+    return with_grids(kPoints + ", " + kRound + R"(, {"step": "learn", "rates": {"*.clip": 1}, )" + keys + "}");
+  };
+  expect_refused(learn(R"("weights": "frozen")"), {"steps[2].weights", "frozen"});
+  expect_refused(learn(R"("products": "int8")"), {"steps[2].products", "int8"});
+  expect_refused(learn(R"("stream": "both")"), {"steps[2].stream", "both"});
+  expect_refused(with_weights(kRound + R"(, {"step": "learn", "rates": {"*.clip": 11}})"),
+                 {"steps[1].rates.*.clip", "11"});
+  expect_refused(with_weights(kRound + R"(, {"step": "learn", "rates": [1]})"), {"steps[1].rates", "object"});
+  expect_refused(R"({"calibration": {"seq_len": 1}})", {"calibration.seq_len", "1"});
+  expect_refused(R"({"calibration": {"activations_dtype": "float16"}})", {"calibration.activations_dtype", "float16"});
+  expect_refused(R"({"token_weights": "mse"})", {"recipe.json: token_weights", "mse"});
   expect_refused(R"({"dtype": "int4"})", {"dtype", "int4"});
-  expect_refused(R"([])", {"recipe.json", "object"});
+}
+
+TEST(Recipe, NullCountsAsAbsent) {
+  EXPECT_EQ(recipe_of(R"({"steps": null, "grids": null, "calibration": null})").to_json(), Recipe().to_json());
+  const Recipe recipe = recipe_of(with_weights("null, " + kRound));
+  EXPECT_EQ(recipe.passes[0].steps.size(), 1U);
+  // Errors count the steps of the file.
+  expect_refused(with_weights("null, " + kRound + ", " + kRound), {"recipe.json: steps[2].step", "twice"});
+}
+
+TEST(Recipe, AStarIsEveryPointThatTheGridsQuantize) {
+  const auto at = [](const std::string& grids) {
+    const Recipe recipe = recipe_of(R"({"grids": {)" + grids + R"(}, "steps": [{"step": "points", "at": ["*"]}]})");
+    return recipe.steps_of<PointsStep>().at(0)->at;
+  };
+  EXPECT_EQ(at(""), std::vector<Site>{});
+  EXPECT_EQ(at(R"("kv_cache": {})"), (std::vector{Site::kQueryKey, Site::kValue}));
+  EXPECT_EQ(at(R"("input_activations": {})"), (std::vector{Site::kQkv, Site::kO, Site::kGateUp, Site::kDown}));
 }
 
 TEST(Recipe, ActivationStreamsAreOfTheTypesThatTheirStorageHas) {
@@ -137,61 +241,98 @@ TEST(Recipe, ActivationStreamsAreOfTheTypesThatTheirStorageHas) {
   }
 }
 
-TEST(Recipe, SwitchesThatAreOffMatterOnlyToWhatIsLearned) {
-  // Without epochs, or with points whose clips are learned, there is nothing wrong with them.
-  for (const char* text :
-       {R"({"learn_transforms": {"value_rotation": false, "value_scale": false, "down_scale": false}})",
-        R"({"weights": {}, "input_activations": {}, "learn_transforms": {"epochs": 1, "value_rotation": false,
-            "value_scale": false, "o_scale": false, "down_scale": false}})"}) {
-    EXPECT_NO_THROW(Recipe::from_json(json::parse(text), "r")) << text;
-  }
-}
-
 TEST(Recipe, KnowsWhetherItNeedsCalibration) {
-  const auto needs = [](const char* text) { return Recipe::from_json(json::parse(text), "r").needs_calibration(); };
-  EXPECT_FALSE(needs(R"({"weights": {}, "rounding": {"method": "rtn"}})"));
-  EXPECT_TRUE(needs(R"({"weights": {}, "rounding": {"method": "gptq"}})"));
-  EXPECT_FALSE(needs(R"({"weights": {}, "low_rank": {"method": "svd"}})"));
-  for (const char* method : {"l2qer", "qera-approx", "qera-exact"}) {
-    EXPECT_TRUE(needs((std::string(R"({"weights": {}, "low_rank": {"method": ")") + method + "\"}}").c_str()))
+  const auto needs = [](const std::string& text) { return recipe_of(text).needs_calibration(); };
+  EXPECT_FALSE(needs(with_weights(kRound)));
+  EXPECT_TRUE(needs(with_weights(R"({"step": "round", "method": "gptq"})")));
+  EXPECT_FALSE(needs(with_weights(R"({"step": "round", "low_rank": {"method": "svd"}})")));
+  for (const char* method : {"l2qer", "qera-approx", "qera-exact", "fbquant"}) {
+    EXPECT_TRUE(needs(with_weights(R"({"step": "round", "low_rank": {"method": ")" + std::string(method) + "\"}}")))
         << method;
   }
-  EXPECT_FALSE(needs(R"({"transforms": {"residual": "hadamard", "down": "hadamard"}})"));
-  EXPECT_TRUE(needs(R"({"transforms": {"scale_down": true}})"));
-  EXPECT_FALSE(needs(R"({"kv_cache": {"shift": "zero"}})"));
-  EXPECT_TRUE(needs(R"({"kv_cache": {"shift": "mean"}})"));
-  EXPECT_TRUE(needs(R"({"input_activations": {"norm_shift": "mean"}})"));
-  EXPECT_TRUE(needs(R"({"weights": {}, "learn_transforms": {"epochs": 1}})"));
-  EXPECT_TRUE(needs(R"({"learn_activations": {"epochs": 1}})"));
+  EXPECT_FALSE(needs(R"({"steps": [{"step": "transform", "at": ["residual", "down"]}]})"));
+  EXPECT_FALSE(needs(R"({"steps": [{"step": "transform", "kind": "matrix", "at": ["value"]}]})"));
+  EXPECT_TRUE(needs(R"({"steps": [{"step": "transform", "kind": "balance", "at": ["down"]}]})"));
+  EXPECT_TRUE(needs(R"({"steps": [{"step": "transform", "kind": "smooth", "at": ["down"]}]})"));
+  EXPECT_FALSE(needs(with_grids(kPoints + ", " + kRound)));
+  EXPECT_TRUE(needs(with_grids(R"({"step": "points", "at": ["*"], "shift": "mean"}, )" + kRound)));
+  EXPECT_TRUE(needs(with_grids(kPoints + ", " + kRound + ", " + learn(R"("*.clip": 1)"))));
+}
+
+TEST(Recipe, ALearnStepWithoutEpochsLearnsNothing) {
+  const json learned = json::parse(with_grids(kPoints + ", " + kRound + ", " + learn(R"("*.clip": 1)")));
+  EXPECT_TRUE(Recipe::from_json(learned, "r").learns());
+  json skipped = learned;
+  override_recipe(skipped, "steps.2.epochs", "0");
+  EXPECT_FALSE(Recipe::from_json(skipped, "r").learns());
+}
+
+TEST(Recipe, AnswersWhatItsStepsDo) {
+  const Recipe recipe = recipe_of(R"({
+    "grids": {"weights": {}, "kv_cache": {"num_bits": 3}},
+    "passes": [
+      {"steps": [{"step": "transform", "at": ["residual", "down"]}, {"step": "points", "at": ["*"], "shift": "mean"},
+                 {"step": "round", "method": "gptq"}]},
+      {"steps": [{"step": "round", "low_rank": {"method": "svd", "rank": 5}}]}]})");
+  EXPECT_TRUE(recipe.rotates_residual());
+  EXPECT_TRUE(recipe.has_transform(Site::kDown));
+  EXPECT_FALSE(recipe.has_transform(Site::kO));
+  EXPECT_TRUE(recipe.has_mean_shift());
+  EXPECT_TRUE(recipe.rounding_needs_moments());
+  EXPECT_FALSE(needs_moments(*recipe.round_step()));
+  EXPECT_EQ(recipe.step_path(1, 0), "passes[1].steps[0]");
+  EXPECT_EQ(Recipe().step_path(0, 3), "steps[3]");
+  const QuantizationConfig config = recipe.quantization_config();
+  EXPECT_EQ(config.weights, recipe.grids.weights);
+  EXPECT_EQ(config.kv_cache, recipe.grids.kv_cache);
+  EXPECT_EQ(config.lora_rank, 5);
+  EXPECT_FALSE(config.input_activations);
 }
 
 TEST(OverrideRecipe, SetsNestedValues) {
-  json recipe = json::parse(R"({"weights": {"num_bits": 4}})");
-  override_recipe(recipe, "weights.num_bits", "3");
-  override_recipe(recipe, "rounding.method", "gptq");
-  override_recipe(recipe, "rounding.damping", "0.5");
-  override_recipe(recipe, "transforms.scale_down", "true");
-  override_recipe(recipe, "kv_cache", "null");
+  json recipe = json::parse(R"({"grids": {"weights": {"num_bits": 4}}, "steps": [{"step": "round"}]})");
+  override_recipe(recipe, "grids.weights.num_bits", "3");
+  override_recipe(recipe, "steps.0.method", "gptq");
+  override_recipe(recipe, "steps.0.low_rank.rank", "8");
+  override_recipe(recipe, "calibration.seq_len", "64");
+  override_recipe(recipe, "grids.kv_cache", "null");
   override_recipe(recipe, "name", "mine");
-  EXPECT_EQ(recipe, json::parse(R"({"weights": {"num_bits": 3}, "rounding": {"method": "gptq", "damping": 0.5},
-                                    "transforms": {"scale_down": true}, "kv_cache": null, "name": "mine"})"));
+  EXPECT_EQ(recipe, json::parse(R"({"grids": {"weights": {"num_bits": 3}, "kv_cache": null},
+                                    "steps": [{"step": "round", "method": "gptq", "low_rank": {"rank": 8}}],
+                                    "calibration": {"seq_len": 64}, "name": "mine"})"));
+  override_recipe(recipe, "steps.0", "null");
+  EXPECT_EQ(recipe["steps"], json::array({nullptr}));
+}
+
+TEST(OverrideRecipe, NamesOfRatesKeepTheirDots) {
+  json recipe = json::parse(R"({"passes": [{"steps": [{"rates": {"*.clip": 1}}]}], "rates": {}})");
+  override_recipe(recipe, "passes.0.steps.0.rates.*.clip", "2");
+  override_recipe(recipe, "passes.0.steps.0.rates.mlp.up_proj.low_rank", "3");
+  EXPECT_EQ(recipe["passes"][0]["steps"][0]["rates"], json::parse(R"({"*.clip": 2, "mlp.up_proj.low_rank": 3})"));
 }
 
 TEST(OverrideRecipe, FillsInAnObjectThatIsNull) {
-  json recipe = json::parse(R"({"kv_cache": null})");
-  override_recipe(recipe, "kv_cache.num_bits", "4");
-  EXPECT_EQ(recipe, json::parse(R"({"kv_cache": {"num_bits": 4}})"));
+  json recipe = json::parse(R"({"grids": {"kv_cache": null}})");
+  override_recipe(recipe, "grids.kv_cache.num_bits", "4");
+  EXPECT_EQ(recipe, json::parse(R"({"grids": {"kv_cache": {"num_bits": 4}}})"));
 }
 
-TEST(OverrideRecipe, RefusesToPassThroughAValue) {
-  json recipe = json::parse(R"({"name": "x", "weights": {"num_bits": 4}})");
+TEST(OverrideRecipe, RefusesPathsThatLeadNowhere) {
+  json recipe = json::parse(R"({"name": "x", "grids": {"weights": {"num_bits": 4}}, "steps": [{}, {"epochs": 1}]})");
   const json before = recipe;
-  expect_error([&] { override_recipe(recipe, "weights.num_bits.x", "3"); }, {"weights.num_bits.x"});
+  expect_error([&] { override_recipe(recipe, "grids.weights.num_bits.x", "3"); }, {"grids.weights.num_bits.x"});
   expect_error([&] { override_recipe(recipe, "name.x", "3"); }, {"name.x"});
+  expect_error([&] { override_recipe(recipe, "steps.2.epochs", "3"); },
+               {"\"steps.2.epochs\"", "steps has 2 items", "no item 2"});
+  for (const char* key : {"last", "-1", "1x", "99999999999999999999999"}) {
+    expect_error([&] { override_recipe(recipe, std::string("steps.") + key, "3"); }, {"steps"});
+  }
+  expect_error([&] { override_recipe(recipe, "steps.epochs", "3"); },
+               {"\"steps.epochs\"", "steps is a list", "number", "\"epochs\""});
   EXPECT_EQ(recipe, before);
   expect_error([&] { override_recipe(recipe, "", "3"); }, {"dotted path"});
-  expect_error([&] { override_recipe(recipe, "weights.", "3"); }, {"weights."});
-  expect_error([&] { override_recipe(recipe, "weights..x", "3"); }, {"weights..x"});
+  expect_error([&] { override_recipe(recipe, "grids.", "3"); }, {"grids."});
+  expect_error([&] { override_recipe(recipe, "grids..x", "3"); }, {"grids..x"});
 }
 
 }  // namespace

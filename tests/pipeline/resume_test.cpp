@@ -1,7 +1,5 @@
 #include <gtest/gtest.h>
 
-#include "baseq/pipeline/layer_state.h"
-#include "baseq/pipeline/learn.h"
 #include "baseq/pipeline/quantize_checkpoint.h"
 #include "tiny_run.h"
 
@@ -155,8 +153,8 @@ TEST_P(Resume, TheWorkDirectoryDescribesTheRun) {
 
   const QuantizeOptions options{.work_directory = directory / "work"};
   Recipe changed = recipe;
-  changed.weights->num_bits = 3;
-  expect_error([&] { run(changed, "other", options); }, {"recipe/weights/num_bits (4, now 3)"});
+  changed.grids.weights->num_bits = 3;
+  expect_error([&] { run(changed, "other", options); }, {"recipe/grids/weights/num_bits (4, now 3)"});
   windows = windows + 1;
   expect_error([&] { run(recipe, "other", options); }, {"other inputs"});
 }

@@ -10,37 +10,61 @@
 #include "../tiny_model.h"
 #include "baseq/pipeline/quantize_checkpoint.h"
 #include "baseq/pipeline/run_log.h"
+#include "recipe_texts.h"
 
 namespace baseq::test {
 
-inline Recipe recipe_of(const char* text) { return Recipe::from_json(nlohmann::json::parse(text), "recipe"); }
-
-/// Every stage and option at once.
+/// Every kind of step and most of their options at once.
 inline constexpr const char* kEverything = R"({
   "name": "everything",
-  "weights": {"num_bits": 4},
-  "rounding": {"method": "gptq", "mse_clip": true, "compensate_streams": true, "quantized_inputs": true},
-  "low_rank": {"rank": 3},
-  "input_activations": {"num_bits": 4, "symmetric": false, "clip": 0.9, "shift": "mean", "norm_shift": "mean"},
-  "kv_cache": {"num_bits": 4, "symmetric": false, "clip": 0.95, "shift": "mean"},
-  "transforms": {"residual": "hadamard", "value": "hadamard", "query_key": "hadamard", "o": "hadamard",
-                 "down": "hadamard", "scale_norm": true, "scale_value": true, "scale_query_key": true,
-                 "scale_down": true},
-  "learn_transforms": {"epochs": 1}, "learn_activations": {"epochs": 2},
-  "objective": {"loss": "relative", "stream": "quantized", "num_monitored": 2},
-  "calibration": {"num_samples": 4, "seq_len": 16}})";
+  "grids": {
+    "weights": {"num_bits": 4},
+    "input_activations": {"num_bits": 4, "symmetric": false},
+    "kv_cache": {"num_bits": 4, "symmetric": false}
+  },
+  "token_weights": "inverse_energy",
+  "calibration": {"num_samples": 4, "seq_len": 16},
+  "steps": [
+    {"step": "transform", "kind": "hadamard", "at": ["residual"]},
+    {"step": "transform", "kind": "balance", "at": ["qkv", "gate_up", "query_key", "value", "down"]},
+    {"step": "transform", "kind": "scale", "at": ["value", "down"]},
+    {"step": "transform", "kind": "matrix", "at": ["value"]},
+    {"step": "transform", "kind": "hadamard", "at": ["value", "query_key", "o", "down"]},
+    {"step": "transform", "kind": "scale", "at": ["o"]},
+    {"step": "points", "at": ["o", "down"], "clip": 0.9, "shift": "mean", "stream": "quantized"},
+    {"step": "learn", "name": "transforms", "weights": "straight_through", "epochs": 1, "final_rate": 3e-5,
+     "stream": "quantized", "num_monitored": 2,
+     "rates": {"value.matrix": 0.003, "value.scale": 0.003, "o.scale": 0.003, "down.scale": 0.003, "*.clip": 0.03,
+               "*.shift": 0.002}},
+    {"step": "points", "at": ["qkv", "gate_up"], "clip": 0.9, "shift": "mean", "stream": "quantized"},
+    {"step": "points", "at": ["k_cache", "v_cache"], "clip": 0.95, "shift": "mean", "stream": "quantized"},
+    {"step": "round", "method": "gptq", "clip": "search", "compensate_streams": true, "quantized_inputs": true,
+     "low_rank": {"rank": 3}},
+    {"step": "learn", "name": "activations", "epochs": 2, "final_rate": 3e-6, "stream": "quantized",
+     "num_monitored": 2, "rates": {"*.clip": 0.03, "*.shift": 0.002, "*.gain": 0.003}}
+  ]})";
 
-/// Online transforms, one learned stage.
+/// Online transforms, one learn step.
 inline constexpr const char* kOnline = R"({
   "name": "online",
-  "weights": {"num_bits": 4, "symmetric": false},
-  "rounding": {"method": "gptq"},
-  "input_activations": {"num_bits": 4, "shift": "mean", "norm_shift": "mean"},
-  "kv_cache": {"num_bits": 4, "shift": "zero"},
-  "transforms": {"input": "hadamard", "value": "hadamard", "query_key": "hadamard", "o": "hadamard",
-                 "down": "hadamard"},
-  "learn_activations": {"epochs": 1},
-  "calibration": {"num_samples": 4, "seq_len": 16}})";
+  "grids": {
+    "weights": {"num_bits": 4, "symmetric": false},
+    "input_activations": {"num_bits": 4},
+    "kv_cache": {"num_bits": 4}
+  },
+  "calibration": {"num_samples": 4, "seq_len": 16},
+  "steps": [
+    {"step": "transform", "kind": "hadamard", "at": ["qkv", "gate_up", "value", "query_key", "o", "down"]},
+    {"step": "points", "at": ["qkv", "o", "gate_up", "down"], "shift": "mean"},
+    {"step": "points", "at": ["k_cache", "v_cache"], "shift": "zero"},
+    {"step": "round", "method": "gptq"},
+    {"step": "learn", "name": "activations", "epochs": 1, "final_rate": 3e-6,
+     "rates": {"*.clip": 0.03, "*.shift": 0.002, "*.gain": 0.003}}
+  ]})";
+
+/// Weights alone, rounded to nearest.
+inline constexpr const char* kRoundToNearest =
+    R"({"grids": {"weights": {"num_bits": 4}}, "steps": [{"step": "round"}]})";
 
 /// The lines of the log of a checkpoint without what differs between two equal runs.
 inline std::vector<nlohmann::json> log_without_times(const std::filesystem::path& checkpoint) {

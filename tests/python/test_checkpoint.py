@@ -11,6 +11,8 @@ import transformers
 from native_checkpoint import codes_of, dequantize, read
 from safetensors.numpy import load_file
 
+from tiny_runs import GPTQ, ROUND, RTN, hadamard, recipe_of, steps_of
+
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "tests" / "data" / "tiny_llama_base"
 CONFIGS = sorted((ROOT / "configs").glob("*.json"))
@@ -56,7 +58,7 @@ def round_to_nearest(weight: np.ndarray, spec: dict) -> tuple[np.ndarray, np.nda
 ], ids=["channel", "channel-asymmetric", "group", "group-asymmetric", "tensor", "tensor-asymmetric"])
 def test_rounded_weights_equal_those_of_numpy(quantize, tmp_path, num_bits, grid):
     spec = {"num_bits": num_bits, **grid}
-    quantize({"weights": spec, "rounding": {"method": "rtn", "mse_clip": False}}, tmp_path / "out")
+    quantize(recipe_of(ROUND | {"clip": "none"}, weights=spec), tmp_path / "out")
     _, tensors = read(tmp_path / "out")
     originals = load_file(TINY / "model.safetensors")
     for name in linear_names():
@@ -71,15 +73,12 @@ def test_rounded_weights_equal_those_of_numpy(quantize, tmp_path, num_bits, grid
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_recipe_of_the_repository_runs(quantize, evaluate, tmp_path, config):
-    recipe = json.loads(config.read_text())
-    overrides = {}
-    if recipe.get("weights", {}).get("strategy") == "group":
-        overrides["weights.group_size"] = 32
-    for section in ("learn_transforms", "learn_activations"):
-        if recipe.get(section, {}).get("epochs", 0) > 0:
-            overrides[f"{section}.epochs"] = 1
+    written = json.loads(config.read_text())
+    overrides = {f"{path}.epochs": 1 for path, step in steps_of(written) if step["step"] == "learn"}
+    if written.get("grids", {}).get("weights", {}).get("strategy") == "group":
+        overrides["grids.weights.group_size"] = 32
     report = quantize(config, tmp_path / "out", overrides)
-    assert recipe["name"] == config.stem
+    assert written["name"] == config.stem
     assert report["recipe"]["name"] == config.stem
     assert len(report["blocks"]) == 2
     result = evaluate(tmp_path / "out", "--reference", TINY)
@@ -107,8 +106,8 @@ def test_config_names_the_format_and_the_resolved_recipe(quantize, tmp_path):
 
 
 def test_online_transforms_are_tensors_of_every_block(quantize, run, tmp_path):
-    quantize({"weights": {"num_bits": 4}, "rounding": {"method": "rtn"},
-              "transforms": {"input": "hadamard", "query_key": "hadamard", "down": "hadamard"}}, tmp_path / "out")
+    quantize(recipe_of(hadamard("qkv", "gate_up", "query_key", "down"), ROUND, weights={"num_bits": 4}),
+             tmp_path / "out")
     _, tensors = read(tmp_path / "out")
     expected = {"self_attn.input_quant": [64, 1], "mlp.input_quant": [64, 1], "self_attn.k_cache_quant": [16, 1],
                 "mlp.down_proj.input_quant": [96, 1]}
@@ -130,12 +129,17 @@ def test_resolved_recipe_makes_the_same_checkpoint(quantize, tmp_path):
 
 
 def test_every_recipe_key_is_documented(quantize, tmp_path):
-    report = quantize(ROOT / "configs" / "quarot-w4a4kv4.json", tmp_path / "out")
     page = (ROOT / "docs" / "recipes.md").read_text()
-    for section, value in report["recipe"].items():
-        assert f"`{section}`" in page, section
-        for key in value if isinstance(value, dict) else ():
-            assert f"`{key}`" in page, f"{section}: {key}"
+    for name in ("baseq-w4a4kv4", "fbquant-block-w3a16-g64-r16", "smoothquant-w8a8", "two-pass-w4a4kv4"):
+        path = ROOT / "configs" / f"{name}.json"
+        overrides = {f"{step}.epochs": 0 for step, settings in steps_of(json.loads(path.read_text()))
+                     if settings["step"] == "learn"} | ({"grids.weights.group_size": 32} if "g64" in name else {})
+        resolved = quantize(path, tmp_path / name, overrides)["recipe"]
+        parts = [resolved, resolved["calibration"], resolved["grids"], *filter(None, resolved["grids"].values())]
+        for _, step in steps_of(resolved):
+            parts += [step, step.get("low_rank") or {}]
+        for key in {key for part in parts for key in part}:
+            assert f"`{key}`" in page, f"{name}: {key}"
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -144,16 +148,15 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def test_two_runs_write_the_same_bytes(quantize, tmp_path):
-    recipe = json.loads((ROOT / "configs" / "quarot-w4a4kv4.json").read_text())
-    recipe |= {"learn_transforms": {"epochs": 2}, "learn_activations": {"epochs": 2}}
+    config = ROOT / "configs" / "baseq-w4a4kv4.json"
+    overrides = {f"{path}.epochs": 2 for path, step in steps_of(json.loads(config.read_text())) if step["step"] == "learn"}
     for name in ("first", "second"):
-        quantize(recipe, tmp_path / name, extra=("--seed", "7"))
+        quantize(config, tmp_path / name, overrides, extra=("--seed", "7"))
     assert digests(tmp_path / "first") == digests(tmp_path / "second")
 
 
 def test_sharded_checkpoint_is_read(quantize, tmp_path):
-    quantize({"weights": {"num_bits": 4}, "rounding": {"method": "rtn"}}, tmp_path / "out",
-             model=ROOT / "tests" / "data" / "tiny_llama_sharded")
+    quantize(RTN, tmp_path / "out", model=ROOT / "tests" / "data" / "tiny_llama_sharded")
     _, tensors = read(tmp_path / "out")
     assert {f"{name}.weight_packed" for name in linear_names()} <= set(tensors)
 
@@ -189,7 +192,7 @@ def test_perplexity_equals_that_of_transformers(evaluate, windows):
     {"num_bits": 6, "symmetric": False, "strategy": "tensor"},
 ], ids=["group", "channel", "tensor"])
 def test_quantized_weights_run_as_transformers_runs_them(quantize, evaluate, windows, tmp_path, spec):
-    quantize({"weights": spec, "rounding": {"method": "gptq"}}, tmp_path / "out")
+    quantize(recipe_of(GPTQ, weights=spec), tmp_path / "out")
     _, tensors = read(tmp_path / "out")
     dense = {f"{name}.weight": torch.from_numpy(dequantize(tensors, name, spec)) for name in linear_names()}
     expected = reference_perplexity(reference_model(dense), windows)
@@ -200,8 +203,8 @@ def test_quantized_weights_run_as_transformers_runs_them(quantize, evaluate, win
 def test_quantized_activations_run_as_transformers_runs_them(quantize, evaluate, windows, tmp_path, symmetric):
     spec = {"num_bits": 8, "symmetric": True, "strategy": "channel"}
     clip = 0.9
-    quantize({"weights": spec, "rounding": {"method": "rtn", "mse_clip": False},
-              "input_activations": {"num_bits": 8, "symmetric": symmetric, "clip": clip}}, tmp_path / "out")
+    quantize(recipe_of({"step": "points", "at": ["*"], "clip": clip}, ROUND | {"clip": "none"}, weights=spec,
+                    inputs={"num_bits": 8, "symmetric": symmetric}), tmp_path / "out")
     _, tensors = read(tmp_path / "out")
     dense = {f"{name}.weight": torch.from_numpy(dequantize(tensors, name, spec)) for name in linear_names()}
     model = reference_model(dense)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tiny_runs import GPTQ, POINTS, ROUND, RTN, TINY, hadamard, recipe_of
+
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ROOT / "tests" / "data" / "tiny_llama_base"
-RTN = {"weights": {"num_bits": 4}, "rounding": {"method": "rtn"}}
 
 
 @pytest.fixture
@@ -79,13 +79,14 @@ def test_misuse_exits_with_2(run, arguments):
 
 
 @pytest.mark.parametrize("change, named", [
-    ({"rounding": {"methd": "rtn"}}, "methd"),
+    ({"steps": [ROUND | {"methd": "rtn"}]}, ": steps[0]: unknown key \"methd\""),
     ({"wieghts": {}}, "wieghts"),
-    ({"weights": {"num_bits": 9}}, "num_bits"),
-    ({"rounding": {"method": "magic"}}, "magic"),
-    ({"weights": {"num_bits": 4, "strategy": "group"}}, "group_size"),
-    ({"transforms": {"residual": "hadamard", "input": "hadamard"}}, "residual"),
-    ({"input_activations": {"num_bits": 4, "shifts": "mean"}}, "shifts"),
+    ({"grids": {"weights": {"num_bits": 9}}}, ": grids.weights.num_bits"),
+    ({"steps": [ROUND | {"method": "magic"}]}, "magic"),
+    ({"grids": {"weights": {"num_bits": 4, "strategy": "group"}}}, "group_size"),
+    ({"steps": [hadamard("residual", "qkv"), ROUND]}, ": steps[0].at: \"residual\""),
+    ({"steps": [ROUND, hadamard("down")]}, ": steps[1].at: the weights are rounded by then"),
+    ({"steps": [POINTS | {"shifts": "mean"}, ROUND]}, "shifts"),
 ])
 def test_wrong_recipe_is_named_and_fails(run, recipe, tmp_path, change, named):
     path = recipe(RTN | change)
@@ -111,7 +112,7 @@ def test_recipe_that_is_not_json_fails(run, tmp_path):
 
 
 def test_calibration_is_asked_for(run, recipe, tmp_path):
-    path = recipe({"name": "mine", "weights": {"num_bits": 4}, "rounding": {"method": "gptq"}})
+    path = recipe(recipe_of(GPTQ, weights={"num_bits": 4}, name="mine"))
     done = run("quantize", TINY, "--recipe", path, "--output", tmp_path / "out")
     assert done.returncode == 1
     assert "--calibration" in done.stderr
@@ -122,13 +123,24 @@ def test_existing_output_needs_force(run, recipe, tmp_path):
     arguments = ("quantize", TINY, "--recipe", path, "--output", output, "--quiet")
     assert run(*arguments).returncode == 0
     before = (output / "config.json").read_bytes()
-    done = run(*arguments, "--set", "weights.num_bits=8")
+    done = run(*arguments, "--set", "grids.weights.num_bits=8")
     assert done.returncode == 1
     assert "--force" in done.stderr
     assert (output / "config.json").read_bytes() == before
-    assert run(*arguments, "--set", "weights.num_bits=8", "--force").returncode == 0
+    assert run(*arguments, "--set", "grids.weights.num_bits=8", "--force").returncode == 0
     config = json.loads((output / "config.json").read_text())
     assert config["quantization_config"]["weights"]["num_bits"] == 8
+
+
+def test_settings_reach_into_the_steps(run, recipe, tmp_path):
+    arguments = ("quantize", TINY, "--recipe", recipe(RTN), "--output", tmp_path / "out", "--quiet", "--set")
+    for setting, named in [("steps.1.method=rtn", "steps has 1 items"), ("steps.round.method=rtn", "number of an item"),
+                           ("steps.0.method=magic", "steps[0].method")]:
+        done = run(*arguments, setting)
+        assert done.returncode == 1 and named in done.stderr, done.stderr
+    assert run(*arguments, "steps.0.clip=none").returncode == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["quantization_config"]["recipe"]["steps"][0]["clip"] == "none"
 
 
 def test_quantizing_twice_is_refused(run, recipe, tmp_path):
@@ -296,8 +308,8 @@ def test_unknown_device_fails(run, windows):
 
 
 def test_reports(quantize, evaluate, run, tmp_path):
-    report = quantize(RTN | {"rounding": {"method": "gptq"}, "input_activations": {"num_bits": 8},
-                             "learn_activations": {"epochs": 1}}, tmp_path / "out")
+    learn = {"step": "learn", "name": "activations", "epochs": 1, "rates": {"*.clip": 3e-2, "*.gain": 3e-3}}
+    report = quantize(recipe_of(POINTS, GPTQ, learn, weights={"num_bits": 4}, inputs={"num_bits": 8}), tmp_path / "out")
     assert set(report) == {"baseq", "recipe", "seconds", "peak_memory_bytes", "output_bytes", "blocks"}
     assert len(report["blocks"]) == 2
     for block in report["blocks"]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from tiny_runs import RTN, TINY
+from tiny_runs import ROUND, TINY, recipe_of
 
 
 def bits_per_weight(checkpoint: Path) -> float:
@@ -23,7 +23,8 @@ def bits_per_weight(checkpoint: Path) -> float:
 
 def test_compare_is_one_table_of_several_checkpoints(run, quantize, evaluate, windows, learned, tmp_path):
     grouped = tmp_path / "grouped"
-    quantize(RTN | {"name": "a|b", "weights": {"num_bits": 3, "symmetric": False, "strategy": "group", "group_size": 16}}, grouped)
+    grid = {"num_bits": 3, "symmetric": False, "strategy": "group", "group_size": 16}
+    quantize(recipe_of(ROUND, weights=grid, name="a|b"), grouped)
     done = run("compare", TINY, learned, grouped, "--tokens", windows, "--seq-len", 48, "--reference", TINY, "--json",
                tmp_path / "table.json", "--quiet")
     assert done.returncode == 0, done.stderr

@@ -11,14 +11,15 @@ import transformers
 from native_checkpoint import dequantize, read
 from safetensors.torch import load_file, save_file
 
+from tiny_runs import POINTS, ROUND, hadamard, recipe_of
+
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "data"
 TINY, BIASED = DATA / "tiny_llama_base", DATA / "tiny_llama_untied_bias"
 LINEARS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
            "mlp.up_proj", "mlp.down_proj")
-WEIGHT_ONLY = {"weights": {"num_bits": 4, "strategy": "group", "group_size": 16, "scale_dtype": "bfloat16"},
-               "rounding": {"method": "rtn"}}
-EVERYWHERE = {name: "hadamard" for name in ("residual", "value", "query_key", "o", "down")}
+GRID = {"num_bits": 4, "strategy": "group", "group_size": 16, "scale_dtype": "bfloat16"}
+WEIGHT_ONLY = recipe_of(ROUND, weights=GRID)
 
 
 def loaded_logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
@@ -64,10 +65,10 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("model", [TINY, BIASED], ids=["tied", "untied-bias"])
-@pytest.mark.parametrize("transforms", [{}, EVERYWHERE, {"input": "hadamard", "down": "hadamard"}],
-                         ids=["plain", "rotated", "online"])
+@pytest.mark.parametrize("transforms", [[], [hadamard("residual", "value", "query_key", "o", "down")],
+                                        [hadamard("qkv", "gate_up", "down")]], ids=["plain", "rotated", "online"])
 def test_hf_has_the_logits_of_the_native_checkpoint(round_off, export, logits_of, tmp_path, model, transforms):
-    round_off(WEIGHT_ONLY | {"transforms": transforms, "dtype": "float32"}, tmp_path / "native", model=model)
+    round_off(recipe_of(*transforms, ROUND, weights=GRID, dtype="float32"), tmp_path / "native", model=model)
     export(tmp_path / "native", "hf", tmp_path / "hf", "--dtype", "float32")
     ids, expected = logits_of(tmp_path / "native")
     assert relative_error(expected, logits_of(model)[1]) > 1e-3
@@ -120,8 +121,7 @@ def grid_name(grid: dict) -> str:
 def test_pack_quantized_has_the_logits_of_the_native_checkpoint(compressed_tensors, round_off, export, logits_of,
                                                                 tmp_path, grid):
     model = BIASED if grid["strategy"] == "group" else TINY
-    round_off({"weights": grid, "rounding": {"method": "rtn"}, "transforms": {"residual": "hadamard"},
-              "dtype": "float32"}, tmp_path / "native", model=model)
+    round_off(recipe_of(hadamard("residual"), ROUND, weights=grid, dtype="float32"), tmp_path / "native", model=model)
     export(tmp_path / "native", "compressed-tensors", tmp_path / "out", "--dtype", "float32")
     config, tensors = read(tmp_path / "out")
     assert config["quantization_config"]["format"] == "pack-quantized"
@@ -135,9 +135,8 @@ def test_pack_quantized_has_the_logits_of_the_native_checkpoint(compressed_tenso
                                                            (4, 4, "pack-quantized")])
 def test_quantized_activations_are_those_of_the_native_checkpoint(compressed_tensors, round_off, export, logits_of,
                                                                   tmp_path, weights, activations, storage):
-    recipe = {"weights": {"num_bits": weights}, "rounding": {"method": "rtn"}, "dtype": "float32"}
-    round_off(recipe | {"input_activations": {"num_bits": activations, "symmetric": True}}, tmp_path / "native",
-             model=BIASED)
+    grid, inputs = {"num_bits": weights}, {"num_bits": activations, "symmetric": True}
+    round_off(recipe_of(POINTS, ROUND, weights=grid, inputs=inputs, dtype="float32"), tmp_path / "native", model=BIASED)
     export(tmp_path / "native", "compressed-tensors", tmp_path / "out", "--dtype", "float32")
     config, tensors = read(tmp_path / "out")
     assert config["quantization_config"]["format"] == storage
@@ -148,14 +147,14 @@ def test_quantized_activations_are_those_of_the_native_checkpoint(compressed_ten
     ids, expected = logits_of(tmp_path / "native", (100, 2))
     got = loaded_logits(tmp_path / "out", ids)
     assert (token_errors(got, expected) < 1e-4).float().mean() > 0.75
-    round_off(recipe, tmp_path / "weights-alone", model=BIASED)
+    round_off(recipe_of(ROUND, weights=grid, dtype="float32"), tmp_path / "weights-alone", model=BIASED)
     assert (token_errors(logits_of(tmp_path / "weights-alone", (100, 2))[1], expected) > 1e-3).all()
 
 
 @pytest.mark.parametrize("name", ["w4a16-vllm", "w8a8-vllm"])  # of w4a4-vllm: the test above
 def test_recipes_of_the_profiles_are_exported_in_bfloat16(compressed_tensors, quantize, export, logits_of, tmp_path,
                                                           name):
-    overrides = {"weights.group_size": 32} if name == "w4a16-vllm" else {}
+    overrides = {"grids.weights.group_size": 32} if name == "w4a16-vllm" else {}
     quantize(ROOT / "configs" / f"{name}.json", tmp_path / "native", overrides)
     export(tmp_path / "native", "compressed-tensors", tmp_path / "out")
     ids, expected = logits_of(tmp_path / "native")
@@ -185,13 +184,12 @@ def transformed_logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("places, types", [
     (("down",), {"down": "random-hadamard"}),  # 96 inputs
     (("o", "down"), {"o": "hadamard", "down": "random-hadamard"}),  # 64 and 96
-    (("input",), {"qkv": "hadamard", "gate_up": "hadamard"}),
+    (("qkv", "gate_up"), {"qkv": "hadamard", "gate_up": "hadamard"}),
 ], ids=str)
 def test_online_transforms_are_those_of_compressed_tensors(compressed_tensors, round_off, export, logits_of, tmp_path,
                                                            places, types, activations):
-    recipe = WEIGHT_ONLY | {"transforms": {place: "hadamard" for place in places}, "dtype": "float32",
-                            "input_activations": activations}
-    round_off(recipe, tmp_path / "native")
+    round_off(recipe_of(hadamard(*places), POINTS, ROUND, weights=GRID, inputs=activations, dtype="float32"),
+              tmp_path / "native")
     report = export(tmp_path / "native", "compressed-tensors", tmp_path / "out", "--dtype", "float32")
     groups = report["config"]["quantization_config"]["transform_config"]["config_groups"]
     assert {name: group["type"] for name, group in groups.items()} == types
@@ -213,26 +211,31 @@ def test_online_transforms_are_those_of_compressed_tensors(compressed_tensors, r
 # ---- the preflight and the files
 
 
-@pytest.mark.parametrize("name, recipe, parts", [
-    ("hf", {"input_activations": {"num_bits": 8, "symmetric": True}}, ["activations", "w4a16-vllm"]),
-    ("hf", {"kv_cache": {"num_bits": 4}}, ["cache", "kv_cache=null"]),
-    ("compressed-tensors", {"kv_cache": {"num_bits": 4}}, ["cache", "w4a16-vllm"]),
-    ("gptq", {"transforms": {"down": "hadamard"}}, ["down_proj input (site down)", "w4-gptq"]),
-    ("gptq", {"transforms": {"input": "hadamard", "o": "hadamard"}}, ["site qkv", "site o", "site gate_up"]),
-    ("gptq", {"weights": {"num_bits": 6}}, ["weights of 6 bits", "float32 scales", "w4-gptq"]),
-    ("gptq", {"input_activations": {"num_bits": 8}, "kv_cache": {"num_bits": 4}}, ["activations", "cache"]),
-    ("awq", {"weights": {"num_bits": 8}}, ["weights of 8 bits", "w4-awq", "gptq"]),
-    ("awq", {"weights": None}, ["full precision", "hf"]),
-    ("compressed-tensors", {"input_activations": {"num_bits": 8}}, ["asymmetric activations", "w8a8-vllm"]),
-    ("compressed-tensors", {"input_activations": {"num_bits": 4}}, ["asymmetric activations", "w4a4-vllm"]),
-    ("compressed-tensors", {"input_activations": {"num_bits": 8, "symmetric": True, "clip": 0.9}}, ["clip ratios"]),
-    ("compressed-tensors", {"input_activations": {"num_bits": 8, "symmetric": True, "shift": "mean"}}, ["shifts"]),
-    ("compressed-tensors", {"weights": {"num_bits": 3, "symmetric": False}}, ["asymmetric weights of 3 bits"]),
-    ("compressed-tensors", {"weights": {"num_bits": 4}}, ["scale", "--dtype float32"]),
-    ("compressed-tensors", {"weights": None}, ["full precision", "hf"]),
+SYMMETRIC = {"num_bits": 8, "symmetric": True}
+
+
+@pytest.mark.parametrize("name, method, parts", [
+    ("hf", recipe_of(POINTS, ROUND, weights=GRID, inputs=SYMMETRIC), ["activations", "w4a16-vllm"]),
+    ("hf", recipe_of(POINTS, ROUND, weights=GRID, cache={"num_bits": 4}), ["cache", "grids.kv_cache"]),
+    ("compressed-tensors", recipe_of(POINTS, ROUND, weights=GRID, cache={"num_bits": 4}), ["cache", "w4a16-vllm"]),
+    ("gptq", recipe_of(hadamard("down"), ROUND, weights=GRID), ["down_proj input (site down)", "w4-gptq"]),
+    ("gptq", recipe_of(hadamard("qkv", "gate_up", "o"), ROUND, weights=GRID), ["site qkv", "site o", "site gate_up"]),
+    ("gptq", recipe_of(ROUND, weights={"num_bits": 6}), ["weights of 6 bits", "float32 scales", "w4-gptq"]),
+    ("gptq", recipe_of(POINTS, ROUND, weights=GRID, inputs={"num_bits": 8}, cache={"num_bits": 4}), ["activations", "cache"]),
+    ("awq", recipe_of(ROUND, weights={"num_bits": 8}), ["weights of 8 bits", "w4-awq", "gptq"]),
+    ("awq", recipe_of(), ["full precision", "hf"]),
+    ("compressed-tensors", recipe_of(POINTS, ROUND, weights=GRID, inputs={"num_bits": 8}),
+     ["asymmetric activations", "w8a8-vllm"]),
+    ("compressed-tensors", recipe_of(POINTS, ROUND, weights=GRID, inputs={"num_bits": 4}),
+     ["asymmetric activations", "w4a4-vllm"]),
+    ("compressed-tensors", recipe_of(POINTS | {"clip": 0.9}, ROUND, weights=GRID, inputs=SYMMETRIC), ["clip ratios"]),
+    ("compressed-tensors", recipe_of(POINTS | {"shift": "mean"}, ROUND, weights=GRID, inputs=SYMMETRIC), ["shifts"]),
+    ("compressed-tensors", recipe_of(ROUND, weights={"num_bits": 3, "symmetric": False}), ["asymmetric weights of 3 bits"]),
+    ("compressed-tensors", recipe_of(ROUND, weights={"num_bits": 4}), ["scale", "--dtype float32"]),
+    ("compressed-tensors", recipe_of(), ["full precision", "hf"]),
 ])
-def test_what_a_format_cannot_carry_is_refused_in_one_sentence(run, quantize, tmp_path, name, recipe, parts):
-    quantize(WEIGHT_ONLY | recipe, tmp_path / "native")
+def test_what_a_format_cannot_carry_is_refused_in_one_sentence(run, quantize, tmp_path, name, method, parts):
+    quantize(method, tmp_path / "native")
     for option in (("--output", tmp_path / "out"), ("--dry-run",)):
         done = run("export", tmp_path / "native", "--format", name, *option)
         assert done.returncode == 1
@@ -243,7 +246,7 @@ def test_what_a_format_cannot_carry_is_refused_in_one_sentence(run, quantize, tm
 
 @pytest.mark.parametrize("name", ["hf", "compressed-tensors"])
 def test_dry_run_says_what_is_written(run, round_off, export, tmp_path, name):
-    round_off(WEIGHT_ONLY | {"transforms": {"residual": "hadamard"}}, tmp_path / "native", model=BIASED)
+    round_off(recipe_of(hadamard("residual"), ROUND, weights=GRID), tmp_path / "native", model=BIASED)
     done = run("export", tmp_path / "native", "--format", name, "--dry-run", "--json", tmp_path / "plan.json")
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "out").exists()

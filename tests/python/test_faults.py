@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-ROOT = Path(__file__).resolve().parents[2]
+from tiny_runs import ROOT, RTN, TINY
+
 DATA = ROOT / "tests" / "data"
-TINY = DATA / "tiny_llama_base"
-RTN = {"weights": {"num_bits": 4}, "rounding": {"method": "rtn"}}
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-TINY = ROOT / "tests" / "data" / "tiny_llama_base"
+from tiny_runs import ROOT, RTN, TINY
+
 TOKENIZER = ROOT / "tests" / "data" / "tokenizer" / "tokenizer.json"
 CLASSES = """
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -54,7 +54,7 @@ def hostile(tmp_path) -> Path:
 @pytest.fixture
 def recipe(tmp_path) -> Path:
     path = tmp_path / "recipe.json"
-    path.write_text(json.dumps({"weights": {"num_bits": 8}}))
+    path.write_text(json.dumps(RTN))
     return path
 
 

@@ -11,12 +11,14 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from tiny_runs import POINTS, ROUND, hadamard, recipe_of
+
 ROOT = Path(__file__).resolve().parents[2]
 HEADS, KV_HEADS, HEAD_DIM, VOCAB = 4, 2, 16, 640
 NAMES = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
          "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
          "mlp.down_proj": "ffn_down"}
-ROTATED = {"residual": "hadamard", "value": "hadamard"}
+ROTATED = hadamard("residual", "value")
 WEIGHTS = {
     "F16": {"num_bits": 3, "symmetric": False, "strategy": "group", "group_size": 8},
     "Q8_0": {"num_bits": 8, "strategy": "channel", "scale_dtype": "float16"},
@@ -53,9 +55,8 @@ def exported(run, model, tmp_path_factory):
     def call(name: str) -> tuple[Path, Path, Path]:
         if name not in made:
             folder = tmp_path_factory.mktemp("gguf")
-            recipe = {"weights": WEIGHTS[name], "rounding": {"method": "rtn"}, "transforms": ROTATED,
-                      "dtype": "float16"}
-            (folder / "recipe.json").write_text(json.dumps(recipe))
+            steps = [ROTATED, *([ROUND] if WEIGHTS[name] else [])]
+            (folder / "recipe.json").write_text(json.dumps(recipe_of(*steps, weights=WEIGHTS[name], dtype="float16")))
             for command in (("quantize", model, "--recipe", folder / "recipe.json", "--output", folder / "native"),
                             ("export", folder / "native", "--format", "hf", "--dtype", "float32", "--output",
                              folder / "hf"),
@@ -175,8 +176,8 @@ def exported_family(run, tmp_path, family, name) -> str:
             torch.nn.init.normal_(parameter, std=0.3)
     network.half().float().save_pretrained(tmp_path / "model")
     shutil.copy(ROOT / "tests" / "data" / "tokenizer" / "tokenizer.json", tmp_path / "model")
-    recipe = {"weights": WEIGHTS[name], "rounding": {"method": "rtn"}, "dtype": "float16"}
-    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    steps = [ROUND] if WEIGHTS[name] else []
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe_of(*steps, weights=WEIGHTS[name], dtype="float16")))
     for command in (("quantize", tmp_path / "model", "--recipe", tmp_path / "recipe.json", "--output",
                      tmp_path / "native"),
                     ("export", tmp_path / "native", "--format", "gguf", "--gguf-type", name, "--output",
@@ -233,17 +234,17 @@ def test_dry_run_lists_types_and_values(exported, run, tmp_path):
     assert plan["bytes"] == sum(int(tensor.n_bytes) for tensor in tensors)
 
 
-@pytest.mark.parametrize("change, named", [
-    ({"weights": WEIGHTS["Q4_0"] | {"group_size": 16}}, "groups of 16"),
-    ({"weights": WEIGHTS["Q4_1"]}, "asymmetric weights"),
-    ({"weights": WEIGHTS["Q8_0"]}, "weights of 8 bits"),
-    ({"weights": WEIGHTS["Q4_0"] | {"scale_dtype": "bfloat16"}}, "float16"),
-    ({"weights": WEIGHTS["Q4_0"], "transforms": {"down": "hadamard"}}, "an online transform of the down_proj input"),
-    ({"weights": WEIGHTS["Q4_0"], "input_activations": {"num_bits": 8}}, "activations"),
-    ({"weights": None}, "full precision"),
+@pytest.mark.parametrize("method, named", [
+    (recipe_of(ROUND, weights=WEIGHTS["Q4_0"] | {"group_size": 16}), "groups of 16"),
+    (recipe_of(ROUND, weights=WEIGHTS["Q4_1"]), "asymmetric weights"),
+    (recipe_of(ROUND, weights=WEIGHTS["Q8_0"]), "weights of 8 bits"),
+    (recipe_of(ROUND, weights=WEIGHTS["Q4_0"] | {"scale_dtype": "bfloat16"}), "float16"),
+    (recipe_of(hadamard("down"), ROUND, weights=WEIGHTS["Q4_0"]), "an online transform of the down_proj input"),
+    (recipe_of(POINTS, ROUND, weights=WEIGHTS["Q4_0"], inputs={"num_bits": 8}), "activations"),
+    (recipe_of(), "full precision"),
 ])
-def test_what_the_type_cannot_carry_is_refused(run, model, tmp_path, change, named):
-    (tmp_path / "recipe.json").write_text(json.dumps({"rounding": {"method": "rtn"}} | change))
+def test_what_the_type_cannot_carry_is_refused(run, model, tmp_path, method, named):
+    (tmp_path / "recipe.json").write_text(json.dumps(method))
     done = run("quantize", model, "--recipe", tmp_path / "recipe.json", "--output", tmp_path / "native", "--quiet")
     assert done.returncode == 0, done.stderr
     done = run("export", tmp_path / "native", "--format", "gguf", "--output", tmp_path / "out.gguf")

@@ -17,6 +17,8 @@ import transformers
 from native_checkpoint import read
 from safetensors.torch import load_file, save_file
 
+from tiny_runs import ROUND, hadamard, recipe_of
+
 ROOT = Path(__file__).resolve().parents[2]
 LINEARS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
            "mlp.up_proj", "mlp.down_proj")
@@ -61,8 +63,8 @@ def exported(round_off, export, model, tmp_path_factory):
             weights = {"num_bits": bits, "symmetric": symmetric, "strategy": strategy, "scale_dtype": "float16"}
             if strategy == "group":
                 weights["group_size"] = 32
-            round_off({"weights": weights, "rounding": {"method": "rtn"}, "dtype": "float16",
-                       "transforms": {"residual": "hadamard"}}, folder / "native", model=model)
+            round_off(recipe_of(hadamard("residual"), ROUND, weights=weights, dtype="float16"), folder / "native",
+                      model=model)
             export(folder / "native", name, folder / name)
             made[case] = folder / "native", folder / name
         return made[case]

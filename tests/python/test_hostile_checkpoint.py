@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tiny_runs import ROOT, RTN, TINY
+
 DATA = ROOT / "tests" / "data"
-TINY = DATA / "tiny_llama_base"
 
 
 @pytest.fixture
 def recipe(tmp_path) -> Path:
     path = tmp_path / "recipe.json"
-    path.write_text(json.dumps({"weights": {"num_bits": 4}, "rounding": {"method": "rtn"}}))
+    path.write_text(json.dumps(RTN))
     return path
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tiny_runs import RTN, TINY
+from tiny_runs import ROUND, RTN, TINY, hadamard, recipe_of
 
 TOKENIZER = TINY.parent / "tokenizer" / "tokenizer.json"
 MEGABYTES = 256
@@ -161,18 +161,17 @@ def test_json_of_checkpoints(refused, model, name):
     {"num_attention_heads": 2**15, "num_key_value_heads": 2**15, "head_dim": 2**15},
     {"hidden_size": 2**30, "intermediate_size": 2**30 - 35}])
 def test_sizes_that_no_model_has(refused, model, sizes):
-    recipe = model.parent / "recipe.json"
-    recipe.write_text(json.dumps(RTN | {"transforms": {"residual": "hadamard", "o": "hadamard", "down": "hadamard"}}))
+    file = model.parent / "recipe.json"
+    file.write_text(json.dumps(RTN | {"steps": [hadamard("residual", "o", "down"), ROUND]}))
     change_config(model, **sizes)
-    refused("1048576", "quantize", model, "--recipe", recipe, "--output", model.parent / "out", "--dry-run")
+    refused("1048576", "quantize", model, "--recipe", file, "--output", model.parent / "out", "--dry-run")
 
 
 @pytest.fixture(scope="session")
 def packed(run, tmp_path_factory) -> Path:
     """The tiny model as compressed-tensors packs it, written by this program."""
     folder = tmp_path_factory.mktemp("packed")
-    weights = RTN["weights"] | {"scale_dtype": "bfloat16"}
-    (folder / "recipe.json").write_text(json.dumps(RTN | {"weights": weights}))
+    (folder / "recipe.json").write_text(json.dumps(recipe_of(ROUND, weights={"num_bits": 4, "scale_dtype": "bfloat16"})))
     for arguments in (["quantize", TINY, "--recipe", folder / "recipe.json", "--output", folder / "native"],
                       ["export", folder / "native", "--format", "compressed-tensors", "--output", folder / "packed"]):
         done = run(*arguments, "--quiet")

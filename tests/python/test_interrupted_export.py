@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_export import TINY, WEIGHT_ONLY, digests
+from test_export import GRID, TINY, digests
+
+from tiny_runs import ROUND, recipe_of
 
 KILLS = 8
 TOKENIZER = Path(__file__).resolve().parents[1] / "data" / "tokenizer" / "tokenizer.json"
@@ -30,8 +32,7 @@ def native(round_off, tmp_path_factory) -> Path:
     save_file(load_file(source / "model.safetensors") | embedding, source / "model.safetensors")
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"vocab_size": 200000}))
-    weights = WEIGHT_ONLY["weights"] | {"scale_dtype": "float16"}
-    round_off(WEIGHT_ONLY | {"weights": weights}, folder / "native", model=source)
+    round_off(recipe_of(ROUND, weights=GRID | {"scale_dtype": "float16"}), folder / "native", model=source)
     return folder / "native"
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tiny_runs import GPTQ, TINY, recipe_of
+
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ROOT / "tests" / "data" / "tiny_llama_base"
 # The files of both versions and what one value of them is.
 MEMORY = {"memory.max": "{}", "memory.limit_in_bytes": "{}"}
 CPU = {"cpu.max": "{} 100000", "cpu.cfs_quota_us": "{}"}
@@ -47,8 +48,7 @@ def group(controller: str, files: dict[str, str], value: int):
 def dry_run(binary, tmp_path, directory: Path) -> tuple[dict, str]:
     """The plan of a run inside the group."""
     recipe, ids, report = (tmp_path / name for name in ("recipe.json", "ids.safetensors", "report.json"))
-    recipe.write_text(json.dumps({"weights": {"num_bits": 4}, "rounding": {"method": "gptq"},
-                                  "calibration": {"num_samples": 4, "seq_len": 32}}))
+    recipe.write_text(json.dumps(recipe_of(GPTQ, weights={"num_bits": 4}, calibration={"num_samples": 4, "seq_len": 32})))
     save_file({"input_ids": np.zeros((4, 32), np.int32)}, ids)
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     done = subprocess.run([binary, "quantize", TINY, "--recipe", recipe, "--calibration", ids, "--output", tmp_path / "out",

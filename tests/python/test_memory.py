@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tiny_runs import GPTQ, recipe_of, steps_of
+
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = {"hidden": 384, "intermediate": 1024, "heads": 6, "vocab": 2048}
 BLOCK_BYTES = 4 * (4 * 384 * 384 + 3 * 384 * 1024)  # float32
@@ -37,13 +39,14 @@ def peak(run, report: Path, *arguments) -> int:
 def test_peak_does_not_grow_with_the_layers(run, models, tmp_path, recipe):
     # What is kept of every block, even packed, would show.
     limit = (MANY - FEW) * BLOCK_BYTES / 8
+    config = ROOT / "configs" / f"{recipe}.json"
+    (rounding,) = [path for path, step in steps_of(json.loads(config.read_text())) if step["step"] == "round"]
     evaluating = {}
     for layers, model in models.items():
         ids = model.parent / "ids.safetensors"
         output = tmp_path / str(layers)
-        peak(run, tmp_path / "report.json", "quantize", model, "--recipe", ROOT / "configs" / f"{recipe}.json",
-             "--calibration", ids, "--set", "calibration.num_samples=4", "--set", "calibration.seq_len=128",
-             "--set", "rounding.mse_clip=false", "--output", output, "--shard-size", 1024)
+        peak(run, tmp_path / "report.json", "quantize", model, "--recipe", config, "--calibration", ids, "--set", "calibration.num_samples=4", "--set", "calibration.seq_len=128",
+             "--set", f"{rounding}.clip=none", "--output", output, "--shard-size", 1024)
         evaluating[layers] = peak(run, tmp_path / "report.json", "eval", output, "--tokens", ids, "--seq-len", 128,
                                   "--reference", model)
     assert evaluating[MANY] - evaluating[FEW] < limit, evaluating
@@ -83,8 +86,8 @@ def test_a_long_text_is_held_once_beside_its_ids(run, wide, tmp_path, ending):
         file = tmp_path / f"{times}.{ending}"
         file.write_text(text * times if ending == "txt" else (json.dumps({"text": text}) + "\n") * times)
         recipe = tmp_path / "recipe.json"
-        recipe.write_text(json.dumps({"calibration": {"num_samples": 1, "seq_len": 16},
-                                      "rounding": {"method": "gptq", "mse_clip": False}, "weights": {"num_bits": 4}}))
+        recipe.write_text(json.dumps(recipe_of(GPTQ | {"clip": "none"}, weights={"num_bits": 4},
+                                               calibration={"num_samples": 1, "seq_len": 16})))
         peaks[times] = peak(run, tmp_path / "report.json", "quantize", wide / "model", "--recipe", recipe, "--calibration",
                             file, "--output", tmp_path / str(times))
     size = len(text.encode()) * 15

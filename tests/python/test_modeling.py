@@ -16,39 +16,36 @@ from native_checkpoint import FLAGS, make_older
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tiny_runs import GPTQ, POINTS, ROUND, hadamard, recipe_of
+
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "data"
 TINY, BIASED = DATA / "tiny_llama_base", DATA / "tiny_llama_untied_bias"
-TRANSFORMS = ("residual", "input", "value", "query_key", "o", "down")
-
-
-def hadamard(*names: str) -> dict:
-    assert set(names) <= set(TRANSFORMS)
-    return {name: "hadamard" for name in names}
-
+ONLINE = hadamard("qkv", "gate_up", "value", "query_key", "o", "down")
+EVERYTHING = [
+    hadamard("residual"), {"step": "transform", "kind": "balance", "at": ["value"]},
+    hadamard("value", "query_key", "o", "down"),
+    {"step": "points", "at": ["qkv", "o", "gate_up", "down"], "clip": 0.9, "shift": "mean"},
+    {"step": "points", "at": ["k_cache", "v_cache"], "clip": 0.95, "shift": "mean"}]
+TUNING = {"step": "learn", "epochs": 1, "final_rate": 3e-6, "rates": {"*.clip": 3e-2, "*.shift": 2e-3, "*.gain": 3e-3}}
+FOUR = {"num_bits": 4}
 
 RECIPES = {
-    "weights": {"weights": {"num_bits": 4}},
-    "groups of 3 bits": {"weights": {"num_bits": 3, "symmetric": False, "strategy": "group", "group_size": 8,
-                                     "scale_dtype": "float16"}},
-    "low rank": {"weights": {"num_bits": 3, "strategy": "group", "group_size": 8}, "rounding": {"method": "gptq"},
-                 "low_rank": {"rank": 40}, "transforms": hadamard("value", "down")},
-    "low rank of 8 bits": {"weights": {"num_bits": 3, "strategy": "group", "group_size": 8},
-                           "low_rank": {"rank": 5, "dtype": "int8"}},
-    "one scale": {"weights": {"num_bits": 5, "symmetric": False, "strategy": "tensor"}},
-    "transforms": {"transforms": hadamard("input", "value", "query_key", "o", "down")},
-    "symmetric": {"weights": {"num_bits": 8}, "input_activations": {"num_bits": 8, "symmetric": True},
-                  "kv_cache": {"num_bits": 3, "symmetric": True}},
-    "everything": {
-        "weights": {"num_bits": 4}, "rounding": {"method": "gptq"},
-        "input_activations": {"num_bits": 4, "clip": 0.9, "shift": "mean", "norm_shift": "mean"},
-        "kv_cache": {"num_bits": 4, "clip": 0.95, "shift": "mean"},
-        "transforms": hadamard("residual", "value", "query_key", "o", "down") | {"scale_value": True},
-        "learn_activations": {"epochs": 1}},
-    "online": {
-        "weights": {"num_bits": 4, "symmetric": False, "scale_dtype": "bfloat16"},
-        "input_activations": {"num_bits": 4, "norm_shift": "mean"}, "kv_cache": {"num_bits": 4, "shift": "mean"},
-        "transforms": hadamard("input", "value", "query_key", "o", "down")},
+    "weights": recipe_of(ROUND, weights=FOUR),
+    "groups of 3 bits": recipe_of(ROUND, weights={"num_bits": 3, "symmetric": False, "strategy": "group", "group_size": 8,
+                                               "scale_dtype": "float16"}),
+    "low rank": recipe_of(hadamard("value", "down"), GPTQ | {"low_rank": {"rank": 40}},
+                       weights={"num_bits": 3, "strategy": "group", "group_size": 8}),
+    "low rank of 8 bits": recipe_of(ROUND | {"low_rank": {"rank": 5, "dtype": "int8"}},
+                                 weights={"num_bits": 3, "strategy": "group", "group_size": 8}),
+    "one scale": recipe_of(ROUND, weights={"num_bits": 5, "symmetric": False, "strategy": "tensor"}),
+    "transforms": recipe_of(ONLINE),
+    "symmetric": recipe_of(POINTS, ROUND, weights={"num_bits": 8}, inputs={"num_bits": 8, "symmetric": True},
+                        cache={"num_bits": 3, "symmetric": True}),
+    "everything": recipe_of(*EVERYTHING, GPTQ, TUNING, weights=FOUR, inputs=FOUR, cache=FOUR),
+    "online": recipe_of(ONLINE, {"step": "points", "at": ["qkv", "gate_up", "k_cache", "v_cache"], "shift": "mean"},
+                     {"step": "points", "at": ["o", "down"]}, ROUND, inputs=FOUR, cache=FOUR,
+                     weights={"num_bits": 4, "symmetric": False, "scale_dtype": "bfloat16"}),
 }
 
 
@@ -71,9 +68,8 @@ def digest(model: Path, *more: str) -> str:
 def quantized(run, made, tmp_path_factory):
     """quantized(recipe, model) -> folder of the native checkpoint, the caller's own."""
 
-    def call(recipe: dict, model: Path) -> Path:
-        recipe = {"rounding": {"method": "rtn"}, "dtype": "float32"} | recipe
-        text = json.dumps(recipe | {"calibration": {"num_samples": 4, "seq_len": 32}})
+    def call(method: dict, model: Path) -> Path:
+        text = json.dumps(method | {"dtype": "float32", "calibration": {"num_samples": 4, "seq_len": 32}})
         folder = tmp_path_factory.mktemp("modeling")
         native = made / digest(model, text)
         if not native.is_dir():
@@ -131,7 +127,7 @@ def test_logits_are_those_of_the_program(quantized, logits_of, name, model):
     agree = [relative_error(*window) < 1e-5 for window in zip(got, expected)]
     # A value in the middle between two codes falls either way when a sum is formed in another order, and the rest of
     # its window sees the other code: of the windows with quantized activations some may differ.
-    assert sum(agree) >= (6 if "input_activations" in RECIPES[name] else 8)
+    assert sum(agree) >= (6 if "input_activations" in RECIPES[name]["grids"] else 8)
 
 
 def modeling_file(model):
@@ -211,7 +207,7 @@ def test_padding_on_the_left_changes_nothing(quantized):
 
 
 def test_half_precision_keeps_the_vectors(quantized, logits_of):
-    folder = quantized(RECIPES["everything"] | {"low_rank": {"rank": 4}}, BIASED)
+    folder = quantized(recipe_of(*EVERYTHING, GPTQ | {"low_rank": {"rank": 4}}, TUNING, weights=FOUR, inputs=FOUR, cache=FOUR), BIASED)
     ids, expected = logits_of(folder)
     loaded, converted = load(folder, dtype=torch.bfloat16), load(folder)
     with torch.no_grad():
@@ -279,7 +275,7 @@ def test_what_a_used_model_saves_is_its_checkpoint(quantized, tmp_path):
 
 
 def test_a_used_model_takes_other_weights(quantized):
-    folders = [quantized(RECIPES["weights"] | {"rounding": {"method": method}}, TINY) for method in ("rtn", "gptq")]
+    folders = [quantized(recipe_of(step, weights=FOUR), TINY) for step in (ROUND, GPTQ)]
     ids = ids_of(TINY, (2, 9)).long()
     model, other = map(load, folders)
     with torch.no_grad():
@@ -385,7 +381,7 @@ def test_hadamard_matrices_are_those_of_the_program(quantized, logits_of, tmp_pa
         architectures=["LlamaForCausalLM"])
     torch.manual_seed(0)
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
-    folder = quantized({"transforms": hadamard("input", "query_key", "o", "down")}, tmp_path / "model")
+    folder = quantized(recipe_of(hadamard("qkv", "gate_up", "query_key", "o", "down")), tmp_path / "model")
     ids, expected = logits_of(folder)
     with torch.no_grad():
         assert relative_error(load(folder)(ids).logits, expected) < 1e-5
@@ -478,7 +474,7 @@ def test_transforms_that_the_weights_undo_change_nothing(quantized, logits_of, t
 @pytest.mark.parametrize("name, message", [("2.scale", r"factors \[0, 2\]"), ("1.rotor", "rotor: no factor"),
                                            ("1.kronecker_left", "kronecker_left: no factor")])
 def test_transforms_that_are_not_known_are_refused(quantized, name, message):
-    folder = quantized({"transforms": hadamard("down")}, TINY)
+    folder = quantized(recipe_of(hadamard("down")), TINY)
     tensors = load_file(folder / "model.safetensors")
     tensors[f"model.layers.1.mlp.down_proj.input_quant.transform.{name}"] = torch.ones(96)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
@@ -531,13 +527,14 @@ def test_exports_leave_it_out(quantized, run, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, dtype", [("rtn-w4a16", torch.float32), ("quarot-w4a4kv4", torch.float64)])
-def test_a_real_model_generates_with_a_cache_what_it_does_without(run, tmp_path, name, dtype):
+@pytest.mark.parametrize("name, rounding, dtype", [("rtn-w4a16", "steps.0", torch.float32),
+                                                   ("quarot-w4a4kv4", "steps.3", torch.float64)])
+def test_a_real_model_generates_with_a_cache_what_it_does_without(run, tmp_path, name, rounding, dtype):
     # In float32 activations of 4 bits that lie in the middle between two codes fall either way, see above, and of a
     # model this large some do.
     source = Path(os.environ.get("BASEQ_SMOLLM2", ROOT / "runs" / "SmolLM2-135M-Instruct"))
     assert source.is_dir(), f"{source} is missing; scripts/smollm2_checkpoint.py makes it"
-    done = run("quantize", source, "--recipe", ROOT / "configs" / f"{name}.json", "--set", "rounding.method=rtn",
+    done = run("quantize", source, "--recipe", ROOT / "configs" / f"{name}.json", "--set", f"{rounding}.method=rtn",
                "--output", tmp_path / "native")
     assert done.returncode == 0, done.stderr
     tokenizer = transformers.AutoTokenizer.from_pretrained(source, padding_side="left")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, load_file, save_file
 
-from tiny_runs import RTN, TINY
+from tiny_runs import ROUND, RTN, TINY, recipe_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENIZER = ROOT / "tests" / "data" / "tokenizer" / "tokenizer.json"
@@ -141,7 +141,7 @@ def test_output_paths_are_checked_before_the_work(run, windows, recipe, tmp_path
     assert f"--logits: cannot write {tmp_path}: Is a directory" in done.stderr
     assert "perplexity" not in done.stdout
     done = run("quantize", TINY, "--recipe", recipe, "--output", tmp_path / "out", "--json", missing, "--log-json",
-               tmp_path / "log", "--set", "weights.num_bits=9")
+               tmp_path / "log", "--set", "grids.weights.num_bits=9")
     assert done.returncode == 1
     assert "2 problems" in done.stderr and "num_bits" in done.stderr and str(missing) in done.stderr
     same = ["--json", tmp_path / "a", "--logits", f"{tmp_path}/./a"]
@@ -166,8 +166,8 @@ def test_sweep_does_not_overwrite_files_of_others(run, tmp_path):
 
 def test_gguf_file_of_others_is_not_replaced_even_by_force(run, round_off, model_with_tokenizer, tmp_path):
     native, output = tmp_path / "native", tmp_path / "out.gguf"
-    round_off({"weights": {"num_bits": 4, "strategy": "group", "group_size": 32, "scale_dtype": "float16"},
-               "rounding": {"method": "rtn"}}, native, model_with_tokenizer)
+    grid = {"num_bits": 4, "strategy": "group", "group_size": 32, "scale_dtype": "float16"}
+    round_off(recipe_of(ROUND, weights=grid), native, model_with_tokenizer)
     command = ["export", native, "--format", "gguf", "--output", output, "--quiet"]
     output.write_bytes(b"GGUF of another program")
     done = run(*command, "--force")

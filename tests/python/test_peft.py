@@ -13,9 +13,12 @@ from safetensors.torch import load_file
 from test_export import BIASED, DATA, LINEARS, TINY, loaded_logits, relative_error
 from test_gguf import VOCAB
 
+from tiny_runs import ROUND, hadamard, recipe_of
+
 RANK = 5
-RECIPE = {"weights": {"num_bits": 3, "strategy": "group", "group_size": 16, "scale_dtype": "bfloat16"},
-          "rounding": {"method": "rtn"}, "low_rank": {"method": "svd", "rank": RANK}, "dtype": "float32"}
+GRID = {"num_bits": 3, "strategy": "group", "group_size": 16, "scale_dtype": "bfloat16"}
+CORRECTED = ROUND | {"low_rank": {"method": "svd", "rank": RANK}}
+RECIPE = recipe_of(CORRECTED, weights=GRID, dtype="float32")
 FACTORS = ("lora_A", "lora_B")
 
 
@@ -36,13 +39,12 @@ def adapted_logits(peft, folder: Path, ids: torch.Tensor, merge: bool = False) -
 
 @pytest.mark.parametrize("model", [TINY, BIASED], ids=["tied", "untied-bias"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-@pytest.mark.parametrize("transforms", [{}, {"residual": "hadamard", "value": "hadamard"},
-                                        {"input": "hadamard", "o": "hadamard", "down": "hadamard"}],
+@pytest.mark.parametrize("transforms", [[], [hadamard("residual", "value")], [hadamard("qkv", "gate_up", "o", "down")]],
                          ids=["plain", "rotated", "online"])
 def test_base_and_adapter_have_the_logits_of_the_native_checkpoint(peft, round_off, export, logits_of, tmp_path, model,
                                                                    transforms, dtype):
-    recipe = RECIPE | {"transforms": transforms, "low_rank": RECIPE["low_rank"] | {"dtype": dtype}}
-    round_off(recipe, tmp_path / "native", model=model)
+    corrected = ROUND | {"low_rank": CORRECTED["low_rank"] | {"dtype": dtype}}
+    round_off(recipe_of(*transforms, corrected, weights=GRID, dtype="float32"), tmp_path / "native", model=model)
     export(tmp_path / "native", "peft", tmp_path / "out", "--dtype", "float32")
     ids, expected = logits_of(tmp_path / "native")
     assert relative_error(adapted_logits(peft, tmp_path / "out", ids), expected) < 1e-5
@@ -69,8 +71,7 @@ def test_the_adapter_holds_the_factors_as_they_are(round_off, export, tmp_path):
 
 
 def test_a_rank_above_a_weights_side_is_filled_with_zeros(peft, round_off, export, logits_of, tmp_path):
-    recipe = RECIPE | {"low_rank": {"method": "svd", "rank": 40}}
-    round_off(recipe, tmp_path / "native")
+    round_off(RECIPE | {"steps": [ROUND | {"low_rank": {"method": "svd", "rank": 40}}]}, tmp_path / "native")
     export(tmp_path / "native", "peft", tmp_path / "out", "--dtype", "float32")
     ids, expected = logits_of(tmp_path / "native")
     assert relative_error(adapted_logits(peft, tmp_path / "out", ids), expected) < 1e-5
@@ -86,8 +87,7 @@ def test_hf_folds_the_corrections_into_the_weights(round_off, export, logits_of,
     assert not any("lora" in name for name in rounded)
     for name in (f"model.layers.{layer}.{linear}.weight" for layer in range(2) for linear in LINEARS):
         assert torch.equal(rounded[name], exact[name].bfloat16()), name
-    plain = {key: value for key, value in RECIPE.items() if key != "low_rank"}
-    round_off(plain, tmp_path / "plain")
+    round_off(RECIPE | {"steps": [ROUND]}, tmp_path / "plain")
     assert relative_error(logits_of(tmp_path / "plain")[1], expected) > 1e-3
 
 
@@ -110,7 +110,7 @@ def test_gguf_f16_folds_them_too(round_off, export, tmp_path):
                          ids=lambda arguments: arguments[0])
 def test_formats_of_codes_alone_refuse_them(run, round_off, tmp_path, arguments):
     weights = {"num_bits": 4, "strategy": "group", "group_size": 16, "scale_dtype": "float16"}
-    round_off(RECIPE | {"weights": weights}, tmp_path / "native")
+    round_off(recipe_of(CORRECTED, weights=weights), tmp_path / "native")
     done = run("export", tmp_path / "native", "--format", *arguments, "--output", tmp_path / "out")
     assert done.returncode == 1 and "low rank" in done.stderr
     assert not (tmp_path / "out").exists()
@@ -127,7 +127,7 @@ def test_fused_projections_are_refused(run, round_off, export, logits_of, tmp_pa
 
 
 def test_peft_without_corrections_is_refused(run, round_off, tmp_path):
-    round_off({key: value for key, value in RECIPE.items() if key != "low_rank"}, tmp_path / "native")
+    round_off(RECIPE | {"steps": [ROUND]}, tmp_path / "native")
     for model in (tmp_path / "native", TINY):
         done = run("export", model, "--format", "peft", "--output", tmp_path / "out")
         assert done.returncode == 1 and "no low-rank corrections" in done.stderr and "hf" in done.stderr

@@ -12,10 +12,9 @@ from safetensors.numpy import load_file, save_file
 
 from conftest import SEQ_LEN, SMALL
 from test_faults import mounted
+from tiny_runs import GPTQ, ROOT, ROUND, TINY, hadamard, recipe_of
 
-ROOT = Path(__file__).resolve().parents[2]
-TINY = ROOT / "tests" / "data" / "tiny_llama_base"
-GPTQ = ROOT / "configs" / "gptq-w4a16.json"
+GPTQ_FILE = ROOT / "configs" / "gptq-w4a16.json"
 SETTINGS = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
 
 
@@ -29,7 +28,7 @@ def copy_of_tiny(directory: Path, tensors=None, **config) -> Path:
 
 def test_dry_run_says_what_a_run_takes_and_writes_nothing(run, windows, tmp_path):
     report = tmp_path / "report.json"
-    done = run("quantize", TINY, "--recipe", GPTQ, "--calibration", windows, "--output", tmp_path / "sub" / "out",
+    done = run("quantize", TINY, "--recipe", GPTQ_FILE, "--calibration", windows, "--output", tmp_path / "sub" / "out",
                "--work", tmp_path / "work", "--activations", "disk", "--dry-run", "--json", report, *SETTINGS)
     assert done.returncode == 0, done.stderr
     assert os.listdir(tmp_path) == ["report.json"]
@@ -50,7 +49,7 @@ def test_disk_estimate_is_the_size_of_what_is_written(run, quantize, windows, tm
         path = ROOT / "configs" / f"{recipe}.json"
         if recipe == "low-rank":
             path = tmp_path / "low-rank.json"
-            path.write_text(json.dumps({"name": recipe, "weights": {"num_bits": 4}, "low_rank": {"rank": 24}}))
+            path.write_text(json.dumps(recipe_of(ROUND | {"low_rank": {"rank": 24}}, weights={"num_bits": 4}, name=recipe)))
         done = run("quantize", TINY, "--recipe", path, "--calibration", windows, "--output", tmp_path / recipe,
                    "--shard-size", 1, "--dry-run", "--json", tmp_path / "plan.json", *SETTINGS)
         assert done.returncode == 0, done.stderr
@@ -65,15 +64,14 @@ def test_everything_that_is_wrong_is_said_at_once(run, tmp_path):
     del tensors["model.layers.1.mlp.up_proj.weight"]
     model = copy_of_tiny(tmp_path / "model", tensors)
     recipe = tmp_path / "recipe.json"
-    recipe.write_text(json.dumps({"weights": {"num_bits": 4, "strategy": "group", "group_size": 28},
-                                  "rounding": {"method": "gptq"}}))
+    recipe.write_text(json.dumps(recipe_of(ROUND, weights={"num_bits": 4, "strategy": "group", "group_size": 28})))
     (tmp_path / "text.txt").write_text("some text")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "letter.txt").write_text("mine")
     done = run("quantize", model, "--recipe", recipe, "--calibration", tmp_path / "text.txt", "--output", tmp_path / "out")
     assert done.returncode == 1
     for part in ("problems:", "tokenizer.json", "out: exists; pass --force", "model.layers.1.mlp.up_proj.weight",
-                 "weights.group_size: 28 does not divide"):
+                 "grids.weights.group_size: 28 does not divide"):
         assert part in done.stderr
     assert "frame #" not in done.stderr
     assert os.listdir(tmp_path / "out") == ["letter.txt"]
@@ -86,7 +84,7 @@ def test_shapes_and_token_ids_are_looked_at_before_the_first_block(run, tmp_path
     model = copy_of_tiny(tmp_path / "model", tensors)
     ids = tmp_path / "ids.safetensors"
     save_file({"input_ids": np.full((4, SEQ_LEN), 1_000_000, np.int32)}, ids)
-    done = run("quantize", model, "--recipe", GPTQ, "--calibration", ids, "--output", tmp_path / "out", *SETTINGS)
+    done = run("quantize", model, "--recipe", GPTQ_FILE, "--calibration", ids, "--output", tmp_path / "out", *SETTINGS)
     assert done.returncode == 1
     for part in ("3 problems", "up_proj.weight: shape is [3, 5]", "input_layernorm.weight: shape is [7]",
                  "token ids run from 1000000 to 1000000"):
@@ -107,18 +105,18 @@ def test_sizes_without_a_hadamard_matrix(run, windows, tmp_path):
         copy_of_tiny(tmp_path / str(size), tensors, intermediate_size=size)
     assert config["intermediate_size"] == 96
     recipe = tmp_path / "recipe.json"
-    recipe.write_text(json.dumps({"weights": {"num_bits": 4}, "transforms": {"down": "hadamard"}}))
+    recipe.write_text(json.dumps(recipe_of(hadamard("down"), ROUND, weights={"num_bits": 4})))
     refused = run("quantize", tmp_path / str(odd), "--recipe", recipe, "--output", tmp_path / "out")
     assert refused.returncode == 1
-    assert "transforms.down: size 95 has no Hadamard matrix nor an even divisor" in refused.stderr
+    assert "steps[0].at: \"down\": size 95 has no Hadamard matrix nor an even divisor" in refused.stderr
     done = run("quantize", tmp_path / str(ragged), "--recipe", recipe, "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert "transforms.down: size 90 has no Hadamard matrix; it is rotated in blocks of 2" in done.stderr
+    assert "steps[0].at: \"down\": size 90 has no Hadamard matrix; it is rotated in blocks of 2" in done.stderr
 
 
 def test_memory_budget_chooses_and_refuses(run, windows, tmp_path):
     def attempt(budget, **options):
-        return run("quantize", TINY, "--recipe", GPTQ, "--calibration", windows, "--memory", budget,
+        return run("quantize", TINY, "--recipe", GPTQ_FILE, "--calibration", windows, "--memory", budget,
                    "--output", tmp_path / budget, *SETTINGS)
 
     roomy = attempt("8G")
@@ -128,7 +126,7 @@ def test_memory_budget_chooses_and_refuses(run, windows, tmp_path):
     assert refused.returncode == 1
     assert "too little; at least" in refused.stderr
     assert not (tmp_path / "1M").exists()
-    assert run("quantize", TINY, "--recipe", GPTQ, "--output", tmp_path / "x", "--memory", "much").returncode == 2
+    assert run("quantize", TINY, "--recipe", GPTQ_FILE, "--output", tmp_path / "x", "--memory", "much").returncode == 2
 
 
 def test_a_budget_between_puts_the_streams_on_disk(run, tmp_path):
@@ -136,8 +134,7 @@ def test_a_budget_between_puts_the_streams_on_disk(run, tmp_path):
     ids = tmp_path / "ids.safetensors"
     save_file({"input_ids": np.random.default_rng(0).integers(0, vocab_size, (256, 512), dtype=np.int32)}, ids)
     recipe = tmp_path / "recipe.json"
-    recipe.write_text(json.dumps({"weights": {"num_bits": 4}, "rounding": {"method": "gptq"},
-                                  "calibration": {"num_samples": 256, "seq_len": 512}}))
+    recipe.write_text(json.dumps(recipe_of(GPTQ, weights={"num_bits": 4}, calibration={"num_samples": 256, "seq_len": 512})))
 
     def quantize(output, *options):
         done = run("quantize", TINY, "--recipe", recipe, "--calibration", ids, "--output", output,
@@ -173,7 +170,7 @@ def test_what_a_model_would_lose_is_refused_or_said(run, windows, tmp_path):
     tensors = load_file(TINY / "model.safetensors")
     harmless = "model.layers.0.self_attn.rotary_emb.inv_freq"
     model = copy_of_tiny(tmp_path / "buffers", tensors | {harmless: np.ones(4, np.float32)})
-    done = run("quantize", model, "--recipe", GPTQ, "--calibration", windows, "--output", tmp_path / "out", *SETTINGS)
+    done = run("quantize", model, "--recipe", GPTQ_FILE, "--calibration", windows, "--output", tmp_path / "out", *SETTINGS)
     assert done.returncode == 0 and f'"{harmless}" is not used' in done.stderr
     done = run("export", model, "--format", "hf", "--output", tmp_path / "hf")
     assert done.returncode == 0 and f'"{harmless}" is not used' in done.stderr
@@ -183,7 +180,7 @@ def test_what_a_model_would_lose_is_refused_or_said(run, windows, tmp_path):
     for name, tensor in lost.items():
         model = copy_of_tiny(tmp_path / name, tensors | {name: tensor}, tie_word_embeddings=True)
         said = f'"{name}" is not used: '
-        for command in (["quantize", model, "--recipe", GPTQ, "--calibration", windows, *SETTINGS],
+        for command in (["quantize", model, "--recipe", GPTQ_FILE, "--calibration", windows, *SETTINGS],
                         ["export", model, "--format", "hf"]):
             done = run(*command, "--output", tmp_path / "lost")
             assert done.returncode == 1 and said in done.stderr, command
@@ -218,7 +215,7 @@ def test_an_export_looks_for_room_before_it_writes(run, tmp_path, options):
 
 def test_a_disk_with_room_for_the_output_is_enough(run, windows, tmp_path):
     model = with_vocabulary(tmp_path / "model", 16384)
-    arguments = ["quantize", model, "--recipe", GPTQ, "--calibration", windows, *SETTINGS]
+    arguments = ["quantize", model, "--recipe", GPTQ_FILE, "--calibration", windows, *SETTINGS]
     assert run(*arguments, "--output", tmp_path / "out").returncode == 0
     written = sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
     with mounted(tmp_path / "disk", f"size={int(1.2 * written) // 4096 * 4096}") as disk:
@@ -229,7 +226,7 @@ def test_a_disk_with_room_for_the_output_is_enough(run, windows, tmp_path):
 def test_a_link_to_nothing_that_the_model_does_not_need_ends_no_run(run, windows, tmp_path):
     model = copy_of_tiny(tmp_path / "model")
     (model / "consolidated.safetensors").symlink_to("nowhere")
-    arguments = ["quantize", model, "--recipe", GPTQ, "--calibration", windows, "--output", tmp_path / "out", *SETTINGS]
+    arguments = ["quantize", model, "--recipe", GPTQ_FILE, "--calibration", windows, "--output", tmp_path / "out", *SETTINGS]
     done = run(*arguments, "--work", tmp_path / "work")
     assert done.returncode == 0, done.stderr
     (model / "tokenizer.json").symlink_to("nowhere")

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from test_faults import ENVIRONMENT, RTN, TINY, command, model  # noqa: F401  fixtures
+from test_faults import ENVIRONMENT, command, model  # noqa: F401  fixtures
 from test_resume import files
+from tiny_runs import ROUND, RTN, TINY, recipe_of
 
 
 def start(command: list[str]) -> subprocess.Popen:
@@ -197,7 +198,7 @@ def test_the_source_is_never_touched(run, places, tmp_path, source, output):
 
 
 def test_a_gguf_file_is_not_replaced_by_its_own_export(run, quantize, model_with_tokenizer, tmp_path):
-    quantize(RTN | {"weights": {"num_bits": 4, "strategy": "group", "group_size": 32, "scale_dtype": "float16"}},
+    quantize(recipe_of(ROUND, weights={"num_bits": 4, "strategy": "group", "group_size": 32, "scale_dtype": "float16"}),
              tmp_path / "native", model=model_with_tokenizer)
     gguf = tmp_path / "models" / "m.gguf"
     gguf.parent.mkdir()

@@ -19,8 +19,8 @@ TINY = ROOT / "tests" / "data" / "tiny_llama_base"
 # How much of a recipe a run of a second or two needs: none learns, learned stages.
 RECIPES = {
     "quarot-w4a4kv4": ["calibration.num_samples=24", "calibration.seq_len=256"],
-    "baseq-w4a4kv4": ["calibration.num_samples=8", "calibration.seq_len=64", "learn_transforms.epochs=2",
-                      "learn_activations.epochs=3"],
+    "baseq-w4a4kv4": ["calibration.num_samples=8", "calibration.seq_len=64", "steps.5.epochs=2",
+                      "steps.9.epochs=3"],
 }
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -159,7 +159,7 @@ def test_interrupted_block_goes_on_after_its_last_stage(command, run, tmp_path):
 
 def test_resume_refuses_other_options(run, tmp_path):
     (tmp_path / "work").mkdir()
-    for option, value in [("--output", tmp_path / "out"), ("--set", "weights.num_bits=3"), ("--seed", 1)]:
+    for option, value in [("--output", tmp_path / "out"), ("--set", "grids.weights.num_bits=3"), ("--seed", 1)]:
         assert run("quantize", "--resume", tmp_path / "work", option, value).returncode == 2
     done = run("quantize", "--resume", tmp_path / "work")
     assert done.returncode == 1
@@ -184,10 +184,10 @@ def test_vanished_calibration_is_not_missed(command, deep, run, tmp_path):
 def test_changed_recipe_is_refused_with_what_differs(command, run, tmp_path):
     output, work = tmp_path / "output", tmp_path / "work"
     subprocess.run(command(output, work), check=True, capture_output=True, env=ENVIRONMENT)
-    changed = command(tmp_path / "other", work) + ["--set", "weights.num_bits=3"]
+    changed = command(tmp_path / "other", work) + ["--set", "grids.weights.num_bits=3"]
     done = run(*changed[1:])
     assert done.returncode == 1
-    assert "recipe/weights/num_bits (4, now 3)" in done.stderr
+    assert "recipe/grids/weights/num_bits (4, now 3)" in done.stderr
 
 
 def test_another_instruction_set_is_refused(command, run, tmp_path):

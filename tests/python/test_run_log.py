@@ -76,7 +76,7 @@ def test_log_of_something_else_is_not_touched(run, windows, tmp_path):
 
 def test_log_survives_a_kill_and_is_continued(binary, run, windows, tmp_path):
     recipe, log, work = tmp_path / "recipe.json", tmp_path / "log.jsonl", tmp_path / "work"
-    recipe.write_text(json.dumps(LEARNED | {"learn_activations": {"epochs": 40},
+    recipe.write_text(json.dumps(LEARNED | {"steps": [*LEARNED["steps"][:-1], LEARNED["steps"][-1] | {"epochs": 40}],
                                             "calibration": {"num_samples": 4, "seq_len": 48}}))
     command = [binary, "quantize", str(TINY), "--recipe", str(recipe), "--calibration", str(windows), "--output",
                str(tmp_path / "out"), "--work", str(work), "--log-json", str(log), "--threads", "1"]

@@ -22,9 +22,9 @@ def sweep(run, windows, tmp_path):
     settings = {"output": str(tmp_path / "sweep"), "models": [str(TINY)], "calibration": str(windows),
                 "tokens": str(windows), "seq_len": 48, "originals": True,
                 "recipes": [str(tmp_path / "rtn.json"),
-                            {"recipe": str(tmp_path / "rtn.json"), "name": "rtn-3", "set": {"weights.num_bits": 3}},
+                            {"recipe": str(tmp_path / "rtn.json"), "name": "rtn-3", "set": {"grids.weights.num_bits": 3}},
                             {"recipe": str(tmp_path / "rtn.json"), "name": "greedy",
-                             "set": {"calibration.num_samples": 5000, "weights.group_size": 7, "weights.strategy": "group"}},
+                             "set": {"calibration.num_samples": 5000, "grids.weights": {"strategy": "group", "group_size": 7}}},
                             str(tmp_path / "learned.json")]}
 
     def call(changes: dict, *options):
@@ -50,7 +50,7 @@ def test_a_failure_does_not_stop_a_sweep_and_the_next_call_continues(sweep, tmp_
     assert [job["status"] for job in jobs.values()] == ["passed", "passed", "passed", "failed", "passed"]
     # Everything that is wrong with it, not the last line alone.
     assert "problems:" in jobs[NAMES[3]]["error"] and "5000" in jobs[NAMES[3]]["error"]
-    assert "weights.group_size: 7 does not divide" in jobs[NAMES[3]]["error"]
+    assert "grids.weights.group_size: 7 does not divide" in jobs[NAMES[3]]["error"]
     assert jobs[NAMES[0]]["mean_kl"] is None
     assert jobs[NAMES[1]]["mean_kl"] < jobs[NAMES[2]]["mean_kl"]
     assert jobs[NAMES[1]]["model_bytes"] > 0
@@ -64,7 +64,7 @@ def test_a_failure_does_not_stop_a_sweep_and_the_next_call_continues(sweep, tmp_
     # What is finished stays as it is; what failed is tried again.
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep").rglob("*.safetensors")}
     recipes = [str(tmp_path / "rtn.json"),
-               {"recipe": str(tmp_path / "rtn.json"), "name": "rtn-3", "set": {"weights.num_bits": 3}},
+               {"recipe": str(tmp_path / "rtn.json"), "name": "rtn-3", "set": {"grids.weights.num_bits": 3}},
                {"recipe": str(tmp_path / "rtn.json"), "name": "mended"}, str(tmp_path / "learned.json")]
     done = sweep({"recipes": recipes})
     assert done.returncode == 0, done.stderr
@@ -72,7 +72,7 @@ def test_a_failure_does_not_stop_a_sweep_and_the_next_call_continues(sweep, tmp_
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
     # Results of other settings are not taken for these, nor shown.
-    done = sweep({"recipes": [{"recipe": str(tmp_path / "rtn.json"), "set": {"weights.num_bits": 5}}], "originals": False})
+    done = sweep({"recipes": [{"recipe": str(tmp_path / "rtn.json"), "set": {"grids.weights.num_bits": 5}}], "originals": False})
     assert done.returncode == 1
     assert "other settings" in done.stderr
     job = summary(tmp_path)[NAMES[1]]
@@ -82,7 +82,7 @@ def test_a_failure_does_not_stop_a_sweep_and_the_next_call_continues(sweep, tmp_
 
 
 def test_an_interrupted_sweep_goes_on_where_it_was(sweep, binary, windows, tmp_path):
-    slow = {"recipe": str(tmp_path / "learned.json"), "name": "slow", "set": {"learn_activations.epochs": 60}}
+    slow = {"recipe": str(tmp_path / "learned.json"), "name": "slow", "set": {"steps.9.epochs": 60}}
     changes = {"recipes": [slow, str(tmp_path / "rtn.json")], "originals": False}
     assert sweep(changes, "--list").stdout.splitlines() == ["0 tiny_llama_base-slow", "1 tiny_llama_base-rtn"]
     process = subprocess.Popen([binary, "sweep", str(tmp_path / "sweep.json"), "--threads", "1"], stdout=subprocess.DEVNULL,
@@ -149,7 +149,7 @@ def test_what_is_wrong_is_found_before_the_first_job(sweep, tmp_path):
     (tmp_path / "broken.json").write_text('{"wieghts": {}}')
     rtn = str(tmp_path / "rtn.json")
     recipes = [rtn, str(tmp_path / "broken.json"), str(tmp_path / "absent.json"),
-               {"recipe": rtn, "name": "x", "set": {"weights.num_bits": 99}}]
+               {"recipe": rtn, "name": "x", "set": {"grids.weights.num_bits": 99}}]
     done = sweep({"models": [str(TINY), str(tmp_path / "no-model")], "recipes": recipes, "calibration": "no-text.txt"})
     assert done.returncode == 1
     for part in ("5 problems", "wieghts", "absent.json", "num_bits", "no-model", "calibration: no-text.txt"):
@@ -183,7 +183,7 @@ def test_a_model_whose_name_begins_with_a_dash(sweep, tmp_path, monkeypatch):
 @pytest.fixture
 def long_sweep(sweep, binary, tmp_path):
     """long_sweep() -> the process of a sweep that has begun to learn, its settings, and the log of its first job."""
-    slow = {"recipe": str(tmp_path / "learned.json"), "name": "slow", "set": {"learn_activations.epochs": 60}}
+    slow = {"recipe": str(tmp_path / "learned.json"), "name": "slow", "set": {"steps.9.epochs": 60}}
     changes = {"recipes": [slow, str(tmp_path / "rtn.json")], "originals": False}
     sweep(changes, "--list")
     process = subprocess.Popen([binary, "sweep", str(tmp_path / "sweep.json"), "--threads", "1"], stdout=subprocess.DEVNULL,

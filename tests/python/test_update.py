@@ -7,18 +7,17 @@ from pathlib import Path
 import pytest
 from native_checkpoint import make_older
 
-from tiny_runs import TINY
+from tiny_runs import RTN, TINY
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "model" / "modeling_baseq.py"
 OLD = "FORMAT_VERSION = 4\n\n\nclass BaseqForCausalLM:\n    pass\n"
-RECIPE = {"rounding": {"method": "rtn"}, "weights": {"num_bits": 4}}
 
 
 @pytest.fixture
 def native(round_off, tmp_path) -> Path:
     """A checkpoint that an earlier version wrote."""
-    round_off(RECIPE, tmp_path / "native")
+    round_off(RTN, tmp_path / "native")
     (tmp_path / "native" / "modeling_baseq.py").write_text(OLD)
     (tmp_path / "native" / "modeling_mine.py").write_text("mine = 1\n")
     return tmp_path / "native"

@@ -5,12 +5,43 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "tests" / "data" / "tiny_llama_base"
-RTN = {"name": "rtn", "weights": {"num_bits": 4}, "rounding": {"method": "rtn"}}
-LEARNED = {"name": "learned", "weights": {"num_bits": 4}, "rounding": {"method": "gptq"},
-           "input_activations": {"num_bits": 4, "symmetric": False, "clip": 0.9, "shift": "mean"},
-           "kv_cache": {"num_bits": 4, "symmetric": False, "clip": 0.95},
-           "transforms": {"residual": "hadamard", "down": "hadamard"},
-           "learn_transforms": {"epochs": 2}, "learn_activations": {"epochs": 3}}
+POINTS = {"step": "points", "at": ["*"]}
+ROUND = {"step": "round"}
+GPTQ = {"step": "round", "method": "gptq"}
+
+
+def hadamard(*at: str) -> dict:
+    return {"step": "transform", "kind": "hadamard", "at": list(at)}
+
+
+def recipe_of(*steps: dict, weights: dict | None = None, inputs: dict | None = None, cache: dict | None = None, **keys) -> dict:
+    """A recipe of these steps, with the grids of weights, input_activations and kv_cache that are given."""
+    grids = {"weights": weights, "input_activations": inputs, "kv_cache": cache}
+    return keys | {"grids": {name: grid for name, grid in grids.items() if grid is not None}, "steps": list(steps)}
+
+
+def steps_of(recipe: dict) -> list[tuple[str, dict]]:
+    """Every step with its path for --set."""
+    passes = [("", recipe)] if "steps" in recipe else [
+        (f"passes.{i}.", one) for i, one in enumerate(recipe.get("passes", []))]
+    return [(f"{path}steps.{i}", step) for path, one in passes for i, step in enumerate(one["steps"])]
+
+
+RTN = recipe_of(ROUND, weights={"num_bits": 4}, name="rtn")
+LEARNED = recipe_of(
+    hadamard("residual"),
+    {"step": "transform", "kind": "scale", "at": ["value", "o", "down"]},
+    {"step": "transform", "kind": "matrix", "at": ["value"]},
+    hadamard("down"),
+    {"step": "points", "at": ["o", "down"], "clip": 0.9, "shift": "mean"},
+    {"step": "learn", "name": "transforms", "weights": "straight_through", "epochs": 2, "final_rate": 3e-5,
+     "rates": {"value.matrix": 3e-3, "*.scale": 3e-3, "*.clip": 3e-2, "*.shift": 2e-3}},
+    {"step": "points", "at": ["qkv", "gate_up"], "clip": 0.9},
+    {"step": "points", "at": ["k_cache", "v_cache"], "clip": 0.95},
+    GPTQ,
+    {"step": "learn", "name": "activations", "epochs": 3, "final_rate": 3e-6,
+     "rates": {"*.clip": 3e-2, "*.shift": 2e-3, "*.gain": 3e-3}},
+    weights={"num_bits": 4}, inputs={"num_bits": 4}, cache={"num_bits": 4}, name="learned")
 
 
 def events_of(path: Path) -> list[dict]:

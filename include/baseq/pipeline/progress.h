@@ -26,6 +26,7 @@ struct RunResumed {
 };
 struct BlockStarted {
   int64_t block, num_blocks;
+  int64_t pass = 0;  ///< of the recipe, which takes each block once per pass
 };
 struct LinearRounded {
   int64_t block;

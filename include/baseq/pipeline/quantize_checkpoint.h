@@ -47,9 +47,9 @@ StoredRun read_stored_run(const std::filesystem::path& work_directory);
 /// Quantizes a Hugging Face checkpoint into a native one, block by block: at any time one block's weights and the
 /// activation streams (two, and the block's full-precision output) are held.
 /// @param windows int64 [num_samples, seq_len], see read_calibration; may be undefined when the recipe needs none
-/// Throws c10::Error when the checkpoint is already quantized, the recipe needs windows and has none, the output
-/// exists, or the work directory holds a run with another model, recipe, windows, seed or number of threads. The output
-/// directory appears only when it is complete.
+/// Throws c10::Error when the recipe is not valid, the checkpoint is already quantized, the recipe needs windows and
+/// has none, the output exists, or the work directory holds a run with another model, recipe, windows, seed or number
+/// of threads. The output directory appears only when it is complete.
 void quantize_checkpoint(const Checkpoint& checkpoint, const Recipe& recipe, const Tensor& windows,
                          const std::filesystem::path& output, const QuantizeOptions& options = {});
 

@@ -3,16 +3,16 @@
 #include <initializer_list>
 #include <map>
 
+#include "baseq/model/decoder_layer.h"
 #include "baseq/pipeline/activations.h"
 #include "baseq/pipeline/recipe.h"
-#include "baseq/pipeline/round_layer.h"
 #include "baseq/tensor.h"
 
 namespace baseq {
 
 /// What a token counts, [num_samples, seq] with the options `compute`, mean 1 over those that count: the same for all,
-/// or the inverse of its energy in the block's output (Recipe::Loss::kRelative). Zero where that output is not finite.
-Tensor token_weights(const Tensor& target, Recipe::Loss loss, const at::TensorOptions& compute);
+/// or the inverse of its energy in the block's output. Zero where that output is not finite.
+Tensor token_weights(const Tensor& target, Recipe::TokenWeights kind, const at::TensorOptions& compute);
 
 /// Takes the tokens that have a value which is not finite in one of `inputs` out of all of them: their values and
 /// weights become zero. Where there is none, the tensors stay the same ones.
@@ -26,6 +26,7 @@ struct Moments {
   Tensor mean;        ///< [features]
   Tensor covariance;  ///< [features, features], about the mean; undefined unless asked for
   Tensor variance;    ///< [features]
+  Tensor maximum;     ///< largest magnitude, [features]; undefined unless asked for
 };
 
 /// Moments of everything that is quantized in a block, from one pass.
@@ -36,14 +37,17 @@ struct BlockMoments {
   const Moments& at(Site site) const { return sites.at(site); }
 };
 
+struct MeasureOptions {
+  bool with_o_covariance = false;
+  bool with_maxima = false;
+  Site last = Site::kDown;  ///< the pass ends here; moments of later sites stay undefined
+};
+
 /// Passes a stream through `layer`, whose quant points are looked past.
 /// Tokens that are not finite at a point do not count there.
-/// @param weights           of the tokens, [num_samples, seq]
-/// @param with_o_covariance also the covariance at o
-/// @param last              where the pass ends; moments of what lies behind it stay undefined
+/// @param weights of the tokens, [num_samples, seq]
 BlockMoments measure_block(const DecoderLayer& layer, const Tensor& stream, const RotaryEmbedding& rope,
-                           const Tensor& weights, bool with_o_covariance, Site last = Site::kDown,
-                           const PassOptions& options = {});
+                           const Tensor& weights, const MeasureOptions& measure = {}, const PassOptions& options = {});
 
 /// `layer` with every quant point off and without shifts. Gains stay: weights may hold their inverse.
 DecoderLayer without_quant_points(DecoderLayer layer);

@@ -10,13 +10,13 @@ namespace baseq {
 struct ParameterGroup {
   std::vector<Tensor> parameters;  ///< leaves that require gradients
   double learning_rate = 1e-3;
+  double epsilon = 1e-8;  ///< AdamW's, which should be small next to the gradients
 };
 
 struct OptimizeOptions {
   int64_t epochs = 1;
   int64_t batch_size = 1;            ///< samples a step
   double final_learning_rate = 0.0;  ///< the cosine of every group ends here
-  double epsilon = 1e-8;             ///< AdamW's, which should be small beside the gradients
   uint64_t seed = 0;                 ///< of the order of the samples
   /// Called after each epoch, from 1, with its monitor(); may be empty.
   std::function<void(int64_t epoch, double loss)> on_epoch{};

@@ -1,0 +1,154 @@
+#include "block_state.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+
+namespace baseq {
+namespace {
+
+/// visit(name, tensor) for the tensors of a factor.
+template <class FactorType, class Visit>
+void for_each_part(const std::string& name, FactorType& factor, const Visit& visit) {
+  visit(name + ".left", factor.left);
+  visit(name + ".right", factor.right);
+  visit(name + ".left_inverse", factor.left_inverse);
+  visit(name + ".right_inverse", factor.right_inverse);
+}
+
+template <class Point, class Visit>
+void for_each_part_of_point(const std::string& name, Point& point, const Visit& visit) {
+  visit(name + ".clip", point.clip);
+  visit(name + ".gain", point.gain);
+  visit(name + ".shift", point.shift);
+}
+
+template <class LowRank, class Visit>
+void for_each_part_of_low_rank(const std::string& name, LowRank& factors, const Visit& visit) {
+  visit(name + ".lora_A", factors.A);
+  visit(name + ".lora_B", factors.B);
+  visit(name + ".lora_A_scale", factors.A_scale);
+  visit(name + ".lora_B_scale", factors.B_scale);
+}
+
+std::string factor_key(Site site, size_t index) {
+  return std::string(site_info(site).name) + ".transform." + std::to_string(index);
+}
+
+std::string point_key(Site site) { return std::string(site_info(site).name) + ".point"; }
+
+class Restorer {
+ public:
+  Restorer(const std::map<std::string, Tensor>& tensors, at::Device device) : tensors_(tensors), device_(device) {}
+
+  bool has(const std::string& name) const { return tensors_.contains(name); }
+  void operator()(const std::string& name, Tensor& tensor) const {
+    const auto it = tensors_.find(name);
+    // A copy: alignment in memory can decide about the last bits of a product.
+    if (it != tensors_.end()) tensor = it->second.clone().to(device_);
+  }
+  Tensor at(const std::string& name) const {
+    TORCH_CHECK(has(name), "state of a block: ", name, " is missing");
+    return tensors_.at(name);
+  }
+
+ private:
+  const std::map<std::string, Tensor>& tensors_;
+  at::Device device_;
+};
+
+Transform restore_transform(Site site, const Restorer& restore) {
+  Transform transform;
+  for (size_t i = 0; restore.has(factor_key(site, i)); ++i) {
+    const Tensor sizes = restore.at(factor_key(site, i));
+    Factor factor{.kind = static_cast<Factor::Kind>(sizes[0].item<int64_t>()),
+                  .block = sizes[1].item<int64_t>(),
+                  .blocks = sizes[2].item<int64_t>()};
+    for_each_part(factor_key(site, i), factor, restore);
+    transform.push_back(factor);
+  }
+  return transform;
+}
+
+WeightState restore_weight(const std::string& name, const Restorer& restore, const Grids& grids) {
+  WeightState weight;
+  restore(name + ".clip", weight.clip);
+  if (!restore.has(name + ".codes")) return weight;
+  TORCH_CHECK(grids.weights, "state of a block: ", name, " is rounded, but the recipe gives no weight grid");
+  (void)restore.at(name + ".weight_scale");
+  weight.codes.emplace(QuantizedWeight{.spec = *grids.weights, .codes = {}, .qparams = {}});
+  restore(name + ".codes", weight.codes->codes);
+  restore(name + ".weight_scale", weight.codes->qparams.scale);
+  restore(name + ".weight_zero_point", weight.codes->qparams.zero_point);
+  for_each_part_of_low_rank(name, weight.low_rank, restore);
+  return weight;
+}
+
+}  // namespace
+
+Factor* find_factor(BlockState& state, Site site, Factor::Kind kind) {
+  const auto it = state.transforms.find(site);
+  if (it == state.transforms.end()) return nullptr;
+  Transform& transform = it->second;
+  const auto found =
+      std::find_if(transform.rbegin(), transform.rend(), [&](const Factor& factor) { return factor.kind == kind; });
+  return found == transform.rend() ? nullptr : &*found;
+}
+
+bool has_codes(const BlockState& state) {
+  return std::any_of(state.weights.begin(), state.weights.end(),
+                     [](const auto& weight) { return weight.second.codes.has_value(); });
+}
+
+std::map<std::string, Tensor> state_tensors(const BlockState& state) {
+  std::map<std::string, Tensor> tensors;
+  const auto save = [&](const std::string& name, const Tensor& tensor) {
+    if (tensor.defined()) tensors[name] = tensor.detach().cpu().contiguous();
+  };
+  for (const auto& [site, transform] : state.transforms) {
+    for (size_t i = 0; i < transform.size(); ++i) {
+      const Factor& factor = transform[i];
+      save(factor_key(site, i),
+           at::tensor({static_cast<int64_t>(factor.kind), factor.block, factor.blocks}, at::kLong));
+      for_each_part(factor_key(site, i), factor, save);
+    }
+  }
+  for (const auto& [site, point] : state.points) {
+    save(point_key(site), at::scalar_tensor(point.add_shift_back, at::kBool));
+    for_each_part_of_point(point_key(site), point, save);
+  }
+  for (const auto& [name, weight] : state.weights) {
+    save(name + ".clip", weight.clip);
+    if (!weight.codes) continue;
+    save(name + ".codes", weight.codes->codes);
+    save(name + ".weight_scale", weight.codes->qparams.scale);
+    save(name + ".weight_zero_point", weight.codes->qparams.zero_point);
+    for_each_part_of_low_rank(name, weight.low_rank, save);
+  }
+  return tensors;
+}
+
+BlockState state_from_tensors(const std::map<std::string, Tensor>& tensors, const Grids& grids, at::Device device) {
+  const Restorer restore(tensors, device);
+  BlockState state;
+  for (const SiteInfo& info : sites()) {
+    Transform transform = restore_transform(info.site, restore);
+    if (!transform.empty()) state.transforms[info.site] = std::move(transform);
+    if (info.point.empty() || !restore.has(point_key(info.site))) continue;
+    const std::optional<QuantSpec>& grid = info.cache ? grids.kv_cache : grids.input_activations;
+    TORCH_CHECK(grid, "state of a block: the point at ", std::string(info.name), " is on, but the recipe has no grid");
+    QuantPoint& point = state.points[info.site];
+    point.enabled = true;
+    point.spec = *grid;
+    point.add_shift_back = restore.at(point_key(info.site)).item<bool>();
+    for_each_part_of_point(point_key(info.site), point, restore);
+  }
+  DecoderLayer names;
+  names.for_each_linear([&](const std::string& name, const Linear&) {
+    WeightState weight = restore_weight(name, restore, grids);
+    if (weight.codes || weight.clip.defined()) state.weights[name] = std::move(weight);
+  });
+  return state;
+}
+
+}  // namespace baseq

@@ -1,0 +1,39 @@
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+
+#include "baseq/model/decoder_layer.h"
+#include "baseq/pipeline/recipe.h"
+
+namespace baseq {
+
+/// What was decided about the weight of one linear.
+struct WeightState {
+  Tensor clip;                           ///< learned share of each range, [out_features, groups, 1]; undefined: none
+  std::optional<QuantizedWeight> codes;  ///< once it is rounded
+  LowRankFactors low_rank;               ///< a correction next to the codes; may be undefined
+};
+
+/// What the steps of a recipe have decided about a block so far. A block is its original weights and this state, see
+/// realize(): no step destroys what a later one may need, and a state at any moment describes a valid block.
+struct BlockState {
+  std::map<Site, Transform> transforms;        ///< of every site but kResidual, which belongs to the whole model
+  std::map<Site, QuantPoint> points;           ///< those that are on
+  std::map<std::string, WeightState> weights;  ///< by linear
+};
+
+/// The factor at the end of the transform of `site` whose kind is `kind`; nullptr: there is none.
+Factor* find_factor(BlockState& state, Site site, Factor::Kind kind);
+/// Whether a weight of the block is rounded.
+bool has_codes(const BlockState& state);
+
+/// The state as tensors, for a journal. They share memory with `state` where that is contiguous and on the host.
+std::map<std::string, Tensor> state_tensors(const BlockState& state);
+/// The inverse of state_tensors. The tensors are copied.
+/// @param grids  what the state was made with
+/// Throws c10::Error naming what is missing.
+BlockState state_from_tensors(const std::map<std::string, Tensor>& tensors, const Grids& grids, at::Device device);
+
+}  // namespace baseq

@@ -1,0 +1,70 @@
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "open_block.h"
+#include "parameters.h"
+
+namespace baseq {
+
+/// A weight with straight-through rounding. Without a learned clip the ratios are searched.
+class StraightThrough {
+ public:
+  StraightThrough(const QuantSpec& spec, const GptqOptions& options);
+
+  /// @param clip   [out_features, groups, 1]; undefined: what was searched last
+  /// @param search whether to search anew
+  Tensor forward(const Tensor& weight, const Tensor& clip, bool search);
+
+ private:
+  void search_ratio(const Tensor& weight);
+
+  QuantSpec spec_;
+  GptqOptions options_;
+  Tensor ratio_;  ///< [out_features, groups, 1]
+};
+
+/// A block as a function of the parameters that a step learns.
+class Candidate {
+ public:
+  /// Whether a forward pass is for a step of the optimizer, or compares states.
+  enum class Phase { kLearning, kMonitoring };
+
+  /// `step` and `task` must outlive this.
+  Candidate(const LearnStep& step, OpenBlock& block, const BlockTask& task);
+
+  const std::vector<Parameter>& parameters() const { return parameters_; }
+  /// Whether a parameter changes more than the quant points.
+  bool reaches_weights() const { return !reached_.empty(); }
+  /// The block with the current values; weights are in the dtype of the products. Differentiable.
+  DecoderLayer build(Phase phase);
+  /// The state with the current values, for good.
+  BlockState result() const;
+
+ private:
+  /// A linear whose weight depends on a parameter.
+  struct Reached {
+    Linear exact;        ///< with its exact weight, where no parameter moves that
+    bool moves = false;  ///< a parameter does
+    std::optional<StraightThrough> rounding;
+    Tensor feedback_clip;  ///< share of each range that the grid next to a low-rank correction covers
+  };
+
+  void reach(const std::string& name, bool moves);
+  Tensor weight_of(const std::string& name, Reached& reached, const Tensor& exact, const BlockState& current,
+                   bool search) const;
+
+  const LearnStep& step_;
+  const BlockTask& task_;
+  BlockState state_;  ///< where the step starts
+  std::vector<Parameter> parameters_;
+  DecoderLayer base_;      ///< linears that no parameter reaches are final, in the dtype of the products
+  DecoderLayer original_;  ///< defined where a parameter reaches a weight
+  std::map<std::string, Reached> reached_;
+  Tensor start_down_scale_;  ///< undefined unless a scale at down is learned
+  int64_t steps_ = 0;
+};
+
+}  // namespace baseq

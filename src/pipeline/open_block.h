@@ -1,0 +1,73 @@
+#pragma once
+
+#include <functional>
+#include <optional>
+
+#include "baseq/pipeline/activations.h"
+#include "baseq/pipeline/progress.h"
+#include "baseq/pipeline/statistics.h"
+#include "realize.h"
+
+namespace baseq {
+
+/// What every step is given about the block it works on.
+struct BlockTask {
+  BlockPlace place;
+  const Grids& grids;
+  const GptqOptions& rounding;  ///< of the recipe's round step
+  const BlockInputs& inputs;    ///< undefined without calibration
+  const Tensor& target;         ///< the full-precision block's output, [num_samples, seq, hidden_size]
+  const Tensor& token_weights;  ///< [num_samples, seq], mean 1; see token_weights()
+  uint64_t seed = 0;
+  const ProgressFn& report;  ///< may be empty
+
+  const Tensor& stream(Stream stream) const {
+    return stream == Stream::kQuantized ? inputs.quantized : inputs.full_precision;
+  }
+  void tell(const ProgressEvent& event) const {
+    if (report) report(event);
+  }
+};
+
+/// The block that the steps of a recipe work on: its state, and what follows from it, computed when it is asked for.
+class OpenBlock {
+ public:
+  /// @param read_original gives the block in the basis of the residual stream; called again after forget_original()
+  OpenBlock(BlockState state, BlockPlace place, std::function<DecoderLayer()> read_original);
+
+  const BlockState& state() const { return state_; }
+  /// Changes the state in any way: `edit(state)`.
+  void edit(const std::function<void(BlockState&)>& edit);
+  /// Changes nothing but the quant points, which costs nothing. Moments stay, for they are taken with the points off.
+  void edit_points(const std::function<void(BlockState&)>& edit);
+  /// Adds what was decided about a linear to the state and gives layer() the rounded weight.
+  void round(const std::string& name, WeightState weight);
+
+  const DecoderLayer& original();
+  /// Gives its memory back. layer() stays as it is.
+  void forget_original() { original_.reset(); }
+  /// realize(original(), state())
+  const DecoderLayer& layer();
+  /// layer(), which is not held any longer: the next call makes it again.
+  DecoderLayer release_layer();
+  /// measure_block() of layer() at the sites up to `last`; one pass serves the steps that follow each other.
+  const BlockMoments& moments(const BlockTask& task, Stream stream, Site last);
+  /// To be called after a change that moments() does not look past: of a gain.
+  void forget_moments() { measured_.reset(); }
+  /// Ends the work: layer() without a copy.
+  DecoderLayer take_layer();
+
+ private:
+  BlockState state_;
+  BlockPlace place_;
+  std::function<DecoderLayer()> read_original_;
+  std::optional<DecoderLayer> original_, layer_;
+  struct Measured {
+    Stream stream;
+    Site last;
+    BlockMoments moments;
+  };
+  std::optional<Measured> measured_;
+};
+
+}  // namespace baseq

@@ -1,0 +1,28 @@
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "realize.h"
+
+namespace baseq {
+
+/// Something about a block that a step learns.
+struct Parameter {
+  std::string name;                          ///< "value.matrix", "k_cache.clip", "mlp.down_proj.low_rank"
+  std::vector<Tensor> leaves;                ///< they require gradients
+  double rate = 1;                           ///< first learning rate
+  double epsilon = 1e-8;                     ///< Adam's, which should be small next to the gradients
+  std::function<void(BlockState&)> write{};  ///< puts the current values into a state; differentiable
+  std::vector<std::string> reaches{};        ///< linears whose weights depend on it
+  bool moves = false;                        ///< whether their exact weights do, not only how they are rounded
+};
+
+/// The parameters that `step.rates` names, at the values that `state` has. Scales are learned as logarithms, clips as
+/// logits, matrices as Cayley rotations of what they start at, so that no value can leave its range.
+/// Throws c10::Error for a key of the rates that names nothing in this block.
+std::vector<Parameter> make_parameters(const LearnStep& step, const BlockState& state, const BlockPlace& place,
+                                       const Grids& grids);
+
+}  // namespace baseq

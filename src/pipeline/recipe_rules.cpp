@@ -1,0 +1,226 @@
+#include "recipe_rules.h"
+
+#include <c10/util/Exception.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <map>
+#include <set>
+
+namespace baseq {
+namespace {
+
+using Kind = TransformStep::Kind;
+using Names = std::set<std::string>;
+
+std::string site_name(Site site) { return std::string(site_info(site).name); }
+
+std::string quoted(const Names& names) { return fmt::format("\"{}\"", fmt::join(names, "\", \"")); }
+
+bool allows(Kind kind, Site site) {
+  switch (kind) {
+    case Kind::kHadamard:
+      return true;
+    case Kind::kScale:
+    case Kind::kSmooth:
+      return site != Site::kResidual && site != Site::kQueryKey;
+    case Kind::kMatrix:
+      return site == Site::kValue;
+    case Kind::kBalance:
+      return site != Site::kResidual && site != Site::kO;
+  }
+  TORCH_INTERNAL_ASSERT(false, "unknown TransformStep::Kind");
+}
+
+Names linear_names() {
+  Names names;
+  for (const SiteInfo& info : sites()) {
+    if (info.is_input()) names.insert(info.readers.begin(), info.readers.end());
+  }
+  return names;
+}
+
+/// Follows the steps of a recipe and refuses what comes too early, too late, or to nothing.
+class Order {
+ public:
+  explicit Order(const Recipe& recipe) : recipe_(recipe) {}
+
+  void begin_pass() { rounded_in_pass_ = false; }
+  void add(const Step& step, const std::string& path) {
+    path_ = path;
+    std::visit([this](const auto& typed) { add(typed); }, step);
+    is_first_ = false;
+  }
+
+  /// Every grid has its steps.
+  void finish(const std::string& path) const {
+    TORCH_CHECK(!recipe_.grids.weights || rounded_, path,
+                ": grids.weights: no step rounds to it; add a round step or leave the grid out");
+    for (const SiteInfo& info : sites()) {
+      if (info.point.empty() || !grid_of(info) || points_.contains(info.site)) continue;
+      TORCH_CHECK(false, path, ": grids.", grid_name(info), ": no points step turns on \"", point_name(info.site),
+                  "\"; add one or leave the grid out");
+    }
+  }
+
+ private:
+  const std::optional<QuantSpec>& grid_of(const SiteInfo& info) const {
+    return info.cache ? recipe_.grids.kv_cache : recipe_.grids.input_activations;
+  }
+  static const char* grid_name(const SiteInfo& info) { return info.cache ? "kv_cache" : "input_activations"; }
+
+  template <class... Parts>
+  void require(bool fulfilled, const char* key, const Parts&... parts) const {
+    TORCH_CHECK(fulfilled, path_, ".", key, ": ", parts...);
+  }
+
+  void add(const TransformStep& step) {
+    require(!step.at.empty(), "at", "names no place");
+    require(!rounded_, "at", "the weights are rounded by then, and a transform would change them");
+    for (const Site site : step.at) {
+      require(allows(step.kind, site), "at", "no transform of that kind can stand at \"", site_name(site), "\"");
+      require(std::ranges::count(step.at, site) == 1, "at", "\"", site_name(site), "\" is there twice");
+      check_place_of(step.kind, site);
+    }
+    for (const Site site : step.at) {
+      placed_.insert({step.kind, site});
+      if (const char* what = learnable_by(step.kind, site)) learnable_[what].insert(site_name(site));
+    }
+    const auto rotated = [&](Site site) { return placed_.contains({Kind::kHadamard, site}); };
+    require(!rotated(Site::kResidual) || !(rotated(Site::kQkv) || rotated(Site::kGateUp)), "at",
+            "\"residual\" rotates the inputs of \"qkv\" and \"gate_up\" already; leave one out");
+  }
+
+  /// The part of rates that names the factor that such a step places; nullptr: it cannot be learned.
+  static const char* learnable_by(Kind kind, Site site) {
+    if (kind == Kind::kHadamard) return nullptr;
+    if (site == Site::kValue && (kind == Kind::kMatrix || kind == Kind::kBalance)) return "matrix";
+    // RoPE passes no other scales than those that are equal within each pair.
+    return site == Site::kQueryKey ? nullptr : "scale";
+  }
+
+  void check_place_of(Kind kind, Site site) const {
+    const std::string name = site_name(site);
+    require(site != Site::kResidual || is_first_, "at",
+            "\"residual\" turns the whole model; only the first step can do that");
+    for (const Site point : {site, site == Site::kValue ? Site::kO : site}) {
+      require(!points_.contains(point), "at", "\"", name, "\" changes what the point at \"", point_name(point),
+              "\" sees; put this step before its points step");
+    }
+    const bool is_after = std::ranges::any_of(placed_, [&](const auto& placed) { return placed.second == site; });
+    require(kind != Kind::kBalance || site != Site::kQueryKey || !is_after, "at",
+            "\"query_key\" has a transform already, and its balance is of the pairs that RoPE turns");
+    const bool learned = kind == Kind::kScale || kind == Kind::kMatrix;
+    require(!learned || !placed_.contains({kind, site}), "at", "\"", name, "\" has such a transform already");
+  }
+
+  void add(const PointsStep& step) {
+    for (const Site site : step.at) {
+      const SiteInfo& info = site_info(site);
+      require(!info.point.empty(), "at", "\"", site_name(site), "\" has no quant point");
+      require(grid_of(info).has_value(), "at", "\"", point_name(site), "\" needs grids.", grid_name(info));
+      require(points_.insert(site).second, "at", "\"", point_name(site), "\" is on already");
+      learnable_["clip"].insert(point_name(site));
+      if (step.shift != PointsStep::Shift::kNone) learnable_["shift"].insert(point_name(site));
+      if (!info.cache) learnable_["gain"].insert(point_name(site));
+    }
+  }
+
+  void add(const LearnStep& step) {
+    using Weights = LearnStep::Weights;
+    require(step.weights != Weights::kRounded || rounded_, "weights",
+            "\"rounded\" needs a round step before this one; expected \"straight_through\" or \"exact\"");
+    require(step.weights != Weights::kStraightThrough || !rounded_, "weights",
+            "\"straight_through\" rounds weights that a step before this one has rounded; expected \"rounded\"");
+    require(step.weights != Weights::kStraightThrough || recipe_.grids.weights, "weights",
+            "\"straight_through\" needs grids.weights");
+    require(!step.rates.empty(), "rates", "there is nothing to learn");
+    for (const auto& [name, rate] : step.rates) {
+      check_rate(name, step.weights);
+      clips_weights_ = clips_weights_ || name.ends_with(".weight_clip");
+    }
+  }
+
+  void check_rate(const std::string& rate, LearnStep::Weights weights) const {
+    using Weights = LearnStep::Weights;
+    const size_t dot = rate.rfind('.');
+    const std::string place = rate.substr(0, dot), what = dot == std::string::npos ? "" : rate.substr(dot + 1);
+    const auto found = learnable_.find(what);
+    if (found == learnable_.end()) {
+      Names known;
+      for (const auto& [name, places] : learnable_) known.insert(name);
+      require(false, "rates", "unknown \"", rate, "\"; expected \"PLACE.WHAT\" or \"*.WHAT\", where WHAT is one of ",
+              quoted(known));
+    }
+    require(what != "weight_clip" || weights == Weights::kStraightThrough, "rates", "\"", rate,
+            "\" needs weights \"straight_through\"");
+    require(what != "low_rank" || weights == Weights::kRounded, "rates", "\"", rate, "\" needs weights \"rounded\"");
+    require((what != "scale" && what != "matrix") || !rounded_, "rates", "\"", rate,
+            "\" would change weights that are rounded by then");
+    const Names& places = found->second;
+    require(place == "*" ? !places.empty() : places.contains(place), "rates", "\"", rate, "\": there is no such ", what,
+            " by then", places.empty() ? "" : ", only at " + quoted(places));
+  }
+
+  void add(const RoundStep& step) {
+    using Method = RoundStep::Method;
+    require(recipe_.grids.weights.has_value(), "step", "\"round\" needs grids.weights");
+    require(!rounded_in_pass_, "step", "\"round\" comes twice in a pass");
+    const bool fbquant = step.low_rank && step.low_rank->method == LowRankOptions::Method::kFbquant;
+    require(!fbquant || step.method == Method::kNearest, "method",
+            "low_rank.method \"fbquant\" rounds to nearest; expected \"rtn\"");
+    require(!clips_weights_ || (step.method == Method::kNearest && !fbquant), "method",
+            "a step before this one learns weight_clip, which only \"rtn\" without \"fbquant\" uses");
+    const bool groups = recipe_.grids.weights->strategy == Strategy::kGroup && step.method == Method::kGptq;
+    require(!groups || step.gptq.static_groups || !step.gptq.activation_order, "static_groups",
+            "false needs activation_order false");
+    rounded_ = rounded_in_pass_ = true;
+    learnable_["weight_clip"].clear();
+    learnable_["low_rank"] = fbquant ? linear_names() : Names{};
+  }
+
+  const Recipe& recipe_;
+  std::string path_;  ///< of the step at hand
+  bool is_first_ = true, rounded_ = false, rounded_in_pass_ = false, clips_weights_ = false;
+  std::set<std::pair<Kind, Site>> placed_;
+  std::set<Site> points_;
+  /// Where there is what a learn step can learn, as recipes name it.
+  std::map<std::string, Names> learnable_{{"scale", {}},
+                                          {"matrix", {}},
+                                          {"clip", {}},
+                                          {"shift", {}},
+                                          {"gain", {}},
+                                          {"low_rank", {}},
+                                          {"weight_clip", linear_names()}};
+};
+
+}  // namespace
+
+void check_grids(const Grids& grids, const std::string& path) {
+  TORCH_CHECK(!grids.weights || (!grids.weights->dynamic && grids.weights->strategy != Strategy::kToken), path,
+              ": grids.weights: expected strategy \"tensor\", \"channel\" or \"group\" and a static grid");
+  const auto check = [&](const char* key, const std::optional<QuantSpec>& grid, QuantSpec like, const char* expected) {
+    if (!grid) return;
+    like.num_bits = grid->num_bits;
+    like.symmetric = grid->symmetric;
+    like.group_size = grid->group_size;
+    TORCH_CHECK(*grid == like, path, ": grids.", key, ": expected a dynamic grid with one float32 scale per ",
+                expected);
+  };
+  check("input_activations", grids.input_activations, Grids::kPerToken, "token, as Grids::kPerToken");
+  check("kv_cache", grids.kv_cache, Grids::kPerTokenAndHead, "token and head, as Grids::kPerTokenAndHead");
+}
+
+void check_steps(const Recipe& recipe, const std::string& path,
+                 const std::vector<std::vector<std::string>>& step_paths) {
+  Order order(recipe);
+  for (size_t pass = 0; pass < recipe.passes.size(); ++pass) {
+    order.begin_pass();
+    const std::vector<Step>& steps = recipe.passes[pass].steps;
+    for (size_t i = 0; i < steps.size(); ++i) order.add(steps[i], step_paths[pass][i]);
+  }
+  order.finish(path);
+}
+
+}  // namespace baseq

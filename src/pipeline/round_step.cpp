@@ -1,0 +1,194 @@
+#include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+
+#include <chrono>
+#include <cmath>
+
+#include "../quant/finite.h"
+#include "../quant/product.h"
+#include "steps.h"
+
+namespace baseq {
+namespace {
+
+using LowRank = LowRankOptions::Method;
+
+struct Statistics {
+  bool known = true;      ///< false where no input is finite or the sums are not: then all inputs count as alike
+  Tensor hessian;         ///< E[x^T x], float64
+  Tensor cross;           ///< E[(x_fp - x)^T x]; undefined unless the step compensates streams
+  Tensor mean_magnitude;  ///< E|x|; undefined unless the low-rank correction asks for it
+};
+
+void accumulate(Tensor& sum, const Tensor& term) { sum = sum.defined() ? sum.add_(term) : term.to(at::kDouble); }
+
+/// Weighted second moments of what the readers of `site` see.
+Statistics collect(Site site, const DecoderLayer& layer, const DecoderLayer& unrounded, const RoundStep& step,
+                   const BlockTask& task) {
+  const BlockInputs& inputs = task.inputs;
+  Statistics result;
+  const bool magnitudes = step.low_rank && step.low_rank->method == LowRank::kL2qer;
+  double dropped = 0;
+  const auto add = [&](int64_t begin, const Tensor& windows) {
+    Tensor x = layer.input_of(site, windows, inputs.rope).flatten(0, 1), full;
+    Tensor weight = task.token_weights.narrow(0, begin, windows.size(0)).reshape({-1, 1});
+    if (step.compensate_streams) {
+      full = inputs.full_precision.narrow(0, begin, windows.size(0)).to(inputs.compute());
+      full = unrounded.input_of(site, full, inputs.rope).flatten(0, 1);
+    }
+    dropped += drop_tokens_not_finite({&x, &full}, weight);
+    const Tensor weighted = x * weight;
+    accumulate(result.hessian, matrix_product(weighted.t(), x));
+    if (magnitudes) accumulate(result.mean_magnitude, weighted.abs().sum(0, /*keepdim=*/false, at::kDouble));
+    if (full.defined()) accumulate(result.cross, matrix_product((full - x).t(), weighted));
+  };
+  for_each_batch(inputs.quantized, inputs.compute(), add, inputs.pass);
+  const double total = task.token_weights.sum(at::kDouble).item<double>() - dropped;
+  for (Tensor* moment : {&result.hessian, &result.cross, &result.mean_magnitude}) {
+    if (!moment->defined()) continue;
+    moment->div_(total);
+    result.known = result.known && all_finite(*moment);
+  }
+  if (!result.known) {
+    result.hessian = at::eye(result.hessian.size(0), result.hessian.options());
+    result.mean_magnitude = magnitudes ? at::ones_like(result.mean_magnitude) : Tensor();
+    result.cross = Tensor();
+  }
+  return result;
+}
+
+/// Of the linear's output over the inputs that `hessian` describes, or of its weight when that is undefined.
+double relative_error(const Tensor& weight, const Linear& rounded, const Tensor& hessian) {
+  const Tensor source = weight.to(at::kFloat), error = source - rounded.dequantized().to(source.device());
+  if (!hessian.defined())
+    return source.any().item<bool>() ? (error.square().sum() / source.square().sum()).item<double>() : 0;
+  const double energy = quadratic_form(source, hessian);
+  return energy > 0 ? quadratic_form(error, hessian) / energy : 0;
+}
+
+/// What the error of a weight is measured with, see reconstruct_error.
+Tensor moments_for(LowRank method, const Statistics& statistics) {
+  switch (method) {
+    case LowRank::kSvd:
+      return {};
+    case LowRank::kL2qer:
+      return statistics.mean_magnitude.square();
+    case LowRank::kQeraApprox:
+      return statistics.hessian.diagonal();
+    case LowRank::kQeraExact:
+    case LowRank::kFbquant:
+      return statistics.hessian;
+  }
+  TORCH_INTERNAL_ASSERT(false, "unknown LowRankOptions::Method");
+}
+
+WeightState round_with_fbquant(const Tensor& weight, const RoundStep& step, const QuantSpec& spec,
+                               const Tensor& moments, uint64_t seed) {
+  FbquantOptions options{.start = step.low_rank->start,
+                         .rank = step.low_rank->rank,
+                         .steps = step.low_rank->steps,
+                         .mse_clip = step.gptq.mse_clip,
+                         .search = step.gptq.search,
+                         .learning_rate = step.low_rank->learning_rate,
+                         .dtype = step.low_rank->dtype,
+                         .seed = seed};
+  FbquantResult result = fbquant(weight, moments, spec, options);
+  return {.codes = std::move(result.weight), .low_rank = std::move(result.lora)};
+}
+
+QuantizedWeight round_to_nearest(const Tensor& weight, const Tensor& clip, const QuantSpec& spec,
+                                 const GptqOptions& options) {
+  if (!clip.defined()) return baseq::round_to_nearest(weight, spec, options.mse_clip, options.search);
+  const QParams qparams = compute_qparams(weight, spec, clip);
+  return {.spec = spec, .codes = quantize(weight, qparams, spec), .qparams = qparams};
+}
+
+/// What the codes lack of `weight`.
+LowRankFactors correction(const Tensor& weight, const QuantizedWeight& codes, const LowRankOptions& options,
+                          const Statistics& statistics) {
+  const Tensor rounded = codes.dequantized();
+  const LowRankCorrection found =
+      reconstruct_error(weight.to(rounded.options()) - rounded, moments_for(options.method, statistics), options.rank);
+  return store_factors(found.A, found.B, options.dtype);
+}
+
+/// Rounds one linear of `block`; returns what there is to say about it.
+LinearRounded round_linear_of(OpenBlock& block, const std::string& name, const RoundStep& step,
+                              const Statistics& statistics, const BlockTask& task) {
+  const bool gptq_rounding = step.method == RoundStep::Method::kGptq;
+  const bool learned = step.low_rank && step.low_rank->method == LowRank::kFbquant;
+  const auto start = std::chrono::steady_clock::now();
+  const QuantSpec& spec = *task.grids.weights;
+  const Tensor weight = block.layer().linear(name).weight;
+  LinearRounded event{.block = task.place.block, .name = name};
+  const auto known = block.state().weights.find(name);
+  WeightState state = known == block.state().weights.end() ? WeightState{} : WeightState{.clip = known->second.clip};
+  if (learned) {
+    state = round_with_fbquant(weight, step, spec, statistics.hessian, task.seed);
+  } else if (gptq_rounding) {
+    TORCH_CHECK(!state.clip.defined(), "round: \"gptq\" has no use for learned clips of weights; use \"rtn\"");
+    GptqResult result = gptq(weight, statistics.hessian, spec, step.gptq, statistics.cross);
+    if (result.fell_back_to_rtn) {
+      task.tell(Warning{"block " + std::to_string(event.block) + ", " + name +
+                        ": the Hessian has no Cholesky factor at any damping; rounded to nearest instead"});
+    }
+    event.relative_error = result.relative_error;
+    event.damping = result.damping;
+    state.codes = std::move(result.weight);
+  } else {
+    state.codes = round_to_nearest(weight, state.clip, spec, step.gptq);
+  }
+  if (step.low_rank && !learned) state.low_rank = correction(weight, *state.codes, *step.low_rank, statistics);
+  block.round(name, std::move(state));
+  if (step.low_rank || !gptq_rounding) {
+    event.relative_error = relative_error(weight, block.layer().linear(name), statistics.hessian);
+  }
+  event.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return event;
+}
+
+DecoderLayer with_points(DecoderLayer layer, bool enabled) {
+  layer.for_each_quant_point([&](const std::string&, QuantPoint& point) { point.enabled = point.enabled && enabled; });
+  return layer;
+}
+
+}  // namespace
+
+void apply(const RoundStep& step, OpenBlock& block, const BlockTask& task) {
+  const c10::NoGradGuard no_grad;
+  TORCH_CHECK(task.grids.weights, "round: the recipe gives no weight grid");
+  const bool moments = needs_moments(step);
+  TORCH_CHECK(!moments || task.inputs.defined(),
+              "round: GPTQ and low-rank corrections other than \"svd\" need calibration inputs");
+  if (has_codes(block.state())) {  // an earlier pass rounded them: begin again from the exact weights
+    block.edit([](BlockState& state) {
+      for (auto& [name, weight] : state.weights) weight = {.clip = weight.clip};
+    });
+  }
+  block.layer();
+  block.forget_original();
+  DecoderLayer unrounded;  // held, and with it the exact weights, only where it is asked for
+  if (step.compensate_streams) unrounded = with_points(block.layer(), false);
+  bool all_known = true;
+  for (const SiteInfo& info : sites()) {
+    if (!info.is_input()) continue;
+    Statistics statistics;
+    // Its activation quantizers are off unless the step wants them while rounding.
+    if (moments) {
+      statistics = collect(info.site, with_points(block.layer(), step.quantized_inputs), unrounded, step, task);
+    }
+    if (all_known && !statistics.known) {
+      task.tell(
+          Warning{"block " + std::to_string(task.place.block) + ", " + std::string(info.readers[0]) +
+                  ": its calibration inputs are not finite; where that is so, weights are rounded as if all inputs "
+                  "were alike"});
+    }
+    all_known = all_known && statistics.known;
+    for (const std::string_view reader : info.readers) {
+      task.inputs.pass.step();
+      task.tell(round_linear_of(block, std::string(reader), step, statistics, task));
+    }
+  }
+}
+
+}  // namespace baseq

@@ -1,0 +1,21 @@
+#pragma once
+
+#include "open_block.h"
+
+namespace baseq {
+
+// One function per kind of step. Each changes the state of `block` and nothing else.
+
+/// The factor at kResidual is not the business of one block: see residual_transform().
+void apply(const TransformStep& step, OpenBlock& block, const BlockTask& task);
+void apply(const PointsStep& step, OpenBlock& block, const BlockTask& task);
+/// Keeps the state where no epoch is better than the start. A loss that is not finite ends the step early.
+void apply(const LearnStep& step, OpenBlock& block, const BlockTask& task);
+/// Linears are rounded in the order in which data passes them (q, k, v; o; gate, up; down): each sees inputs that the
+/// already rounded ones produced.
+void apply(const RoundStep& step, OpenBlock& block, const BlockTask& task);
+
+/// What the steps make of the residual stream of all blocks; orthogonal.
+Transform residual_transform(const Recipe& recipe, const ModelConfig& config);
+
+}  // namespace baseq

@@ -1,0 +1,191 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "recipe_texts.h"
+
+namespace baseq {
+namespace {
+
+using test::expect_refused;
+using test::kPoints;
+using test::kRound;
+using test::learn;
+using test::recipe_of;
+using test::with_grids;
+using test::with_weights;
+
+/// What a recipe with every grid needs after its transforms.
+const std::string kRest = ", " + kPoints + ", " + kRound;
+
+TEST(RecipeRules, TransformsStandWhereTheyCan) {
+  const auto refused = [](const std::string& steps, const std::vector<std::string>& parts) {
+    expect_refused(with_grids(steps + kRest), parts);
+  };
+  const auto transform = [](const std::string& kind, const std::string& at) {
+    return R"({"step": "transform", "kind": ")" + kind + R"(", "at": [)" + at + "]}";
+  };
+  struct Allowed {
+    const char* kind;
+    std::vector<const char*> sites;
+  };
+  const std::vector<Allowed> table = {{"hadamard", {"residual", "qkv", "query_key", "value", "o", "gate_up", "down"}},
+                                      {"scale", {"qkv", "value", "o", "gate_up", "down"}},
+                                      {"smooth", {"qkv", "value", "o", "gate_up", "down"}},
+                                      {"matrix", {"value"}},
+                                      {"balance", {"qkv", "query_key", "value", "gate_up", "down"}}};
+  for (const auto& [kind, sites] : table) {
+    for (const SiteInfo& info : baseq::sites()) {
+      const std::string name(info.name), steps = transform(kind, "\"" + name + "\"");
+      if (std::find(sites.begin(), sites.end(), name) != sites.end()) {
+        EXPECT_NO_THROW(recipe_of(with_grids(steps + kRest))) << steps;
+      } else {
+        refused(steps, {"recipe.json: steps[0].at", "\"" + name + "\""});
+      }
+    }
+  }
+  refused(transform("hadamard", ""), {"steps[0].at: names no place"});
+  refused(transform("hadamard", R"("down", "down")"), {"steps[0].at", "\"down\" is there twice"});
+  refused(transform("scale", R"("down")") + ", " + transform("hadamard", R"("residual")"),
+          {"steps[1].at", "only the first step"});
+  expect_refused(R"({"passes": [{}, {"steps": [)" + transform("scale", R"("o")") + ", " +
+                     transform("hadamard", R"("residual")") + "]}]}",
+                 {"passes[1].steps[1].at", "only the first step"});
+  refused(transform("hadamard", R"("residual", "qkv")"), {"steps[0].at", "\"residual\"", "leave one out"});
+  refused(transform("hadamard", R"("residual")") + ", " + transform("hadamard", R"("gate_up")"),
+          {"steps[1].at", "leave one out"});
+  refused(transform("scale", R"("down")") + ", " + transform("scale", R"("down")"), {"steps[1].at", "\"down\""});
+  refused(transform("matrix", R"("value")") + ", " + transform("matrix", R"("value")"), {"steps[1].at", "\"value\""});
+  refused(transform("hadamard", R"("query_key")") + ", " + transform("balance", R"("query_key")"),
+          {"steps[1].at", "RoPE"});
+  EXPECT_NO_THROW(recipe_of(with_grids(transform("balance", R"("value", "down", "query_key")") + ", " +
+                                       transform("matrix", R"("value")") + ", " + transform("scale", R"("down")") +
+                                       ", " + transform("hadamard", R"("value", "down", "query_key")") + ", " +
+                                       transform("smooth", R"("down")") + kRest)));
+}
+
+TEST(RecipeRules, TransformsComeBeforeWhatTheyWouldChange) {
+  const std::string transform = R"({"step": "transform", "at": ["value"]})";
+  expect_refused(with_weights(kRound + ", " + transform), {"steps[1].at", "rounded by then"});
+  expect_refused(R"({"grids": {"weights": {}}, "passes": [{"steps": [{"step": "round"}]}, {"steps": [)" + transform +
+                     R"(, {"step": "round"}]}]})",
+                 {"recipe.json: passes[1].steps[0].at", "rounded by then"});
+  expect_refused(with_grids(kPoints + ", " + transform + ", " + kRound), {"steps[1].at", "\"value\"", "\"v_cache\""});
+  expect_refused(R"({"grids": {"input_activations": {}}, "steps": [)" + kPoints + ", " + transform + "]}",
+                 {"steps[1].at", "\"value\"", "\"o\""});
+}
+
+TEST(RecipeRules, EveryGridHasItsStepsAndEveryStepItsGrid) {
+  expect_refused(R"({"grids": {"weights": {}}})", {"recipe.json: grids.weights: no step rounds to it"});
+  expect_refused(R"({"grids": {"input_activations": {}}})", {"recipe.json: grids.input_activations", "\"qkv\""});
+  expect_refused(R"({"grids": {"kv_cache": {}}, "steps": [{"step": "points", "at": ["k_cache"]}]})",
+                 {"recipe.json: grids.kv_cache", "\"v_cache\""});
+  expect_refused(R"({"steps": [{"step": "round"}]})", {"steps[0].step", "needs grids.weights"});
+  expect_refused(R"({"steps": [{"step": "points", "at": ["down"]}]})", {"steps[0].at", "grids.input_activations"});
+  expect_refused(R"({"steps": [{"step": "points", "at": ["k_cache"]}]})", {"steps[0].at", "grids.kv_cache"});
+  expect_refused(with_grids(kPoints + R"(, {"step": "points", "at": ["o"]}, )" + kRound),
+                 {"steps[1].at", "\"o\" is on already"});
+  expect_refused(with_grids(R"({"step": "points", "at": ["o", "*"]}, )" + kRound),
+                 {"steps[0].at", "\"o\" is on already"});
+  expect_refused(with_weights(kRound + ", " + kRound), {"steps[1].step", "twice"});
+  EXPECT_NO_THROW(recipe_of(R"({"grids": {"weights": {}}, "passes": [{"steps": [{"step": "round"}]},
+                                                                     {"steps": [{"step": "round"}]}]})"));
+}
+
+TEST(RecipeRules, RoundingKnowsWhatGoesTogether) {
+  expect_refused(with_weights(R"({"step": "round", "method": "gptq", "low_rank": {"method": "fbquant"}})"),
+                 {"steps[0].method", "fbquant", "rtn"});
+  const std::string no_static_groups = R"({"step": "round", "method": "gptq", "static_groups": false)";
+  const std::string grouped = R"({"grids": {"weights": {"strategy": "group", "group_size": 16}}, "steps": [)";
+  expect_refused(grouped + no_static_groups + "}]}", {"steps[0].static_groups", "activation_order"});
+  EXPECT_NO_THROW(recipe_of(grouped + no_static_groups + R"(, "activation_order": false}]})"));
+  EXPECT_NO_THROW(recipe_of(with_weights(no_static_groups + "}")));
+  const std::string clips = R"({"step": "learn", "weights": "straight_through", "rates": {"*.weight_clip": 1}}, )";
+  EXPECT_NO_THROW(recipe_of(with_weights(clips + kRound)));
+  expect_refused(with_weights(clips + R"({"step": "round", "method": "gptq"})"), {"steps[1].method", "weight_clip"});
+  expect_refused(with_weights(clips + R"({"step": "round", "low_rank": {"method": "fbquant"}})"),
+                 {"steps[1].method", "weight_clip"});
+}
+
+TEST(RecipeRules, WeightsAreLearnedWithInTheStateThatTheyHave) {
+  const std::string clips = R"("*.clip": 1)";
+  expect_refused(with_grids(kPoints + ", " + learn(clips) + ", " + kRound), {"steps[1].weights", "round step"});
+  expect_refused(with_grids(kPoints + ", " + kRound + ", " + learn(clips, "straight_through")),
+                 {"steps[2].weights", "\"rounded\""});
+  expect_refused(
+      R"({"grids": {"input_activations": {}}, "steps": [)" + kPoints + ", " + learn(clips, "straight_through") + "]}",
+      {"steps[1].weights", "grids.weights"});
+  expect_refused(R"({"steps": [)" + learn("", "exact") + "]}",
+                 {"recipe.json: steps[0].rates: there is nothing to learn"});
+  EXPECT_NO_THROW(recipe_of(with_grids(kPoints + ", " + learn(clips, "exact") + ", " + kRound)));
+  EXPECT_NO_THROW(recipe_of(with_grids(kPoints + ", " + kRound + ", " + learn(clips, "exact"))));
+  EXPECT_NO_THROW(recipe_of(with_grids(kPoints + ", " + kRound + ", " + learn(clips))));
+}
+
+TEST(RecipeRules, RatesNameWhatIsThereByThen) {
+  // Refused before the round step with straight-through weights, after `steps`.
+  const auto refused = [](const std::string& steps, const std::string& rate, const std::vector<std::string>& parts) {
+    const std::string rates = "\"" + rate + "\": 1";
+    expect_refused(with_grids(steps + learn(rates, "straight_through") + kRest), parts);
+  };
+  const auto accepted = [](const std::string& steps, const std::string& rate) {
+    const std::string rates = "\"" + rate + "\": 1";
+    EXPECT_NO_THROW(recipe_of(with_grids(steps + learn(rates, "straight_through") + kRest))) << steps << rate;
+  };
+  for (const char* rate : {"scale", "value.rotation", "*", "clip.*", ""}) {
+    refused("", rate, {"recipe.json: steps[0].rates: unknown \"" + std::string(rate) + "\"", "\"weight_clip\""});
+  }
+  for (const char* what : {"scale", "matrix", "clip", "shift", "gain"}) {
+    refused("", std::string("*.") + what, {"steps[0].rates: \"*." + std::string(what) + "\": there is no such"});
+  }
+  const std::string scale = R"({"step": "transform", "kind": "scale", "at": ["down"]}, )";
+  accepted(scale, "*.scale");
+  accepted(scale, "down.scale");
+  refused(scale, "o.scale", {"steps[1].rates: \"o.scale\": there is no such scale by then, only at \"down\""});
+  refused(scale, "*.matrix", {"steps[1].rates", "no such matrix"});
+  accepted(R"({"step": "transform", "kind": "smooth", "at": ["down"]}, )", "down.scale");
+  accepted(R"({"step": "transform", "kind": "matrix", "at": ["value"]}, )", "value.matrix");
+  const std::string balance = R"({"step": "transform", "kind": "balance", "at": ["value", "query_key", "down"]}, )";
+  accepted(balance, "value.matrix");
+  refused(balance, "query_key.scale", {"steps[1].rates", "only at \"down\""});
+  accepted("", "*.weight_clip");
+  accepted("", "mlp.down_proj.weight_clip");
+  refused("", "down.weight_clip", {"steps[0].rates", "\"mlp.down_proj\""});
+  refused("", "*.low_rank", {"steps[0].rates", "needs weights \"rounded\""});
+  expect_refused(with_weights(learn(R"("*.weight_clip": 1)", "exact") + ", " + kRound),
+                 {"steps[0].rates", "needs weights \"straight_through\""});
+}
+
+TEST(RecipeRules, PointsAreLearnedWhereTheyAreOn) {
+  const auto after = [](const std::string& points, const std::string& rate) {
+    return with_grids(points + ", " + kRound + ", " + learn("\"" + rate + "\": 1"));
+  };
+  const std::string no_shift = R"({"step": "points", "at": ["*"]})";
+  for (const char* rate : {"*.clip", "k_cache.clip", "v_cache.shift", "o.shift", "*.gain", "qkv.gain"}) {
+    EXPECT_NO_THROW(recipe_of(after(kPoints, rate))) << rate;
+  }
+  expect_refused(after(no_shift, "*.shift"), {"steps[2].rates: \"*.shift\": there is no such shift by then"});
+  expect_refused(after(kPoints, "v_cache.gain"), {"steps[2].rates", "only at \"down\", \"gate_up\""});
+  expect_refused(after(kPoints, "value.clip"), {"steps[2].rates", "\"v_cache\""});
+  const std::string two = R"({"step": "points", "at": ["o"]}, )" + learn(R"("qkv.clip": 1)", "straight_through");
+  expect_refused(
+      with_grids(two + R"(, {"step": "points", "at": ["qkv", "gate_up", "down", "k_cache", "v_cache"]}, )" + kRound),
+      {"steps[1].rates", "only at \"o\""});
+}
+
+TEST(RecipeRules, OfRoundedWeightsOnlyTheirCorrectionIsLearned) {
+  const std::string scale = R"({"step": "transform", "kind": "scale", "at": ["down"]}, )";
+  expect_refused(with_weights(scale + kRound + ", " + learn(R"("*.scale": 1)")),
+                 {"steps[2].rates", "\"*.scale\" would change weights that are rounded by then"});
+  const auto low_rank = [](const char* method, const char* rate) {
+    return with_weights(R"({"step": "round", "low_rank": {"method": ")" + std::string(method) + "\"}}, " +
+                        learn("\"" + std::string(rate) + "\": 1"));
+  };
+  EXPECT_NO_THROW(recipe_of(low_rank("fbquant", "*.low_rank")));
+  EXPECT_NO_THROW(recipe_of(low_rank("fbquant", "mlp.up_proj.low_rank")));
+  expect_refused(low_rank("qera-exact", "*.low_rank"), {"steps[1].rates", "no such low_rank"});
+  expect_refused(low_rank("fbquant", "up_proj.low_rank"), {"steps[1].rates", "\"mlp.up_proj\""});
+}
+
+}  // namespace
+}  // namespace baseq
