@@ -57,8 +57,8 @@ void run(const InspectArguments& arguments) {
   print_text("  head          {}\n  size          {} in {} tensors\n", config.tie_word_embeddings ? "tied" : "untied",
              format_bytes(checkpoint.num_bytes()), tensors.size());
   if (const auto& quantization = model.quantization()) {
-    const auto& quantizer = checkpoint.config()["quantization_config"];
-    print_text("  quantized by  {}{}\n", quantizer.value("read_from", quantizer.value("quant_method", "")),
+    const auto& stored = checkpoint.config()["quantization_config"];
+    print_text("  quantized by  {}{}\n", quantization_format(checkpoint),
                quantization->uniform ? "" : "; not all linears alike, the first is");
     std::string weights = describe(quantization->weights);
     if (quantization->lora_rank > 0) weights += fmt::format(", corrections of rank {}", quantization->lora_rank);
@@ -66,7 +66,7 @@ void run(const InspectArguments& arguments) {
     print_text("  weights       {}\n  activations   {}\n  KV cache      {}\n", weights,
                describe(quantization->input_activations), describe(quantization->kv_cache));
     print_text("  online        {}\n", describe_online(model));
-    if (quantizer.contains("recipe")) print_text("  recipe        {}\n", quantizer["recipe"].value("name", ""));
+    if (stored.contains("recipe")) print_text("  recipe        {}\n", stored["recipe"].value("name", ""));
   } else {
     print_text("  quantization  none\n");
   }

@@ -88,6 +88,16 @@ std::string describe_online(const Model& model) {
   return parts.empty() ? "nothing" : fmt::format("{}", fmt::join(parts, "; "));
 }
 
+std::string quantization_format(const Checkpoint& checkpoint) {
+  const auto quantization = checkpoint.config().find("quantization_config");
+  if (quantization == checkpoint.config().end() || !quantization->is_object()) return "";
+  for (const char* key : {"read_from", "quant_method"}) {
+    const auto name = quantization->find(key);
+    if (name != quantization->end() && name->is_string()) return name->get<std::string>();
+  }
+  return "";
+}
+
 CheckpointSummary summarize(const Checkpoint& checkpoint, const Model& model) {
   CheckpointSummary summary{.name = model_name(checkpoint.path()), .num_bytes = checkpoint.num_bytes()};
   const auto& quantization = model.quantization();
@@ -97,6 +107,7 @@ CheckpointSummary summarize(const Checkpoint& checkpoint, const Model& model) {
   }
   summary.input_activations = describe(quantization ? quantization->input_activations : std::nullopt);
   summary.kv_cache = describe(quantization ? quantization->kv_cache : std::nullopt);
+  summary.format = quantization_format(checkpoint);
   if (quantization) {
     const nlohmann::json& stored = checkpoint.config().at("quantization_config");
     const auto recipe = stored.find("recipe");

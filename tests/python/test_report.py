@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from test_open_gptq import write as gptq_by_another_tool
 from tiny_runs import RTN, TINY, events_of
 
 VOID = {"meta", "br"}
@@ -146,6 +147,22 @@ def test_report_of_a_checkpoint_without_a_log(run, learned, tmp_path):
     assert "Recipe" in page.texts
     page = report_of(run, TINY, tmp_path / "page.html", "--log", learned / "quantization_log.jsonl")
     assert "Linears" in page.texts
+
+
+def test_report_of_a_checkpoint_by_another_tool(run, tmp_path):
+    folder = gptq_by_another_tool(tmp_path / "gptq")
+    page = report_of(run, folder, tmp_path / "page.html")
+    assert page.texts[page.texts.index("Quantization format") + 1] == "gptq"
+    assert "4 bits, symmetric, per group of 16" in page.texts
+    assert "has no quantization_log.jsonl: of its run nothing more is known" in page.text
+    # One that is not read is refused for what it is, without names of the program's inside.
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "bitsandbytes"}}))
+    done = run("report", folder, "--output", tmp_path / "none.html")
+    assert done.returncode == 1
+    assert 'quant_method is "bitsandbytes": the checkpoint is already quantized' in done.stderr
+    assert '"gptq" and "awq" can be evaluated' in done.stderr and "open_checkpoint" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "none.html").exists()
 
 
 def pixels_of(png: bytes) -> tuple[int, int, list[bytes]]:
