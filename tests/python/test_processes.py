@@ -1,12 +1,13 @@
 """Several processes on the same files, and signals: nobody loses what is his, and nothing is left lying about."""
 
+import fcntl
 import json
 import os
 import shutil
 import signal
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,76 @@ def test_a_run_that_is_asked_to_stop_leaves_nothing_behind(command, tmp_path, se
     assert process.returncode == 130
     assert "stopped in block 2 of 2; without a work directory nothing is kept" in message and "--resume" not in message
     assert set(tmp_path.iterdir()) == before
+
+
+class FullPipe:
+    """A log for --log-json that holds up its writer: a pipe that is read until the first block is done, then filled."""
+
+    def __init__(self, path: Path):
+        os.mkfifo(path)
+        self.pipe = os.open(path, os.O_RDWR | os.O_NONBLOCK)  # both ends: it has room before the writer comes
+        fcntl.fcntl(self.pipe, fcntl.F_SETPIPE_SZ, 4096)
+
+    def hold_up(self, process: subprocess.Popen) -> None:
+        said = b""
+        while b'"block_finished"' not in said:
+            assert process.poll() is None, process.stderr.read()
+            with suppress(BlockingIOError):
+                said += os.read(self.pipe, 4096)
+            time.sleep(0.001)
+        for size in (1024, 1):
+            with suppress(BlockingIOError):
+                while True:
+                    os.write(self.pipe, b" " * size)
+        # Until it sleeps in the system call: a process that works takes time.
+        before, still = None, 0
+        while still < 10:
+            time.sleep(0.03)
+            now = stat_of(process)
+            still = still + 1 if now == before and now[0] == "S" else 0
+            before = now
+
+    def close(self) -> None:
+        os.close(self.pipe)
+
+
+def stat_of(process: subprocess.Popen) -> tuple[str, ...]:
+    """State, user time and system time."""
+    parts = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return parts[0], parts[11], parts[12]
+
+
+def catches(process: subprocess.Popen, sent: signal.Signals) -> bool:
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    caught = int(next(line for line in status.splitlines() if line.startswith("SigCgt")).split()[1], 16)
+    return bool(caught >> (sent - 1) & 1)
+
+
+@pytest.mark.parametrize("work", [True, False], ids=["with work", "without"])
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM], ids=lambda sent: sent.name)
+def test_a_second_ctrl_c_ends_a_run_at_once_and_the_next_run_clears_up(command, run, alone, tmp_path, work, second):
+    whole = command(tmp_path / "out", tmp_path / "work")
+    if not work:
+        whole = without_work(whole)
+    log = FullPipe(tmp_path / "log")
+    before = set(tmp_path.iterdir())
+    process = start([*whole, "--log-json", str(tmp_path / "log")])
+    log.hold_up(process)
+    process.send_signal(signal.SIGINT)
+    while catches(process, second):
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert process.poll() is None  # the first one waits for the end of a step, which does not come
+    process.send_signal(second)
+    assert process.wait(timeout=60) == -second
+    process.communicate()
+    log.close()
+    assert set(tmp_path.iterdir()) - before == {tmp_path / name for name in ["out.partial", "work"][: 1 + work]}
+    assert (tmp_path / "out.partial" / ".baseq-partial").exists()
+    done = run("quantize", "--resume", tmp_path / "work") if work else run(*whole[1:])
+    assert done.returncode == 0, done.stderr
+    assert files(tmp_path / "out") == alone
+    assert not (tmp_path / "out.partial").exists()
 
 
 def test_a_run_that_nobody_listens_to_any_more_leaves_nothing_behind(command, tmp_path):
