@@ -25,6 +25,7 @@ namespace fs = std::filesystem;
 constexpr const char* kWho = "checkpoint writer";
 // In the header of every file of weights that SafetensorsStream writes.
 constexpr std::string_view kWeightsMark = R"("baseq":"weights")";
+constexpr const char* kMethod = "baseq";  // quant_method in config.json of what this program quantized
 
 void check(const std::error_code& error, std::string_view action, const fs::path& path) {
   if (error) {
@@ -64,6 +65,20 @@ bool is_weights_or_config(std::string_view name) {
   return name == kConfigName;
 }
 
+// The weights of a checkpoint whose config.json says that this program quantized it: builds before the mark wrote none.
+std::set<std::string> weights_by_config(const fs::path& directory) {
+  try {
+    const Checkpoint checkpoint(directory);
+    const auto quantization = checkpoint.config().find("quantization_config");
+    if (quantization == checkpoint.config().end() || !quantization->is_object()) return {};
+    const auto method = quantization->find("quant_method");
+    if (method != quantization->end() && *method == kMethod) return checkpoint.files();
+  } catch (const c10::Error&) {
+    // Nothing that is damaged tells who wrote it.
+  }
+  return {};
+}
+
 // Throws unless the checkpoint may take the place of what `directory` is now.
 void check_replaceable(const fs::path& directory, const CheckpointWriter::Options& options) {
   if (!options.source.empty()) check_apart(directory, options.source);
@@ -79,11 +94,14 @@ void check_replaceable(const fs::path& directory, const CheckpointWriter::Option
   // --force is for an earlier result, not for somebody's home directory or original model.
   TORCH_CHECK(path_exists(kWho, directory / kConfigName), kWho, ": ", directory.string(),
               " has files but no config.json; it does not look like a checkpoint and is not replaced");
+  const std::set<std::string> own_weights = weights_by_config(directory);
   for (fs::directory_iterator entry(directory, error), end; !error && entry != end; entry.increment(error)) {
     const std::string name = entry->path().filename().string();
     const bool written = name == kConfigName || name == kIndexName || name.ends_with(".safetensors");
     const bool side_file = !is_weights_or_config(name) && !options.source.empty() && fs::exists(options.source / name);
-    if (name.ends_with(".safetensors")) check_output_file(kWho, entry->path(), kWeightsMark);
+    if (name.ends_with(".safetensors") && !own_weights.contains(name)) {
+      check_output_file(kWho, entry->path(), kWeightsMark);
+    }
     TORCH_CHECK(written || side_file || options.own_files.contains(name), directory.string(), ": holds ", name,
                 ", which is no part of the checkpoint that would replace it; move it away");
   }

@@ -198,6 +198,35 @@ TEST(CheckpointWriter, ForceReplacesNothingButCheckpoints) {
   EXPECT_EQ(value_of(dir / "original"), 7);
 }
 
+TEST(CheckpointWriter, ForceReplacesWhatBuildsBeforeTheMarkQuantized) {
+  const TempDirectory dir;
+  const fs::path out = dir / "out";
+  const auto write_old = [&](const std::string& config) {
+    fs::remove_all(out);
+    fs::create_directory(out);
+    write_bytes(out / "config.json", config);
+    save_safetensors(out / "model.safetensors", {{"a", at::full({4}, 7)}});
+  };
+  for (const char* config :
+       {R"({"quantization_config": {"quant_method": "gptq"}})", R"({"quantization_config": {}})",
+        R"({"quantization_config": "baseq"})", R"({"quant_method": "baseq"})", R"({"quantization_config": {"quant_)"}) {
+    write_old(config);
+    const std::string before = read_bytes(out / "model.safetensors");
+    expect_error([&] { write_checkpoint(out, 1, true); }, {"out/model.safetensors", "not a result that"});
+    EXPECT_EQ(read_bytes(out / "model.safetensors"), before) << config;
+  }
+  const std::string ours = R"({"quantization_config": {"quant_method": "baseq"}})";
+  write_old(ours);
+  // No part of the checkpoint, so the user's.
+  save_safetensors(out / "steering.safetensors", {{"a", at::full({4}, 7)}});
+  expect_error([&] { write_checkpoint(out, 1, true); }, {"out/steering.safetensors", "not a result that"});
+  EXPECT_EQ(list(out), (Names{"config.json", "model.safetensors", "steering.safetensors"}));
+  write_old(ours);
+  expect_error([&] { write_checkpoint(out, 1); }, {"pass --force to replace it"});
+  write_checkpoint(out, 1, true);
+  EXPECT_EQ(value_of(out), 1);
+}
+
 TEST(CheckpointWriter, TakesPathsWithSlashesParentsAndLinks) {
   const TempDirectory dir;
   write_checkpoint(dir / "a/b/out/", 1);

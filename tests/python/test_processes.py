@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from test_faults import ENVIRONMENT, command, model  # noqa: F401  fixtures
 from test_resume import files
@@ -302,3 +303,22 @@ def test_force_removes_nothing_but_checkpoints(run, tmp_path):
         assert done.returncode == 1
         assert one_line(done.stderr) and "holds notes.md" in done.stderr and "move it away" in done.stderr
     assert (tmp_path / "out" / "notes.md").read_text() == "mine"
+
+
+def test_force_replaces_what_builds_before_the_mark_quantized(run, tmp_path):
+    (tmp_path / "recipe.json").write_text(json.dumps(RTN))
+    out = tmp_path / "out"
+    arguments = ["quantize", TINY, "--recipe", tmp_path / "recipe.json", "--output", out]
+    assert run(*arguments).returncode == 0
+    expected, weights = files(out), out / "model.safetensors"
+    save_file(load_file(weights), weights, {"format": "pt"})
+    assert weights.read_bytes() != expected["model.safetensors"]
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+    done = run(*arguments, "--force")
+    assert done.returncode == 1 and "not a result that baseq wrote" in done.stderr
+    (out / "config.json").write_text(json.dumps(config))
+    assert run(*arguments, "--force", "--dry-run").returncode == 0
+    done = run(*arguments, "--force")
+    assert done.returncode == 0, done.stderr
+    assert files(out) == expected
