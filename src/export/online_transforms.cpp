@@ -66,7 +66,7 @@ std::optional<Factor> common_hadamard(const ExportSource& source, Site site) {
   return common;
 }
 
-/// Of the names of the modules that read a site.
+/// A regular expression for the names of the modules that read a site.
 std::string pattern_of(const ExportSource& source, const SiteInfo& info) {
   const bool fused = source.config().fused_projections && !info.fused.empty();
   std::vector<std::string_view> names(info.readers.begin(), info.readers.end());

@@ -6,7 +6,7 @@
 /// installed.
 namespace baseq {
 
-/// Other transforms, and biases behind one.
+/// Refuses other transforms, and biases after one.
 void add_transform_obstacles(Obstacles& obstacles, const ExportSource& source);
 
 /// Adds `transform_config` to the plan's quantization_config, the matrices that it needs to the tensors, and to the

@@ -8,7 +8,7 @@
 
 namespace baseq {
 
-/// What balance() found.
+/// The result of balance().
 struct Balanced {
   std::map<Site, Factor> factors;  ///< a site that nothing decides, such as one in front of zeros, has none
   std::vector<Site> left_out;      ///< their moments are not finite

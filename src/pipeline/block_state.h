@@ -9,22 +9,22 @@
 
 namespace baseq {
 
-/// What was decided about the weight of one linear.
+/// Decisions about the weight of one linear.
 struct WeightState {
   Tensor clip;                           ///< learned share of each range, [out_features, groups, 1]; undefined: none
   std::optional<QuantizedWeight> codes;  ///< once it is rounded
   LowRankFactors low_rank;               ///< a correction next to the codes; may be undefined
 };
 
-/// What the steps of a recipe have decided about a block so far. A block is its original weights and this state, see
-/// realize(): no step destroys what a later one may need, and a state at any moment describes a valid block.
+/// The decisions of a recipe's steps about a block so far. A block is its original weights and this state, see
+/// realize(): no step destroys what a later one may need, and a state describes a valid block at every moment.
 struct BlockState {
   std::map<Site, Transform> transforms;        ///< of every site but kResidual, which belongs to the whole model
   std::map<Site, QuantPoint> points;           ///< those that are on
   std::map<std::string, WeightState> weights;  ///< by linear
 };
 
-/// The factor at the end of the transform of `site` whose kind is `kind`; nullptr: there is none.
+/// The last factor of this kind in the transform of `site`; nullptr if it has none.
 Factor* find_factor(BlockState& state, Site site, Factor::Kind kind);
 /// Whether a weight of the block is rounded.
 bool has_codes(const BlockState& state);

@@ -91,7 +91,7 @@ int64_t learning_bytes(const ModelConfig& config, const Recipe& recipe, const Ru
     }
     // The weight before rounding, Q, W_F and its gradient in both types, with the graph of one step.
     if (learns(".low_rank")) bytes += values * (4 * kFloatBytes + size_of(step->products) + 1);
-    // What the steps of a forward pass keep for backward, about twice what one holds at a time.
+    // A forward pass keeps for backward about twice what it holds at a time without.
     largest = std::max(largest, bytes + 3 * forward_bytes(config, tokens));
   }
   return largest;

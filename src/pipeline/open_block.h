@@ -10,7 +10,7 @@
 
 namespace baseq {
 
-/// What every step is given about the block it works on.
+/// The surroundings of the block that a step works on.
 struct BlockTask {
   BlockPlace place;
   const Grids& grids;

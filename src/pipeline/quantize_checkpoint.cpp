@@ -217,7 +217,7 @@ class Run {
     tell(finished);
   }
 
-  /// What the journal gets of the streams after so many turns. Of the full-precision one only every few blocks: the
+  /// The streams that the journal keeps after so many turns. The full-precision one is kept every few blocks only: the
   /// original blocks make it again, to the same bits.
   RunJournal::Tensors streams_to_keep(int64_t num_finished) {
     RunJournal::Tensors kept;

@@ -55,8 +55,8 @@ bool contains(std::span<const std::string_view> names, std::string_view name) {
   return std::find(names.begin(), names.end(), name) != names.end();
 }
 
-/// What the rows of a writer take of the merged prefix. gate_proj writes the input of down_proj through an activation
-/// function, which a permutation passes and a scale does not.
+/// The part of the merged prefix that the rows of a writer take. gate_proj writes the input of down_proj through an
+/// activation function, which a permutation passes and a scale does not.
 Transform rows_of(Site site, std::string_view writer, const Transform& merged) {
   if (site != Site::kDown || writer == "mlp.up_proj") return merged;
   Transform permutations;

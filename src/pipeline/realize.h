@@ -35,7 +35,7 @@ Linear realize_linear(const DecoderLayer& original, std::string_view name, const
                       const BlockPlace& place, at::ScalarType sums);
 /// Gives `linear` the rounded weight that `weight` holds.
 void round_linear(Linear& linear, const WeightState& weight, const BlockPlace& place);
-/// What the weights before `site` multiply its features with, [features]: the scales that they take.
+/// The product of the scales that the weights before `site` have taken, [features].
 Tensor merged_scale(Site site, const BlockState& state, const BlockPlace& place);
 
 }  // namespace baseq

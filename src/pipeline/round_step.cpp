@@ -57,7 +57,7 @@ Statistics collect(Site site, const DecoderLayer& layer, const DecoderLayer& unr
   return result;
 }
 
-/// Of the linear's output over the inputs that `hessian` describes, or of its weight when that is undefined.
+/// The error of the linear's output over the inputs that `hessian` describes, or of its weight when that is undefined.
 double relative_error(const Tensor& weight, const Linear& rounded, const Tensor& hessian) {
   const Tensor source = weight.to(at::kFloat), error = source - rounded.dequantized().to(source.device());
   if (!hessian.defined())
@@ -66,7 +66,7 @@ double relative_error(const Tensor& weight, const Linear& rounded, const Tensor&
   return energy > 0 ? quadratic_form(error, hessian) / energy : 0;
 }
 
-/// What the error of a weight is measured with, see reconstruct_error.
+/// The moments that weigh the error of a weight, see reconstruct_error.
 Tensor moments_for(LowRank method, const Statistics& statistics) {
   switch (method) {
     case LowRank::kSvd:
@@ -103,7 +103,7 @@ QuantizedWeight round_to_nearest(const Tensor& weight, const Tensor& clip, const
   return {.spec = spec, .codes = quantize(weight, qparams, spec), .qparams = qparams};
 }
 
-/// What the codes lack of `weight`.
+/// A correction for the part of `weight` that the codes lack.
 LowRankFactors correction(const Tensor& weight, const QuantizedWeight& codes, const LowRankOptions& options,
                           const Statistics& statistics) {
   const Tensor rounded = codes.dequantized();

@@ -15,7 +15,7 @@ void apply(const LearnStep& step, OpenBlock& block, const BlockTask& task);
 /// already rounded ones produced.
 void apply(const RoundStep& step, OpenBlock& block, const BlockTask& task);
 
-/// What the steps make of the residual stream of all blocks; orthogonal.
+/// The transform of the residual stream, which all blocks share; orthogonal.
 Transform residual_transform(const Recipe& recipe, const ModelConfig& config);
 
 }  // namespace baseq

@@ -38,7 +38,7 @@ class Learn : public test::BlockTest {
     return {.at = at, .clip = at == test::kCacheSites ? cache_clip : clip, .shift = Shift::kMean};
   }
   std::vector<Step> quarot() const { return {hadamards(), points(test::kInputSites), points(test::kCacheSites)}; }
-  /// What a step learns transforms from.
+  /// The transforms that a step learns.
   std::vector<Step> identities() const {
     return {TransformStep{.kind = Kind::kScale, .at = {Site::kValue, Site::kDown}},
             TransformStep{.kind = Kind::kMatrix, .at = {Site::kValue}}, hadamards(),

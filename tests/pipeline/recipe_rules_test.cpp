@@ -15,7 +15,7 @@ using test::recipe_of;
 using test::with_grids;
 using test::with_weights;
 
-/// What a recipe with every grid needs after its transforms.
+/// The steps that a recipe with every grid needs after its transforms.
 const std::string kRest = ", " + kPoints + ", " + kRound;
 
 TEST(RecipeRules, TransformsStandWhereTheyCan) {

@@ -16,7 +16,7 @@ class Smooth : public test::BlockTest {
   Smooth() : BlockTest(at::kDouble) {}
 
   BlockMoments maxima() const { return measure_block(layer, x, inputs.rope, weights, {.with_maxima = true}); }
-  /// What stands at a site, [tokens, features].
+  /// The activations at a site, [tokens, features].
   Tensor seen(Site site) const {
     if (site != Site::kValue) return layer.input_of(site, x, inputs.rope).flatten(0, 1);
     return layer.self_attn.v_proj.forward(layer.input_of(Site::kQkv, x, inputs.rope)).flatten(0, 1);

@@ -7,7 +7,7 @@ namespace {
 
 using Kind = TransformStep::Kind;
 
-/// What a recipe has done when it is interrupted is a block as well.
+/// The state of an interrupted recipe describes a block as well.
 class HalfDone : public test::BlockTest {
  protected:
   HalfDone() : BlockTest(at::kDouble) { grids = test::grids_of_bits(4, shape); }

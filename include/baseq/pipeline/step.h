@@ -23,7 +23,7 @@ struct TransformStep {
     kHadamard,  ///< QuaRot, arXiv 2404.00456
     kScale,     ///< ones, for a later step to learn
     kMatrix,    ///< the identity per head, for a later step to learn as a rotation (Cayley map); at value
-    kBalance,   ///< the closed form of block/balance.h: a matrix per head at value, a scale elsewhere
+    kBalance,   ///< the closed form of pipeline/balance.h: a matrix per head at value, a scale elsewhere
     kSmooth,    ///< SmoothQuant's scale, arXiv 2211.10438, Eq. 4
   };
   Kind kind = Kind::kHadamard;
@@ -63,7 +63,7 @@ struct LearnStep {
 
 /// A correction of low rank next to every rounded weight.
 struct LowRankOptions {
-  /// What the remaining error of a weight is measured with: nothing (arXiv 2303.08302), the mean magnitudes of the
+  /// How the remaining error of a weight is weighed: equally (arXiv 2303.08302), the mean magnitudes of the
   /// inputs (arXiv 2402.02446), their variances or their second moments (arXiv 2410.06040).
   /// kFbquant learns the correction together with the rounding, see quant/fbquant.h.
   enum class Method { kSvd, kL2qer, kQeraApprox, kQeraExact, kFbquant };
