@@ -61,8 +61,7 @@ class Run {
                 ": is already quantized; quantize the original checkpoint instead");
     TORCH_CHECK(windows.defined() || !recipe.needs_calibration(), "quantize: recipe \"", recipe.name,
                 "\" needs calibration windows");
-    const int64_t dim = model_.config().head_dim;
-    if (recipe_.grids.kv_cache) recipe_.grids.kv_cache->group_size = dim;
+    recipe_.grids = blocks_.grids();  // for this model
     dtype_ = recipe_.dtype.value_or(model_.tensors().info("model.embed_tokens.weight").dtype);
   }
 
