@@ -77,8 +77,8 @@ class CandidateOf : public test::BlockTest {
     EXPECT_GT(std::abs(expected), 1e-4) << "nothing depends on it";
     EXPECT_NEAR(got, expected, tolerance * std::abs(expected));
   }
-  /// Of clips: between its jumps a rounded value is a constant. Where much is cut off on a fine grid the jumps weigh
-  /// little over a wide difference.
+  /// Compares a clip's gradient with a wide difference: a rounded value is constant between its jumps, and on a fine
+  /// grid that cuts off much the jumps weigh little.
   void expect_gradient_of_clip(const BlockState& state, Weights kind, const std::string& name) {
     SCOPED_TRACE(name);
     OpenBlock block = open_block(state);

@@ -265,7 +265,7 @@ TEST_P(Learn, LearnedClipsOfWeightsLowerTheLossOfTheRoundedBlock) {
 }
 
 TEST_P(Learn, AStepWithoutRoundedWeightsLearnsPastCodes) {
-  // What moves the weights makes codes of an earlier round step void.
+  // A step that moves the weights invalidates the codes of an earlier round step.
   for (const Weights kind : {Weights::kExact, Weights::kStraightThrough}) {
     LearnStep step = transforms;
     step.weights = kind;

@@ -83,7 +83,7 @@ TEST_P(Merge, MergedCorrectionsEqualExplicitOnes) {
     merged.self_attn.k_cache.add_shift_back = false;
     merge_corrections(merged);
     expect_same_output(merged, explicit_one);
-    // What a reader of the checkpoint assumes.
+    // A reader of the checkpoint assumes this.
     std::as_const(merged).for_each_quant_point(
         [&](const std::string& name, const QuantPoint& point) { EXPECT_FALSE(point.add_shift_back) << name; });
     EXPECT_EQ(merged.self_attn.input.gain.defined(), online);

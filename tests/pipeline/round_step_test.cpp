@@ -22,7 +22,7 @@ class RoundedBlock : public test::BlockTest {
   }
 };
 
-/// What a kernel computes: integer products, after which the token's scale and zero point meet the weight's scales and
+/// A kernel computes integer products and then applies the token's scale and zero point, the weight's scales and its
 /// row sums.
 TEST_P(RoundedBlock, IntegerEpilogueEqualsTheFakeQuantizedProduct) {
   OpenBlock block = open_block({.points = test::corrected_points(config, 4)});
