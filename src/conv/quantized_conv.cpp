@@ -32,7 +32,7 @@ QParams qparams_of(const Tensor& rows, const QuantSpec& spec, const std::optiona
 QParams qparams_from(const Tensor& log_scale) { return {log_scale.exp().reshape({-1, 1}), {}}; }
 
 /// Bytes of the transforms and sums that a thread works on at a time: about its share of the second and third cache.
-constexpr int64_t kWorkspace = int64_t{1} << 21;
+constexpr int64_t kTileWorkspace = int64_t{1} << 21;
 
 double largest_code(const QuantSpec& spec) { return static_cast<double>((int64_t{1} << (spec.num_bits - 1)) - 1); }
 
@@ -158,7 +158,7 @@ Tensor IntegerConv2d::operator()(const Tensor& x) const {
                        static_cast<float>(largest_code(layer.activations))};
   const float* bias = layer.bias.defined() ? layer.bias.const_data_ptr<float>() : nullptr;
   const int64_t shared = (grid.num_tiles() + at::get_num_threads() - 1) / at::get_num_threads();
-  const int64_t block = std::min(shared, tiles_per_block(plan, in + 4 * out, kWorkspace));
+  const int64_t block = std::min(shared, tiles_per_block(plan, in + 4 * out, kTileWorkspace));
   at::parallel_for(0, (grid.num_tiles() + block - 1) / block, 1, [&](int64_t first, int64_t last_block) {
     const auto tiles = std::make_unique_for_overwrite<uint8_t[]>(plan.products * block * in + 3);
     const auto products = std::make_unique_for_overwrite<int32_t[]>(plan.products * block * out);

@@ -11,7 +11,7 @@ static_assert(std::endian::native == std::endian::little, "GGUF is written as it
 
 constexpr int64_t kAlignment = 32;
 constexpr uint32_t kMagic = 0x46554747;  // "GGUF"
-constexpr uint32_t kVersion = 3;
+constexpr uint32_t kGgufVersion = 3;
 // Types of metadata values.
 constexpr uint32_t kUint32 = 4, kInt32 = 5, kFloat32 = 6, kBool = 7, kString = 8, kArray = 9;
 
@@ -74,7 +74,7 @@ int64_t gguf_padded(int64_t num_bytes) { return (num_bytes + kAlignment - 1) / k
 std::string gguf_header(const GgufMetadata& metadata, const std::vector<GgufTensorInfo>& tensors) {
   std::string bytes;
   append(bytes, kMagic);
-  append(bytes, kVersion);
+  append(bytes, kGgufVersion);
   append(bytes, uint64_t{tensors.size()});
   append(bytes, metadata.count());
   bytes += metadata.bytes();

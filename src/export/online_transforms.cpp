@@ -21,7 +21,7 @@ constexpr const char* kWhoExecutes =
     "them, and its CPU build crashes). transformers ignores them without an error and then computes garbage, also "
     "with the compressed-tensors package installed.";
 
-constexpr const char* kReadme = R"(# Online transforms
+constexpr const char* kTransformsReadme = R"(# Online transforms
 
 The inputs of {} pass a Hadamard transform while this model runs: `quantization_config.transform_config` in
 config.json describes it. A program that does not execute it computes garbage, and most say nothing.
@@ -132,7 +132,7 @@ void add_transforms(ExportPlan& plan, const std::shared_ptr<const ExportSource>&
   if (groups.empty()) return;
   plan.config["quantization_config"]["transform_config"] = {{"config_groups", groups}};
   plan.notes.push_back(kWhoExecutes);
-  plan.readme = fmt::format(fmt::runtime(kReadme), fmt::join(patterns, ", "));
+  plan.readme = fmt::format(fmt::runtime(kTransformsReadme), fmt::join(patterns, ", "));
 }
 
 }  // namespace baseq

@@ -22,26 +22,26 @@ namespace {
 using nlohmann::json;
 namespace fs = std::filesystem;
 
-constexpr const char* kWho = "checkpoint writer";
+constexpr const char* kCheckpointWriter = "checkpoint writer";
 // In the header of every file of weights that SafetensorsStream writes.
 constexpr std::string_view kWeightsMark = R"("baseq":"weights")";
 constexpr const char* kMethod = "baseq";  // quant_method in config.json of what this program quantized
 
 void check(const std::error_code& error, std::string_view action, const fs::path& path) {
   if (error) {
-    throw_system_error(kWho, action, path, error.value());
+    throw_system_error(kCheckpointWriter, action, path, error.value());
   }
 }
 
 void rename_path(const fs::path& from, const fs::path& to) {
   std::error_code error;
   fs::rename(from, to, error);
-  TORCH_CHECK(!error, kWho, ": cannot rename ", from.string(), " to ", to.string(), ": ", error.message());
+  TORCH_CHECK(!error, kCheckpointWriter, ": cannot rename ", from.string(), " to ", to.string(), ": ", error.message());
 }
 
 // The directory itself: absolute, links resolved, no trailing slash; so its sibling is on the same file system.
 fs::path resolve(const fs::path& directory) {
-  TORCH_CHECK(!directory.empty(), kWho, ": the path of the directory is empty");
+  TORCH_CHECK(!directory.empty(), kCheckpointWriter, ": the path of the directory is empty");
   std::error_code error;
   fs::path resolved = fs::absolute(directory, error);
   check(error, "resolve", directory);
@@ -50,9 +50,9 @@ fs::path resolve(const fs::path& directory) {
   if (!resolved.has_filename()) {
     resolved = resolved.parent_path();
   }
-  TORCH_CHECK(resolved.has_filename(), kWho, ": ", directory.string(), " cannot be a checkpoint");
-  TORCH_CHECK(path_exists(kWho, resolved) || !fs::is_symlink(fs::symlink_status(resolved, error)), kWho, ": ",
-              resolved.string(), " is a link to nothing");
+  TORCH_CHECK(resolved.has_filename(), kCheckpointWriter, ": ", directory.string(), " cannot be a checkpoint");
+  TORCH_CHECK(path_exists(kCheckpointWriter, resolved) || !fs::is_symlink(fs::symlink_status(resolved, error)),
+              kCheckpointWriter, ": ", resolved.string(), " is a link to nothing");
   return resolved;
 }
 
@@ -82,7 +82,7 @@ std::set<std::string> weights_by_config(const fs::path& directory) {
 // Throws unless the checkpoint may take the place of what `directory` is now.
 void check_replaceable(const fs::path& directory, const CheckpointWriter::Options& options) {
   if (!options.source.empty()) check_apart(directory, options.source);
-  if (!path_exists(kWho, directory)) {
+  if (!path_exists(kCheckpointWriter, directory)) {
     return;
   }
   std::error_code error;
@@ -92,7 +92,7 @@ void check_replaceable(const fs::path& directory, const CheckpointWriter::Option
   if (empty) return;
   TORCH_CHECK(options.force, directory.string(), ": exists; pass --force to replace it");
   // --force is for an earlier result, not for somebody's home directory or original model.
-  TORCH_CHECK(path_exists(kWho, directory / kConfigName), kWho, ": ", directory.string(),
+  TORCH_CHECK(path_exists(kCheckpointWriter, directory / kConfigName), kCheckpointWriter, ": ", directory.string(),
               " has files but no config.json; it does not look like a checkpoint and is not replaced");
   const std::set<std::string> own_weights = weights_by_config(directory);
   for (fs::directory_iterator entry(directory, error), end; !error && entry != end; entry.increment(error)) {
@@ -100,7 +100,7 @@ void check_replaceable(const fs::path& directory, const CheckpointWriter::Option
     const bool written = name == kConfigName || name == kIndexName || name.ends_with(".safetensors");
     const bool side_file = !is_weights_or_config(name) && !options.source.empty() && fs::exists(options.source / name);
     if (name.ends_with(".safetensors") && !own_weights.contains(name)) {
-      check_output_file(kWho, entry->path(), kWeightsMark);
+      check_output_file(kCheckpointWriter, entry->path(), kWeightsMark);
     }
     TORCH_CHECK(written || side_file || options.own_files.contains(name), directory.string(), ": holds ", name,
                 ", which is no part of the checkpoint that would replace it; move it away");
@@ -110,9 +110,9 @@ void check_replaceable(const fs::path& directory, const CheckpointWriter::Option
 // Moves `partial` to `directory`; what was there is removed only after that.
 void replace_directory(const fs::path& partial, const fs::path& directory) {
   std::error_code error;
-  if (!path_exists(kWho, directory)) {
+  if (!path_exists(kCheckpointWriter, directory)) {
     rename_path(partial, directory);
-    sync_directory(kWho, directory.parent_path());
+    sync_directory(kCheckpointWriter, directory.parent_path());
     return;
   }
   fs::path aside;
@@ -127,9 +127,9 @@ void replace_directory(const fs::path& partial, const fs::path& directory) {
     fs::rename(aside, directory, error);
     throw;
   }
-  sync_directory(kWho, directory.parent_path());
+  sync_directory(kCheckpointWriter, directory.parent_path());
   fs::remove_all(aside, error);
-  TORCH_CHECK(!error, kWho, ": ", directory.string(),
+  TORCH_CHECK(!error, kCheckpointWriter, ": ", directory.string(),
               " is complete, but the checkpoint it replaced cannot be removed from ", aside.string(), ": ",
               error.message());
 }
@@ -137,36 +137,38 @@ void replace_directory(const fs::path& partial, const fs::path& directory) {
 }  // namespace
 
 void CheckpointWriter::check_place(const fs::path& directory, const Options& options) {
-  TORCH_CHECK(options.shard_bytes > 0, kWho, ": shard_bytes is ", options.shard_bytes, ", expected more than 0");
+  TORCH_CHECK(options.shard_bytes > 0, kCheckpointWriter, ": shard_bytes is ", options.shard_bytes,
+              ", expected more than 0");
   const fs::path resolved = resolve(directory);
   check_replaceable(resolved, options);
-  PartialDirectory::check(kWho, resolved);
+  PartialDirectory::check(kCheckpointWriter, resolved);
 }
 
 CheckpointWriter::CheckpointWriter(const fs::path& directory, const Options& options)
     : directory_(resolve(directory)), options_(options) {
   check_place(directory, options);
-  place_ = std::make_unique<PartialDirectory>(kWho, directory_);
+  place_ = std::make_unique<PartialDirectory>(kCheckpointWriter, directory_);
   partial_ = place_->checkpoint();
 }
 
 CheckpointWriter::~CheckpointWriter() = default;
 
 Tensor CheckpointWriter::checked(const std::string& name, const Tensor& tensor) const {
-  TORCH_CHECK(!finished_, kWho, ": ", directory_.string(), " is finished");
-  TORCH_CHECK(tensor.defined(), kWho, ": tensor ", quote(name), " is undefined");
-  return storable(tensor, std::string(kWho) + ": tensor " + quote(name));
+  TORCH_CHECK(!finished_, kCheckpointWriter, ": ", directory_.string(), " is finished");
+  TORCH_CHECK(tensor.defined(), kCheckpointWriter, ": tensor ", quote(name), " is undefined");
+  return storable(tensor, std::string(kCheckpointWriter) + ": tensor " + quote(name));
 }
 
 void CheckpointWriter::add(const std::string& name, const Tensor& tensor) {
   const Tensor data = checked(name, tensor);
-  TORCH_CHECK(!shard_of_.contains(name), kWho, ": tensor ", quote(name), " was added before");
+  TORCH_CHECK(!shard_of_.contains(name), kCheckpointWriter, ": tensor ", quote(name), " was added before");
   if (shard_ && is_full(shard_->num_bytes(), data.nbytes())) {
     flush();
   }
   if (!shard_) {
     const auto index = static_cast<size_t>(num_shards_);
-    shard_ = std::make_unique<SafetensorsStream>(kWho, partial_ / fmt::format("model-{}.safetensors", ++num_shards_),
+    shard_ = std::make_unique<SafetensorsStream>(kCheckpointWriter,
+                                                 partial_ / fmt::format("model-{}.safetensors", ++num_shards_),
                                                  index < expected_shards_.size() ? expected_shards_[index] : Infos{});
   }
   shard_->add(name, data);
@@ -179,7 +181,7 @@ bool CheckpointWriter::is_full(size_t num_bytes, size_t more) const {
 }
 
 void CheckpointWriter::expect(const std::vector<Expected>& tensors) {
-  TORCH_CHECK(num_shards_ == 0 && beside_.empty(), kWho, ": tensors were added before they were expected");
+  TORCH_CHECK(num_shards_ == 0 && beside_.empty(), kCheckpointWriter, ": tensors were added before they were expected");
   size_t shard_bytes = 0;
   for (const Expected& tensor : tensors) {
     if (!tensor.file.empty()) {
@@ -198,12 +200,12 @@ void CheckpointWriter::expect(const std::vector<Expected>& tensors) {
 
 void CheckpointWriter::add_beside(const std::string& file, const std::string& name, const Tensor& tensor) {
   const Tensor data = checked(name, tensor);
-  TORCH_CHECK(file.ends_with(".safetensors") && file.find('/') != std::string::npos, kWho, ": ", quote(file),
-              " is no safetensors file of a subdirectory");
+  TORCH_CHECK(file.ends_with(".safetensors") && file.find('/') != std::string::npos, kCheckpointWriter, ": ",
+              quote(file), " is no safetensors file of a subdirectory");
   const fs::path path = place(file);
   std::unique_ptr<SafetensorsStream>& stream = beside_[file];
-  if (!stream) stream = std::make_unique<SafetensorsStream>(kWho, path, expected_beside_[file]);
-  TORCH_CHECK(!stream->contains(name), kWho, ": tensor ", quote(name), " of ", file, " was added before");
+  if (!stream) stream = std::make_unique<SafetensorsStream>(kCheckpointWriter, path, expected_beside_[file]);
+  TORCH_CHECK(!stream->contains(name), kCheckpointWriter, ": tensor ", quote(name), " of ", file, " was added before");
   stream->add(name, data);
 }
 
@@ -217,14 +219,14 @@ void CheckpointWriter::flush() {
 }
 
 void CheckpointWriter::copy_side_files(const fs::path& source, const std::set<std::string>& except) {
-  TORCH_CHECK(!finished_, kWho, ": ", directory_.string(), " is finished");
+  TORCH_CHECK(!finished_, kCheckpointWriter, ": ", directory_.string(), " is finished");
   const SideFiles files = find_side_files(source, {}, except);
-  TORCH_CHECK(files.problems.empty(), kWho, ": ", files.problems.front());
+  TORCH_CHECK(files.problems.empty(), kCheckpointWriter, ": ", files.problems.front());
   for (const SideFiles::File& file : files.copied) {
     const fs::path to = partial_ / file.name;
-    if (path_exists(kWho, to)) continue;
+    if (path_exists(kCheckpointWriter, to)) continue;
     if (file.content.empty()) {
-      copy_file(kWho, file.from, to);
+      copy_file(kCheckpointWriter, file.from, to);
     } else {
       write_file(file.name, file.content);
     }
@@ -234,8 +236,8 @@ void CheckpointWriter::copy_side_files(const fs::path& source, const std::set<st
 fs::path CheckpointWriter::place(const std::string& name) {
   const size_t slash = name.find('/');
   const std::string file = slash == std::string::npos ? name : name.substr(slash + 1);
-  TORCH_CHECK(is_plain_name(file) && (slash == std::string::npos || is_plain_name(name.substr(0, slash))), kWho, ": ",
-              quote(name), " is not the plain name of a file, nor of one in a subdirectory");
+  TORCH_CHECK(is_plain_name(file) && (slash == std::string::npos || is_plain_name(name.substr(0, slash))),
+              kCheckpointWriter, ": ", quote(name), " is not the plain name of a file, nor of one in a subdirectory");
   if (slash == std::string::npos) return partial_ / name;
   const fs::path subdirectory = partial_ / name.substr(0, slash);
   std::error_code error;
@@ -246,24 +248,26 @@ fs::path CheckpointWriter::place(const std::string& name) {
 }
 
 void CheckpointWriter::write_file(const std::string& name, std::string_view content) {
-  TORCH_CHECK(!finished_, kWho, ": ", directory_.string(), " is finished");
-  TORCH_CHECK(!is_weights_or_config(name), kWho, ": ", quote(name), " is kept for weights and config.json");
-  FileWriter file(kWho, place(name));
+  TORCH_CHECK(!finished_, kCheckpointWriter, ": ", directory_.string(), " is finished");
+  TORCH_CHECK(!is_weights_or_config(name), kCheckpointWriter, ": ", quote(name),
+              " is kept for weights and config.json");
+  FileWriter file(kCheckpointWriter, place(name));
   file.write(content);
   file.commit();
 }
 
 void CheckpointWriter::finish(const json& config, const std::function<void(const Checkpoint&)>& check_written) {
-  TORCH_CHECK(!finished_, kWho, ": ", directory_.string(), " is finished");
-  TORCH_CHECK(config.is_object(), kWho, ": the config is a JSON ", config.type_name(), ", expected an object");
+  TORCH_CHECK(!finished_, kCheckpointWriter, ": ", directory_.string(), " is finished");
+  TORCH_CHECK(config.is_object(), kCheckpointWriter, ": the config is a JSON ", config.type_name(),
+              ", expected an object");
   const auto write_json = [this](const char* name, const json& value) {
-    FileWriter file(kWho, partial_ / name);
-    file.write(dump_json(value, std::string(kWho) + ": " + name, /*indent=*/2) + "\n");
+    FileWriter file(kCheckpointWriter, partial_ / name);
+    file.write(dump_json(value, std::string(kCheckpointWriter) + ": " + name, /*indent=*/2) + "\n");
     file.commit();
   };
   write_json(kConfigName, config);
   flush();
-  TORCH_CHECK(num_shards_ > 0, kWho, ": ", directory_.string(), " would have no tensors");
+  TORCH_CHECK(num_shards_ > 0, kCheckpointWriter, ": ", directory_.string(), " would have no tensors");
   const auto final_name = [this](int64_t shard) {
     return num_shards_ == 1 ? kWeightsName : fmt::format("model-{:05}-of-{:05}.safetensors", shard, num_shards_);
   };
@@ -279,8 +283,8 @@ void CheckpointWriter::finish(const json& config, const std::function<void(const
   }
   for (auto& [name, stream] : beside_) stream->finish();
   beside_.clear();  // and with it what was laid out anew
-  for (const fs::path& subdirectory : subdirectories_) sync_directory(kWho, subdirectory);
-  sync_directory(kWho, partial_);
+  for (const fs::path& subdirectory : subdirectories_) sync_directory(kCheckpointWriter, subdirectory);
+  sync_directory(kCheckpointWriter, partial_);
   if (check_written) {
     check_written(Checkpoint(partial_));
   }

@@ -16,7 +16,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr const char* kWho = "gguf";
+constexpr const char* kGguf = "gguf";
 constexpr uint32_t kMagic = 0x46554747;  // "GGUF"
 constexpr uint64_t kMaxAlignment = 1 << 20;
 constexpr uint32_t kMaxDimensions = 4;
@@ -47,7 +47,7 @@ class Cursor {
       : begin_(begin),
         size_(size),
         name_(name),
-        where_(std::string(kWho) + ": the header of " + name),
+        where_(std::string(kGguf) + ": the header of " + name),
         budget_(where_) {}
   size_t position() const { return position_; }
   size_t left() const { return size_ - position_; }
@@ -98,17 +98,17 @@ class Cursor {
       case kArray:
         return array(depth);
       default:
-        TORCH_CHECK(false, kWho, ": ", name_, ": byte ", position_, ": ", type, " is no type of a metadata value");
+        TORCH_CHECK(false, kGguf, ": ", name_, ": byte ", position_, ": ", type, " is no type of a metadata value");
     }
   }
   void need(uint64_t num_bytes) const {
-    TORCH_CHECK(num_bytes <= left(), kWho, ": ", name_, " ends inside its header: at byte ", position_, " it needs ",
+    TORCH_CHECK(num_bytes <= left(), kGguf, ": ", name_, " ends inside its header: at byte ", position_, " it needs ",
                 num_bytes, " more but has ", left(), "; incomplete download?");
   }
 
  private:
   json array(int depth) {
-    TORCH_CHECK(depth < kMaxNesting, kWho, ": ", name_, ": arrays are nested deeper than ", kMaxNesting);
+    TORCH_CHECK(depth < kMaxNesting, kGguf, ": ", name_, ": arrays are nested deeper than ", kMaxNesting);
     const auto type = value<uint32_t>();
     const auto count = value<uint64_t>();
     need(count);  // an element takes at least a byte
@@ -130,10 +130,10 @@ class Cursor {
 }  // namespace
 
 GgufFile::GgufFile(const std::filesystem::path& path) : name_(path.string()) {
-  const FileDescriptor file = open_regular_file(kWho, path);
-  size_ = size_of(kWho, file, path);
-  TORCH_CHECK(size_ > 0, kWho, ": ", name_, " is empty");
-  bytes_ = map_file(kWho, file, size_, path);
+  const FileDescriptor file = open_regular_file(kGguf, path);
+  size_ = size_of(kGguf, file, path);
+  TORCH_CHECK(size_ > 0, kGguf, ": ", name_, " is empty");
+  bytes_ = map_file(kGguf, file, size_, path);
   mapped_ = true;
   read_header();
 }
@@ -145,30 +145,30 @@ GgufFile::GgufFile(std::shared_ptr<const void> bytes, size_t size, std::string n
 
 void GgufFile::read_header() {
   Cursor cursor(static_cast<const unsigned char*>(bytes_.get()), size_, name_);
-  refuse_lfs_pointer({static_cast<const char*>(bytes_.get()), size_}, std::string(kWho) + ": " + name_);
-  TORCH_CHECK(cursor.value<uint32_t>() == kMagic, kWho, ": ", name_, " is not a GGUF file");
+  refuse_lfs_pointer({static_cast<const char*>(bytes_.get()), size_}, std::string(kGguf) + ": " + name_);
+  TORCH_CHECK(cursor.value<uint32_t>() == kMagic, kGguf, ": ", name_, " is not a GGUF file");
   const auto version = cursor.value<uint32_t>();
-  TORCH_CHECK(version == 2 || version == 3, kWho, ": ", name_, " has version ", version,
+  TORCH_CHECK(version == 2 || version == 3, kGguf, ": ", name_, " has version ", version,
               ", expected 2 or 3 in little-endian order");
   const auto num_tensors = cursor.value<uint64_t>(), num_pairs = cursor.value<uint64_t>();
   for (uint64_t i = 0; i < num_pairs; ++i) {
     const std::string key = cursor.text();
     cursor.budget().add_member(key.size());
     json value = cursor.metadata_value(cursor.value<uint32_t>());
-    TORCH_CHECK(metadata_.emplace(key, std::move(value)).second, kWho, ": ", name_, " has the key ", quote(key),
+    TORCH_CHECK(metadata_.emplace(key, std::move(value)).second, kGguf, ": ", name_, " has the key ", quote(key),
                 " twice");
   }
   uint64_t alignment = 32;
   if (const auto it = metadata_.find("general.alignment"); it != metadata_.end()) {
     TORCH_CHECK(
         it->is_number_unsigned() && it->get<uint64_t>() <= kMaxAlignment && std::has_single_bit(it->get<uint64_t>()),
-        kWho, ": ", name_, ": general.alignment is ", short_json(*it), ", expected a power of two");
+        kGguf, ": ", name_, ": general.alignment is ", short_json(*it), ", expected a power of two");
     alignment = it->get<uint64_t>();
   }
   for (uint64_t i = 0; i < num_tensors; ++i) {
     const std::string name = cursor.text();
     cursor.budget().add(kEntryBytes);
-    const std::string where = std::string(kWho) + ": " + name_ + ": tensor " + quote(name) + " ";
+    const std::string where = std::string(kGguf) + ": " + name_ + ": tensor " + quote(name) + " ";
     const auto dimensions = cursor.value<uint32_t>();
     TORCH_CHECK(dimensions <= kMaxDimensions, where, "has ", dimensions, " dimensions, expected at most ",
                 kMaxDimensions);
@@ -192,7 +192,7 @@ void GgufFile::read_header() {
   }
   const uint64_t data = (cursor.position() + alignment - 1) / alignment * alignment;
   for (auto& [name, entry] : tensors_) {
-    TORCH_CHECK(data <= size_ && entry.offset <= size_ - data, kWho, ": ", name_, ": tensor ", quote(name),
+    TORCH_CHECK(data <= size_ && entry.offset <= size_ - data, kGguf, ": ", name_, ": tensor ", quote(name),
                 " begins behind the end of the file; incomplete download?");
     entry.offset += data;
   }
@@ -204,9 +204,9 @@ void GgufFile::release_pages() const {
 
 Tensor GgufFile::bytes(std::string_view name, int64_t num_bytes) const {
   const auto it = tensors_.find(name);
-  TORCH_CHECK(it != tensors_.end(), kWho, ": ", name_, " has no tensor ", quote(name));
+  TORCH_CHECK(it != tensors_.end(), kGguf, ": ", name_, " has no tensor ", quote(name));
   const uint64_t offset = it->second.offset;
-  TORCH_CHECK(num_bytes >= 0 && static_cast<uint64_t>(num_bytes) <= size_ - offset, kWho, ": ", name_, ": tensor ",
+  TORCH_CHECK(num_bytes >= 0 && static_cast<uint64_t>(num_bytes) <= size_ - offset, kGguf, ": ", name_, ": tensor ",
               quote(name), " takes ", num_bytes, " bytes but ", size_ - offset,
               " are left in the file; incomplete download?");
   auto* begin = static_cast<unsigned char*>(const_cast<void*>(bytes_.get())) + offset;

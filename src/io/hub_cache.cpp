@@ -18,7 +18,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kWho = "checkpoint";
+constexpr const char* kHubCache = "checkpoint";
 constexpr size_t kMaxRefBytes = 1024;
 // The directory of "org/name" is called "models--org--name".
 constexpr const char* kRepositoryPrefix = "models--";
@@ -74,7 +74,7 @@ fs::path resolve_checkpoint(const std::string& model) {
   const size_t at = model.find('@');
   const std::string repository = model.substr(0, at);
   const std::string revision = at == model.npos ? "main" : model.substr(at + 1);
-  TORCH_CHECK(is_repository(repository) && is_revision(revision), kWho, ": ", model,
+  TORCH_CHECK(is_repository(repository) && is_revision(revision), kHubCache, ": ", model,
               " is not a directory, nor the \"org/name\" or \"org/name@revision\" of a model");
   const fs::path cache = hub_cache();
   std::string folder = kRepositoryPrefix + repository;
@@ -83,13 +83,15 @@ fs::path resolve_checkpoint(const std::string& model) {
   const fs::path snapshots = cache / folder / "snapshots";
   if (is_plain_name(revision) && fs::is_directory(snapshots / revision, error)) return snapshots / revision;
   const fs::path reference = cache / folder / "refs" / revision;
-  TORCH_CHECK(fs::is_regular_file(reference, error), kWho, ": ", model, " is neither a directory nor in the cache ",
-              cache.string(), " of the Hugging Face Hub; download it first, as with: ", download);
-  std::string commit = read_file(kWho, reference, kMaxRefBytes);
+  TORCH_CHECK(fs::is_regular_file(reference, error), kHubCache, ": ", model,
+              " is neither a directory nor in the cache ", cache.string(),
+              " of the Hugging Face Hub; download it first, as with: ", download);
+  std::string commit = read_file(kHubCache, reference, kMaxRefBytes);
   commit.erase(std::find_if(commit.begin(), commit.end(), [](unsigned char c) { return std::isspace(c) != 0; }),
                commit.end());
-  TORCH_CHECK(is_plain_name(commit), kWho, ": ", reference.string(), " holds ", quote(commit), ", expected a commit");
-  TORCH_CHECK(fs::is_directory(snapshots / commit, error), kWho, ": ", (snapshots / commit).string(),
+  TORCH_CHECK(is_plain_name(commit), kHubCache, ": ", reference.string(), " holds ", quote(commit),
+              ", expected a commit");
+  TORCH_CHECK(fs::is_directory(snapshots / commit, error), kHubCache, ": ", (snapshots / commit).string(),
               " does not exist though refs/", revision, " names it; download it again, as with: ", download);
   return snapshots / commit;
 }

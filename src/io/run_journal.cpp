@@ -19,7 +19,7 @@ namespace {
 using nlohmann::json;
 namespace fs = std::filesystem;
 
-constexpr const char* kWho = "work directory";
+constexpr const char* kWorkDirectory = "work directory";
 constexpr const char* kRun = "run.json";
 constexpr const char* kInputs = "inputs.safetensors";
 constexpr const char* kJournal = "journal.json";
@@ -57,21 +57,21 @@ uint32_t crc32_of_json(const json& value) {
 }
 
 void check_intact(bool intact, const fs::path& path) {
-  TORCH_CHECK(intact, kWho, ": ", path.string(),
+  TORCH_CHECK(intact, kWorkDirectory, ": ", path.string(),
               " is damaged: its size or checksum is not the one that was written; the run cannot be continued");
 }
 
 /// Durable, and so is every file of its directory by then: a file system need not keep the order of renames.
 void replace_json(const fs::path& path, json object) {
   object["crc32"] = crc32_of_json(object);
-  sync_directory(kWho, path.parent_path());
+  sync_directory(kWorkDirectory, path.parent_path());
   write_json_file(path, object);
-  sync_directory(kWho, path.parent_path());
+  sync_directory(kWorkDirectory, path.parent_path());
 }
 
 json read_with_checksum(const fs::path& path) {
   json object = read_json_file(path.string());
-  TORCH_CHECK(object.is_object(), kWho, ": ", path.string(), " is not a JSON object");
+  TORCH_CHECK(object.is_object(), kWorkDirectory, ": ", path.string(), " is not a JSON object");
   const json sum = object.value("crc32", json());
   object.erase("crc32");
   check_intact(sum == crc32_of_json(object), path);
@@ -86,10 +86,10 @@ bool belongs_to_a_run(const std::string& name) {
 }  // namespace
 
 uint32_t crc32_of_file(const fs::path& path) {
-  const FileDescriptor file = open_regular_file(kWho, path);
+  const FileDescriptor file = open_regular_file(kWorkDirectory, path);
   std::string buffer(size_t{1} << 20, '\0');
   uLong crc = ::crc32(0, nullptr, 0);
-  while (const size_t count = read_bytes(kWho, file, path, buffer.data(), buffer.size())) {
+  while (const size_t count = read_bytes(kWorkDirectory, file, path, buffer.data(), buffer.size())) {
     crc = ::crc32(crc, reinterpret_cast<const Bytef*>(buffer.data()), static_cast<uInt>(count));
   }
   return static_cast<uint32_t>(crc);
@@ -97,17 +97,17 @@ uint32_t crc32_of_file(const fs::path& path) {
 
 bool RunJournal::is_held(const fs::path& directory) { return LockFile::is_held(directory / kLock); }
 
-bool RunJournal::exists(const fs::path& directory) { return path_exists(kWho, directory / kRun); }
+bool RunJournal::exists(const fs::path& directory) { return path_exists(kWorkDirectory, directory / kRun); }
 
 RunJournal::Description RunJournal::describe(const fs::path& directory) {
   const fs::path path = directory / kRun;
-  TORCH_CHECK(exists(directory), kWho, ": ", directory.string(), " holds no run (no ", kRun, ")");
+  TORCH_CHECK(exists(directory), kWorkDirectory, ": ", directory.string(), " holds no run (no ", kRun, ")");
   const json run = read_with_checksum(path);
-  TORCH_CHECK(run.value("journal_version", json()) == kJournalVersion, kWho, ": ", directory.string(),
+  TORCH_CHECK(run.value("journal_version", json()) == kJournalVersion, kWorkDirectory, ": ", directory.string(),
               " was begun by another version of this program; finish it with that one, or start over in another "
               "directory");
-  TORCH_CHECK(run.contains("identity") && run.contains("details") && run.contains("inputs"), kWho, ": ", path.string(),
-              " is not the description of a run");
+  TORCH_CHECK(run.contains("identity") && run.contains("details") && run.contains("inputs"), kWorkDirectory, ": ",
+              path.string(), " is not the description of a run");
   check_intact(run["inputs"] == crc32_of_file(directory / kInputs), directory / kInputs);
   return {run["identity"], run["details"], tensors_of(directory / kInputs)};
 }
@@ -115,12 +115,12 @@ RunJournal::Description RunJournal::describe(const fs::path& directory) {
 RunJournal::RunJournal(const fs::path& directory, const Description& description) : directory_(directory) {
   std::error_code error;
   fs::create_directories(directory, error);
-  if (error) throw_system_error(kWho, "create", directory, error.value());
+  if (error) throw_system_error(kWorkDirectory, "create", directory, error.value());
   for (const auto& entry : fs::directory_iterator(directory)) {
-    TORCH_CHECK(belongs_to_a_run(entry.path().filename().string()), kWho, ": ", directory.string(), " holds ",
+    TORCH_CHECK(belongs_to_a_run(entry.path().filename().string()), kWorkDirectory, ": ", directory.string(), " holds ",
                 entry.path().filename().string(), ", which belongs to no run; choose an empty or a new directory");
   }
-  lock_.emplace(kWho, directory / kLock, "another process works in " + directory.string());
+  lock_.emplace(kWorkDirectory, directory / kLock, "another process works in " + directory.string());
   const auto write_run = [&](uint32_t inputs_crc32) {
     replace_json(directory / kRun, {{"journal_version", kJournalVersion},
                                     {"identity", description.identity},
@@ -133,21 +133,22 @@ RunJournal::RunJournal(const fs::path& directory, const Description& description
   }
   const Description was = describe(directory);
   const std::vector<std::string> changed = differences(was.identity, description.identity);
-  TORCH_CHECK(changed.empty(), kWho, ": ", directory.string(),
+  TORCH_CHECK(changed.empty(), kWorkDirectory, ": ", directory.string(),
               " holds another run; what differs: ", fmt::format("{}", fmt::join(changed, ", ")),
               "; choose another directory or start over without it");
   bool same_inputs = was.inputs.size() == description.inputs.size();
   for (const auto& [name, tensor] : description.inputs) {
     same_inputs = same_inputs && was.inputs.contains(name) && at::equal(was.inputs.at(name), tensor);
   }
-  TORCH_CHECK(same_inputs, kWho, ": ", directory.string(), " holds a run with other inputs (calibration data)");
+  TORCH_CHECK(same_inputs, kWorkDirectory, ": ", directory.string(),
+              " holds a run with other inputs (calibration data)");
   read_journal();
   remove_leftovers();
   if (was.details != description.details) write_run(crc32_of_file(directory / kInputs));
 }
 
 void RunJournal::read_journal() {
-  if (!path_exists(kWho, directory_ / kJournal)) return;
+  if (!path_exists(kWorkDirectory, directory_ / kJournal)) return;
   const std::string path = (directory_ / kJournal).string();
   const json journal = read_with_checksum(path);
   JsonObject object(journal, path);
@@ -156,20 +157,22 @@ void RunJournal::read_journal() {
     constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
     File result{.name = file.text("name", ""), .num_bytes = file.integer("num_bytes", 0, 0, kMax)};
     result.crc32 = static_cast<uint32_t>(file.integer("crc32", 0, 0, std::numeric_limits<uint32_t>::max()));
-    TORCH_CHECK(is_plain_name(result.name), kWho, ": ", path, " names ", quote(result.name));
+    TORCH_CHECK(is_plain_name(result.name), kWorkDirectory, ": ", path, " names ", quote(result.name));
     const fs::path where = directory_ / result.name;
-    const FileDescriptor opened = open_regular_file(kWho, where);
-    check_intact(
-        static_cast<int64_t>(size_of(kWho, opened, where)) == result.num_bytes && crc32_of_file(where) == result.crc32,
-        where);
+    const FileDescriptor opened = open_regular_file(kWorkDirectory, where);
+    check_intact(static_cast<int64_t>(size_of(kWorkDirectory, opened, where)) == result.num_bytes &&
+                     crc32_of_file(where) == result.crc32,
+                 where);
     return result;
   };
-  TORCH_CHECK(journal.contains("steps") && journal["steps"].is_array(), kWho, ": ", path, " is not a journal");
+  TORCH_CHECK(journal.contains("steps") && journal["steps"].is_array(), kWorkDirectory, ": ", path,
+              " is not a journal");
   for (const json& step : journal["steps"]) {
     steps_.push_back(read(step));
     notes_.push_back(step.value("notes", json()));
   }
-  TORCH_CHECK(journal.contains("state") && journal["state"].is_object(), kWho, ": ", path, " is not a journal");
+  TORCH_CHECK(journal.contains("state") && journal["state"].is_object(), kWorkDirectory, ": ", path,
+              " is not a journal");
   for (const auto& [name, value] : journal["state"].items()) {
     const int64_t finished = JsonObject(value, path).integer("num_steps", 0, 1, num_steps());
     state_.emplace(name, StateFile{read(value), finished});
@@ -232,7 +235,7 @@ void RunJournal::finish_step(const Tensors& result, const Tensors& state, const 
   steps_.push_back(save(fmt::format("step-{:05}.safetensors", num_steps()), result));
   notes_.push_back(notes);
   for (const auto& [name, tensor] : state) {
-    TORCH_CHECK(is_plain_name(name), kWho, ": ", quote(name), " cannot be the name of a state");
+    TORCH_CHECK(is_plain_name(name), kWorkDirectory, ": ", quote(name), " cannot be the name of a state");
     const std::string file = fmt::format("state-{:05}-{}.safetensors", num_steps(), name);
     state_.insert_or_assign(name, StateFile{save(file, {{name, tensor}}), num_steps()});
   }

@@ -32,7 +32,7 @@ using nlohmann::json;
 constexpr size_t kLengthBytes = 8;
 constexpr size_t kMaxHeaderBytes = 100'000'000;  // the limit of the reference implementation
 constexpr const char* kMetadataKey = "__metadata__";
-constexpr const char* kWho = "safetensors";
+constexpr const char* kSafetensors = "safetensors";
 
 struct DType {
   const char* name;
@@ -95,22 +95,22 @@ size_t num_bytes_of(const std::vector<uint64_t>& shape, size_t element_size, con
 json parse_header(const unsigned char* file, size_t file_size, const std::string& path, size_t* header_size) {
   uint64_t length = 0;
   std::memcpy(&length, file, kLengthBytes);
-  TORCH_CHECK(length <= kMaxHeaderBytes, kWho, ": ", path, " declares a header of ", length,
+  TORCH_CHECK(length <= kMaxHeaderBytes, kSafetensors, ": ", path, " declares a header of ", length,
               " bytes, expected at most ", kMaxHeaderBytes, "; is it a safetensors file?");
-  TORCH_CHECK(length <= file_size - kLengthBytes, kWho, ": ", path, " has ", file_size,
+  TORCH_CHECK(length <= file_size - kLengthBytes, kSafetensors, ": ", path, " has ", file_size,
               " bytes, too few for its header of ", length, " bytes; incomplete download?");
   const std::string_view text(reinterpret_cast<const char*>(file) + kLengthBytes, length);
-  TORCH_CHECK(text.starts_with('{'), kWho, ": the header of ", path,
+  TORCH_CHECK(text.starts_with('{'), kSafetensors, ": the header of ", path,
               " is not a JSON object (it does not begin with '{'); is it a safetensors file?");
   *header_size = length;
-  return parse_json(text, std::string(kWho) + ": the header of " + path, DuplicateKeys::kRefuse);
+  return parse_json(text, std::string(kSafetensors) + ": the header of " + path, DuplicateKeys::kRefuse);
 }
 
 std::map<std::string, std::string> parse_metadata(const json& value, const std::string& path) {
-  TORCH_CHECK(value.is_object(), kWho, ": ", path, " has a __metadata__ that is not an object");
+  TORCH_CHECK(value.is_object(), kSafetensors, ": ", path, " has a __metadata__ that is not an object");
   std::map<std::string, std::string> metadata;
   for (const auto& [key, text] : value.items()) {
-    TORCH_CHECK(text.is_string(), kWho, ": ", path, " has the __metadata__ entry ", quote(key),
+    TORCH_CHECK(text.is_string(), kSafetensors, ": ", path, " has the __metadata__ entry ", quote(key),
                 " that is not a string");
     metadata.emplace(key, text.get<std::string>());
   }
@@ -128,13 +128,13 @@ void check_extents(std::vector<Extent> extents, size_t data_size, const std::str
             [](const Extent& a, const Extent& b) { return std::pair(a.begin, a.end) < std::pair(b.begin, b.end); });
   size_t position = 0;
   for (const Extent& extent : extents) {
-    TORCH_CHECK(extent.begin >= position, kWho, ": ", path, ": tensor ", quote(*extent.name), " begins at data byte ",
-                extent.begin, " and overlaps the tensor that ends at ", position);
-    TORCH_CHECK(extent.begin == position, kWho, ": ", path, ": data bytes ", position, " to ", extent.begin,
+    TORCH_CHECK(extent.begin >= position, kSafetensors, ": ", path, ": tensor ", quote(*extent.name),
+                " begins at data byte ", extent.begin, " and overlaps the tensor that ends at ", position);
+    TORCH_CHECK(extent.begin == position, kSafetensors, ": ", path, ": data bytes ", position, " to ", extent.begin,
                 " before tensor ", quote(*extent.name), " belong to no tensor");
     position = extent.end;
   }
-  TORCH_CHECK(position == data_size, kWho, ": ", path, ": the tensors end at data byte ", position,
+  TORCH_CHECK(position == data_size, kSafetensors, ": ", path, ": the tensors end at data byte ", position,
               " but the data section ends at ", data_size);
 }
 
@@ -147,14 +147,14 @@ const char* dtype_name(at::ScalarType dtype) {
 
 SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : path_(path) {
   const std::string file_name = path_.string();
-  const FileDescriptor file = open_regular_file(kWho, path_);
-  const size_t file_size = size_of(kWho, file, path_);
-  TORCH_CHECK(file_size >= kLengthBytes, kWho, ": ", file_name, " has ", file_size, " bytes, expected at least ",
-              kLengthBytes, "; incomplete download?");
-  mapping_ = map_file(kWho, file, file_size, path_);
+  const FileDescriptor file = open_regular_file(kSafetensors, path_);
+  const size_t file_size = size_of(kSafetensors, file, path_);
+  TORCH_CHECK(file_size >= kLengthBytes, kSafetensors, ": ", file_name, " has ", file_size,
+              " bytes, expected at least ", kLengthBytes, "; incomplete download?");
+  mapping_ = map_file(kSafetensors, file, file_size, path_);
   mapped_bytes_ = file_size;
   const auto* bytes = static_cast<const unsigned char*>(mapping_.get());
-  refuse_lfs_pointer({reinterpret_cast<const char*>(bytes), file_size}, std::string(kWho) + ": " + file_name);
+  refuse_lfs_pointer({reinterpret_cast<const char*>(bytes), file_size}, std::string(kSafetensors) + ": " + file_name);
   size_t header_size = 0;
   const json header = parse_header(bytes, file_size, file_name, &header_size);
   data_ = bytes + kLengthBytes + header_size;
@@ -166,7 +166,7 @@ SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : path_(path
       metadata_ = parse_metadata(value, file_name);
       continue;
     }
-    const std::string where = std::string(kWho) + ": " + file_name + ": tensor " + quote(name) + " ";
+    const std::string where = std::string(kSafetensors) + ": " + file_name + ": tensor " + quote(name) + " ";
     TORCH_CHECK(value.is_object(), where, "is described by something that is not an object");
     const at::ScalarType dtype = parse_dtype(field(value, "dtype", where), where);
     const std::vector<uint64_t> shape = parse_sizes(field(value, "shape", where), "a shape", where);
@@ -199,7 +199,7 @@ bool SafetensorsFile::contains(std::string_view name) const { return entries_.fi
 
 const SafetensorsFile::Entry& SafetensorsFile::find(std::string_view name) const {
   const auto found = entries_.find(name);
-  TORCH_CHECK(found != entries_.end(), kWho, ": ", path_.string(), " has no tensor ", quote(name));
+  TORCH_CHECK(found != entries_.end(), kSafetensors, ": ", path_.string(), " has no tensor ", quote(name));
   return found->second;
 }
 
@@ -215,7 +215,7 @@ Tensor SafetensorsFile::tensor(std::string_view name) const {
   const unsigned char* begin = data_ + entry.begin;
   const size_t num_bytes = entry.end - entry.begin;
   if (entry.dtype == at::kBool) {  // any other byte in a bool is undefined behaviour
-    TORCH_CHECK(std::all_of(begin, begin + num_bytes, [](unsigned char byte) { return byte <= 1; }), kWho, ": ",
+    TORCH_CHECK(std::all_of(begin, begin + num_bytes, [](unsigned char byte) { return byte <= 1; }), kSafetensors, ": ",
                 path_.string(), ": tensor ", quote(name), " is BOOL but holds bytes other than 0 and 1");
   }
   const bool aligned = reinterpret_cast<uintptr_t>(begin) % c10::elementSize(entry.dtype) == 0;
@@ -284,7 +284,7 @@ Tensor storable(const Tensor& tensor, const std::string& what) {
 
 StoredFile write_safetensors(const std::filesystem::path& path, const std::map<std::string, Tensor>& tensors,
                              const std::map<std::string, std::string>& metadata) {
-  const std::string where = std::string(kWho) + ": " + path.string();
+  const std::string where = std::string(kSafetensors) + ": " + path.string();
   std::map<std::string, TensorInfo> infos;
   for (const auto& [name, tensor] : tensors) {
     TORCH_CHECK(tensor.defined(), where, ": tensor ", quote(name), " is undefined");
@@ -303,10 +303,10 @@ void save_safetensors(const std::filesystem::path& path, const std::map<std::str
 
 SafetensorsWriter::SafetensorsWriter(const std::filesystem::path& path, std::map<std::string, TensorInfo> tensors,
                                      const std::map<std::string, std::string>& metadata)
-    : where_(std::string(kWho) + ": " + path.string()), infos_(std::move(tensors)) {
+    : where_(std::string(kSafetensors) + ": " + path.string()), infos_(std::move(tensors)) {
   StoredLayout layout = safetensors_layout(infos_, metadata, where_);
   order_ = std::move(layout.order);
-  file_ = std::make_unique<FileWriter>(kWho, path);
+  file_ = std::make_unique<FileWriter>(kSafetensors, path);
   write(layout.header.data(), layout.header.size());
 }
 

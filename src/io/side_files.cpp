@@ -19,8 +19,8 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-constexpr const char* kWho = "side files";
-constexpr size_t kMaxJsonBytes = 100'000'000;
+constexpr const char* kSideFiles = "side files";
+constexpr size_t kMaxSideJsonBytes = 100'000'000;
 constexpr size_t kMaxListed = 10;
 
 constexpr const char* kOtherKind = "neither configuration, tokenizer, template, text nor picture";
@@ -70,8 +70,8 @@ bool belongs_to(const fs::path& target, const fs::path& directory) {
 /// How pickles (protocol 2 and later) and archives, PyTorch's among them, begin.
 bool is_pickle_or_archive(const fs::path& file) {
   std::array<char, 4> begin{};
-  const FileDescriptor opened = open_regular_file(kWho, file);
-  const size_t count = read_bytes(kWho, opened, file, begin.data(), begin.size());
+  const FileDescriptor opened = open_regular_file(kSideFiles, file);
+  const size_t count = read_bytes(kSideFiles, opened, file, begin.data(), begin.size());
   const std::string_view text(begin.data(), count);
   return text.starts_with("PK\x03\x04") || (count > 1 && text[0] == '\x80' && text[1] >= 2 && text[1] <= 5);
 }
@@ -128,7 +128,7 @@ class Search {
   bool remove_code(SideFiles::File& file) {
     json value;
     try {
-      value = parse_json(read_file(kWho, file.from, kMaxJsonBytes), file.name, DuplicateKeys::kLastWins);
+      value = parse_json(read_file(kSideFiles, file.from, kMaxSideJsonBytes), file.name, DuplicateKeys::kLastWins);
     } catch (const c10::Error&) {
       leave_out(kNoJson, file.name);
       return false;
@@ -169,7 +169,7 @@ SideFiles find_side_files(const fs::path& directory, const json& config, const s
   for (fs::directory_iterator entry(directory, error), end; !error && entry != end; entry.increment(error)) {
     files.push_back(entry->path());
   }
-  if (error) throw_system_error(kWho, "read", directory, error.value());
+  if (error) throw_system_error(kSideFiles, "read", directory, error.value());
   std::sort(files.begin(), files.end());
   Search search(directory);
   json dropped = config;

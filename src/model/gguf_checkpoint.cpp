@@ -18,7 +18,7 @@ namespace {
 using nlohmann::json;
 
 constexpr int64_t kGroup = 32;  // of blocks with codes
-constexpr int64_t kMaxSize = int64_t{1} << 30;
+constexpr int64_t kMaxDimension = int64_t{1} << 30;
 constexpr const char* kRopeFactors = "rope_freqs.weight";
 
 /// A float32 as a person would have written it: 1e-05 and not 9.99999974737875e-06.
@@ -44,7 +44,7 @@ json llama3_scaling(const GgufFile& file, const Tensor& factors, double theta, i
                       .factor = shortest(factors.max().item<double>()),
                       .low_freq_factor = 1,
                       .high_freq_factor = 4};
-  for (int64_t context = 16; context <= kMaxSize; context *= 2) {
+  for (int64_t context = 16; context <= kMaxDimension; context *= 2) {
     rope.original_max_position_embeddings = context;
     if (!at::allclose(frequencies({.theta = theta}) / frequencies(rope), factors, 1e-4)) continue;
     return {{"rope_type", "llama3"},
@@ -63,7 +63,7 @@ json config_of(const GgufFile& file) {
   const GgufArchitecture& architecture = architecture_of(file);
   const auto key = [&](const char* name) { return fmt::format("{}.{}", architecture.name, name); };
   const auto size = [&](const char* name, int64_t fallback) {
-    const int64_t value = metadata.integer(key(name), fallback, fallback < 0 ? 1 : 0, kMaxSize);
+    const int64_t value = metadata.integer(key(name), fallback, fallback < 0 ? 1 : 0, kMaxDimension);
     TORCH_CHECK(value >= 0, file.name(), ": ", key(name), " is missing");
     return value;
   };
@@ -111,7 +111,7 @@ json config_of(const GgufFile& file) {
       {"bos", "bos_token_id"}, {"eos", "eos_token_id"}, {"padding", "pad_token_id"}};
   for (const auto& [from, to] : kTokens) {
     const std::string name = fmt::format("tokenizer.ggml.{}_token_id", from);
-    if (metadata.contains(name)) config[to] = metadata.integer(name, 0, 0, kMaxSize);
+    if (metadata.contains(name)) config[to] = metadata.integer(name, 0, 0, kMaxDimension);
   }
   return config;
 }

@@ -17,7 +17,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::string_view kPrefix = "model.", kBlocks = "layers.", kBias = ".bias", kHead = "lm_head.weight";
+constexpr std::string_view kModelPrefix = "model.", kBlocks = "layers.", kBias = ".bias", kHead = "lm_head.weight";
 /// Rows that are compared at a time.
 constexpr int64_t kRowsPerChunk = 4096;
 
@@ -69,7 +69,7 @@ bool repeats_embedding(const Model& model) {
 Verdict judge(const Model& model, const std::string& stored) {
   const ModelConfig& config = model.config();
   std::string_view name = stored;
-  if (name.starts_with(kPrefix)) name.remove_prefix(kPrefix.size());
+  if (name.starts_with(kModelPrefix)) name.remove_prefix(kModelPrefix.size());
   const auto ends = [&](std::string_view ending) { return name.ends_with(ending); };
   if (std::any_of(std::begin(kBuffers), std::end(kBuffers), ends)) {
     return {"buffers of other programs, which every model computes itself", true};

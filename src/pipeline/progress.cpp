@@ -73,7 +73,7 @@ constexpr const char* kKinds[] = {"run_started",   "run_resumed",   "block_start
                                   "warning",       "run_finished"};
 static_assert(std::size(kKinds) == std::variant_size_v<ProgressEvent>);
 
-struct Writer {
+struct EventWriter {
   json& object;
 
   static json number(double value) { return std::isfinite(value) ? json(value) : json(nullptr); }
@@ -85,14 +85,14 @@ struct Writer {
     object[key] = json::array();
     for (const double value : values) object[key].push_back(number(value));
   }
-  void operator()(const char* key, ActivationRange& range) const { fields(range, Writer{object[key]}); }
+  void operator()(const char* key, ActivationRange& range) const { fields(range, EventWriter{object[key]}); }
   template <class Value>
   void operator()(const char* key, const Value& value) const {
     object[key] = value;
   }
 };
 
-struct Reader {
+struct EventReader {
   const json& value;
   JsonObject& object;
 
@@ -114,7 +114,7 @@ struct Reader {
   }
   void operator()(const char* key, ActivationRange& result) const {
     JsonObject range = object.object(key);
-    fields(result, Reader{value.at(key), range});
+    fields(result, EventReader{value.at(key), range});
   }
 };
 
@@ -123,7 +123,7 @@ std::optional<ProgressEvent> read_event(const std::string& kind, const json& val
   if constexpr (kIndex < std::variant_size_v<ProgressEvent>) {
     if (kind != kKinds[kIndex]) return read_event<kIndex + 1>(kind, value, object);
     std::variant_alternative_t<kIndex, ProgressEvent> event{};
-    fields(event, Reader{value, object});
+    fields(event, EventReader{value, object});
     return event;
   }
   return std::nullopt;
@@ -133,7 +133,7 @@ std::optional<ProgressEvent> read_event(const std::string& kind, const json& val
 
 json to_json(const ProgressEvent& event) {
   json object{{"event", kKinds[event.index()]}};
-  std::visit([&](auto fields_of) { fields(fields_of, Writer{object}); }, event);
+  std::visit([&](auto fields_of) { fields(fields_of, EventWriter{object}); }, event);
   return object;
 }
 

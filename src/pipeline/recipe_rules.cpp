@@ -11,30 +11,30 @@
 namespace baseq {
 namespace {
 
-using Kind = TransformStep::Kind;
-using Names = std::set<std::string>;
+using StepKind = TransformStep::Kind;
+using NameSet = std::set<std::string>;
 
 std::string site_name(Site site) { return std::string(site_info(site).name); }
 
-std::string quoted(const Names& names) { return fmt::format("\"{}\"", fmt::join(names, "\", \"")); }
+std::string quoted(const NameSet& names) { return fmt::format("\"{}\"", fmt::join(names, "\", \"")); }
 
-bool allows(Kind kind, Site site) {
+bool allows(StepKind kind, Site site) {
   switch (kind) {
-    case Kind::kHadamard:
+    case StepKind::kHadamard:
       return true;
-    case Kind::kScale:
-    case Kind::kSmooth:
+    case StepKind::kScale:
+    case StepKind::kSmooth:
       return site != Site::kResidual && site != Site::kQueryKey;
-    case Kind::kMatrix:
+    case StepKind::kMatrix:
       return site == Site::kValue;
-    case Kind::kBalance:
+    case StepKind::kBalance:
       return site != Site::kResidual && site != Site::kO;
   }
   TORCH_INTERNAL_ASSERT(false, "unknown TransformStep::Kind");
 }
 
-Names linear_names() {
-  Names names;
+NameSet linear_names() {
+  NameSet names;
   for (const SiteInfo& info : sites()) {
     if (info.is_input()) names.insert(info.readers.begin(), info.readers.end());
   }
@@ -87,20 +87,20 @@ class Order {
       placed_.insert({step.kind, site});
       if (const char* what = learnable_by(step.kind, site)) learnable_[what].insert(site_name(site));
     }
-    const auto rotated = [&](Site site) { return placed_.contains({Kind::kHadamard, site}); };
+    const auto rotated = [&](Site site) { return placed_.contains({StepKind::kHadamard, site}); };
     require(!rotated(Site::kResidual) || !(rotated(Site::kQkv) || rotated(Site::kGateUp)), "at",
             "\"residual\" rotates the inputs of \"qkv\" and \"gate_up\" already; leave one out");
   }
 
   /// The part of rates that names the factor that such a step places; nullptr: it cannot be learned.
-  static const char* learnable_by(Kind kind, Site site) {
-    if (kind == Kind::kHadamard) return nullptr;
-    if (site == Site::kValue && (kind == Kind::kMatrix || kind == Kind::kBalance)) return "matrix";
+  static const char* learnable_by(StepKind kind, Site site) {
+    if (kind == StepKind::kHadamard) return nullptr;
+    if (site == Site::kValue && (kind == StepKind::kMatrix || kind == StepKind::kBalance)) return "matrix";
     // RoPE passes no other scales than those that are equal within each pair.
     return site == Site::kQueryKey ? nullptr : "scale";
   }
 
-  void check_place_of(Kind kind, Site site) const {
+  void check_place_of(StepKind kind, Site site) const {
     const std::string name = site_name(site);
     require(site != Site::kResidual || is_first_, "at",
             "\"residual\" turns the whole model; only the first step can do that");
@@ -109,9 +109,9 @@ class Order {
               "\" sees; put this step before its points step");
     }
     const bool is_after = std::ranges::any_of(placed_, [&](const auto& placed) { return placed.second == site; });
-    require(kind != Kind::kBalance || site != Site::kQueryKey || !is_after, "at",
+    require(kind != StepKind::kBalance || site != Site::kQueryKey || !is_after, "at",
             "\"query_key\" has a transform already, and its balance is of the pairs that RoPE turns");
-    const bool learned = kind == Kind::kScale || kind == Kind::kMatrix;
+    const bool learned = kind == StepKind::kScale || kind == StepKind::kMatrix;
     require(!learned || !placed_.contains({kind, site}), "at", "\"", name, "\" has such a transform already");
   }
 
@@ -148,7 +148,7 @@ class Order {
     const std::string place = rate.substr(0, dot), what = dot == std::string::npos ? "" : rate.substr(dot + 1);
     const auto found = learnable_.find(what);
     if (found == learnable_.end()) {
-      Names known;
+      NameSet known;
       for (const auto& [name, places] : learnable_) known.insert(name);
       require(false, "rates", "unknown \"", rate, "\"; expected \"PLACE.WHAT\" or \"*.WHAT\", where WHAT is one of ",
               quoted(known));
@@ -158,7 +158,7 @@ class Order {
     require(what != "low_rank" || weights == Weights::kRounded, "rates", "\"", rate, "\" needs weights \"rounded\"");
     require((what != "scale" && what != "matrix") || !rounded_, "rates", "\"", rate,
             "\" would change weights that are rounded by then");
-    const Names& places = found->second;
+    const NameSet& places = found->second;
     require(place == "*" ? !places.empty() : places.contains(place), "rates", "\"", rate, "\": there is no such ", what,
             " by then", places.empty() ? "" : ", only at " + quoted(places));
   }
@@ -177,22 +177,22 @@ class Order {
             "false needs activation_order false");
     rounded_ = rounded_in_pass_ = true;
     learnable_["weight_clip"].clear();
-    learnable_["low_rank"] = fbquant ? linear_names() : Names{};
+    learnable_["low_rank"] = fbquant ? linear_names() : NameSet{};
   }
 
   const Recipe& recipe_;
   std::string path_;  ///< of the step at hand
   bool is_first_ = true, rounded_ = false, rounded_in_pass_ = false, clips_weights_ = false;
-  std::set<std::pair<Kind, Site>> placed_;
+  std::set<std::pair<StepKind, Site>> placed_;
   std::set<Site> points_;
   /// Where there is what a learn step can learn, as recipes name it.
-  std::map<std::string, Names> learnable_{{"scale", {}},
-                                          {"matrix", {}},
-                                          {"clip", {}},
-                                          {"shift", {}},
-                                          {"gain", {}},
-                                          {"low_rank", {}},
-                                          {"weight_clip", linear_names()}};
+  std::map<std::string, NameSet> learnable_{{"scale", {}},
+                                            {"matrix", {}},
+                                            {"clip", {}},
+                                            {"shift", {}},
+                                            {"gain", {}},
+                                            {"low_rank", {}},
+                                            {"weight_clip", linear_names()}};
 };
 
 }  // namespace

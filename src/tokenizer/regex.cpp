@@ -21,7 +21,7 @@ namespace {
 using Signature = uint64_t;  // bit i: set i of the expression contains the code point
 constexpr size_t kMaxSets = 64;
 constexpr size_t kMaxSymbols = 256;
-constexpr char32_t kEnd = 0x110000;
+constexpr char32_t kEndOfText = 0x110000;
 
 // A search first sees so many symbols from where it begins, and may go so many steps for each that it sees. Known
 // expressions take up to four.
@@ -57,7 +57,7 @@ std::vector<Signature> assign_symbols(const std::vector<const CodePointSet*>& se
   const CharTable& table = CharTable::instance();
   std::array<Signature, 30> of_category{};
   Signature negated = 0;
-  std::set<char32_t> bounds{0, kEnd};  // between two of them no range starts or ends
+  std::set<char32_t> bounds{0, kEndOfText};  // between two of them no range starts or ends
   for (size_t i = 0; i < sets.size(); ++i) {
     for (size_t category = 0; category < of_category.size(); ++category) {
       if (sets[i]->categories >> category & 1) of_category[category] |= Signature{1} << i;
@@ -67,8 +67,8 @@ std::vector<Signature> assign_symbols(const std::vector<const CodePointSet*>& se
   }
   std::vector<Signature> signatures;
   std::map<Signature, size_t> symbols;
-  symbol_of.resize(kEnd);
-  for (auto bound = bounds.begin(); *bound != kEnd; ++bound) {
+  symbol_of.resize(kEndOfText);
+  for (auto bound = bounds.begin(); *bound != kEndOfText; ++bound) {
     Signature in_ranges = 0;
     for (size_t i = 0; i < sets.size(); ++i) {
       const auto holds = [&](const auto& range) { return range.first <= *bound && *bound <= range.second; };

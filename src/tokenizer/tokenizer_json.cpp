@@ -16,7 +16,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr size_t kMaxShown = 60;
+constexpr size_t kMaxMergeShown = 60;
 // Every position of a text is compared with added tokens to their end. Known ones have up to 256 bytes.
 constexpr size_t kMaxContentBytes = 1024;
 
@@ -47,7 +47,7 @@ void read_merges(const JsonComponent& model, TokenizerJson& result) {
       result.merges.emplace_back(text.substr(0, space), text.substr(space + 1));
     } else {
       TORCH_CHECK(merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string(),
-                  "model.merges[", i, "] is ", short_json(merge, kMaxShown), ", expected two tokens");
+                  "model.merges[", i, "] is ", short_json(merge, kMaxMergeShown), ", expected two tokens");
       result.merges.emplace_back(merge[0].get<std::string>(), merge[1].get<std::string>());
     }
   }

@@ -19,7 +19,7 @@ using test::write_bytes;
 using test::write_checkpoint;
 using Names = std::vector<std::string>;
 
-const std::string kMark = "out.partial/.baseq-partial";
+const std::string kOurMark = "out.partial/.baseq-partial";
 
 TEST(CheckpointWriter, ALinkInTheWayIsNotWrittenThrough) {
   const TempDirectory dir;
@@ -47,7 +47,7 @@ TEST(CheckpointWriter, RemovesWhatAnInterruptedRunLeft) {
   const TempDirectory dir;
   fs::create_directories(dir / "out.partial/checkpoint/sub");
   write_bytes(dir / "out.partial/checkpoint/model-1.safetensors", "half");
-  write_bytes(dir / kMark, "");
+  write_bytes(dir / kOurMark, "");
   write_checkpoint(dir / "out", 5);
   EXPECT_EQ(list(dir.path()), Names{"out"});
   EXPECT_EQ(list(dir / "out"), (Names{"config.json", "model.safetensors"}));
@@ -66,7 +66,7 @@ TEST(CheckpointWriter, LeavesAPartialDirectoryThatNoWriterMadeAlone) {
     EXPECT_EQ(read_bytes(dir / "out.partial/thesis.tex"), "years");
   }
   // Next to what a run left, too.
-  write_bytes(dir / kMark, "");
+  write_bytes(dir / kOurMark, "");
   write_checkpoint(dir / "out", 6);
   EXPECT_EQ(value_of(dir / "out"), 6);
   EXPECT_EQ(list(dir / "out.partial"), Names{"thesis.tex"});

@@ -11,7 +11,7 @@ namespace {
 using Kind = Factor::Kind;
 using test::TinyShape;
 
-constexpr double kTolerance = 1e-10;
+constexpr double kRealizeTolerance = 1e-10;
 constexpr Kind kKinds[] = {Kind::kScale, Kind::kHadamard, Kind::kMatrix, Kind::kKronecker, Kind::kPermutation};
 
 class Realize : public test::BlockTest {
@@ -47,7 +47,7 @@ class Realize : public test::BlockTest {
   /// The block that `state` and the layer are, whose output must be that of the layer.
   DecoderLayer expect_kept(const BlockState& state) const {
     DecoderLayer realized = realize(layer, state, place);
-    EXPECT_LT(test::relative_error(realized.forward(x, inputs.rope), target), kTolerance);
+    EXPECT_LT(test::relative_error(realized.forward(x, inputs.rope), target), kRealizeTolerance);
     realized.for_each_linear([&](const std::string& name, const Linear& linear) {
       EXPECT_EQ(linear.weight.sizes(), layer.linear(name).weight.sizes()) << name;
       EXPECT_TRUE(linear.weight.is_contiguous()) << name;
@@ -142,7 +142,7 @@ TEST_P(Realize, AMatrixAtValueChangesWhatTheCacheHolds) {
   };
   const DecoderLayer realized = realize(layer, {.transforms = {{Site::kValue, {factor}}}}, place);
   const Tensor expected = at::einsum("bskd,kde->bske", {values(layer), factor.left});
-  EXPECT_LT(test::relative_error(values(realized), expected), kTolerance);
+  EXPECT_LT(test::relative_error(values(realized), expected), kRealizeTolerance);
 }
 
 TEST_P(Realize, AScaleAtOMultipliesTheGainOfItsPoint) {

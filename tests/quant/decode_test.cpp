@@ -14,14 +14,16 @@
 namespace baseq {
 namespace {
 
-struct Case {
+struct DecodeCase {
   int64_t out_features, in_features, rank;
   QuantSpec spec;
   bool bias = false;
   at::ScalarType lora_dtype = at::kBFloat16;
 };
 
-int64_t groups_of(const Case& c) { return c.spec.strategy == Strategy::kGroup ? c.in_features / c.spec.group_size : 1; }
+int64_t groups_of(const DecodeCase& c) {
+  return c.spec.strategy == Strategy::kGroup ? c.in_features / c.spec.group_size : 1;
+}
 
 /// A random linear, and in float64 the weight that it stands for.
 struct Linear {
@@ -29,7 +31,7 @@ struct Linear {
   Tensor weight;
 };
 
-Linear random_linear(const Case& c) {
+Linear random_linear(const DecodeCase& c) {
   const int64_t bits = c.spec.num_bits, low = -(1 << (bits - 1)), high = 1 << (bits - 1), groups = groups_of(c);
   const int64_t rows = c.spec.strategy == Strategy::kTensor ? 1 : c.out_features;
   const Tensor codes = at::randint(low, high, {c.out_features, c.in_features}, at::kChar);
@@ -62,7 +64,7 @@ double relative_error(const Tensor& y, const Linear& linear, const Tensor& x) {
   return ((y.to(at::kDouble) - reference(linear, x)).abs().max() / size).item<double>();
 }
 
-std::string name(const Case& c) {
+std::string name(const DecodeCase& c) {
   return c10::str(c.out_features, "x", c.in_features, " rank ", c.rank, ", ", c.spec.num_bits, " bits, group ",
                   c.spec.group_size, c.spec.symmetric ? ", symmetric" : ", asymmetric");
 }
@@ -73,15 +75,15 @@ TEST(DecodeLinear, IsTheProductWithTheDequantizedWeightAndTheSubBranch) {
     for (const bool symmetric : {true, false}) {
       for (const int64_t group_size : {0, 8, 24, 32, 64, 128, 256}) {
         for (const int64_t rank : {0, 16, 33}) {
-          const Case c{37,
-                       768,
-                       rank,
-                       {.num_bits = bits,
-                        .symmetric = symmetric,
-                        .strategy = group_size == 0 ? Strategy::kChannel : Strategy::kGroup,
-                        .group_size = group_size},
-                       rank == 16,
-                       rank == 33 && symmetric ? at::kChar : at::kBFloat16};
+          const DecodeCase c{37,
+                             768,
+                             rank,
+                             {.num_bits = bits,
+                              .symmetric = symmetric,
+                              .strategy = group_size == 0 ? Strategy::kChannel : Strategy::kGroup,
+                              .group_size = group_size},
+                             rank == 16,
+                             rank == 33 && symmetric ? at::kChar : at::kBFloat16};
           const Linear linear = random_linear(c);
           const Tensor x = at::randn({c.in_features});
           ASSERT_LT(relative_error(decode_linear(linear.packed, x), linear, x), 1e-6) << name(c);
@@ -97,18 +99,18 @@ TEST(DecodeLinear, TakesAnyShape) {
   for (int i = 0; i < 300; ++i) {
     const int64_t bits = 2 + random() % 7, group_size = 8 * (random() % 9);
     const int64_t in = group_size == 0 ? 1 + random() % 700 : group_size * (1 + random() % 12);
-    const Case c{static_cast<int64_t>(1 + random() % 70),
-                 in,
-                 static_cast<int64_t>(random() % 70),
-                 {.num_bits = bits,
-                  .symmetric = random() % 2 == 0,
-                  .strategy = group_size > 0      ? Strategy::kGroup
-                              : random() % 2 == 0 ? Strategy::kChannel
-                                                  : Strategy::kTensor,
-                  .group_size = group_size,
-                  .scale_dtype = std::array{at::kFloat, at::kBFloat16, at::kHalf}[random() % 3]},
-                 random() % 2 == 0,
-                 std::array{at::kBFloat16, at::kChar}[random() % 2]};
+    const DecodeCase c{static_cast<int64_t>(1 + random() % 70),
+                       in,
+                       static_cast<int64_t>(random() % 70),
+                       {.num_bits = bits,
+                        .symmetric = random() % 2 == 0,
+                        .strategy = group_size > 0      ? Strategy::kGroup
+                                    : random() % 2 == 0 ? Strategy::kChannel
+                                                        : Strategy::kTensor,
+                        .group_size = group_size,
+                        .scale_dtype = std::array{at::kFloat, at::kBFloat16, at::kHalf}[random() % 3]},
+                       random() % 2 == 0,
+                       std::array{at::kBFloat16, at::kChar}[random() % 2]};
     const Linear linear = random_linear(c);
     const Tensor x = at::randn({in});
     ASSERT_LT(relative_error(decode_linear(linear.packed, x), linear, x), 2e-6) << name(c);
@@ -133,7 +135,7 @@ TEST(DecodeLinear, EveryInstructionSetComputesTheSame) {
     }
     for (int64_t bits = 2; bits <= 8; ++bits) {
       for (const bool symmetric : {true, false}) {
-        const Case c{
+        const DecodeCase c{
             11, 1152, 40, {.num_bits = bits, .symmetric = symmetric, .strategy = Strategy::kGroup, .group_size = 64}};
         const Linear linear = random_linear(c);
         const Tensor token = at::randn({c.in_features});

@@ -20,7 +20,7 @@ using test::random_normal;
 constexpr int64_t kRows = 40, kColumns = 64;
 
 /// Second moments of inputs whose channels share a few directions.
-Tensor second_moments(int64_t tokens, uint64_t seed) {
+Tensor moments_of(int64_t tokens, uint64_t seed) {
   const Tensor mixing = random_normal({kColumns, kColumns}, 1) * at::logspace(0, -1, kColumns).unsqueeze(1);
   const Tensor x = at::mm(random_normal({tokens, kColumns}, seed), mixing);
   return at::mm(x.t(), x) / tokens;
@@ -32,19 +32,19 @@ Tensor weight_of(uint64_t seed = 7) {
 
 Tensor stored_weight(const FbquantResult& result) { return result.weight.dequantized() + result.lora.product(); }
 
-double loss(const Tensor& error, const Tensor& moments) {
+double output_loss(const Tensor& error, const Tensor& moments) {
   const Tensor e = error.to(at::kDouble);
   return (at::mm(e, moments) * e).sum().item<double>();
 }
 
 double relative_loss(const Tensor& got, const Tensor& weight, const Tensor& moments) {
-  return loss(weight - got, moments) / loss(weight, moments);
+  return output_loss(weight - got, moments) / output_loss(weight, moments);
 }
 
 const QuantSpec kGrid{.num_bits = 3, .strategy = Strategy::kGroup, .group_size = 16};
 
 TEST(Fbquant, StraightThroughRoundingWouldCancelTheGradient) {
-  const Tensor weight = weight_of(), moments = second_moments(500, 2).to(at::kFloat);
+  const Tensor weight = weight_of(), moments = moments_of(500, 2).to(at::kFloat);
   const Tensor b = (0.05 * random_normal({kRows, 4}, 3, at::kFloat)).requires_grad_();
   const Tensor a = (0.05 * random_normal({4, kColumns}, 4, at::kFloat)).requires_grad_();
   QParams qparams = compute_qparams((weight - at::mm(b, a)).detach(), kGrid);
@@ -64,7 +64,7 @@ TEST(Fbquant, StraightThroughRoundingWouldCancelTheGradient) {
 }
 
 TEST(Fbquant, ZeroStartIsRoundToNearest) {
-  const Tensor weight = weight_of(), moments = second_moments(500, 2);
+  const Tensor weight = weight_of(), moments = moments_of(500, 2);
   const FbquantResult result =
       fbquant(weight, moments, kGrid, {.start = FbquantOptions::Start::kZero, .rank = 4, .steps = 0});
   const QuantizedWeight nearest = round_to_nearest(weight, kGrid);
@@ -74,7 +74,7 @@ TEST(Fbquant, ZeroStartIsRoundToNearest) {
 }
 
 TEST(Fbquant, GetsBetterAndReportsWhatIsStored) {
-  const Tensor weight = weight_of(), moments = second_moments(500, 2);
+  const Tensor weight = weight_of(), moments = moments_of(500, 2);
   for (const auto start : {FbquantOptions::Start::kQera, FbquantOptions::Start::kZero, FbquantOptions::Start::kSvd}) {
     for (const at::ScalarType dtype : {at::kBFloat16, at::kFloat, at::kChar}) {
       const FbquantResult result =
@@ -91,7 +91,7 @@ TEST(Fbquant, GetsBetterAndReportsWhatIsStored) {
 }
 
 TEST(Fbquant, IsNeverWorseThanItsStart) {
-  const Tensor weight = weight_of(), moments = second_moments(500, 2);
+  const Tensor weight = weight_of(), moments = moments_of(500, 2);
   const FbquantResult wild = fbquant(weight, moments, kGrid, {.rank = 4, .steps = 20, .learning_rate = 10});
   EXPECT_LE(wild.relative_error, wild.loss_before);
   const FbquantResult same = fbquant(weight, moments, kGrid, {.rank = 4, .steps = 20, .learning_rate = 0});
@@ -106,7 +106,7 @@ TEST(Fbquant, StaysWithinHalfAStepOfTheWeight) {
       spec.symmetric = symmetric;
       const Tensor weight = weight_of();
       // Nine tokens: a correction that is added after rounding may do as it likes in 55 of 64 directions.
-      const FbquantResult result = fbquant(weight, second_moments(9, 2), spec, {.rank = 8, .steps = 60});
+      const FbquantResult result = fbquant(weight, moments_of(9, 2), spec, {.rank = 8, .steps = 60});
       const Tensor steps =
           group_view(weight - stored_weight(result), spec).abs() / result.weight.qparams.scale.unsqueeze(-1);
       EXPECT_LE(steps.max().item<double>(), 0.5 + 1e-4) << bits << symmetric;
@@ -114,7 +114,7 @@ TEST(Fbquant, StaysWithinHalfAStepOfTheWeight) {
       // Scales of bfloat16 may cut the range by their rounding and no more.
       spec.scale_dtype = at::kBFloat16;
       for (const at::ScalarType dtype : {at::kBFloat16, at::kChar}) {
-        EXPECT_NO_THROW(fbquant(weight, second_moments(9, 2), spec, {.rank = 8, .steps = 60, .dtype = dtype}));
+        EXPECT_NO_THROW(fbquant(weight, moments_of(9, 2), spec, {.rank = 8, .steps = 60, .dtype = dtype}));
       }
     }
   }
@@ -123,7 +123,7 @@ TEST(Fbquant, StaysWithinHalfAStepOfTheWeight) {
 TEST(Fbquant, ClippingLowersTheErrorAndIsHalfAStepOffWithinTheGrid) {
   // A few large weights: a grid that covers them is coarse for the others.
   const Tensor weight = weight_of() * (1 + 3 * random_normal({kRows, kColumns}, 11, at::kFloat).gt(2));
-  const Tensor moments = second_moments(500, 2), others = second_moments(4000, 5);
+  const Tensor moments = moments_of(500, 2), others = moments_of(4000, 5);
   const FbquantResult covering = fbquant(weight, moments, kGrid, {.rank = 4});
   const FbquantResult clipped = fbquant(weight, moments, kGrid, {.rank = 4, .mse_clip = true});
   EXPECT_FALSE(covering.clip.defined());
@@ -163,7 +163,7 @@ Tensor trained_behind_rounding(const Tensor& weight, const Tensor& moments, int6
 }
 
 TEST(Fbquant, OverfitsFewTokensLessThanACorrectionBehindTheRounding) {
-  const Tensor few = second_moments(32, 2), others = second_moments(4000, 5);
+  const Tensor few = moments_of(32, 2), others = moments_of(4000, 5);
   double gap = 0, gap_behind = 0;
   for (const uint64_t seed : {7, 8, 9}) {
     const Tensor weight = weight_of(seed);
@@ -196,14 +196,14 @@ TEST(Fbquant, WhatIsLearnedIsWhatIsStored) {
 TEST(Fbquant, ACorrectionThatIsAddedBehindTheRoundingHasNoBound) {
   // The same factors beside Q(W).
   const Tensor weight = weight_of();
-  const FbquantResult result = fbquant(weight, second_moments(9, 2), kGrid, {.rank = 8, .steps = 60});
+  const FbquantResult result = fbquant(weight, moments_of(9, 2), kGrid, {.rank = 8, .steps = 60});
   const QuantizedWeight nearest = round_to_nearest(weight, kGrid);
   const Tensor error = weight - (nearest.dequantized() + result.lora.product());
   EXPECT_GT((group_view(error, kGrid).abs() / nearest.qparams.scale.unsqueeze(-1)).max().item<double>(), 0.6);
 }
 
 TEST(Fbquant, IsRepeatable) {
-  const Tensor weight = weight_of(), moments = second_moments(500, 2);
+  const Tensor weight = weight_of(), moments = moments_of(500, 2);
   const FbquantOptions options{.start = FbquantOptions::Start::kZero, .rank = 4, .steps = 5, .seed = 3};
   const FbquantResult first = fbquant(weight, moments, kGrid, options),
                       second = fbquant(weight, moments, kGrid, options);
@@ -213,7 +213,7 @@ TEST(Fbquant, IsRepeatable) {
 
 TEST(Fbquant, AWeightOfZerosStaysZero) {
   const FbquantResult result =
-      fbquant(at::zeros({kRows, kColumns}), second_moments(500, 2), kGrid, {.rank = 4, .steps = 3});
+      fbquant(at::zeros({kRows, kColumns}), moments_of(500, 2), kGrid, {.rank = 4, .steps = 3});
   EXPECT_EQ(stored_weight(result).abs().max().item<double>(), 0);
 }
 
@@ -268,7 +268,7 @@ TEST(Fbquant, FactorsOfAnotherShapeAreRefused) {
 }
 
 TEST(Fbquant, RefusesWhatDoesNotFit) {
-  const Tensor weight = weight_of(), moments = second_moments(500, 2);
+  const Tensor weight = weight_of(), moments = moments_of(500, 2);
   expect_error([&] { fbquant(weight, moments.slice(0, 1), kGrid); }, {"[63, 64]", "[40, 64]"});
   expect_error([&] { fbquant(weight, moments, kGrid, {.rank = 0}); }, {"rank is 0"});
   expect_error([&] { fbquant(weight, moments, kGrid, {.steps = -1}); }, {"steps -1"});

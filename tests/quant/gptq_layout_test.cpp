@@ -4,15 +4,12 @@
 #include <gtest/gtest.h>
 
 #include "../io/temp_directory.h"
+#include "random_codes.h"
 
 namespace baseq {
 namespace {
 
 using test::expect_error;
-
-Tensor random_codes(int64_t rows, int64_t columns, int64_t num_bits) {
-  return at::randint(-(1 << (num_bits - 1)), 1 << (num_bits - 1), {rows, columns}, at::kChar);
-}
 
 /// Bit `bit` of the words that one column of `packed` [words, columns] makes.
 int64_t bit_of(const Tensor& packed, int64_t column, int64_t bit) {
@@ -22,7 +19,7 @@ int64_t bit_of(const Tensor& packed, int64_t column, int64_t bit) {
 TEST(GptqLayout, InputsFollowEachOtherBitByBit) {
   at::manual_seed(1);
   for (const int64_t num_bits : {2, 3, 4, 8}) {
-    const Tensor codes = random_codes(5, 64, num_bits);
+    const Tensor codes = test::random_codes(5, 64, num_bits);
     const Tensor packed = pack_gptq_codes(codes, num_bits);
     ASSERT_EQ(packed.sizes(), (at::IntArrayRef{64 * num_bits / 32, 5}));
     ASSERT_TRUE(packed.is_contiguous());
@@ -45,7 +42,7 @@ TEST(GptqLayout, ZeroPointsOfASymmetricGridAreTheKnownWords) {
 TEST(GptqLayout, ZeroPointsComeBack) {
   at::manual_seed(2);
   for (const int64_t num_bits : {2, 3, 4, 8}) {
-    const Tensor zero = random_codes(32, 3, num_bits).to(at::kFloat);
+    const Tensor zero = test::random_codes(32, 3, num_bits).to(at::kFloat);
     EXPECT_TRUE(at::equal(
         unpack_gptq_zero_points(pack_gptq_zero_points(zero, num_bits, GptqVersion::kV2), num_bits, GptqVersion::kV2),
         zero));
@@ -61,10 +58,10 @@ TEST(GptqLayout, VersionOneHasNoWordForTheLowestZeroPoint) {
 }
 
 TEST(GptqLayout, SizesThatDoNotFillAWordAreRefused) {
-  expect_error([] { pack_gptq_codes(random_codes(4, 12, 4), 4); }, {"12 inputs of 4 bits"});
-  expect_error([] { pack_gptq_codes(random_codes(4, 16, 3), 3); }, {"16 inputs of 3 bits"});
+  expect_error([] { pack_gptq_codes(test::random_codes(4, 12, 4), 4); }, {"12 inputs of 4 bits"});
+  expect_error([] { pack_gptq_codes(test::random_codes(4, 16, 3), 3); }, {"16 inputs of 3 bits"});
   expect_error([] { pack_gptq_zero_points(at::zeros({12, 2}), 4, GptqVersion::kV2); }, {"12 outputs"});
-  expect_error([] { pack_awq_codes(random_codes(12, 16, 4)); }, {"12 outputs", "8"});
+  expect_error([] { pack_awq_codes(test::random_codes(12, 16, 4)); }, {"12 outputs", "8"});
   expect_error([] { pack_awq_zero_points(at::zeros({12, 2})); }, {"12 outputs", "8"});
 }
 
@@ -77,7 +74,7 @@ TEST(AwqLayout, EightOutputsOfAWordAreInterleaved) {
 
 TEST(AwqLayout, CodesAndZeroPointsComeBack) {
   at::manual_seed(3);
-  const Tensor codes = random_codes(24, 7, 4);
+  const Tensor codes = test::random_codes(24, 7, 4);
   EXPECT_TRUE(at::equal(unpack_awq_codes(pack_awq_codes(codes)), codes));
   const Tensor zero = codes.to(at::kFloat);
   EXPECT_TRUE(at::equal(unpack_awq_zero_points(pack_awq_zero_points(zero)), zero));

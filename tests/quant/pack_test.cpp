@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "../io/temp_directory.h"
+#include "random_codes.h"
 
 namespace baseq {
 namespace {
@@ -11,10 +12,6 @@ namespace {
 std::vector<uint32_t> words(const Tensor& packed) {
   const auto* data = packed.const_data_ptr<int32_t>();
   return {data, data + packed.numel()};
-}
-
-Tensor random_codes(int64_t rows, int64_t columns, int64_t num_bits) {
-  return at::randint(-(1 << (num_bits - 1)), 1 << (num_bits - 1), {rows, columns}, at::kChar);
 }
 
 TEST(Pack, FourBitsMatchTheGoldenVector) {
@@ -36,7 +33,7 @@ TEST(Pack, UnpackInvertsPackForEveryWidthAndAnyColumnCount) {
   at::manual_seed(1);
   for (int64_t num_bits = 1; num_bits <= 8; ++num_bits) {
     for (const int64_t columns : {1, 7, 31, 32, 33, 100, 255}) {
-      const Tensor codes = random_codes(5, columns, num_bits);
+      const Tensor codes = test::random_codes(5, columns, num_bits);
       const Tensor packed = pack_to_int32(codes, num_bits);
       ASSERT_EQ(packed.size(1), (columns * num_bits + 31) / 32);
       ASSERT_TRUE(at::equal(unpack_from_int32(packed, num_bits, columns), codes)) << num_bits << " " << columns;
@@ -47,7 +44,7 @@ TEST(Pack, UnpackInvertsPackForEveryWidthAndAnyColumnCount) {
 TEST(Pack, BitsFollowTheDenseStreamBitByBit) {
   at::manual_seed(2);
   for (int64_t num_bits = 2; num_bits <= 8; ++num_bits) {
-    const Tensor codes = random_codes(1, 45, num_bits);
+    const Tensor codes = test::random_codes(1, 45, num_bits);
     const std::vector<uint32_t> packed = words(pack_to_int32(codes, num_bits));
     for (int64_t i = 0; i < 45; ++i) {
       for (int64_t bit = 0; bit < num_bits; ++bit) {

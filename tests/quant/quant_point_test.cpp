@@ -7,20 +7,20 @@
 namespace baseq {
 namespace {
 
-struct Case {
+struct PointCase {
   QuantSpec spec;
   bool clip = false;
   bool gain = false, shift = false, add_shift_back = true;
 };
 
-std::string name_of(const Case& c) {
+std::string name_of(const PointCase& c) {
   return std::to_string(c.spec.num_bits) + " bits, symmetric " + std::to_string(c.spec.symmetric) + ", strategy " +
          std::to_string(static_cast<int>(c.spec.strategy)) + ", clip " + std::to_string(c.clip) + ", gain " +
          std::to_string(c.gain) + ", shift " + std::to_string(c.shift) + ", back " + std::to_string(c.add_shift_back);
 }
 
-std::vector<Case> all_cases() {
-  std::vector<Case> cases;
+std::vector<PointCase> all_cases() {
+  std::vector<PointCase> cases;
   for (const int64_t num_bits : {2, 4, 8}) {
     for (const bool symmetric : {false, true}) {
       for (const Strategy strategy : {Strategy::kToken, Strategy::kGroup}) {
@@ -50,7 +50,7 @@ std::vector<Case> all_cases() {
 /// Leaves that require gradients, and what they were made from.
 struct Inputs {
   Tensor x, clip, gain, shift, weights;
-  Inputs(const Case& c, at::ScalarType dtype) {
+  Inputs(const PointCase& c, at::ScalarType dtype) {
     at::manual_seed(7);
     const auto leaf = [&](const Tensor& t) { return t.to(at::kFloat).to(dtype).requires_grad_(); };
     const int64_t features = 72, groups = c.spec.strategy == Strategy::kGroup ? 3 : 1;
@@ -62,7 +62,7 @@ struct Inputs {
     if (c.gain) gain = leaf(multipliers);
     if (c.shift) shift = leaf(offsets);
   }
-  Tensor run(const Case& c) const {
+  Tensor run(const PointCase& c) const {
     const Tensor y = fake_quantize_dynamic(x, c.spec, clip, gain, shift, c.add_shift_back);
     (y * weights).sum().backward();
     return y;
@@ -79,7 +79,7 @@ void expect_close(const Tensor& fused, const Tensor& composite, double tolerance
 }
 
 TEST(QuantPoint, FusedFloat32EqualsTheFloat64CompositeInValueAndInEveryGradient) {
-  for (const Case& c : all_cases()) {
+  for (const PointCase& c : all_cases()) {
     // Without a clip the largest magnitude of a symmetric row sits on a tie of rounding, which either type breaks its
     // own way.
     if (c.spec.symmetric && !c.clip) continue;

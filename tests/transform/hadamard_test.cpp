@@ -10,9 +10,12 @@
 
 #include "../../src/transform/hadamard_construction.h"
 #include "../../src/transform/hadamard_ops.h"
+#include "../tiny_model.h"
 
 namespace baseq {
 namespace {
+
+using test::relative_error;
 
 // Hidden and feed-forward sizes of published models, head dimensions, powers of two.
 constexpr int64_t kModelSizes[] = {576,   1536,  896,   4864,  3584, 18944, 8960, 5120, 13824, 11008, 14336, 27648,
@@ -21,10 +24,6 @@ constexpr int64_t kModelSizes[] = {576,   1536,  896,   4864,  3584, 18944, 8960
 
 Tensor random(at::IntArrayRef sizes, at::ScalarType dtype = at::kDouble, uint64_t seed = 1) {
   return at::randn(sizes, at::make_generator<at::CPUGeneratorImpl>(seed), at::TensorOptions(dtype));
-}
-
-double relative_error(const Tensor& got, const Tensor& expected) {
-  return ((got.to(at::kDouble) - expected.to(at::kDouble)).norm() / expected.to(at::kDouble).norm()).item<double>();
 }
 
 class ThreadCount {

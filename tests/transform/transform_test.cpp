@@ -11,22 +11,20 @@
 #include <utility>
 #include <vector>
 
+#include "../tiny_model.h"
 #include "baseq/transform/hadamard.h"
 
 namespace baseq {
 namespace {
 
-at::Generator generator(uint64_t seed) { return at::make_generator<at::CPUGeneratorImpl>(seed); }
+using test::random_normal;
+using test::relative_error;
 
-Tensor random(at::IntArrayRef sizes, uint64_t seed) { return at::randn(sizes, generator(seed), at::kDouble); }
+at::Generator generator(uint64_t seed) { return at::make_generator<at::CPUGeneratorImpl>(seed); }
 
 /// Well conditioned: a perturbed identity.
 Tensor random_invertible(at::IntArrayRef sizes, uint64_t seed) {
-  return at::eye(sizes.back(), at::kDouble) + random(sizes, seed) * (0.3 / std::sqrt(double(sizes.back())));
-}
-
-double relative_error(const Tensor& got, const Tensor& expected) {
-  return ((got - expected).norm() / expected.norm()).item<double>();
+  return at::eye(sizes.back(), at::kDouble) + random_normal(sizes, seed) * (0.3 / std::sqrt(double(sizes.back())));
 }
 
 /// A transform that is made anew from the values that its leaves have.
@@ -40,11 +38,11 @@ struct Case {
 /// One of each kind, of size n = k b.
 std::vector<Case> factors_of(int64_t k, int64_t b, uint64_t seed) {
   const int64_t n = k * b;
-  const Tensor scale = random({n}, seed).abs() + 0.1, logs = random({n}, seed + 1),
+  const Tensor scale = random_normal({n}, seed).abs() + 0.1, logs = random_normal({n}, seed + 1),
                order = at::randperm(n, generator(seed));
   const Tensor matrix = random_invertible({n, n}, seed + 2), matrices = random_invertible({k, b, b}, seed + 3);
   const Tensor left = random_invertible({k, k}, seed + 4), right = random_invertible({b, b}, seed + 5);
-  const Tensor skew = random({k, b, b}, seed + 6);
+  const Tensor skew = random_normal({k, b, b}, seed + 6);
   return {{"scale", n, {scale}, [=] { return Transform{scale_factor(scale)}; }},
           {"logarithms", n, {logs}, [=] { return Transform{scale_factor(logs.exp(), (-logs).exp())}; }},
           {"hadamard", n, {}, [=] { return Transform{hadamard_factor(n)}; }},
@@ -82,7 +80,7 @@ TEST(Transform, EveryKindAndChainKeepsTheOutput) {
   for (uint64_t seed = 0; seed < 60; ++seed) {
     for (const Case& test : random_cases(1000 * seed)) {
       const Transform transform = test.make();
-      const Tensor x = random({2, 3, test.size}, seed + 1), w = random({5, test.size}, seed + 2);
+      const Tensor x = random_normal({2, 3, test.size}, seed + 1), w = random_normal({5, test.size}, seed + 2);
       const Tensor y = apply_transform(transform, x);
       ASSERT_EQ(y.sizes(), x.sizes()) << test.name;
       EXPECT_LE(relative_error(y.matmul(apply_inverse_transpose(transform, w).t()), x.matmul(w.t())), 1e-10)
@@ -97,21 +95,22 @@ TEST(Transform, IsAMatrix) {
   // What it does to the identity is T itself.
   for (const Case& test : random_cases(7)) {
     const Tensor matrix = apply_transform(test.make(), at::eye(test.size, at::kDouble));
-    const Tensor x = random({4, test.size}, 8);
+    const Tensor x = random_normal({4, test.size}, 8);
     EXPECT_LE(relative_error(apply_transform(test.make(), x), x.matmul(matrix)), 1e-13) << test.name;
     if (test.make().size() > 1) continue;
     const Tensor identity = at::eye(test.size, at::kDouble);
     const bool orthogonal = at::allclose(matrix.matmul(matrix.t()), identity, 1e-10, 1e-10);
     EXPECT_EQ(test.make()[0].orthogonal(), orthogonal) << test.name;
   }
-  const Tensor x = random({4, 5}, 9);
+  const Tensor x = random_normal({4, 5}, 9);
   EXPECT_TRUE(at::equal(apply_transform({}, x), x));
   EXPECT_TRUE(at::equal(apply_inverse_transpose({}, x), x));
 }
 
 TEST(Transform, EveryKindIsItsMatrix) {
-  const Tensor blocks = random_invertible({3, 4, 4}, 1), left = random_invertible({3, 3}, 2), x = random({5, 12}, 3);
-  const Tensor right = random_invertible({4, 4}, 4), scale = random({12}, 5), h = hadamard_matrix(4);
+  const Tensor blocks = random_invertible({3, 4, 4}, 1), left = random_invertible({3, 3}, 2),
+               x = random_normal({5, 12}, 3);
+  const Tensor right = random_invertible({4, 4}, 4), scale = random_normal({12}, 5), h = hadamard_matrix(4);
   const auto expect = [&](const Factor& factor, const Tensor& matrix) {
     EXPECT_LE(relative_error(apply_transform({factor}, x), x.matmul(matrix)), 1e-14);
   };
@@ -136,7 +135,7 @@ TEST(Transform, GradientsAreThoseOfFiniteDifferences) {
   uint64_t direction_seed = 1000;
   for (const uint64_t seed : {11, 12, 13, 14}) {
     for (const Case& test : random_cases(seed)) {
-      std::vector<Tensor> variables = {random({6, test.size}, 12), random({3, test.size}, 13)};
+      std::vector<Tensor> variables = {random_normal({6, test.size}, 12), random_normal({3, test.size}, 13)};
       variables.insert(variables.end(), test.leaves.begin(), test.leaves.end());
       for (Tensor& variable : variables) {
         variable.set_requires_grad(true);
@@ -151,7 +150,7 @@ TEST(Transform, GradientsAreThoseOfFiniteDifferences) {
       const at::NoGradGuard no_grad;
       const double step = 1e-6;
       for (Tensor variable : variables) {
-        const Tensor direction = random(variable.sizes(), ++direction_seed);
+        const Tensor direction = random_normal(variable.sizes(), ++direction_seed);
         variable.add_(direction, step);
         const double above = loss().item<double>();
         variable.add_(direction, -2 * step);
@@ -168,12 +167,14 @@ TEST(Transform, GradientsAreThoseOfFiniteDifferences) {
 TEST(Transform, KeepsDtypeAndShapeOfItsArgument) {
   for (const Case& test : random_cases(17)) {
     const Transform transform = test.make();
-    const Tensor x = random({2, test.size}, 18).to(at::kBFloat16), none = at::empty({2, 0, test.size}, at::kDouble);
+    const Tensor x = random_normal({2, test.size}, 18).to(at::kBFloat16),
+                 none = at::empty({2, 0, test.size}, at::kDouble);
     EXPECT_EQ(apply_transform(transform, x).scalar_type(), at::kBFloat16) << test.name;
     EXPECT_EQ(apply_inverse_transpose(transform, x).scalar_type(), at::kBFloat16) << test.name;
     EXPECT_EQ(apply_transpose(transform, x).scalar_type(), at::kBFloat16) << test.name;
     EXPECT_EQ(apply_transform(transform, none).sizes(), none.sizes()) << test.name;
-    EXPECT_EQ(apply_transform(transform, random({test.size}, 19)).sizes(), at::IntArrayRef({test.size})) << test.name;
+    EXPECT_EQ(apply_transform(transform, random_normal({test.size}, 19)).sizes(), at::IntArrayRef({test.size}))
+        << test.name;
   }
 }
 
@@ -184,7 +185,7 @@ TEST(Transform, ConvertsItsTensorsButNotTheIndices) {
       if (!part.defined()) continue;
       EXPECT_EQ(part.scalar_type(), factor.kind == Factor::Kind::kPermutation ? at::kLong : at::kFloat) << test.name;
     }
-    const Tensor x = random({2, 12}, 22);
+    const Tensor x = random_normal({2, 12}, 22);
     EXPECT_LE(relative_error(apply_transform({single}, x), apply_transform({factor}, x)), 1e-6) << test.name;
     EXPECT_EQ(single.orthogonal(), factor.orthogonal()) << test.name;
   }
@@ -239,7 +240,7 @@ TEST(Transform, RejectsFactorsThatAreNone) {
 }
 
 TEST(Cayley, IsOrthogonalAndStartsAtTheIdentity) {
-  const Tensor rotation = cayley(random({3, 7, 7}, 1));
+  const Tensor rotation = cayley(random_normal({3, 7, 7}, 1));
   const Tensor identity = at::eye(7, at::kDouble);
   EXPECT_LE((rotation.matmul(rotation.mT()) - identity).abs().max().item<double>(), 1e-13);
   EXPECT_TRUE(at::equal(cayley(at::zeros({7, 7}, at::kDouble)), identity));
@@ -249,8 +250,8 @@ TEST(Cayley, IsOrthogonalAndStartsAtTheIdentity) {
 
 TEST(Cayley, GradientMatchesFiniteDifferences) {
   for (const bool from_zero : {true, false}) {
-    Tensor parameter = from_zero ? at::zeros({2, 5, 5}, at::kDouble) : random({2, 5, 5}, 1);
-    const Tensor weight = random({2, 5, 5}, 2), direction = random({2, 5, 5}, 3);
+    Tensor parameter = from_zero ? at::zeros({2, 5, 5}, at::kDouble) : random_normal({2, 5, 5}, 1);
+    const Tensor weight = random_normal({2, 5, 5}, 2), direction = random_normal({2, 5, 5}, 3);
     parameter.set_requires_grad(true);
     (cayley(parameter) * weight).sum().backward();
     const at::NoGradGuard no_grad;
