@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Compiles for aarch64, without linking, what could be tied to x86-64.
+# Compiles for aarch64, without linking, what could be tied to x86-64, and runs the integer kernels in an emulator.
 #
 #     scripts/check_aarch64.sh         the files that name an instruction set, some seconds each
 #     scripts/check_aarch64.sh --all   the library, the program and the benchmarks
 #
-# Needs Debian's g++-aarch64-linux-gnu and what a build needs: headers, those of LibTorch too, do not depend on the
+# Needs Debian's g++-aarch64-linux-gnu, qemu-user for the kernels, and what a build needs: headers, those of LibTorch too, do not depend on the
 # processor.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -13,7 +13,7 @@ folders=(src tools benchmarks)
 if [[ ${1:-} == --all ]]; then
   mapfile -t sources < <(find "${folders[@]}" -name '*.cpp' | sort)
 else
-  mapfile -t sources < <(grep -lrE 'target_clones|target\(|__x86_64__' --include='*.cpp' "${folders[@]}" | sort)
+  mapfile -t sources < <(grep -lrE 'target_clones|target\(|__x86_64__|__aarch64__' --include='*.cpp' "${folders[@]}" | sort)
 fi
 
 build=build-aarch64
@@ -26,3 +26,12 @@ cmake -B $build -G Ninja --log-level=ERROR -DCMAKE_BUILD_TYPE=Unoptimized -DBASE
 objects=("${sources[@]/#/$PWD/}")
 cmake --build $build -- --quiet "${objects[@]/%/^}"  # "source^" is ninja's name for its object
 echo "compiled for aarch64: ${#sources[@]} files"
+
+# The integer kernels need no LibTorch, so they run as well.
+if command -v qemu-aarch64 >/dev/null; then
+  aarch64-linux-gnu-g++ -std=c++20 -O2 -ffp-contract=off -Isrc tests/runtime/compare_kernels.cpp \
+    src/runtime/{integer,scalar,neon}_kernels.cpp -o $build/compare_kernels
+  qemu-aarch64 -cpu max -L /usr/aarch64-linux-gnu $build/compare_kernels 300
+else
+  echo "check_aarch64: NOT RUN: the integer kernels need qemu-aarch64; install qemu-user" >&2
+fi

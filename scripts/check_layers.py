@@ -17,6 +17,7 @@ ALLOWED = {
     "quant": set(),
     "transform": set(),
     "conv": {"quant"},
+    "runtime": {"quant"},
     "model": {"io", "tokenizer", "quant", "transform"},
     "pipeline": {"io", "tokenizer", "quant", "transform", "model"},
     "export": {"io", "tokenizer", "quant", "transform", "model", "pipeline"},

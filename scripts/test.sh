@@ -76,7 +76,7 @@ elif [[ ${1:-} == --sanitize=thread ]]; then
   stage build cmake --build build-tsan --target baseq_tests
   [[ ${#failed[@]} -eq 0 ]] || finish
   # What calls at::parallel_for, and the tests that start threads.
-  threaded='*Conv*:CalibrateLayers*:Int8Weights*:Hadamard*:Pack*:Quant*:SearchQparams*:Gptq.*:Fbquant*:DecodeLinear*:Tokenizer.*'
+  threaded='*Conv*:CalibrateLayers*:Int8Weights*:PreparedLinear*:Hadamard*:Pack*:Quant*:SearchQparams*:Gptq.*:Fbquant*:DecodeLinear*:Tokenizer.*'
   stage "C++ tests on four threads" env OMP_NUM_THREADS=4 TSAN_OPTIONS=halt_on_error=1 \
     build-tsan/tests/baseq_tests --gtest_brief=1 --gtest_filter="$threaded-*Slow"
   finish
@@ -91,6 +91,7 @@ install_programs() {
   local packages=()
   command -v chromium >/dev/null || packages+=(chromium fonts-liberation)
   command -v aarch64-linux-gnu-g++ >/dev/null || packages+=(g++-aarch64-linux-gnu)
+  command -v qemu-aarch64 >/dev/null || packages+=(qemu-user)
   if [[ ${#packages[@]} -gt 0 && $(id -u) -eq 0 ]] && command -v apt-get >/dev/null; then
     apt_install "${packages[@]}" || echo "test: ${packages[*]} could not be installed" >&2
   fi

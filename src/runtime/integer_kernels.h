@@ -1,0 +1,86 @@
+#pragma once
+
+#include <cstdint>
+
+/// Products of quantized weights with quantized activations: exact integer sums, then float operations in one order.
+/// docs/arithmetic.md defines the results to the bit. Plain pointers, so that the kernels compile without LibTorch.
+namespace baseq {
+
+/// Weights are stored in panels of this many rows.
+constexpr int64_t kPanelRows = 16;
+/// Columns of a row that lie side by side: 4 x 16 codes are a slice of 64 bytes once they are unpacked.
+constexpr int64_t kSliceColumns = 4;
+/// A chunk is 8 slices. At b bits it takes b blocks of 64 bytes. Groups are padded to whole chunks.
+constexpr int64_t kChunkColumns = 32;
+constexpr int64_t kSlicesPerChunk = kChunkColumns / kSliceColumns;
+constexpr int64_t kBlockBytes = kPanelRows * kSliceColumns;
+/// More columns in a group could overflow the sums: 255 * 128 * 65536 < 2^31.
+constexpr int64_t kMaxGroupColumns = 65536;
+
+enum class StoredType : uint8_t { kFloat, kBFloat16, kHalf, kInt8 };
+constexpr int64_t bytes_of(StoredType type) {
+  return type == StoredType::kFloat ? 4 : type == StoredType::kInt8 ? 1 : 2;
+}
+
+/// A matrix of float factors in panels: `[panels, columns, 16]`, columns a multiple of 4.
+struct FactorPanels {
+  const void* values = nullptr;
+  StoredType type = StoredType::kFloat;
+  int64_t panels = 0, columns = 0;
+};
+
+/// Weight (code - zero point) * scale, with codes from 0 to 2^b - 1. A panel holds its chunks, then its scales
+/// [groups, 16] in their stored type, then its zero points uint8 [groups, 16], and starts at a multiple of 64 bytes.
+struct WeightPanels {
+  const uint8_t* panels = nullptr;
+  int64_t panel_bytes = 0, num_panels = 0;
+  int64_t num_bits = 4, out_features = 0;
+  int64_t groups = 1, group_columns = 0;  ///< columns of a group with their padding
+  StoredType scale_type = StoredType::kFloat;
+  bool zero_points = false;         ///< in the panels
+  int32_t zero_point = 0;           ///< that of all codes otherwise
+  const float* row_sums = nullptr;  ///< [panels * 16], sum of a row's weights
+  const float* bias = nullptr;      ///< [panels * 16] or null
+  FactorPanels up;                  ///< B of a low-rank correction, [panels of rows, rank, 16]; no values: none
+};
+
+/// Activation code * scale + base. With two planes, the code is 128 * first + second.
+struct CodeRows {
+  int64_t rows = 0, planes = 1;
+  int64_t max_code = 128;         ///< largest magnitude: 15 or 128
+  const int8_t* codes = nullptr;  ///< [rows, planes, groups * group_columns], zeros as padding
+  const int32_t* sums = nullptr;  ///< [rows, planes, groups]
+  const float* scale = nullptr;   ///< [rows, groups], or [rows] when scales_per_row is 1
+  int64_t scales_per_row = 1;
+  const float* base = nullptr;       ///< [rows] or null
+  const float* projected = nullptr;  ///< [rows, rank]: A x of a low-rank correction
+};
+
+/// Memory for one thread, of scratch_bytes(), at a multiple of 64 bytes.
+int64_t scratch_bytes(const WeightPanels& weights);
+
+struct IntegerKernels {
+  const char* name;
+  bool (*supported)();
+  /// y[row, 16 p + i] for panels p of [begin, end): y is [rows, out_features].
+  void (*multiply)(const WeightPanels& weights, const CodeRows& x, int64_t begin, int64_t end, void* scratch, float* y);
+  /// out[row, 16 p + i] = sum of factors * values over the columns. values [rows, columns], out [rows, panels * 16].
+  void (*project)(const FactorPanels& factors, const float* values, int64_t rows, float* out);
+};
+
+/// The best first, the scalar reference last.
+extern const IntegerKernels* const kIntegerKernels[];
+extern const int64_t kNumIntegerKernels;
+
+/// The kernels that the library uses: the first supported ones, or those that the environment variable BASEQ_KERNELS
+/// names. Null if the variable names no supported kernels.
+const IntegerKernels* find_integer_kernels();
+
+extern const IntegerKernels kScalarKernels;
+#if defined(__x86_64__)
+extern const IntegerKernels kAvx2Kernels;
+#elif defined(__aarch64__)
+extern const IntegerKernels kNeonKernels;
+#endif
+
+}  // namespace baseq
