@@ -10,11 +10,12 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
 #include <vector>
+
+#include "timing.h"
 
 namespace {
 
@@ -24,24 +25,12 @@ constexpr int64_t kBytesOfCopies = int64_t{256} << 20;
 
 volatile uint64_t g_sum;
 
-using Words = uint64_t __attribute__((vector_size(64), aligned(4), may_alias));
+using baseq::benchmark::microseconds;
+using baseq::benchmark::sum_of;
+using baseq::benchmark::total;
+using baseq::benchmark::Words;
 
-uint64_t total(const Words (&sums)[4]) {
-  const Words all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  return all[0] + all[1] + all[2] + all[3] + all[4] + all[5] + all[6] + all[7];
-}
-
-/// Reads every byte, one after the other ...
-__attribute__((target_clones("avx512f", "avx2", "default"))) uint64_t sum_of(const char* bytes, int64_t n) {
-  Words sums[4] = {};
-  for (int64_t i = 0; i + 256 <= n; i += 256) {
-#pragma GCC unroll 4
-    for (int64_t k = 0; k < 4; ++k) sums[k] += *reinterpret_cast<const Words*>(bytes + i + 64 * k);
-  }
-  return total(sums);
-}
-
-/// ... or of four rows of `row_bytes` side by side, with the next four on their way.
+/// Reads every byte of four rows of `row_bytes` side by side, with the next four on their way.
 __attribute__((target_clones("avx512f", "avx2", "default"))) uint64_t sum_of_rows(const char* bytes, int64_t n,
                                                                                   int64_t row_bytes) {
   Words sums[4] = {};
@@ -64,22 +53,6 @@ void read_rows(const Tensor& t, const Fn& sum) {
   at::parallel_for(0, t.size(0), 16, [&](int64_t begin, int64_t end) {
     g_sum = sum(bytes + begin * row_bytes, (end - begin) * row_bytes, row_bytes);
   });
-}
-
-/// Microseconds of each of `work`, called with 0, 1, ... up to `copies`: the fastest mean over all copies. The
-/// candidates take turns, so that what else the machine does meets them alike.
-std::vector<double> microseconds(int rounds, int64_t copies, const std::vector<std::function<void(int64_t)>>& work) {
-  std::vector<double> best(work.size(), 1e300);
-  for (int round = 0; round <= rounds; ++round) {
-    for (size_t i = 0; i < work.size(); ++i) {
-      const auto start = std::chrono::steady_clock::now();
-      for (int64_t copy = 0; copy < copies; ++copy) work[i](copy);
-      const double time = std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count() /
-                          static_cast<double>(copies);
-      if (round > 0) best[i] = std::min(best[i], time);
-    }
-  }
-  return best;
 }
 
 template <class Fn>
