@@ -26,16 +26,18 @@ void run(const CompareArguments& arguments) {
               "--text -: each model reads the text anew; pass a file");
   const bool evaluated = !arguments.windows.text.empty() || !arguments.windows.tokens.empty();
   if (!arguments.reference.empty() && !evaluated) throw CLI::RequiredError("--text or --tokens (with --reference)");
-  std::optional<OpenModel> original;
+  std::optional<Model> original;
   std::optional<Reference> reference;
-  if (!arguments.reference.empty()) reference.emplace(Reference{original.emplace(arguments.reference, device).model});
+  if (!arguments.reference.empty()) {
+    reference.emplace(Reference{original.emplace(open_to_evaluate(arguments.reference, device))});
+  }
   nlohmann::json models = nlohmann::json::array();
   std::vector<std::vector<std::string>> rows{
       {"model", "recipe", "weights", "activations", "KV cache", "bits a weight", "size"}};
   if (evaluated) rows[0].insert(rows[0].end(), {"perplexity", "mean KL", "top-1"});
   for (const std::string& path : arguments.models) {
-    const OpenModel model(path, device);
-    const CheckpointSummary summary = summarize(model.checkpoint, model.model);
+    const Model model = open_to_evaluate(path, device);
+    const CheckpointSummary summary = summarize(model);
     nlohmann::json entry{{"model", path},
                          {"name", summary.name},
                          {"recipe", summary.recipe.empty() ? nlohmann::json() : nlohmann::json(summary.recipe)},
@@ -52,7 +54,7 @@ void run(const CompareArguments& arguments) {
                                  fmt::format("{:.3f}", summary.bits_per_weight),
                                  format_bytes(summary.num_bytes)};
     if (evaluated) {
-      entry.update(evaluate_model(path, model, read_windows(arguments.windows, model.checkpoint),
+      entry.update(evaluate_model(path, model, read_windows(arguments.windows, model.checkpoint()),
                                   {.reference = reference ? &*reference : nullptr,
                                    .activations_directory = {},
                                    .logits = {},

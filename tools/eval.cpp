@@ -56,23 +56,24 @@ void run(const EvalArguments& arguments) {
   const at::Device device = apply(arguments.common);
   const OutputFile output{"--logits", arguments.logits, kLogitsMark};
   check_outputs(arguments.common, {output});
-  const OpenModel model(arguments.model, device);
-  std::optional<OpenModel> original;
+  const Model model = open_to_evaluate(arguments.model, device);
+  std::optional<Model> original;
   std::optional<Reference> reference;
-  if (!arguments.reference.empty()) reference.emplace(Reference{original.emplace(arguments.reference, device).model});
-  const Tensor windows = read_windows(arguments.windows, model.checkpoint);
+  if (!arguments.reference.empty()) {
+    reference.emplace(Reference{original.emplace(open_to_evaluate(arguments.reference, device))});
+  }
+  const Tensor windows = read_windows(arguments.windows, model.checkpoint());
   std::unique_ptr<SafetensorsWriter> logits;
   std::function<void(const Tensor&)> write_logits;
   if (!arguments.logits.empty()) {
-    logits = open_logits(arguments.logits, windows, model.model.config().vocab_size);
+    logits = open_logits(arguments.logits, windows, model.config().vocab_size);
     write_logits = [&](const Tensor& rows) { logits->append("logits", rows); };
   }
-  nlohmann::json json =
-      evaluate_model(arguments.model, model, windows,
-                     {.reference = reference ? &*reference : nullptr,
-                      .activations_directory = choose_activations(arguments, model.model.config(), windows),
-                      .logits = write_logits,
-                      .quiet = arguments.common.quiet});
+  nlohmann::json json = evaluate_model(arguments.model, model, windows,
+                                       {.reference = reference ? &*reference : nullptr,
+                                        .activations_directory = choose_activations(arguments, model.config(), windows),
+                                        .logits = write_logits,
+                                        .quiet = arguments.common.quiet});
   if (logits) {
     check_output_file(output.option, output.path, output.mark);  // again: the work may have taken hours
     logits->commit();

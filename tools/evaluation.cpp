@@ -27,6 +27,12 @@ void warn_of_unused(const Model& model) {
   }
 }
 
+Model open_to_evaluate(const std::string& path, at::Device device) {
+  Model model(open_model(path), {.device = device});
+  warn_of_unused(model);
+  return model;
+}
+
 Tensor read_windows(const WindowOptions& options, const Checkpoint& checkpoint) {
   Tensor ids;
   if (options.text.empty()) {
@@ -40,10 +46,10 @@ Tensor read_windows(const WindowOptions& options, const Checkpoint& checkpoint) 
   return split_windows(ids, options.seq_len, options.max_windows);
 }
 
-nlohmann::json evaluate_model(const std::string& name, const OpenModel& model, const Tensor& windows,
+nlohmann::json evaluate_model(const std::string& name, const Model& model, const Tensor& windows,
                               const EvaluationContext& context) {
   // Where a matrix is as large as this, the product with it takes so much longer than new pages.
-  const ModelConfig& config = model.model.config();
+  const ModelConfig& config = model.config();
   if (config.hidden_size * config.intermediate_size * 4 >= kLargestPiece) return_freed_memory(kLargestPiece);
   if (config.max_position_embeddings > 0 && windows.size(1) > config.max_position_embeddings) {
     spdlog::warn("{}: windows of {} tokens, but the model was made for {}", name, windows.size(1),
@@ -57,7 +63,7 @@ nlohmann::json evaluate_model(const std::string& name, const OpenModel& model, c
       display.step(done, total, "blocks");
     };
     result = evaluate(
-        model.model, windows, context.reference,
+        model, windows, context.reference,
         {.activations_directory = context.activations_directory, .progress = block_done, .logits = context.logits});
   }
   nlohmann::json json{{"model", name},
@@ -68,7 +74,7 @@ nlohmann::json evaluate_model(const std::string& name, const OpenModel& model, c
                       {"mean_kl", nullptr},
                       {"top1_agreement", nullptr},
                       {"not_finite", nullptr},
-                      {"model_bytes", model.checkpoint.num_bytes()}};
+                      {"model_bytes", model.checkpoint().num_bytes()}};
   if (context.reference) {
     json["mean_kl"] = result.mean_kl;
     json["top1_agreement"] = result.top1_agreement;

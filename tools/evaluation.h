@@ -4,7 +4,7 @@
 #include <string>
 
 #include "baseq/eval/evaluate.h"
-#include "baseq/model/open_checkpoint.h"
+#include "baseq/formats/open_model.h"
 #include "commands.h"
 
 namespace baseq::cli {
@@ -24,17 +24,8 @@ Tensor read_windows(const WindowOptions& options, const Checkpoint& checkpoint);
 /// Warns of everything in the model's checkpoint that it does not use.
 void warn_of_unused(const Model& model);
 
-/// A checkpoint that is open for as long as its model. Warns of what is not used.
-struct OpenModel {
-  Checkpoint checkpoint;
-  Model model;
-
-  OpenModel(const std::string& path, at::Device device)
-      : checkpoint(open_checkpoint(path)), model(checkpoint, {.device = device}) {
-    warn_of_unused(model);
-  }
-  OpenModel(const OpenModel&) = delete;
-};
+/// Opens a model; warns of what it does not use.
+Model open_to_evaluate(const std::string& path, at::Device device);
 
 struct EvaluationContext {
   Reference* reference = nullptr;               ///< may be null
@@ -45,7 +36,7 @@ struct EvaluationContext {
 
 /// evaluate() with a progress bar; what `eval --json` writes but for seconds and memory. "not_finite" says where values
 /// stop being finite, or is null.
-nlohmann::json evaluate_model(const std::string& name, const OpenModel& model, const Tensor& windows,
+nlohmann::json evaluate_model(const std::string& name, const Model& model, const Tensor& windows,
                               const EvaluationContext& context);
 
 /// Throws what "not_finite" of an evaluation says. Called after the results are written: a script must not take NaN for

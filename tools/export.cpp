@@ -7,8 +7,8 @@
 #include <memory>
 
 #include "baseq/export/export_checkpoint.h"
+#include "baseq/formats/open_model.h"
 #include "baseq/io/dtype_name.h"
-#include "baseq/model/open_checkpoint.h"
 #include "baseq/pipeline/quantize_checkpoint.h"
 #include "output_files.h"
 #include "printable.h"
@@ -52,12 +52,12 @@ void run(const ExportArguments& arguments) {
   check_outputs(arguments.common);
   return_freed_memory(1 << 20);
   if (arguments.output.empty() && !arguments.dry_run) throw CLI::RequiredError("--output or --dry-run");
-  const Checkpoint checkpoint = open_checkpoint(arguments.model);
+  const StoredModel model = open_model(arguments.model);
   ExportOptions options{.format = export_format(arguments.format), .gguf_type = arguments.gguf_type};
   if (!arguments.dtype.empty()) options.dtype = kDtypes.at(arguments.dtype);
-  const ExportPlan plan = plan_export(checkpoint, options);
+  const ExportPlan plan = plan_export(model, options);
   const CheckpointWriter::Options output{.shard_bytes = arguments.shard_megabytes << 20, .force = arguments.force};
-  if (!arguments.output.empty()) check_export_place(checkpoint, plan, arguments.output, output);
+  if (!arguments.output.empty()) check_export_place(model.tensors, plan, arguments.output, output);
   for (const std::string& warning : plan.warnings) spdlog::warn("{}", warning);
   nlohmann::json report = to_json(arguments, plan);
   if (arguments.dry_run) {
@@ -70,7 +70,7 @@ void run(const ExportArguments& arguments) {
     }
     ProgressDisplay display(arguments.common.quiet);
     catch_stop_signals();
-    write_export(checkpoint, plan, arguments.output, output, [&](int64_t done, int64_t total) {
+    write_export(model.tensors, plan, arguments.output, output, [&](int64_t done, int64_t total) {
       if (stop_requested()) throw Interrupted("stopped; nothing of " + arguments.output + " is left");
       display.step(done, total, "tensors");
     });

@@ -4,8 +4,8 @@
 #include <memory>
 
 #include "baseq/eval/checkpoint_summary.h"
+#include "baseq/formats/open_model.h"
 #include "baseq/io/dtype_name.h"
-#include "baseq/model/open_checkpoint.h"
 #include "evaluation.h"
 #include "output_files.h"
 
@@ -36,10 +36,27 @@ std::string describe_attention(const ModelConfig& config) {
   return text;
 }
 
+/// "gguf: Q4_0 61.2 %, F16 38.5 %, F32 0.3 %", largest first; without types "awq".
+std::string describe_format(const StoredModel& model) {
+  std::vector<std::pair<int64_t, std::string>> types;
+  int64_t total = 0;
+  for (const auto& [type, bytes] : model.bytes_by_type) {
+    types.emplace_back(bytes, type);
+    total += bytes;
+  }
+  std::sort(types.rbegin(), types.rend());
+  std::string text = model.format;
+  for (const auto& [bytes, type] : types) {
+    text += fmt::format("{} {} {:.1f} %", text == model.format ? ":" : ",", type,
+                        100 * static_cast<double>(bytes) / static_cast<double>(total));
+  }
+  return text;
+}
+
 void run(const InspectArguments& arguments) {
   check_outputs(arguments.common);
-  const Checkpoint checkpoint = open_checkpoint(arguments.model);
-  const Model model(checkpoint);
+  const Model model(open_model(arguments.model));
+  const Checkpoint& checkpoint = model.checkpoint();
   warn_of_unused(model);
   const ModelConfig& config = model.config();
   nlohmann::json tensors = nlohmann::json::array();
@@ -49,7 +66,8 @@ void run(const InspectArguments& arguments) {
     num_values += info.numel();
     tensors.push_back({{"name", name}, {"dtype", dtype_name(info.dtype)}, {"shape", info.shape}});
   }
-  print_text("{}\n  architecture  {}\n", arguments.model, config.architecture);
+  print_text("{}\n  format        {}\n  architecture  {}\n", arguments.model, describe_format(model.stored()),
+             config.architecture);
   print_text("  layers        {}, hidden {}, heads {} of {}, key/value heads {}, ffn {}, vocabulary {}\n",
              config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.head_dim,
              config.num_key_value_heads, config.intermediate_size, config.vocab_size);
@@ -57,16 +75,14 @@ void run(const InspectArguments& arguments) {
   print_text("  head          {}\n  size          {} in {} tensors\n", config.tie_word_embeddings ? "tied" : "untied",
              format_bytes(checkpoint.num_bytes()), tensors.size());
   if (const auto& quantization = model.quantization()) {
-    const auto& stored = checkpoint.config()["quantization_config"];
-    print_text("  quantized by  {}{}\n", quantization_format(checkpoint),
-               quantization->uniform ? "" : "; not all linears alike, the first is");
+    if (!quantization->uniform) print_text("                not all linears alike, the first is\n");
     std::string weights = describe(quantization->weights);
     if (quantization->lora_rank > 0) weights += fmt::format(", corrections of rank {}", quantization->lora_rank);
-    if (quantization->weights) weights += fmt::format(": {:.3f} bits a weight in all", bits_per_weight(checkpoint));
+    if (quantization->weights) weights += fmt::format(": {:.3f} bits a weight in all", bits_per_weight(model.stored()));
     print_text("  weights       {}\n  activations   {}\n  KV cache      {}\n", weights,
                describe(quantization->input_activations), describe(quantization->kv_cache));
     print_text("  online        {}\n", describe_online(model));
-    if (stored.contains("recipe")) print_text("  recipe        {}\n", stored["recipe"].value("name", ""));
+    if (const std::string recipe = summarize(model).recipe; !recipe.empty()) print_text("  recipe        {}\n", recipe);
   } else {
     print_text("  quantization  none\n");
   }
@@ -80,7 +96,9 @@ void run(const InspectArguments& arguments) {
                                 {"config", checkpoint.config()},
                                 {"bytes", checkpoint.num_bytes()},
                                 {"num_values", num_values},
-                                {"bits_per_weight", bits_per_weight(checkpoint)},
+                                {"format", model.stored().format},
+                                {"bytes_by_type", model.stored().bytes_by_type},
+                                {"bits_per_weight", bits_per_weight(model.stored())},
                                 {"tensors", tensors},
                                 {"unused_tensors", model.unused_names()}});
 }

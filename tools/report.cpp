@@ -4,9 +4,9 @@
 
 #include <memory>
 
+#include "baseq/formats/open_model.h"
 #include "baseq/io/hub_cache.h"
 #include "baseq/io/json_object.h"
-#include "baseq/model/open_checkpoint.h"
 #include "output_files.h"
 
 namespace baseq::cli {
@@ -68,9 +68,8 @@ void run(const ReportArguments& arguments) {
                                                    : fs::path(arguments.output);
   const OutputFile page{"--output", output.string(), kPageMark};
   check_outputs({}, {page});
-  const Checkpoint checkpoint = open_checkpoint(arguments.model);
-  const Model model(checkpoint);
-  Report report{.summary = summarize(checkpoint, model), .config = checkpoint.config(), .run = {}, .results = {}};
+  const Model model(open_model(arguments.model));
+  Report report{.summary = summarize(model), .config = model.checkpoint().config(), .run = {}, .results = {}};
   const fs::path log = arguments.log.empty() ? directory / kRunLogFile : fs::path(arguments.log);
   if (!arguments.log.empty() || fs::exists(log)) report.run = read_run_log(log);
   if (arguments.results.empty()) report.results = results_in_folder(folder, name);

@@ -6,10 +6,10 @@
 #include <set>
 #include <utility>
 
+#include "baseq/formats/open_model.h"
 #include "baseq/io/apart.h"
 #include "baseq/io/hub_cache.h"
 #include "baseq/io/json_object.h"
-#include "baseq/model/open_checkpoint.h"
 #include "preflight.h"
 
 namespace baseq::cli {
@@ -81,7 +81,7 @@ std::vector<std::string> find_problems(const SweepPlan& plan, const std::vector<
       const bool file = std::filesystem::is_regular_file(job.model, ignored);
       const std::filesystem::path model = file ? std::filesystem::path(job.model) : resolve_checkpoint(job.model);
       check_apart(plan.output / job.name, model);
-      if (opened.insert(job.model).second) (void)open_checkpoint(model);
+      if (opened.insert(job.model).second) (void)open_model(model);
     });
     if (job.recipe.empty()) continue;
     attempt([&] {

@@ -18,21 +18,17 @@ double bits_of(const Checkpoint& checkpoint, const std::string& name) {
   return checkpoint.contains(name) ? 8.0 * static_cast<double>(checkpoint.info(name).nbytes()) : 0;
 }
 
-/// Of a code of a linear with one byte each: 8, or fewer where open_checkpoint unpacked another format.
-double code_bits(const Checkpoint& checkpoint, const std::string& linear) {
-  const nlohmann::json& config = checkpoint.config().at("quantization_config");
-  if (!config.contains("read_from")) return 8;
-  for (const auto& [name, group] : config.at("config_groups").items()) {
-    for (const nlohmann::json& target : group.at("targets")) {
-      if (target == linear) return group.at("weights").at("num_bits").get<double>();
-    }
-  }
-  return 8;
+/// Of a code of a linear whose codes have a byte each: fewer where reading unpacked them.
+double code_bits(const StoredModel& model, const std::string& linear) {
+  const auto it = model.linears.find(linear);
+  const bool as_stored = it == model.linears.end() || !it->second.weights || model.format == "compressed-tensors";
+  return as_stored ? 8 : static_cast<double>(it->second.weights->num_bits);
 }
 
 }  // namespace
 
-double bits_per_weight(const Checkpoint& checkpoint) {
+double bits_per_weight(const StoredModel& model) {
+  const Checkpoint& checkpoint = model.tensors;
   double bits = 0, weights = 0;
   for (const std::string& name : checkpoint.names()) {
     if (!name.starts_with("model.layers.")) continue;
@@ -44,7 +40,7 @@ double bits_per_weight(const Checkpoint& checkpoint) {
       }
       weights += checkpoint.tensor(linear + ".weight_shape").to(at::kDouble).prod().item<double>();
     } else if (name.ends_with(kPlain) && checkpoint.contains(name + "_scale")) {
-      const double num_bits = code_bits(checkpoint, name.substr(0, name.size() - kPlain.size()));
+      const double num_bits = code_bits(model, name.substr(0, name.size() - kPlain.size()));
       bits += num_bits * static_cast<double>(checkpoint.info(name).numel()) + bits_of(checkpoint, name + "_scale");
       if (checkpoint.contains(name + "_zero_point")) {
         bits += num_bits * static_cast<double>(checkpoint.info(name + "_zero_point").numel());
@@ -88,17 +84,8 @@ std::string describe_online(const Model& model) {
   return parts.empty() ? "nothing" : fmt::format("{}", fmt::join(parts, "; "));
 }
 
-std::string quantization_format(const Checkpoint& checkpoint) {
-  const auto quantization = checkpoint.config().find("quantization_config");
-  if (quantization == checkpoint.config().end() || !quantization->is_object()) return "";
-  for (const char* key : {"read_from", "quant_method"}) {
-    const auto name = quantization->find(key);
-    if (name != quantization->end() && name->is_string()) return name->get<std::string>();
-  }
-  return "";
-}
-
-CheckpointSummary summarize(const Checkpoint& checkpoint, const Model& model) {
+CheckpointSummary summarize(const Model& model) {
+  const Checkpoint& checkpoint = model.checkpoint();
   CheckpointSummary summary{.name = model_name(checkpoint.path()), .num_bytes = checkpoint.num_bytes()};
   const auto& quantization = model.quantization();
   summary.weights = describe(quantization ? quantization->weights : std::nullopt);
@@ -107,7 +94,7 @@ CheckpointSummary summarize(const Checkpoint& checkpoint, const Model& model) {
   }
   summary.input_activations = describe(quantization ? quantization->input_activations : std::nullopt);
   summary.kv_cache = describe(quantization ? quantization->kv_cache : std::nullopt);
-  summary.format = quantization_format(checkpoint);
+  summary.format = model.stored().format;
   if (quantization) {
     const nlohmann::json& stored = checkpoint.config().at("quantization_config");
     const auto recipe = stored.find("recipe");
@@ -115,7 +102,7 @@ CheckpointSummary summarize(const Checkpoint& checkpoint, const Model& model) {
       summary.recipe = (*recipe)["name"].get<std::string>();
     }
   }
-  summary.bits_per_weight = bits_per_weight(checkpoint);
+  summary.bits_per_weight = bits_per_weight(model.stored());
   return summary;
 }
 

@@ -122,13 +122,14 @@ int64_t ExportPlan::num_bytes() const {
                          [](int64_t sum, const PlannedTensor& tensor) { return sum + tensor.num_bytes(); });
 }
 
-ExportPlan plan_export(const Checkpoint& checkpoint, const ExportOptions& options) {
+ExportPlan plan_export(const StoredModel& model, const ExportOptions& options) {
+  const Checkpoint& checkpoint = model.tensors;
   const bool half = options.format == ExportFormat::kGptq || options.format == ExportFormat::kAwq;
   const at::ScalarType dtype = options.dtype.value_or(half ? at::kHalf : at::kBFloat16);
   TORCH_CHECK(dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16, "export: dtype is ", dtype,
               ", expected float32, float16 or bfloat16");
   const c10::NoGradGuard no_grad;
-  auto source = std::make_shared<const ExportSource>(checkpoint);
+  auto source = std::make_shared<const ExportSource>(model);
   const bool dequantized = options.format == ExportFormat::kHuggingFace ||
                            (options.format == ExportFormat::kGguf && options.gguf_type == "F16");
   TORCH_CHECK(dequantized || source->quantization().uniform, source->path(),

@@ -50,7 +50,8 @@ bool splits_inputs(const SourceLinear& linear) {
   return std::find(writers.begin(), writers.end(), linear.name) != writers.end();
 }
 
-ExportSource::ExportSource(const Checkpoint& checkpoint) : checkpoint_(checkpoint), model_(checkpoint) {
+ExportSource::ExportSource(StoredModel stored) : model_(std::move(stored)) {
+  const Checkpoint& checkpoint = this->checkpoint();
   if (model_.quantization()) quantization_ = *model_.quantization();
   TORCH_CHECK(
       checkpoint.contains("model.embed_tokens.weight"), path(),
@@ -90,11 +91,11 @@ void ExportSource::add_linears(int64_t block) {
   const std::string prefix = layer_prefix(block);
   DecoderLayer{}.for_each_linear([&](const std::string& part, const Linear&) {
     std::vector<int64_t> shape;
-    if (checkpoint_.contains(prefix + part + ".weight_scale") &&
-        !checkpoint_.contains(prefix + part + ".weight_shape")) {
-      shape = checkpoint_.info(prefix + part + ".weight").shape;  // codes of a byte each
-    } else if (checkpoint_.contains(prefix + part + ".weight_shape")) {
-      const Tensor stored = checkpoint_.tensor(prefix + part + ".weight_shape").to(at::kLong);
+    if (checkpoint().contains(prefix + part + ".weight_scale") &&
+        !checkpoint().contains(prefix + part + ".weight_shape")) {
+      shape = checkpoint().info(prefix + part + ".weight").shape;  // codes of a byte each
+    } else if (checkpoint().contains(prefix + part + ".weight_shape")) {
+      const Tensor stored = checkpoint().tensor(prefix + part + ".weight_shape").to(at::kLong);
       shape.assign(stored.const_data_ptr<int64_t>(), stored.const_data_ptr<int64_t>() + stored.numel());
     } else {
       shape = model_.tensors().info(prefix + part + ".weight").shape;
@@ -115,7 +116,7 @@ void ExportSource::add_linears(int64_t block) {
 
 bool ExportSource::has_bias(const std::string& full_name, const std::string& name) const {
   // Corrections put biases where the original has none.
-  return linear_shape(config(), name).bias || (model_.quantization() && checkpoint_.contains(full_name + ".bias"));
+  return linear_shape(config(), name).bias || (model_.quantization() && checkpoint().contains(full_name + ".bias"));
 }
 
 bool ExportSource::has_bias_flag(const SourceLinear& linear) const {
@@ -135,7 +136,7 @@ bool ExportSource::has_quant_tensor(const std::string& ending) const {
 
 bool ExportSource::clips_are_one() const {
   return std::all_of(quant_tensors_.begin(), quant_tensors_.end(), [&](const std::string& name) {
-    return !name.ends_with(".clip") || checkpoint_.tensor(name).eq(1).all().item<bool>();
+    return !name.ends_with(".clip") || checkpoint().tensor(name).eq(1).all().item<bool>();
   });
 }
 
@@ -160,7 +161,7 @@ const Linear& ExportSource::linear(const SourceLinear& which) const {
   }
   read_ = parts.size() == 1 ? std::move(parts[0]) : stacked(parts);
   read_name_ = which.full_name;
-  checkpoint_.release_pages();
+  checkpoint().release_pages();
   return read_;
 }
 

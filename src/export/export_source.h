@@ -21,8 +21,8 @@ struct SourceLinear {
 /// A native or unquantized checkpoint whose blocks are read one at a time, the last one kept.
 class ExportSource {
  public:
-  explicit ExportSource(const Checkpoint& checkpoint);
-  const Checkpoint& checkpoint() const { return checkpoint_; }
+  explicit ExportSource(StoredModel stored);
+  const Checkpoint& checkpoint() const { return model_.checkpoint(); }
   const Model& model() const { return model_; }
   const QuantizationConfig& quantization() const { return quantization_; }  ///< empty for an unquantized checkpoint
   const ModelConfig& config() const { return model_.config(); }
@@ -41,7 +41,7 @@ class ExportSource {
   /// Whether there is an online transform at a site in some block.
   bool has_online_transform(Site site) const;
   /// What tells the user which file is meant.
-  std::string path() const { return checkpoint_.path().string(); }
+  std::string path() const { return checkpoint().path().string(); }
 
   /// As read by Model: float32, dequantized. Of a quantized one the scales are [out_features, groups]. Only one is
   /// kept: a reference holds until the next is asked for.
@@ -54,7 +54,6 @@ class ExportSource {
  private:
   void add_linears(int64_t block);
   bool has_bias(const std::string& full_name, const std::string& name) const;
-  const Checkpoint& checkpoint_;
   Model model_;
   QuantizationConfig quantization_;
   std::vector<SourceLinear> linears_;

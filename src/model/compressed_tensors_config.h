@@ -7,7 +7,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "baseq/model/quantization_config.h"
+#include "baseq/model/stored_model.h"
 
 struct pcre2_real_code_8;
 struct pcre2_real_match_context_8;
@@ -54,5 +54,9 @@ class CompressedTensorsConfig {
   ModuleTargets ignored_, targets_;
   std::vector<LinearFormat> formats_;  // of the groups
 };
+
+bool is_compressed_tensors(const Checkpoint& checkpoint);
+/// Throws naming what this program does not execute.
+StoredModel read_compressed_tensors(Checkpoint checkpoint);
 
 }  // namespace baseq

@@ -10,7 +10,6 @@
 #include "baseq/io/json_object.h"
 #include "baseq/model/rotary_embedding.h"
 #include "baseq/quant/gguf_blocks.h"
-#include "compressed_tensors_config.h"
 
 namespace baseq {
 namespace {
@@ -140,7 +139,7 @@ class Translation {
     config_ = config_of(*file_);
   }
 
-  Checkpoint checkpoint() {
+  StoredModel model() {
     add("token_embd.weight", "model.embed_tokens.weight", 0);
     add("output_norm.weight", "model.norm.weight", 0);
     add("output.weight", "lm_head.weight", 0);
@@ -168,19 +167,20 @@ class Translation {
       if (used_.contains(name) || name == kRopeFactors) continue;
       if (!tensors_.contains(name)) add(name, name, 0);
     }
-    json groups = json::object();
-    for (const auto& [bits, targets] : targets_) {
-      groups[fmt::format("q{}_0", bits)] = {
-          {"targets", targets},
-          {"weights",
-           {{"num_bits", bits}, {"type", "int"}, {"symmetric", true}, {"strategy", "group"}, {"group_size", kGroup}}}};
+    StoredModel model(
+        Checkpoint(file_->name(), config_, std::move(tensors_), file_->num_bytes()), "gguf",
+        [this](const std::string& linear) {
+          const auto bits = bits_.find(linear);
+          if (bits == bits_.end()) return LinearFormat{};
+          return LinearFormat{
+              .weights = QuantSpec{.num_bits = bits->second, .strategy = Strategy::kGroup, .group_size = kGroup},
+              .codes = LinearFormat::Codes::kInt8};
+        });
+    for (const auto& [name, entry] : file_->tensors()) {
+      const auto type = static_cast<GgufType>(entry.type);
+      model.bytes_by_type[gguf_type_name(type)] += gguf_num_bytes(type, entry.shape);
     }
-    // Also without groups: a quantized checkpoint may have biases that config.json does not promise.
-    config_["quantization_config"] = {{"quant_method", CompressedTensorsConfig::kMethod},
-                                      {"format", "int-quantized"},
-                                      {"read_from", "gguf"},
-                                      {"config_groups", groups}};
-    return Checkpoint(file_->name(), config_, std::move(tensors_), file_->num_bytes());
+    return model;
   }
 
  private:
@@ -204,7 +204,7 @@ class Translation {
       return add(from + ".weight", to + ".weight", heads);
     }
     used_.insert(from + ".weight");
-    targets_[type == GgufType::kQ8_0 ? 8 : 4].push_back(to);
+    bits_[to] = type == GgufType::kQ8_0 ? 8 : 4;
     const auto add_part = [&](const char* name, TensorInfo info, decltype(gguf_codes)* decode) {
       Checkpoint::MadeTensor& made = tensors_[to + name];
       made.info = std::move(info);
@@ -221,8 +221,8 @@ class Translation {
   bool permuted_ = false;
   json config_;
   Checkpoint::MadeTensors tensors_;
-  std::map<int, std::vector<std::string>> targets_;  ///< by bits
-  std::set<std::string> used_;                       ///< names in the file
+  std::map<std::string, int64_t> bits_;  ///< of linears with codes
+  std::set<std::string> used_;           ///< names in the file
 };
 
 }  // namespace
@@ -241,10 +241,8 @@ Tensor gguf_values(const GgufFile& file, const std::string& name) {
   return gguf_values(type, file.bytes(name, gguf_num_bytes(type, entry.shape)), entry.shape);
 }
 
-Checkpoint gguf_checkpoint(std::shared_ptr<const GgufFile> file) { return Translation(std::move(file)).checkpoint(); }
-
-Checkpoint gguf_checkpoint(const std::filesystem::path& path) {
-  return gguf_checkpoint(std::make_shared<const GgufFile>(path));
+StoredModel read_gguf(const std::filesystem::path& path) {
+  return Translation(std::make_shared<const GgufFile>(path)).model();
 }
 
 }  // namespace baseq

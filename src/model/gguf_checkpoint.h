@@ -4,8 +4,8 @@
 #include <map>
 #include <string>
 
-#include "baseq/io/checkpoint.h"
 #include "baseq/io/gguf_file.h"
+#include "baseq/model/stored_model.h"
 
 /// GGUF files as checkpoints. Not installed.
 namespace baseq {
@@ -35,7 +35,6 @@ Tensor gguf_values(const GgufFile& file, const std::string& name);
 /// their order, linears of types Q8_0 and Q4_0 as int8 codes, all others dequantized. Factors of the rotary embedding
 /// are read where they are those of Llama 3's rule.
 /// Throws naming metadata that is missing or asks for something unsupported, or a tensor of an unknown type or cut off.
-Checkpoint gguf_checkpoint(const std::filesystem::path& path);
-Checkpoint gguf_checkpoint(std::shared_ptr<const GgufFile> file);
+StoredModel read_gguf(const std::filesystem::path& path);
 
 }  // namespace baseq

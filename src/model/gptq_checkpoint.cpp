@@ -3,11 +3,11 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <set>
 
 #include "baseq/io/dtype_name.h"
 #include "baseq/io/json_object.h"
 #include "baseq/quant/pack.h"
-#include "compressed_tensors_config.h"
 
 namespace baseq {
 namespace {
@@ -142,16 +142,16 @@ bool is_gptq_or_awq(const Checkpoint& checkpoint) {
   return method != config.end() && (*method == "gptq" || *method == "awq");
 }
 
-Checkpoint gptq_checkpoint(std::shared_ptr<const Checkpoint> checkpoint) {
+StoredModel read_gptq(std::shared_ptr<const Checkpoint> checkpoint) {
   const json value = find_config(*checkpoint);
   const Layout layout = read_layout(value, (checkpoint->path() / "config.json").string() + ": quantization_config");
   Checkpoint::MadeTensors tensors;
-  std::vector<std::string> linears;
+  std::set<std::string> linears;
   const auto as_stored = [&](const std::string& name) -> Checkpoint::MadeTensor {
     return {checkpoint->info(name), [checkpoint, name] { return checkpoint->tensor(name); }};
   };
   for (const std::string& name : checkpoint->names()) {
-    if (name.ends_with(kPacked)) linears.push_back(name.substr(0, name.size() - std::string_view(kPacked).size()));
+    if (name.ends_with(kPacked)) linears.insert(name.substr(0, name.size() - std::string_view(kPacked).size()));
     tensors[name] = as_stored(name);
   }
   bool symmetric = true;
@@ -167,15 +167,15 @@ Checkpoint gptq_checkpoint(std::shared_ptr<const Checkpoint> checkpoint) {
     if (!symmetric) tensors[name + ".weight_zero_point"] = linear.zero_point();
     if (checkpoint->contains(name + ".g_idx")) tensors[name + ".weight_g_idx"] = as_stored(name + ".g_idx");
   }
-  json weights{{"num_bits", layout.num_bits}, {"type", "int"}, {"symmetric", symmetric}};
-  weights["strategy"] = layout.group_size > 0 ? "group" : "channel";
-  if (layout.group_size > 0) weights["group_size"] = layout.group_size;
-  json config = checkpoint->config();
-  config["quantization_config"] = {{"quant_method", CompressedTensorsConfig::kMethod},
-                                   {"format", "int-quantized"},
-                                   {"read_from", value.at("quant_method")},
-                                   {"config_groups", {{"group_0", {{"targets", linears}, {"weights", weights}}}}}};
-  return Checkpoint(checkpoint->path(), std::move(config), std::move(tensors), checkpoint->num_bytes());
+  const QuantSpec spec{.num_bits = layout.num_bits,
+                       .symmetric = symmetric,
+                       .strategy = layout.group_size > 0 ? Strategy::kGroup : Strategy::kChannel,
+                       .group_size = layout.group_size};
+  return {Checkpoint(checkpoint->path(), checkpoint->config(), std::move(tensors), checkpoint->num_bytes()),
+          layout.awq ? "awq" : "gptq", [&](const std::string& linear) {
+            return linears.contains(linear) ? LinearFormat{.weights = spec, .codes = LinearFormat::Codes::kInt8}
+                                            : LinearFormat{};
+          }};
 }
 
 }  // namespace baseq

@@ -25,19 +25,6 @@ void expect_shape(const Tensor& tensor, at::IntArrayRef shape, const std::string
 
 std::string config_path(const Checkpoint& checkpoint) { return (checkpoint.path() / "config.json").string(); }
 
-bool is_quantized(const Checkpoint& checkpoint) {
-  const auto it = checkpoint.config().find("quantization_config");
-  return it != checkpoint.config().end() && !it->is_null();
-}
-
-std::vector<std::string> linear_names(const ModelConfig& config) {
-  std::vector<std::string> names;
-  for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
-    for (const LinearShape& linear : linear_shapes(config)) names.push_back(layer_prefix(i) + linear.name);
-  }
-  return names;
-}
-
 /// A hint for a checkpoint that lacks weights because another tool packed them.
 std::string packed_elsewhere(const Checkpoint& checkpoint) {
   for (const std::string& name : checkpoint.names()) {
@@ -92,22 +79,18 @@ void for_each_tensor(const ModelConfig& config,
 
 std::string layer_prefix(int64_t index) { return fmt::format("model.layers.{}.", index); }
 
-Model::Model(const Checkpoint& checkpoint, const Options& options)
-    : checkpoint_(checkpoint),
+Model::Model(StoredModel stored, const Options& options)
+    : stored_(std::move(stored)),
       options_(options),
-      config_(ModelConfig::from_json(checkpoint.config(), config_path(checkpoint))),
       // A quantized checkpoint holds the seven linears under LlamaForCausalLM's names whatever the original had.
-      tensors_(checkpoint, config_, /*fused=*/config_.fused_projections && !is_quantized(checkpoint)) {
-  LinearFormats formats = read_linear_formats(checkpoint, linear_names(config_));
-  quantization_ = std::move(formats.config);
-  formats_ = std::move(formats.of_linears);
-  if (quantization_) online_ = find_transforms(checkpoint, config_, *quantization_);
+      tensors_(stored_.tensors, stored_.config, /*fused=*/stored_.config.fused_projections && !stored_.quantization) {
+  if (quantization()) online_ = find_transforms(checkpoint(), config(), *quantization());
   check_tensors();
 }
 
 void Model::for_each_name(const std::function<void(const std::string& name, bool required)>& fn) const {
   constexpr std::string_view kWeight = ".weight";
-  for_each_tensor(config_, [&](const std::string& name, at::IntArrayRef) {
+  for_each_tensor(config(), [&](const std::string& name, at::IntArrayRef) {
     const LinearFormat& stored = format(name.substr(0, name.size() - std::min(name.size(), kWeight.size())));
     if (!name.ends_with(kWeight) || !stored.weights) return fn(name, true);
     const std::string linear = name.substr(0, name.size() - kWeight.size());
@@ -115,23 +98,23 @@ void Model::for_each_name(const std::function<void(const std::string& name, bool
     // Some tools store zero points of symmetric grids and the order of columns that are in order.
     for (const char* part : {".weight_shape", ".weight_zero_point", ".weight_g_idx"}) fn(linear + part, false);
   });
-  if (!quantization_) return;
+  if (!quantization()) return;
   for (const auto& [place, kinds] : online_) {
     for (const std::string& name : transform_names(layer_prefix(place.first), place.second, kinds)) fn(name, false);
   }
   std::vector<std::string> points;
   DecoderLayer{}.for_each_quant_point([&](const std::string& name, const QuantPoint&) { points.push_back(name); });
-  for (int64_t i = 0; i < config_.num_hidden_layers; ++i) {
+  for (int64_t i = 0; i < config().num_hidden_layers; ++i) {
     for (const std::string& point : points) {
       for (const char* part : {".clip", ".gain", ".shift"}) fn(layer_prefix(i) + point + part, false);
     }
-    for (const LinearShape& linear : linear_shapes(config_)) {
+    for (const LinearShape& linear : linear_shapes(config())) {
       const std::string name = layer_prefix(i) + linear.name;
       if (!linear.bias) fn(name + ".bias", false);
       if (const auto& input = format(name).input_activations; input && !input->dynamic) {
         for (const char* part : {".input_scale", ".input_zero_point"}) fn(name + part, false);
       }
-      if (!quantization_->weights || quantization_->lora_rank == 0) continue;
+      if (!quantization()->weights || quantization()->lora_rank == 0) continue;
       for (const char* part : {".lora_A", ".lora_B"}) fn(name + part, true);
       for (const char* part : {".lora_A_scale", ".lora_B_scale"}) fn(name + part, false);
     }
@@ -142,9 +125,9 @@ std::vector<std::string> Model::unused_names() const {
   std::unordered_set<std::string> used;
   for_each_name([&](const std::string& name, bool) {
     std::string stored = tensors_.stored_name(name);
-    if (checkpoint_.contains(stored)) used.insert(std::move(stored));
+    if (checkpoint().contains(stored)) used.insert(std::move(stored));
   });
-  std::vector<std::string> unused = checkpoint_.names();
+  std::vector<std::string> unused = checkpoint().names();
   std::erase_if(unused, [&](const std::string& name) { return used.contains(name); });
   return unused;
 }
@@ -157,9 +140,9 @@ void Model::check_tensors() const {
     if (missing.empty() || missing.back() != stored) missing.push_back(stored);  // the parts of a fused one in turn
   });
   const size_t listed = std::min(missing.size(), kMaxListedNames);
-  TORCH_CHECK(missing.empty(), checkpoint_.path().string(), ": ", missing.size(),
+  TORCH_CHECK(missing.empty(), checkpoint().path().string(), ": ", missing.size(),
               " tensors are missing: ", fmt::format("{}", fmt::join(missing.begin(), missing.begin() + listed, ", ")),
-              listed < missing.size() ? ", ..." : "", quantization_ ? "" : packed_elsewhere(checkpoint_));
+              listed < missing.size() ? ", ..." : "", quantization() ? "" : packed_elsewhere(checkpoint()));
 }
 
 Tensor Model::read(const std::string& name, OptionalType dtype) const {
@@ -171,47 +154,47 @@ Tensor Model::read(const std::string& name, OptionalType dtype) const {
 
 Tensor Model::embedding() const {
   Tensor weight = read("model.embed_tokens.weight");
-  expect_shape(weight, {config_.vocab_size, config_.hidden_size}, "model.embed_tokens.weight");
+  expect_shape(weight, {config().vocab_size, config().hidden_size}, "model.embed_tokens.weight");
   return weight;
 }
 
 Tensor Model::embed(const Tensor& input_ids) const {
   const Tensor ids = input_ids.to(at::kLong);
-  TORCH_CHECK(ids.numel() == 0 || (ids.min().item<int64_t>() >= 0 && ids.max().item<int64_t>() < config_.vocab_size),
+  TORCH_CHECK(ids.numel() == 0 || (ids.min().item<int64_t>() >= 0 && ids.max().item<int64_t>() < config().vocab_size),
               "embed: token ids run from ", ids.min().item<int64_t>(), " to ", ids.max().item<int64_t>(),
-              " but the model knows 0 to ", config_.vocab_size - 1);
+              " but the model knows 0 to ", config().vocab_size - 1);
   // Rows are gathered in the stored dtype: the table is never converted as a whole.
   const Tensor table = tensors_.tensor("model.embed_tokens.weight");
-  expect_shape(table, {config_.vocab_size, config_.hidden_size}, "model.embed_tokens.weight");
+  expect_shape(table, {config().vocab_size, config().hidden_size}, "model.embed_tokens.weight");
   const Tensor rows = at::embedding(table, ids).to(options_.device, options_.dtype);
-  return config_.embedding_multiplier == 1 ? rows : rows * config_.embedding_multiplier;
+  return config().embedding_multiplier == 1 ? rows : rows * config().embedding_multiplier;
 }
 
 Linear Model::read_linear(const std::string& name, bool with_bias, OptionalType dtype) const {
   Linear linear;
   // Corrections put biases where the original has none; one that an original does not promise is not the model's.
-  if (with_bias || (quantization_ && tensors_.contains(name + ".bias"))) linear.bias = read(name + ".bias", dtype);
+  if (with_bias || (quantization() && tensors_.contains(name + ".bias"))) linear.bias = read(name + ".bias", dtype);
   const LinearFormat& stored = format(name);
   if (!stored.weights) {
     linear.weight = read(name + ".weight", dtype);
     return linear;
   }
-  Linear quantized = read_quantized_weight(checkpoint_, name, stored);
+  Linear quantized = read_quantized_weight(checkpoint(), name, stored);
   linear.quantized = std::move(quantized.quantized);
-  if (quantization_->lora_rank == 0) {
+  if (quantization()->lora_rank == 0) {
     linear.weight = quantized.weight.to(options_.device, options_.dtype);
     return linear;
   }
   const int64_t rows = quantized.weight.size(0), columns = quantized.weight.size(1);
-  const int64_t rank = std::min({quantization_->lora_rank, rows, columns});
+  const int64_t rank = std::min({quantization()->lora_rank, rows, columns});
   const auto read_factor = [&](const std::string& part, at::IntArrayRef sizes, at::IntArrayRef scale_sizes,
                                Tensor& values, Tensor& scale) {
-    values = checkpoint_.tensor(part);
+    values = checkpoint().tensor(part);
     expect_shape(values, sizes, part);
     TORCH_CHECK(values.is_floating_point() || values.scalar_type() == at::kChar, part, ": dtype is ",
                 dtype_name(values.scalar_type()), ", expected a floating type or I8");
     if (values.scalar_type() != at::kChar) return;
-    scale = checkpoint_.tensor(part + "_scale").to(at::kFloat);
+    scale = checkpoint().tensor(part + "_scale").to(at::kFloat);
     expect_shape(scale, scale_sizes, part + "_scale");
   };
   read_factor(name + ".lora_A", {rank, columns}, {rank, 1}, linear.lora.A, linear.lora.A_scale);
@@ -222,13 +205,13 @@ Linear Model::read_linear(const std::string& name, bool with_bias, OptionalType 
 
 const LinearFormat& Model::format(const std::string& name) const {
   static const LinearFormat full_precision;
-  const auto it = formats_.find(name);
-  return it == formats_.end() ? full_precision : it->second;
+  const auto it = stored_.linears.find(name);
+  return it == stored_.linears.end() ? full_precision : it->second;
 }
 
 void Model::read_quant_point(const std::string& name, QuantPoint& point) const {
   const auto optional = [&](const char* field) {
-    return checkpoint_.contains(name + field) ? read(name + field) : Tensor{};
+    return checkpoint().contains(name + field) ? read(name + field) : Tensor{};
   };
   point.clip = optional(".clip");
   point.gain = optional(".gain");
@@ -243,14 +226,14 @@ void Model::read_input_points(const std::string& prefix, DecoderLayer& layer) co
     for (const std::string_view reader : info.readers) names.push_back(prefix + std::string(reader));
     const auto& spec = format(names[0]).input_activations;
     for (const std::string& name : names) {
-      TORCH_CHECK(format(name).input_activations == spec, config_path(checkpoint_), ": ", name, " and ", names[0],
+      TORCH_CHECK(format(name).input_activations == spec, config_path(checkpoint()), ": ", name, " and ", names[0],
                   " read the same input but quantize it differently, which is not supported");
     }
     point.enabled = spec.has_value();
     if (!spec) continue;
     point.spec = *spec;
     if (spec->dynamic) continue;
-    point.qparams = read_input_scale(checkpoint_, names, *spec);
+    point.qparams = read_input_scale(checkpoint(), names, *spec);
     for (Tensor* part : {&point.qparams.scale, &point.qparams.zero_point}) {
       if (part->defined()) *part = part->to(options_.device, options_.dtype);
     }
@@ -260,7 +243,7 @@ void Model::read_input_points(const std::string& prefix, DecoderLayer& layer) co
 Linear Model::linear(int64_t index, const std::string& name) const { return read_linear(index, name, options_.dtype); }
 
 Linear Model::read_linear(int64_t index, const std::string& name, OptionalType dtype) const {
-  const LinearShape shape = linear_shape(config_, name);
+  const LinearShape shape = linear_shape(config(), name);
   const std::string full_name = layer_prefix(index) + name;
   Linear linear = read_linear(full_name, shape.bias, dtype);
   expect_shape(linear.weight, {shape.out_features, shape.in_features}, full_name + ".weight");
@@ -276,12 +259,12 @@ std::vector<Factor::Kind> Model::online_kinds(int64_t block, Site site) const {
 Transform Model::online_transform(int64_t block, Site site) const {
   const std::vector<Factor::Kind> kinds = online_kinds(block, site);
   if (kinds.empty()) return {};
-  const int64_t width = site_shape(site, config_).width();
-  if (!quantization_->hadamards.empty()) {
+  const int64_t width = site_shape(site, config()).width();
+  if (!quantization()->hadamards.empty()) {
     const int64_t order = hadamard_block_size(width);
     return {hadamard_factor(order, width / order)};
   }
-  Transform transform = read_transform(checkpoint_, layer_prefix(block), site, kinds, width);
+  Transform transform = read_transform(checkpoint(), layer_prefix(block), site, kinds, width);
   for (Factor& factor : transform) {
     factor = factor.to(at::TensorOptions().dtype(options_.dtype).device(options_.device));
   }
@@ -291,31 +274,31 @@ Transform Model::online_transform(int64_t block, Site site) const {
 DecoderLayer Model::layer(int64_t index) const { return read_layer(index, options_.dtype); }
 
 DecoderLayer Model::stored_layer(int64_t index) const {
-  TORCH_CHECK(!quantization_, "stored_layer: the model is quantized");
+  TORCH_CHECK(!quantization(), "stored_layer: the model is quantized");
   return read_layer(index, std::nullopt);
 }
 
 DecoderLayer Model::read_layer(int64_t index, OptionalType dtype) const {
-  TORCH_CHECK(index >= 0 && index < config_.num_hidden_layers, "layer: index ", index, " but the model has ",
-              config_.num_hidden_layers, " layers");
+  TORCH_CHECK(index >= 0 && index < config().num_hidden_layers, "layer: index ", index, " but the model has ",
+              config().num_hidden_layers, " layers");
   const std::string prefix = layer_prefix(index);
-  DecoderLayer layer = DecoderLayer::create(config_, index);
+  DecoderLayer layer = DecoderLayer::create(config(), index);
   const auto read_norm = [&](RmsNorm& norm, const char* name, int64_t features) {
     norm.weight = read(prefix + name, dtype);
     expect_shape(norm.weight, {features}, prefix + name);
   };
-  read_norm(layer.input_layernorm, "input_layernorm.weight", config_.hidden_size);
-  read_norm(layer.post_attention_layernorm, "post_attention_layernorm.weight", config_.hidden_size);
-  if (config_.qk_norm) {
-    read_norm(layer.self_attn.q_norm, "self_attn.q_norm.weight", config_.head_dim);
-    read_norm(layer.self_attn.k_norm, "self_attn.k_norm.weight", config_.head_dim);
+  read_norm(layer.input_layernorm, "input_layernorm.weight", config().hidden_size);
+  read_norm(layer.post_attention_layernorm, "post_attention_layernorm.weight", config().hidden_size);
+  if (config().qk_norm) {
+    read_norm(layer.self_attn.q_norm, "self_attn.q_norm.weight", config().head_dim);
+    read_norm(layer.self_attn.k_norm, "self_attn.k_norm.weight", config().head_dim);
   }
   layer.for_each_linear([&](const std::string& name, Linear& target) { target = read_linear(index, name, dtype); });
   for (const SiteInfo& info : sites()) {
     if (info.online) layer.transform(info.site) = online_transform(index, info.site);
   }
-  checkpoint_.release_pages();
-  if (!quantization_) return layer;
+  checkpoint().release_pages();
+  if (!quantization()) return layer;
 
   layer.for_each_quant_point([&](const std::string& name, QuantPoint& point) {
     read_quant_point(prefix + name, point);
@@ -324,36 +307,36 @@ DecoderLayer Model::read_layer(int64_t index, OptionalType dtype) const {
   });
   read_input_points(prefix, layer);
   for (const SiteInfo& info : sites()) {
-    if (!info.cache || !quantization_->kv_cache) continue;
+    if (!info.cache || !quantization()->kv_cache) continue;
     layer.point(info.site).enabled = true;
-    layer.point(info.site).spec = *quantization_->kv_cache;
+    layer.point(info.site).spec = *quantization()->kv_cache;
   }
   return layer;
 }
 
 RmsNorm Model::final_norm() const {
-  RmsNorm norm{read("model.norm.weight"), config_.rms_norm_eps};
-  expect_shape(norm.weight, {config_.hidden_size}, "model.norm.weight");
+  RmsNorm norm{read("model.norm.weight"), config().rms_norm_eps};
+  expect_shape(norm.weight, {config().hidden_size}, "model.norm.weight");
   return norm;
 }
 
 Linear Model::lm_head() const {
-  Linear head = config_.tie_word_embeddings ? Linear{.weight = embedding()}
-                                            : read_linear("lm_head", /*with_bias=*/false, options_.dtype);
-  expect_shape(head.weight, {config_.vocab_size, config_.hidden_size}, "lm_head.weight");
-  if (config_.logits_scaling != 1) head.weight.div_(config_.logits_scaling);
+  Linear head = config().tie_word_embeddings ? Linear{.weight = embedding()}
+                                             : read_linear("lm_head", /*with_bias=*/false, options_.dtype);
+  expect_shape(head.weight, {config().vocab_size, config().hidden_size}, "lm_head.weight");
+  if (config().logits_scaling != 1) head.weight.div_(config().logits_scaling);
   return head;
 }
 
 RotaryEmbedding Model::rotary(int64_t seq_len) const {
-  return RotaryEmbedding::create(config_, seq_len, at::TensorOptions().dtype(options_.dtype).device(options_.device));
+  return RotaryEmbedding::create(config(), seq_len, at::TensorOptions().dtype(options_.dtype).device(options_.device));
 }
 
 Tensor Model::logits(const Tensor& input_ids) const {
   const c10::NoGradGuard no_grad;
   Tensor hidden = embed(input_ids);
   const RotaryEmbedding rope = rotary(input_ids.size(1));
-  for (int64_t i = 0; i < config_.num_hidden_layers; ++i) hidden = layer(i).forward(hidden, rope);
+  for (int64_t i = 0; i < config().num_hidden_layers; ++i) hidden = layer(i).forward(hidden, rope);
   return lm_head().forward(final_norm().forward(hidden));
 }
 

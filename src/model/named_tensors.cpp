@@ -15,10 +15,10 @@ constexpr std::string_view kEmbedding = "embed_tokens.weight";
 
 }  // namespace
 
-NamedTensors::NamedTensors(const Checkpoint& checkpoint, const ModelConfig& config, bool fused)
-    : checkpoint_(checkpoint),
-      prefixed_(checkpoint.contains(std::string(kPrefix) + std::string(kEmbedding)) ||
-                !checkpoint.contains(kEmbedding)) {
+NamedTensors::NamedTensors(Checkpoint checkpoint, const ModelConfig& config, bool fused)
+    : checkpoint_(std::move(checkpoint)),
+      prefixed_(checkpoint_.contains(std::string(kPrefix) + std::string(kEmbedding)) ||
+                !checkpoint_.contains(kEmbedding)) {
   for (const SiteInfo& info : sites()) {
     if (!fused || info.fused.empty()) continue;
     const size_t first = parts_.size();

@@ -4,7 +4,6 @@
 
 #include "baseq/io/dtype_name.h"
 #include "baseq/quant/pack.h"
-#include "compressed_tensors_config.h"
 
 namespace baseq {
 namespace {
@@ -18,23 +17,6 @@ Tensor group_index(const Checkpoint& checkpoint, const std::string& name) {
               ".weight_g_idx: is ", dtype_name(index.scalar_type()), " of size ", index.sizes(),
               ", expected integers [in_features]");
   return index.to(at::kLong);
-}
-
-/// What only the tensors say: the dtype of the scales, and whether groups are runs of neighbouring columns.
-void complete(LinearFormat& format, const Checkpoint& checkpoint, const std::string& name) {
-  if (!format.weights) return;
-  const std::string scale = name + ".weight_scale";
-  if (checkpoint.contains(scale)) {
-    const at::ScalarType dtype = format.weights->scale_dtype = checkpoint.info(scale).dtype;
-    TORCH_CHECK(dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16, scale, ": dtype is ",
-                dtype_name(dtype), ", expected F32, F16 or BF16");
-  }
-  if (format.weights->strategy == Strategy::kGroup && checkpoint.contains(name + ".weight_g_idx")) {
-    const Tensor index = group_index(checkpoint, name);
-    const Tensor in_order = at::arange(index.size(0)).floor_divide_(format.weights->group_size);
-    // compressed-tensors fills the index of a layer without one with -1.
-    format.group_index = !at::equal(index, in_order) && !index.eq(-1).all().item<bool>();
-  }
 }
 
 Tensor read_codes(const Checkpoint& checkpoint, const std::string& name, const LinearFormat& format) {
@@ -98,39 +80,20 @@ Tensor read_zero_points(const Checkpoint& checkpoint, const std::string& name, c
 
 }  // namespace
 
-LinearFormats read_linear_formats(const Checkpoint& checkpoint, const std::vector<std::string>& linears) {
-  LinearFormats result;
-  const auto it = checkpoint.config().find("quantization_config");
-  if (it == checkpoint.config().end() || it->is_null()) return result;
-  const std::string path = (checkpoint.path() / "config.json").string() + ": quantization_config";
-  const auto method = it->find("quant_method");
-  if (method == it->end() || *method != CompressedTensorsConfig::kMethod) {
-    result.config = quantization_config_from_json(*it, path);
-    const LinearFormat format{.weights = result.config->weights, .input_activations = result.config->input_activations};
-    for (const std::string& name : linears) result.of_linears[name] = format;
-    return result;
+void complete_format(LinearFormat& format, const Checkpoint& checkpoint, const std::string& name) {
+  if (!format.weights) return;
+  const std::string scale = name + ".weight_scale";
+  if (checkpoint.contains(scale)) {
+    const at::ScalarType dtype = format.weights->scale_dtype = checkpoint.info(scale).dtype;
+    TORCH_CHECK(dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16, scale, ": dtype is ",
+                dtype_name(dtype), ", expected F32, F16 or BF16");
   }
-  const CompressedTensorsConfig config(*it, path, linears.size() + 1);
-  QuantizationConfig& summary = result.config.emplace(QuantizationConfig{.format_version = 0});
-  const LinearFormat* first = nullptr;
-  for (const std::string& name : linears) {
-    LinearFormat format = config.format_of(name);
-    complete(format, checkpoint, name);
-    const LinearFormat& kept = result.of_linears[name] = format;
-    if (!first && (kept.weights || kept.input_activations)) first = &kept;
+  if (format.weights->strategy == Strategy::kGroup && checkpoint.contains(name + ".weight_g_idx")) {
+    const Tensor index = group_index(checkpoint, name);
+    const Tensor in_order = at::arange(index.size(0)).floor_divide_(format.weights->group_size);
+    // compressed-tensors fills the index of a layer without one with -1.
+    format.group_index = !at::equal(index, in_order) && !index.eq(-1).all().item<bool>();
   }
-  if (first) {
-    summary.weights = first->weights;
-    summary.input_activations = first->input_activations;
-    for (const auto& [name, format] : result.of_linears) summary.uniform &= format == *first && !format.group_index;
-  }
-  LinearFormat head = config.format_of("lm_head");
-  complete(head, checkpoint, "lm_head");
-  // A head that is the embedding is not a module with weights of its own.
-  if (head.weights && !checkpoint.contains("lm_head.weight_scale")) head = {};
-  TORCH_CHECK(!head.input_activations, path, ": quantized inputs of lm_head are not supported");
-  if (head.weights) result.of_linears["lm_head"] = head;
-  return result;
 }
 
 std::vector<std::string> quantized_weight_names(const std::string& name, const LinearFormat& format) {

@@ -1,7 +1,5 @@
 #pragma once
 
-#include <map>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,14 +10,8 @@
 /// The linears of a quantized checkpoint as it stores them. Not installed.
 namespace baseq {
 
-struct LinearFormats {
-  std::optional<QuantizationConfig> config;        ///< absent for a checkpoint in full precision
-  std::map<std::string, LinearFormat> of_linears;  ///< those that are quantized, by full name
-};
-
-/// What config.json says of `linears` (full names, those of the blocks) and of lm_head.
-/// Throws naming what this program does not execute.
-LinearFormats read_linear_formats(const Checkpoint& checkpoint, const std::vector<std::string>& linears);
+/// Adds what only the tensors say: the dtype of the scales, and whether groups are runs of neighbouring columns.
+void complete_format(LinearFormat& format, const Checkpoint& checkpoint, const std::string& name);
 
 /// The names of the tensors that read_quantized_weight needs.
 std::vector<std::string> quantized_weight_names(const std::string& name, const LinearFormat& format);

@@ -105,13 +105,13 @@ TEST(CheckpointSummary, BitsAWeightCountScalesAndZeroPoints) {
   const test::TinyShape shape;
   test::write_checkpoint(directory / "in", shape);
   const Checkpoint original(directory / "in");
-  EXPECT_EQ(summarize(original, Model(original)).bits_per_weight, 32);
+  EXPECT_EQ(summarize(Model(original)).bits_per_weight, 32);
   Recipe recipe{.name = "mine"};
   recipe.grids.weights = QuantSpec{.symmetric = false, .strategy = Strategy::kGroup, .group_size = 8};
   recipe.passes[0].steps = {RoundStep{}};
   quantize_checkpoint(original, recipe, {}, directory / "out");
   const Checkpoint quantized(directory / "out" / "");
-  const CheckpointSummary summary = summarize(quantized, Model(quantized));
+  const CheckpointSummary summary = summarize(Model(quantized));
   EXPECT_EQ(summary.name, "out");
   EXPECT_EQ(summary.recipe, "mine");
   EXPECT_EQ(summary.weights, "4 bits, asymmetric, per group of 8");

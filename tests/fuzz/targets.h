@@ -15,10 +15,10 @@
 #include "../../src/model/compressed_tensors_config.h"
 #include "../../src/model/native_tensors.h"
 #include "../../src/model/quantized_linear.h"
+#include "baseq/formats/open_model.h"
 #include "baseq/io/json_object.h"
 #include "baseq/io/safetensors.h"
 #include "baseq/model/config.h"
-#include "baseq/model/open_checkpoint.h"
 #include "baseq/model/quantization_config.h"
 #include "baseq/pipeline/calibration.h"
 #include "baseq/pipeline/recipe.h"
@@ -80,9 +80,8 @@ inline void run_log(std::string_view bytes) {
 
 inline void gguf(std::string_view bytes) {
   const std::filesystem::path path = file_of(bytes, ".gguf");
-  const Checkpoint checkpoint = open_checkpoint(path);
+  const Checkpoint checkpoint = open_model(path).tensors;
   for (const std::string& name : checkpoint.names()) checkpoint.tensor(name).clone();
-  ModelConfig::from_json(checkpoint.config(), path.string());
   open_tokenizer(path);
 }
 

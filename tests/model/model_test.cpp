@@ -4,6 +4,7 @@
 
 #include "../counted_checkpoint.h"
 #include "../tiny_model.h"
+#include "baseq/formats/open_model.h"
 
 namespace baseq {
 namespace {
@@ -47,6 +48,16 @@ TEST_P(ModelGoldenShort, LogitsAreThoseOfTransformers) {
   const Tensor expected = golden.tensor("short_logits");
   const Tensor ids = golden.tensor("input_ids").narrow(1, 0, expected.size(1));
   EXPECT_LT(largest_difference(Model(checkpoint).logits(ids), expected), 1e-4);
+}
+
+TEST_P(ModelGoldenBlocks, AModelAndItsCopiesOwnWhatTheyRead) {
+  std::vector<Model> models;
+  models.push_back(Model(open_model(directory)));
+  models.push_back(models.front());
+  models.front() = Model(Checkpoint(directory));
+  for (const Model& model : models) {
+    EXPECT_LT(largest_difference(model.logits(golden.tensor("input_ids")), golden.tensor("logits")), 1e-4);
+  }
 }
 
 TEST_P(ModelGoldenBlocks, EveryBlockIsThatOfTransformers) {

@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "../tiny_model.h"
-#include "baseq/model/open_checkpoint.h"
+#include "baseq/formats/open_model.h"
 
 namespace baseq {
 namespace {

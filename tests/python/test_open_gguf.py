@@ -150,7 +150,7 @@ def test_codes_of_a_file_are_exported_again(exported, export, tmp_path):
 def test_inspect_names_the_format(exported, run):
     done = run("inspect", exported("Q8_0")[2])
     assert done.returncode == 0, done.stderr
-    assert "quantized by  gguf" in done.stdout and "8 bits, symmetric, per group of 32" in done.stdout
+    assert "format        gguf" in done.stdout and "8 bits, symmetric, per group of 32" in done.stdout
 
 
 @pytest.mark.parametrize("metadata, named", [

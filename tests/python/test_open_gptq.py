@@ -90,7 +90,7 @@ def test_codes_in_order_become_compressed_tensors(compressed_tensors, run, expor
     # Embedding and norms are rounded to float16.
     assert relative_error(loaded_logits(tmp_path / "again", ids), got) < 1e-2
     done = run("inspect", folder)
-    assert done.returncode == 0 and "quantized by  gptq" in done.stdout and "per group of 16" in done.stdout
+    assert done.returncode == 0 and "format        gptq" in done.stdout and "per group of 16" in done.stdout
 
 
 def test_scattered_columns_are_exported_dequantized_alone(run, export, logits_of, tmp_path):

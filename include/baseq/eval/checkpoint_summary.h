@@ -13,7 +13,7 @@ std::string describe(const std::optional<QuantSpec>& spec);
 /// What stands in a row about a checkpoint before it is evaluated.
 struct CheckpointSummary {
   std::string name;     ///< see model_name()
-  std::string format;   ///< see quantization_format()
+  std::string format;   ///< see StoredModel
   std::string recipe;   ///< its name; empty: not quantized, or unnamed
   std::string weights;  ///< describe() of the grids
   std::string input_activations, kv_cache;
@@ -26,12 +26,9 @@ std::string describe_online(const Model& model);
 
 /// Stored bits a weight of the decoder blocks' matrices: codes, scales, zero points, padding and low-rank corrections,
 /// not biases.
-double bits_per_weight(const Checkpoint& checkpoint);
-
-/// The format of its codes, as its files name it: "baseq", "gptq", "awq", "gguf", ... Empty: it is not quantized.
-std::string quantization_format(const Checkpoint& checkpoint);
+double bits_per_weight(const StoredModel& model);
 
 /// Reads headers, and the shapes of packed matrices.
-CheckpointSummary summarize(const Checkpoint& checkpoint, const Model& model);
+CheckpointSummary summarize(const Model& model);
 
 }  // namespace baseq

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "baseq/io/checkpoint.h"
+#include "baseq/model/stored_model.h"
 
 namespace baseq {
 
@@ -68,8 +68,7 @@ struct ExportPlan {
 /// The preflight: reads headers, and of the tensors only the small ones that decide.
 /// Throws c10::Error with one sentence saying everything in the checkpoint that the format cannot carry and which
 /// recipe would fit, or what of it would be lost.
-/// @param checkpoint  a native or an unquantized checkpoint; must outlive the plan
-ExportPlan plan_export(const Checkpoint& checkpoint, const ExportOptions& options);
+ExportPlan plan_export(const StoredModel& model, const ExportOptions& options);
 
 /// Throws what write_export would throw of `output` before it begins, and changes nothing: the output exists and may
 /// not be replaced, it is the source or in its way, another process writes to it, its disk has no room.

@@ -8,11 +8,9 @@
 #include <utility>
 #include <vector>
 
-#include "baseq/io/checkpoint.h"
-#include "baseq/model/config.h"
 #include "baseq/model/decoder_layer.h"
 #include "baseq/model/named_tensors.h"
-#include "baseq/model/quantization_config.h"
+#include "baseq/model/stored_model.h"
 
 namespace baseq {
 
@@ -32,9 +30,10 @@ LinearShape linear_shape(const ModelConfig& config, std::string_view name);
 void for_each_tensor(const ModelConfig& config,
                      const std::function<void(const std::string& name, at::IntArrayRef shape)>& fn);
 
-/// Reads a Llama-style model from a checkpoint piece by piece, an original and a quantized one alike, the latter a
-/// native one or by compressed-tensors (see open_checkpoint for other formats): whoever walks through the blocks holds
-/// one of them at a time.
+/// Reads a Llama-style model from a checkpoint of any tool piece by piece: whoever walks through the blocks holds one
+/// of them at a time. It owns what it reads:
+///   const Model model(open_model("SmolLM2-135M-Instruct"));
+///   const Tensor logits = model.logits(at::tensor({1, 2, 3}).view({1, 3}));
 class Model {
  public:
   struct Options {
@@ -42,18 +41,18 @@ class Model {
     at::Device device = at::kCPU;
   };
 
-  /// Throws c10::Error listing every tensor that the checkpoint lacks, naming the config field that is not supported,
-  /// or saying what of another tool's quantization is not read. `checkpoint` must outlive the model. Tensors that the
-  /// architecture does not have, such as buffers of old versions of transformers, are not looked at: see find_unused.
-  Model(const Checkpoint& checkpoint, const Options& options);
-  explicit Model(const Checkpoint& checkpoint) : Model(checkpoint, Options{}) {}
+  /// Throws c10::Error listing every tensor that the checkpoint lacks. Tensors that the architecture does not have,
+  /// such as buffers of old versions of transformers, are not looked at: see find_unused.
+  Model(StoredModel stored, const Options& options);
+  explicit Model(StoredModel stored) : Model(std::move(stored), Options{}) {}
 
-  const ModelConfig& config() const { return config_; }
+  const StoredModel& stored() const { return stored_; }
+  const ModelConfig& config() const { return stored_.config; }
   /// Absent for a checkpoint in full precision.
-  const std::optional<QuantizationConfig>& quantization() const { return quantization_; }
+  const std::optional<QuantizationConfig>& quantization() const { return stored_.quantization; }
   const Options& options() const { return options_; }
 
-  const Checkpoint& checkpoint() const { return checkpoint_; }
+  const Checkpoint& checkpoint() const { return stored_.tensors; }
   /// The tensors as the checkpoint stores them, under LlamaForCausalLM's names.
   const NamedTensors& tensors() const { return tensors_; }
   /// The names in the checkpoint of tensors that the model never reads, sorted.
@@ -93,11 +92,8 @@ class Model {
   void for_each_name(const std::function<void(const std::string& name, bool required)>& fn) const;
   void check_tensors() const;
 
-  const Checkpoint& checkpoint_;
+  StoredModel stored_;
   Options options_;
-  ModelConfig config_;
-  std::optional<QuantizationConfig> quantization_;
-  std::map<std::string, LinearFormat> formats_;  ///< of quantized linears, by full name
   std::map<std::pair<int64_t, Site>, std::vector<Factor::Kind>> online_;
   NamedTensors tensors_;
 };

@@ -13,8 +13,8 @@ namespace baseq {
 /// without the prefix "model.", or with q, k, v in one qkv_proj and gate, up in one gate_up_proj.
 class NamedTensors {
  public:
-  /// @param fused whether the checkpoint holds the fused projections; `checkpoint` must outlive this
-  NamedTensors(const Checkpoint& checkpoint, const ModelConfig& config, bool fused);
+  /// @param fused whether the checkpoint holds the fused projections
+  NamedTensors(Checkpoint checkpoint, const ModelConfig& config, bool fused);
 
   bool contains(std::string_view name) const;
   /// As stored, on the CPU, a read-only view of the file. Throws c10::Error naming what is missing, is not floating
@@ -38,7 +38,7 @@ class NamedTensors {
   };
   Location locate(std::string_view name) const;
 
-  const Checkpoint& checkpoint_;
+  Checkpoint checkpoint_;
   bool prefixed_;
   std::vector<Part> parts_;  ///< of fused projections
 };

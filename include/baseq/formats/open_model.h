@@ -1,0 +1,21 @@
+#pragma once
+
+#include <filesystem>
+
+#include "baseq/model/stored_model.h"
+#include "baseq/tokenizer/tokenizer.h"
+
+namespace baseq {
+
+/// Opens a checkpoint directory or a GGUF file of any tool that baseq reads:
+///   const Model model(open_model("Qwen3-0.6B-Q8_0.gguf"));
+/// Original, native, compressed-tensors, GPTQ, AWQ; GPTQ, AWQ and GGUF tensors are converted as they are asked for.
+/// Throws c10::Error naming what is missing or not supported.
+StoredModel open_model(const std::filesystem::path& path);
+
+/// The tokenizer of such a checkpoint: tokenizer.json of a directory, or that of a GGUF file's metadata, which must be
+/// byte-level BPE with a pre-tokenizer of GPT-2, SmolLM, Llama 3 or Qwen 2. Throws c10::Error naming what is missing or
+/// not supported.
+Tokenizer open_tokenizer(const std::filesystem::path& path);
+
+}  // namespace baseq

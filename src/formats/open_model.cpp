@@ -1,0 +1,26 @@
+#include "baseq/formats/open_model.h"
+
+#include "../model/compressed_tensors_config.h"
+#include "../model/gguf_checkpoint.h"
+#include "../model/gguf_tokenizer_json.h"
+#include "../model/gptq_checkpoint.h"
+
+namespace baseq {
+
+StoredModel open_model(const std::filesystem::path& path) {
+  std::error_code error;
+  if (std::filesystem::is_regular_file(path, error)) return read_gguf(path);
+  Checkpoint checkpoint(path);
+  if (is_gptq_or_awq(checkpoint)) return read_gptq(std::make_shared<const Checkpoint>(std::move(checkpoint)));
+  if (is_compressed_tensors(checkpoint)) return read_compressed_tensors(std::move(checkpoint));
+  return checkpoint;
+}
+
+Tokenizer open_tokenizer(const std::filesystem::path& path) {
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(path, error)) return Tokenizer(path / "tokenizer.json");
+  const GgufFile file(path);
+  return Tokenizer(gguf_tokenizer_json(file), file.name());
+}
+
+}  // namespace baseq
