@@ -8,6 +8,7 @@ Prints each violation as file:line and exits 1 if there is one. Standard library
 
 import re
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path, PurePosixPath
 
 # Bottom to top: what a module may include besides itself. tools/, tests/, benchmarks/, examples/ may include anything.
@@ -38,6 +39,12 @@ def module_of(path: PurePosixPath) -> str | None:
         if path.is_relative_to(prefix) and len(path.relative_to(prefix).parts) > 1:
             return path.relative_to(prefix).parts[0]
     return None
+
+
+def format_of(path: PurePosixPath) -> str | None:
+    """src/formats/<format>/... -> format; None for other files."""
+    inside = path.is_relative_to("src/formats") and len(path.parts) > 3
+    return path.parts[2] if inside else None
 
 
 def normalize(path: PurePosixPath) -> PurePosixPath:
@@ -77,6 +84,8 @@ def violations_in(root: Path, file: PurePosixPath) -> list[str]:
         other = module_of(target)
         if other is None:
             found.append(f"{file}:{number}: {module} includes '{name}', which is in no module")
+        elif format_of(file) and format_of(target) not in (None, format_of(file)):
+            found.append(f"{file}:{number}: {format_of(file)} includes '{name}': a format knows no other one")
         elif other != module and other not in ALLOWED[module]:
             below = ", ".join(sorted(ALLOWED[module])) or "no other module"
             found.append(f"{file}:{number}: {module} includes '{name}' of {other}; it may include {below}")
@@ -91,6 +100,7 @@ def main() -> None:
         for path in (root / folder).rglob("*")
         if path.suffix in SUFFIXES
     )
+    TopologicalSorter(ALLOWED).prepare()  # raises CycleError for a circle of modules
     if not files:
         sys.exit(f"check_layers: no sources in {root}")
     violations = [violation for file in files for violation in violations_in(root, file)]

@@ -28,15 +28,13 @@ void run(const CompareArguments& arguments) {
   if (!arguments.reference.empty() && !evaluated) throw CLI::RequiredError("--text or --tokens (with --reference)");
   std::optional<Model> original;
   std::optional<Reference> reference;
-  if (!arguments.reference.empty()) {
-    reference.emplace(Reference{original.emplace(open_to_evaluate(arguments.reference, device))});
-  }
+  if (!arguments.reference.empty()) reference.emplace(Reference{original.emplace(opened(arguments.reference, device))});
   nlohmann::json models = nlohmann::json::array();
   std::vector<std::vector<std::string>> rows{
       {"model", "recipe", "weights", "activations", "KV cache", "bits a weight", "size"}};
   if (evaluated) rows[0].insert(rows[0].end(), {"perplexity", "mean KL", "top-1"});
   for (const std::string& path : arguments.models) {
-    const Model model = open_to_evaluate(path, device);
+    const Model model = opened(path, device);
     const CheckpointSummary summary = summarize(model);
     nlohmann::json entry{{"model", path},
                          {"name", summary.name},

@@ -56,12 +56,10 @@ void run(const EvalArguments& arguments) {
   const at::Device device = apply(arguments.common);
   const OutputFile output{"--logits", arguments.logits, kLogitsMark};
   check_outputs(arguments.common, {output});
-  const Model model = open_to_evaluate(arguments.model, device);
+  const Model model = opened(arguments.model, device);
   std::optional<Model> original;
   std::optional<Reference> reference;
-  if (!arguments.reference.empty()) {
-    reference.emplace(Reference{original.emplace(open_to_evaluate(arguments.reference, device))});
-  }
+  if (!arguments.reference.empty()) reference.emplace(Reference{original.emplace(opened(arguments.reference, device))});
   const Tensor windows = read_windows(arguments.windows, model.checkpoint());
   std::unique_ptr<SafetensorsWriter> logits;
   std::function<void(const Tensor&)> write_logits;

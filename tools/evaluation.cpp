@@ -27,7 +27,7 @@ void warn_of_unused(const Model& model) {
   }
 }
 
-Model open_to_evaluate(const std::string& path, at::Device device) {
+Model opened(const std::string& path, at::Device device) {
   Model model(open_model(path), {.device = device});
   warn_of_unused(model);
   return model;

@@ -25,7 +25,7 @@ Tensor read_windows(const WindowOptions& options, const Checkpoint& checkpoint);
 void warn_of_unused(const Model& model);
 
 /// Opens a model; warns of what it does not use.
-Model open_to_evaluate(const std::string& path, at::Device device);
+Model opened(const std::string& path, at::Device device);
 
 struct EvaluationContext {
   Reference* reference = nullptr;               ///< may be null

@@ -36,7 +36,7 @@ std::string describe_attention(const ModelConfig& config) {
   return text;
 }
 
-/// "gguf: Q4_0 61.2 %, F16 38.5 %, F32 0.3 %", largest first; without types "awq".
+/// "gguf: Q4_0 61.2 %, F16 38.5 %, F32 0.3 %", "awq".
 std::string describe_format(const StoredModel& model) {
   std::vector<std::pair<int64_t, std::string>> types;
   int64_t total = 0;
@@ -50,7 +50,8 @@ std::string describe_format(const StoredModel& model) {
     text += fmt::format("{} {} {:.1f} %", text == model.format ? ":" : ",", type,
                         100 * static_cast<double>(bytes) / static_cast<double>(total));
   }
-  return text;
+  const bool uniform = !model.quantization || model.quantization->uniform;
+  return uniform ? text : text + "; not all linears alike, the grids are those of the first";
 }
 
 void run(const InspectArguments& arguments) {
@@ -75,16 +76,11 @@ void run(const InspectArguments& arguments) {
   print_text("  head          {}\n  size          {} in {} tensors\n", config.tie_word_embeddings ? "tied" : "untied",
              format_bytes(checkpoint.num_bytes()), tensors.size());
   if (const auto& quantization = model.quantization()) {
-    if (!quantization->uniform) print_text("                not all linears alike, the first is\n");
-    std::string weights = describe(quantization->weights);
-    if (quantization->lora_rank > 0) weights += fmt::format(", corrections of rank {}", quantization->lora_rank);
-    if (quantization->weights) weights += fmt::format(": {:.3f} bits a weight in all", bits_per_weight(model.stored()));
-    print_text("  weights       {}\n  activations   {}\n  KV cache      {}\n", weights,
-               describe(quantization->input_activations), describe(quantization->kv_cache));
-    print_text("  online        {}\n", describe_online(model));
-    if (const std::string recipe = summarize(model).recipe; !recipe.empty()) print_text("  recipe        {}\n", recipe);
-  } else {
-    print_text("  quantization  none\n");
+    const CheckpointSummary summary = summarize(model);
+    print_text("  weights       {}{}\n  activations   {}\n  KV cache      {}\n  online        {}\n", summary.weights,
+               quantization->weights ? fmt::format(": {:.3f} bits a weight in all", summary.bits_per_weight) : "",
+               summary.input_activations, summary.kv_cache, describe_online(model));
+    if (!summary.recipe.empty()) print_text("  recipe        {}\n", summary.recipe);
   }
   if (arguments.tensors) {
     for (const auto& tensor : tensors) {

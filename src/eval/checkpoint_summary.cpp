@@ -12,44 +12,34 @@
 namespace baseq {
 namespace {
 
-constexpr std::string_view kPacked = ".weight_packed", kPlain = ".weight";
-
-double bits_of(const Checkpoint& checkpoint, const std::string& name) {
-  return checkpoint.contains(name) ? 8.0 * static_cast<double>(checkpoint.info(name).nbytes()) : 0;
-}
-
-/// Of a code of a linear whose codes have a byte each: fewer where reading unpacked them.
-double code_bits(const StoredModel& model, const std::string& linear) {
-  const auto it = model.linears.find(linear);
-  const bool as_stored = it == model.linears.end() || !it->second.weights || model.format == "compressed-tensors";
-  return as_stored ? 8 : static_cast<double>(it->second.weights->num_bits);
-}
+/// The tensors of a linear that count.
+constexpr std::string_view kParts[] = {".weight", ".weight_packed", ".weight_scale", ".weight_zero_point",
+                                       ".lora_A", ".lora_B",        ".lora_A_scale", ".lora_B_scale"};
 
 }  // namespace
 
 double bits_per_weight(const StoredModel& model) {
-  const Checkpoint& checkpoint = model.tensors;
   double bits = 0, weights = 0;
-  for (const std::string& name : checkpoint.names()) {
+  for (const std::string& name : model.tensors.names()) {
     if (!name.starts_with("model.layers.")) continue;
-    if (name.ends_with(kPacked)) {
-      const std::string linear = name.substr(0, name.size() - kPacked.size());
-      for (const char* part : {".weight_packed", ".weight_scale", ".weight_zero_point", ".lora_A", ".lora_B",
-                               ".lora_A_scale", ".lora_B_scale"}) {
-        bits += bits_of(checkpoint, linear + part);
-      }
-      weights += checkpoint.tensor(linear + ".weight_shape").to(at::kDouble).prod().item<double>();
-    } else if (name.ends_with(kPlain) && checkpoint.contains(name + "_scale")) {
-      const double num_bits = code_bits(model, name.substr(0, name.size() - kPlain.size()));
-      bits += num_bits * static_cast<double>(checkpoint.info(name).numel()) + bits_of(checkpoint, name + "_scale");
-      if (checkpoint.contains(name + "_zero_point")) {
-        bits += num_bits * static_cast<double>(checkpoint.info(name + "_zero_point").numel());
-      }
-      weights += static_cast<double>(checkpoint.info(name).numel());
-    } else if (name.ends_with(kPlain) && checkpoint.info(name).shape.size() == 2) {
-      bits += bits_of(checkpoint, name);
-      weights += static_cast<double>(checkpoint.info(name).numel());
+    if (name.ends_with(".weight_shape")) weights += model.tensors.tensor(name).to(at::kDouble).prod().item<double>();
+    const auto* part =
+        std::find_if(std::begin(kParts), std::end(kParts), [&](auto end) { return name.ends_with(end); });
+    if (part == std::end(kParts)) continue;
+    const TensorInfo info = model.tensors.info(name);
+    const auto count = static_cast<double>(info.numel());
+    const bool is_matrix = *part == ".weight";
+    if (is_matrix && info.shape.size() != 2) continue;  // a norm
+    double value_bits = 8.0 * static_cast<double>(c10::elementSize(info.dtype));
+    const auto linear = model.linears.find(name.substr(0, name.size() - part->size()));
+    // Reading GPTQ, AWQ and GGUF unpacks codes and zero points.
+    const bool is_code = is_matrix || *part == ".weight_zero_point";
+    if (is_code && linear != model.linears.end() && linear->second.codes == LinearFormat::Codes::kInt8 &&
+        linear->second.weights && model.format != "compressed-tensors") {
+      value_bits = static_cast<double>(linear->second.weights->num_bits);
     }
+    bits += count * value_bits;
+    if (is_matrix) weights += count;
   }
   return weights > 0 ? bits / weights : 0;
 }

@@ -140,7 +140,7 @@ std::string model_section(const Report& report) {
                                   text_at(config, "num_hidden_layers"), text_at(config, "hidden_size"),
                                   text_at(config, "num_attention_heads"), text_at(config, "num_key_value_heads"),
                                   text_at(config, "intermediate_size"), text_at(config, "vocab_size"))});
-  table.row({"Format", summary.format});
+  table.row({"Quantization format", summary.format});
   table.row({"Recipe", summary.recipe.empty() ? kNothing : summary.recipe});
   table.row({"Weights", summary.weights});
   table.row({"Activations", summary.input_activations});

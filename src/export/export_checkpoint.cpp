@@ -6,19 +6,17 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <fstream>
-#include <numeric>
 #include <set>
-#include <sstream>
 
-#include "../pipeline/run_description.h"
 #include "baseq/io/apart.h"
 #include "baseq/io/output_file.h"
 #include "baseq/io/side_files.h"
 #include "baseq/model/modeling_source.h"
 #include "baseq/model/unused_tensors.h"
 #include "baseq/pipeline/run_log.h"
-#include "export_source.h"
+#include "formats/export_source.h"
+#include "io/files.h"
+#include "pipeline/run_description.h"
 
 namespace baseq {
 namespace {
@@ -27,6 +25,7 @@ namespace {
 const std::vector<std::string> kFormats = {"hf", "compressed-tensors", "gptq", "awq", "peft", "gguf"};
 
 constexpr const char* kReadme = "README.md";
+constexpr size_t kMaxReadmeBytes = size_t{64} << 20;
 /// What a native checkpoint has and no export keeps.
 const std::set<std::string> kOwnFiles = {kModelingFile, kRunLogFile};
 
@@ -71,9 +70,7 @@ SideFiles side_files(const Checkpoint& checkpoint, const ExportPlan& plan) {
 std::string source_readme(const Checkpoint& checkpoint, const ExportPlan& plan) {
   for (const SideFiles::File& file : side_files(checkpoint, plan).copied) {
     if (file.name != kReadme) continue;
-    std::ostringstream content;
-    content << std::ifstream(file.from, std::ios::binary).rdbuf() << "\n";
-    return content.str();
+    return read_file("export", file.from, kMaxReadmeBytes) + "\n";
   }
   return "";
 }
@@ -95,31 +92,11 @@ CheckpointWriter::Options writer_options(const Checkpoint& checkpoint, Checkpoin
 
 }  // namespace
 
-Tensor made(const PlannedTensor& planned) {
-  const Tensor tensor = planned.make();
-  TORCH_INTERNAL_ASSERT(tensor.scalar_type() == planned.dtype && tensor.sizes() == planned.shape,
-                        "export: ", planned.name, " was planned as ", planned.dtype, " ", planned.shape, " but is ",
-                        tensor.scalar_type(), " ", tensor.sizes());
-  TORCH_CHECK(!tensor.is_floating_point() || at::isfinite(tensor).all().item<bool>(), "export: ", planned.name,
-              " has values that ", planned.dtype, " cannot hold; choose another dtype");
-  return tensor;
-}
-
 ExportFormat export_format(const std::string& name) {
   const auto it = std::find(kFormats.begin(), kFormats.end(), name);
   TORCH_CHECK(it != kFormats.end(), "export: format \"", name, "\" is not known; known are ",
               fmt::format("{}", fmt::join(kFormats, ", ")));
   return static_cast<ExportFormat>(it - kFormats.begin());
-}
-
-int64_t PlannedTensor::num_bytes() const {
-  const int64_t count = std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
-  return count * static_cast<int64_t>(c10::elementSize(dtype));
-}
-
-int64_t ExportPlan::num_bytes() const {
-  return std::accumulate(tensors.begin(), tensors.end(), int64_t{0},
-                         [](int64_t sum, const PlannedTensor& tensor) { return sum + tensor.num_bytes(); });
 }
 
 ExportPlan plan_export(const StoredModel& model, const ExportOptions& options) {

@@ -1,9 +1,9 @@
 #include "baseq/formats/open_model.h"
 
-#include "../model/compressed_tensors_config.h"
-#include "../model/gguf_checkpoint.h"
-#include "../model/gguf_tokenizer_json.h"
-#include "../model/gptq_checkpoint.h"
+#include "formats/compressed_tensors/read.h"
+#include "formats/gguf/read.h"
+#include "formats/gguf/tokenizer.h"
+#include "formats/gptq/read.h"
 
 namespace baseq {
 
@@ -11,7 +11,7 @@ StoredModel open_model(const std::filesystem::path& path) {
   std::error_code error;
   if (std::filesystem::is_regular_file(path, error)) return read_gguf(path);
   Checkpoint checkpoint(path);
-  if (is_gptq_or_awq(checkpoint)) return read_gptq(std::make_shared<const Checkpoint>(std::move(checkpoint)));
+  if (is_gptq_or_awq(checkpoint)) return read_gptq(checkpoint);
   if (is_compressed_tensors(checkpoint)) return read_compressed_tensors(std::move(checkpoint));
   return checkpoint;
 }

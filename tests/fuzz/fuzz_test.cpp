@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include <random>
+#include <set>
 
 #include "../io/temp_directory.h"
 #include "targets.h"
@@ -76,6 +77,16 @@ TEST_P(Fuzz, SomeSeedIsAccepted) {
     accepted = accepted || test::error_of([&] { GetParam().run(seed); }).empty();
   }
   EXPECT_TRUE(accepted);
+}
+
+TEST(FuzzTargets, EveryFormatWithAReaderHasOne) {
+  std::set<std::string> targets;
+  for (const fuzz::Target& target : fuzz::kTargets) targets.insert(target.name);
+  for (const auto& folder : fs::directory_iterator(fs::path(BASEQ_SOURCE_DIR) / "src" / "formats")) {
+    if (!fs::exists(folder.path() / "read.cpp")) continue;
+    const std::string name = folder.path().filename().string();
+    EXPECT_TRUE(targets.contains(name)) << name;
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Targets, Fuzz, testing::ValuesIn(fuzz::kTargets),

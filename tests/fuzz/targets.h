@@ -12,9 +12,6 @@
 #include <string_view>
 #include <vector>
 
-#include "../../src/model/compressed_tensors_config.h"
-#include "../../src/model/native_tensors.h"
-#include "../../src/model/quantized_linear.h"
 #include "baseq/formats/open_model.h"
 #include "baseq/io/json_object.h"
 #include "baseq/io/safetensors.h"
@@ -24,6 +21,10 @@
 #include "baseq/pipeline/recipe.h"
 #include "baseq/pipeline/run_log.h"
 #include "baseq/tokenizer/tokenizer.h"
+#include "formats/compressed_tensors/config.h"
+#include "formats/gptq/read.h"
+#include "model/native_tensors.h"
+#include "model/quantized_linear.h"
 
 /// What is done with a file nobody vouches for, one function a format: it is read or refused with a c10::Error;
 /// anything else is a finding. libFuzzer (fuzz_main.cpp) and the tests (fuzz_test.cpp) call the same functions.
@@ -93,10 +94,44 @@ inline void compressed_tensors(std::string_view bytes) {
   }
 }
 
+/// One block of 8 features, 2 heads and a head of keys.
+inline nlohmann::json tiny_config() {
+  return {{"architectures", {"LlamaForCausalLM"}},
+          {"hidden_size", 8},
+          {"intermediate_size", 12},
+          {"num_attention_heads", 2},
+          {"num_key_value_heads", 1},
+          {"num_hidden_layers", 1},
+          {"vocab_size", 4}};
+}
+
+/// The tensors of a file as a checkpoint with this config.json.
+inline Checkpoint checkpoint_of(const std::shared_ptr<const SafetensorsFile>& file, nlohmann::json config) {
+  Checkpoint::MadeTensors tensors;
+  for (const std::string& name : file->names()) {
+    tensors[name] = {file->info(name), [file, name] { return file->tensor(name); }};
+  }
+  return {"packed", std::move(config), std::move(tensors), 0};
+}
+
+/// A model of GPTQ or AWQ with one block; the file's metadata hold its quantization_config as text.
+inline void gptq(std::string_view bytes) {
+  const auto file = std::make_shared<const SafetensorsFile>(file_of(bytes, ".safetensors"));
+  const auto text = file->metadata().find("quantization_config");
+  nlohmann::json config = tiny_config();
+  config["quantization_config"] =
+      nlohmann::json::parse(text == file->metadata().end() ? "" : text->second, nullptr, /*allow_exceptions=*/false);
+  const Checkpoint checkpoint = checkpoint_of(file, config);
+  if (!is_gptq_or_awq(checkpoint)) return;
+  const StoredModel model = read_gptq(checkpoint);
+  for (const auto& [name, format] : model.linears) {
+    if (format.weights) read_quantized_weight(model.tensors, name, format);
+  }
+}
+
 /// A linear "m" in the format that digits among the file's metadata name.
 inline void packed(std::string_view bytes) {
-  const std::filesystem::path path = file_of(bytes, ".safetensors");
-  const auto file = std::make_shared<const SafetensorsFile>(path);
+  const auto file = std::make_shared<const SafetensorsFile>(file_of(bytes, ".safetensors"));
   const auto digit = [&](const char* key) {
     const auto it = file->metadata().find(key);
     const char c = it == file->metadata().end() || it->second.empty() ? '0' : it->second[0];
@@ -108,30 +143,14 @@ inline void packed(std::string_view bytes) {
                                                  .group_size = 4 * (1 + digit("groups"))},
                             .codes = static_cast<LinearFormat::Codes>(digit("codes") % 3),
                             .group_index = digit("index") != 0};
-  Checkpoint::MadeTensors tensors;
-  for (const std::string& name : file->names()) {
-    tensors[name] = {file->info(name), [file, name] { return file->tensor(name); }};
-  }
-  read_quantized_weight(Checkpoint(path, nlohmann::json::object(), std::move(tensors), 0), "m", format);
+  read_quantized_weight(checkpoint_of(file, nlohmann::json::object()), "m", format);
 }
 
-/// The online transforms of a model with one block of 8 features, 2 heads and a head of keys.
+/// The online transforms of a model with one block.
 inline void transforms(std::string_view bytes) {
-  static const ModelConfig config = ModelConfig::from_json({{"architectures", {"LlamaForCausalLM"}},
-                                                            {"hidden_size", 8},
-                                                            {"intermediate_size", 12},
-                                                            {"num_attention_heads", 2},
-                                                            {"num_key_value_heads", 1},
-                                                            {"num_hidden_layers", 1},
-                                                            {"vocab_size", 4}},
-                                                           "config.json");
-  const std::filesystem::path path = file_of(bytes, ".safetensors");
-  const auto file = std::make_shared<const SafetensorsFile>(path);
-  Checkpoint::MadeTensors tensors;
-  for (const std::string& name : file->names()) {
-    tensors[name] = {file->info(name), [file, name] { return file->tensor(name); }};
-  }
-  const Checkpoint checkpoint(path, nlohmann::json::object(), std::move(tensors), 0);
+  static const ModelConfig config = ModelConfig::from_json(tiny_config(), "config.json");
+  const auto file = std::make_shared<const SafetensorsFile>(file_of(bytes, ".safetensors"));
+  const Checkpoint checkpoint = checkpoint_of(file, nlohmann::json::object());
   for (const auto& [place, kinds] : find_transforms(checkpoint, config, QuantizationConfig{})) {
     const int64_t width = site_shape(place.second, config).width();
     const Transform transform = read_transform(checkpoint, "model.layers.0.", place.second, kinds, width);
@@ -151,6 +170,7 @@ inline constexpr Target kTargets[] = {{"safetensors", safetensors},
                                       {"run_log", run_log},
                                       {"gguf", gguf},
                                       {"compressed_tensors", compressed_tensors},
+                                      {"gptq", gptq},
                                       {"packed", packed},
                                       {"transforms", transforms}};
 

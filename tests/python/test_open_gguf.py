@@ -147,10 +147,18 @@ def test_codes_of_a_file_are_exported_again(exported, export, tmp_path):
     assert {path.name for path in (tmp_path / "ct").iterdir()} == {"config.json", "model.safetensors"}
 
 
-def test_inspect_names_the_format(exported, run):
-    done = run("inspect", exported("Q8_0")[2])
+def test_inspect_names_the_format_and_the_share_of_each_type(exported, run, tmp_path):
+    file = exported("Q8_0")[2]
+    done = run("inspect", file, "--json", tmp_path / "inspect.json")
     assert done.returncode == 0, done.stderr
-    assert "format        gguf" in done.stdout and "8 bits, symmetric, per group of 32" in done.stdout
+    sizes = {}
+    for tensor in gguf.GGUFReader(file).tensors:
+        sizes[tensor.tensor_type.name] = sizes.get(tensor.tensor_type.name, 0) + int(tensor.n_bytes)
+    shares = [f"{name} {100 * size / sum(sizes.values()):.1f} %" for size, name in
+              sorted(((size, name) for name, size in sizes.items()), reverse=True)]
+    assert "  format        gguf: " + ", ".join(shares) + "\n" in done.stdout
+    assert "8 bits, symmetric, per group of 32" in done.stdout
+    assert json.loads((tmp_path / "inspect.json").read_text())["bytes_by_type"] == sizes
 
 
 @pytest.mark.parametrize("metadata, named", [
