@@ -7,7 +7,7 @@ BASELINE and CANDIDATE are programs, each MODEL is a checkpoint. Both programs q
 configs/, on few and short windows with one thread, and one table of what differs is printed. Recipes whose group_size
 does not divide the sizes of a model get the largest one below that does. A model without a tokenizer.json is given
 random token ids. A baseline that reads recipes of another form gets its own of the same names, --baseline-recipes
-FOLDER; names that are in one folder alone are left out. Exits with 1 when a tensor differs or a run fails. Standard
+FOLDER (and its subfolders); names that are in one folder alone are left out. Exits with 1 when a tensor differs or a run fails. Standard
 library only.
 """
 
@@ -65,8 +65,8 @@ def quantize(program: Path, model: Path, output: Path, arguments: list[str]) -> 
     return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
 
 
-def verdict(model: Path, name: str, options: argparse.Namespace) -> tuple[str, str]:
-    """(number of tensors, what differs or "")."""
+def verdict(model: Path, baseline: Path, candidate: Path, options: argparse.Namespace) -> tuple[str, str]:
+    """(number of tensors, what differs or "") of the recipes in these files."""
     config = json.loads((model / "config.json").read_text())
     windows = (options.num_samples, options.seq_len)
     with tempfile.TemporaryDirectory(prefix="compare-recipes-") as scratch:
@@ -75,8 +75,7 @@ def verdict(model: Path, name: str, options: argparse.Namespace) -> tuple[str, s
             calibration = Path(scratch) / "ids.safetensors"
             write_random_ids(calibration, config["vocab_size"], windows)
         written = []
-        for program, folder in (("baseline", options.baseline_recipes), ("candidate", CONFIGS)):
-            recipe = folder / f"{name}.json"
+        for program, recipe in (("baseline", baseline), ("candidate", candidate)):
             arguments = ["--recipe", str(recipe), "--calibration", str(calibration)]
             arguments += settings(json.loads(recipe.read_text()), config, windows)
             arguments += [word for value in options.set for word in ("--set", value)]
@@ -84,11 +83,11 @@ def verdict(model: Path, name: str, options: argparse.Namespace) -> tuple[str, s
             if message := quantize(getattr(options, program), model, output, arguments):
                 return "-", f"{program} failed: {message}"
             written.append(tensors_of(output))
-    baseline, candidate = written
+    before, after = written
     for pattern, replacement in options.names.items():
-        candidate = {re.sub(pattern, replacement, name): tensor for name, tensor in candidate.items()}
-    names = sorted(baseline.keys() | candidate.keys())
-    different = [name for name in names if baseline.get(name) != candidate.get(name)]
+        after = {re.sub(pattern, replacement, name): tensor for name, tensor in after.items()}
+    names = sorted(before.keys() | after.keys())
+    different = [name for name in names if before.get(name) != after.get(name)]
     shown = ", ".join(different[:3]) + (", ..." if len(different) > 3 else "")
     return str(len(names)), f"{len(different)} differ: {shown}" if different else ""
 
@@ -109,18 +108,18 @@ def main() -> None:
                         help="JSON object, regular expression -> replacement, that turns the candidate's names of "
                              "tensors into the baseline's")
     options = parser.parse_args()
-    names = {folder: {path.stem for path in folder.glob(f"{options.recipes}.json")}
+    files = {folder: {path.stem: path for path in folder.rglob(f"{options.recipes}.json")}
              for folder in (CONFIGS, options.baseline_recipes)}
-    recipes = sorted(set.intersection(*names.values()))
+    recipes = sorted(set.intersection(*map(set, files.values())))
     if not recipes:
         sys.exit(f"compare_recipes: no recipe in both folders is named {options.recipes}")
-    for name in sorted(set.union(*names.values()) - set(recipes)):
+    for name in sorted(set().union(*files.values()) - set(recipes)):
         print(f"{name}: in one folder alone, left out", file=sys.stderr)
     print("| model | recipe | tensors | |\n|---|---|---:|---|")
     failures = 0
     for model in options.models:
         for recipe in recipes:
-            count, problem = verdict(model, recipe, options)
+            count, problem = verdict(model, files[options.baseline_recipes][recipe], files[CONFIGS][recipe], options)
             failures += problem != ""
             print(f"| {model.name} | {recipe} | {count} | {problem or 'same'} |", flush=True)
     total = len(recipes) * len(options.models)

@@ -1,8 +1,42 @@
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
 #include <algorithm>
 
 #include "baseq/pipeline/recipe.h"
 
 namespace baseq {
+namespace {
+
+/// A step in one or two words; empty for one that only turns points on.
+std::string describe_step(const nlohmann::json& step) {
+  const std::string type = step["step"].get<std::string>();
+  if (type == "transform") return step["kind"].get<std::string>();
+  if (type == "points") return step["shift"] == "mean" ? "means" : "";
+  if (type == "learn") return step["epochs"] == 0 ? "" : "learn";
+  std::string rounding = step["compensate_streams"] == true ? "gptaq" : step["method"].get<std::string>();
+  if (const auto& low_rank = step["low_rank"]; low_rank.is_object()) {
+    rounding += fmt::format(" + {} rank {}", low_rank["method"].get<std::string>(), low_rank["rank"].get<int64_t>());
+  }
+  return rounding;
+}
+
+}  // namespace
+
+std::string describe_method(const Recipe& recipe) {
+  std::vector<std::string> words;
+  const nlohmann::json json = recipe.to_json();
+  const nlohmann::json passes = json.contains("passes") ? json.at("passes") : nlohmann::json::array({json});
+  for (const nlohmann::json& pass : passes) {
+    for (const nlohmann::json& step : pass["steps"]) {
+      const std::string word = describe_step(step);
+      // A transform at several places is one idea.
+      const bool repeated = step["step"] == "transform" && std::ranges::find(words, word) != words.end();
+      if (!word.empty() && !repeated && (words.empty() || words.back() != word)) words.push_back(word);
+    }
+  }
+  return fmt::format("{}", fmt::join(words, ", "));
+}
 
 std::string Recipe::step_path(size_t pass, size_t step) const {
   const std::string in_pass = "steps[" + std::to_string(step) + "]";

@@ -131,8 +131,7 @@ class Zeros : public test::TinyRun {
 };
 
 TEST_F(Zeros, ProjectionsOfZerosPassThroughTheWholeRecipe) {
-  std::ifstream file(std::filesystem::path(BASEQ_SOURCE_DIR) / "configs" / "baseq-plus-w4a4kv4.json");
-  json plus = json::parse(file);
+  json plus = read_recipe_json("baseq-plus-w4a4kv4");
   plus["calibration"] = {{"num_samples", 4}, {"seq_len", 16}};
   json everything = json::parse(test::kEverything);
   for (const auto& names : std::vector<std::vector<std::string>>{

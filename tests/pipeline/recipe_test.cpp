@@ -33,21 +33,70 @@ void expect_nothing_lost(const json& file, const json& written) {
   }
 }
 
-TEST(Recipe, EveryConfigParsesAndIsAFixedPoint) {
+TEST(Recipe, EveryConfigIsBuiltInParsesAndIsAFixedPoint) {
   size_t count = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(std::filesystem::path(BASEQ_SOURCE_DIR) / "configs")) {
+  const std::filesystem::path configs = std::filesystem::path(BASEQ_SOURCE_DIR) / "configs";
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(configs)) {
     if (entry.path().extension() != ".json") continue;
     SCOPED_TRACE(entry.path().filename().string());
+    const std::string name = entry.path().stem().string();
+    const BuiltInRecipe* built_in = find_built_in_recipe(name);
+    ASSERT_NE(built_in, nullptr);
+    EXPECT_EQ(built_in->json, test::read_bytes(entry.path()));
+    EXPECT_EQ(built_in->group, entry.path().parent_path().filename().string());
     const json file = read_json_file(entry.path().string());
     const Recipe recipe = Recipe::from_json(file, entry.path().string());
-    EXPECT_EQ(recipe.name, entry.path().stem().string());
+    EXPECT_EQ(recipe.name, name);
+    EXPECT_EQ(Recipe::read(name).to_json(), recipe.to_json());
+    EXPECT_EQ(Recipe::read(entry.path().string()).to_json(), recipe.to_json());
     const json written = recipe.to_json();
     EXPECT_EQ(Recipe::from_json(written, "written").to_json(), written);
     expect_nothing_lost(file, written);
     EXPECT_NO_THROW(recipe.validate());
     ++count;
   }
-  EXPECT_GE(count, 5u);
+  EXPECT_EQ(count, built_in_recipes().size());
+}
+
+TEST(Recipe, ANameMeansTheBuiltInRecipeInEveryDirectory) {
+  const test::TempDirectory directory;
+  const auto before = std::filesystem::current_path();
+  std::filesystem::current_path(directory.path());
+  test::write_bytes(directory / "rtn-w4a16", R"({"name": "a file", "steps": []})");
+  test::write_bytes(directory / "mine", R"({"name": "mine", "steps": []})");
+  std::filesystem::create_directory(directory / "rotated");  // such as the output of that recipe
+  const std::vector<std::string> names = {Recipe::read("rtn-w4a16").name, Recipe::read("./rtn-w4a16").name,
+                                          Recipe::read("mine").name, Recipe::read("rotated").name};
+  std::filesystem::current_path(before);
+  EXPECT_EQ(names, (std::vector<std::string>{"rtn-w4a16", "a file", "mine", "rotated"}));
+}
+
+TEST(Recipe, AnUnknownNameSuggestsTheNearest) {
+  for (const auto& [given, meant] :
+       std::vector<std::pair<std::string, std::string>>{{"baseq-w4a4kv", "baseq-w4a4kv4?"},
+                                                        {"gptq-w4a16-g128", "gptq-w4a16-g64?"},
+                                                        {"smoothquant", "smoothquant-w8a8?"},
+                                                        {"baseq-w4a4kv4.json", "baseq-w4a4kv4?"},
+                                                        {"configs/baseq-w4a4kv4.json", "baseq-w4a4kv4?"}}) {
+    expect_error([&] { Recipe::read(given); }, {given + " is neither a built-in recipe nor a file", "mean " + meant});
+  }
+  try {
+    Recipe::read("x");
+    FAIL();
+  } catch (const c10::Error& error) {
+    EXPECT_STREQ(error.what_without_backtrace(), "x is neither a built-in recipe nor a file");
+  }
+}
+
+TEST(Recipe, TheMethodIsSaidInTheOrderOfTheSteps) {
+  for (const auto& [name, method] : std::vector<std::pair<std::string, std::string>>{
+           {"rtn-w8a8", "rtn"},
+           {"baseq-w4a4kv4", "hadamard, scale, matrix, learn, means, gptq, learn"},
+           {"quarot-gptaq-w2a16-g64", "hadamard, gptaq"},
+           {"fbquant-block-w3a16-g64-r16", "rtn + fbquant rank 16, learn"},
+           {"two-pass-w4a4kv4", "hadamard, means, gptq, learn"}}) {
+    EXPECT_EQ(describe_method(Recipe::read(name)), method);
+  }
 }
 
 TEST(Recipe, EveryFieldSurvivesTheRoundTrip) {

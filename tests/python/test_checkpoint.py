@@ -11,11 +11,11 @@ import transformers
 from native_checkpoint import codes_of, dequantize, read
 from safetensors.numpy import load_file
 
-from tiny_runs import GPTQ, ROUND, RTN, hadamard, recipe_of, steps_of
+from tiny_runs import GPTQ, ROUND, RTN, config_file, hadamard, recipe_of, steps_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "tests" / "data" / "tiny_llama_base"
-CONFIGS = sorted((ROOT / "configs").glob("*.json"))
+CONFIGS = sorted((ROOT / "configs").glob("*/*.json"))
 SCALE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LINEARS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
            "mlp.up_proj", "mlp.down_proj")
@@ -88,7 +88,7 @@ def test_every_recipe_of_the_repository_runs(quantize, evaluate, tmp_path, confi
 
 
 def test_config_names_the_format_and_the_resolved_recipe(quantize, tmp_path):
-    quantize(ROOT / "configs" / "rtn-w4a4kv4.json", tmp_path / "out")
+    quantize(config_file("rtn-w4a4kv4"), tmp_path / "out")
     config, tensors = read(tmp_path / "out")
     quantization = config["quantization_config"]
     assert quantization["quant_method"] == "baseq"
@@ -122,7 +122,7 @@ def test_online_transforms_are_tensors_of_every_block(quantize, run, tmp_path):
 
 
 def test_resolved_recipe_makes_the_same_checkpoint(quantize, tmp_path):
-    quantize(ROOT / "configs" / "quarot-w4a4kv4.json", tmp_path / "first")
+    quantize(config_file("quarot-w4a4kv4"), tmp_path / "first")
     config, _ = read(tmp_path / "first")
     quantize(config["quantization_config"]["recipe"], tmp_path / "second")
     assert digests(tmp_path / "first") == digests(tmp_path / "second")
@@ -131,7 +131,7 @@ def test_resolved_recipe_makes_the_same_checkpoint(quantize, tmp_path):
 def test_every_recipe_key_is_documented(quantize, tmp_path):
     page = (ROOT / "docs" / "recipes.md").read_text()
     for name in ("baseq-w4a4kv4", "fbquant-block-w3a16-g64-r16", "smoothquant-w8a8", "two-pass-w4a4kv4"):
-        path = ROOT / "configs" / f"{name}.json"
+        path = config_file(name)
         overrides = {f"{step}.epochs": 0 for step, settings in steps_of(json.loads(path.read_text()))
                      if settings["step"] == "learn"} | ({"grids.weights.group_size": 32} if "g64" in name else {})
         resolved = quantize(path, tmp_path / name, overrides)["recipe"]
@@ -148,7 +148,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def test_two_runs_write_the_same_bytes(quantize, tmp_path):
-    config = ROOT / "configs" / "baseq-w4a4kv4.json"
+    config = config_file("baseq-w4a4kv4")
     overrides = {f"{path}.epochs": 2 for path, step in steps_of(json.loads(config.read_text())) if step["step"] == "learn"}
     for name in ("first", "second"):
         quantize(config, tmp_path / name, overrides, extra=("--seed", "7"))
@@ -227,7 +227,7 @@ def test_quantized_activations_run_as_transformers_runs_them(quantize, evaluate,
 
 
 def test_rotated_model_keeps_its_perplexity(quantize, evaluate, tmp_path):
-    quantize(ROOT / "configs" / "rotated.json", tmp_path / "out")
+    quantize(config_file("rotated"), tmp_path / "out")
     config, tensors = read(tmp_path / "out")
     assert config["tie_word_embeddings"] is False
     assert "lm_head.weight" in tensors

@@ -11,7 +11,7 @@ import transformers
 from native_checkpoint import dequantize, read
 from safetensors.torch import load_file, save_file
 
-from tiny_runs import POINTS, ROUND, hadamard, recipe_of
+from tiny_runs import POINTS, ROUND, config_file, hadamard, recipe_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "data"
@@ -155,7 +155,7 @@ def test_quantized_activations_are_those_of_the_native_checkpoint(compressed_ten
 def test_recipes_of_the_profiles_are_exported_in_bfloat16(compressed_tensors, quantize, export, logits_of, tmp_path,
                                                           name):
     overrides = {"grids.weights.group_size": 32} if name == "w4a16-vllm" else {}
-    quantize(ROOT / "configs" / f"{name}.json", tmp_path / "native", overrides)
+    quantize(config_file(name), tmp_path / "native", overrides)
     export(tmp_path / "native", "compressed-tensors", tmp_path / "out")
     ids, expected = logits_of(tmp_path / "native")
     # Norms and the other vectors are rounded to bfloat16.

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tiny_runs import ROOT, RTN, TINY
+from tiny_runs import ROOT, RTN, TINY, config_file
 
 DATA = ROOT / "tests" / "data"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -30,7 +30,7 @@ def model(tmp_path) -> Path:
 @pytest.fixture
 def command(binary, model):
     def build(output: Path, work: Path, *options: str) -> list[str]:
-        return [binary, "quantize", str(model), "--recipe", str(ROOT / "configs" / "quarot-w4a4kv4.json"),
+        return [binary, "quantize", str(model), "--recipe", str(config_file("quarot-w4a4kv4")),
                 "--calibration", str(model.parent / "ids.safetensors"), "--output", str(output), "--work", str(work),
                 "--set", "calibration.num_samples=24", "--set", "calibration.seq_len=256", "--threads", "1", *options]
 

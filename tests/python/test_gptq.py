@@ -17,7 +17,7 @@ import transformers
 from native_checkpoint import read
 from safetensors.torch import load_file, save_file
 
-from tiny_runs import ROUND, hadamard, recipe_of
+from tiny_runs import ROUND, config_file, hadamard, recipe_of
 
 ROOT = Path(__file__).resolve().parents[2]
 LINEARS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
@@ -119,7 +119,7 @@ def test_quantize_config_is_written_twice(exported, name):
 def test_recipes_of_the_formats_fit_them(quantize, export, tmp_path, name, model):
     ids = torch.randint(640, (4, 48), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
     save_file({"input_ids": ids}, tmp_path / "ids.safetensors")
-    quantize(ROOT / "configs" / f"{name}.json", tmp_path / "native", model=model,
+    quantize(config_file(name), tmp_path / "native", model=model,
              calibration=tmp_path / "ids.safetensors")
     report = export(tmp_path / "native", name.removeprefix("w4-"), tmp_path / "out")
     assert not any("Kernels" in note for note in report["notes"])

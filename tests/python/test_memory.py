@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tiny_runs import GPTQ, recipe_of, steps_of
+from tiny_runs import GPTQ, config_file, recipe_of, steps_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = {"hidden": 384, "intermediate": 1024, "heads": 6, "vocab": 2048}
@@ -39,7 +39,7 @@ def peak(run, report: Path, *arguments) -> int:
 def test_peak_does_not_grow_with_the_layers(run, models, tmp_path, recipe):
     # What is kept of every block, even packed, would show.
     limit = (MANY - FEW) * BLOCK_BYTES / 8
-    config = ROOT / "configs" / f"{recipe}.json"
+    config = config_file(recipe)
     (rounding,) = [path for path, step in steps_of(json.loads(config.read_text())) if step["step"] == "round"]
     evaluating = {}
     for layers, model in models.items():

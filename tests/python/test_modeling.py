@@ -16,7 +16,7 @@ from native_checkpoint import FLAGS, make_older
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tiny_runs import GPTQ, POINTS, ROUND, hadamard, recipe_of
+from tiny_runs import GPTQ, POINTS, ROUND, config_file, hadamard, recipe_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "data"
@@ -534,7 +534,7 @@ def test_a_real_model_generates_with_a_cache_what_it_does_without(run, tmp_path,
     # model this large some do.
     source = Path(os.environ.get("BASEQ_SMOLLM2", ROOT / "runs" / "SmolLM2-135M-Instruct"))
     assert source.is_dir(), f"{source} is missing; scripts/smollm2_checkpoint.py makes it"
-    done = run("quantize", source, "--recipe", ROOT / "configs" / f"{name}.json", "--set", f"{rounding}.method=rtn",
+    done = run("quantize", source, "--recipe", config_file(name), "--set", f"{rounding}.method=rtn",
                "--output", tmp_path / "native")
     assert done.returncode == 0, done.stderr
     tokenizer = transformers.AutoTokenizer.from_pretrained(source, padding_side="left")

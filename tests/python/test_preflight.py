@@ -12,9 +12,9 @@ from safetensors.numpy import load_file, save_file
 
 from conftest import SEQ_LEN, SMALL
 from test_faults import mounted
-from tiny_runs import GPTQ, ROOT, ROUND, TINY, hadamard, recipe_of
+from tiny_runs import GPTQ, ROOT, ROUND, TINY, config_file, hadamard, recipe_of
 
-GPTQ_FILE = ROOT / "configs" / "gptq-w4a16.json"
+GPTQ_FILE = config_file("gptq-w4a16")
 SETTINGS = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
 
 
@@ -46,7 +46,7 @@ def test_dry_run_says_what_a_run_takes_and_writes_nothing(run, windows, tmp_path
 
 def test_disk_estimate_is_the_size_of_what_is_written(run, quantize, windows, tmp_path):
     for recipe in ("gptq-w4a16", "rotated", "rtn-w8a8", "baseq-plus-w4a4kv4", "low-rank"):
-        path = ROOT / "configs" / f"{recipe}.json"
+        path = config_file(recipe)
         if recipe == "low-rank":
             path = tmp_path / "low-rank.json"
             path.write_text(json.dumps(recipe_of(ROUND | {"low_rank": {"rank": 24}}, weights={"num_bits": 4}, name=recipe)))

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tiny_runs import config_file
+
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "tests" / "data" / "tiny_llama_base"
 # How much of a recipe a run of a second or two needs: none learns, learned stages.
@@ -53,7 +55,7 @@ def deep(tmp_path_factory) -> Path:
 def command(binary, deep):
     def build(output: Path, work: Path, calibration: Path | None = None, recipe: str = "quarot-w4a4kv4") -> list[str]:
         settings = [part for setting in RECIPES[recipe] for part in ("--set", setting)]
-        return [binary, "quantize", str(deep), "--recipe", str(ROOT / "configs" / f"{recipe}.json"), "--calibration",
+        return [binary, "quantize", str(deep), "--recipe", str(config_file(recipe)), "--calibration",
                 str(calibration or deep.parent / "ids.safetensors"), "--output", str(output), "--work", str(work),
                 "--threads", "1", *settings]
 

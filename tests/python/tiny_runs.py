@@ -10,6 +10,12 @@ ROUND = {"step": "round"}
 GPTQ = {"step": "round", "method": "gptq"}
 
 
+def config_file(name: str) -> Path:
+    """The file of a built-in recipe."""
+    (path,) = (ROOT / "configs").glob(f"*/{name}.json")
+    return path
+
+
 def hadamard(*at: str) -> dict:
     return {"step": "transform", "kind": "hadamard", "at": list(at)}
 

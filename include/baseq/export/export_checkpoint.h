@@ -11,6 +11,8 @@
 
 namespace baseq {
 
+struct Recipe;
+
 /// What a checkpoint can be turned into; docs/export.md says what each carries and who loads it.
 enum class ExportFormat {
   kHuggingFace,        ///< "hf": dequantized weights, every transform merged
@@ -23,6 +25,10 @@ enum class ExportFormat {
 
 /// Throws c10::Error listing the formats when `name` is none of them.
 ExportFormat export_format(const std::string& name);
+
+/// The names of the formats that carry a Llama model quantized with `recipe`, each with its default options and, of
+/// GGUF, a quantized type. Sizes that a format cannot divide are found by plan_export() alone.
+std::vector<std::string> export_formats(const Recipe& recipe);
 
 struct ExportOptions {
   ExportFormat format = ExportFormat::kHuggingFace;

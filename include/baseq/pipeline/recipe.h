@@ -3,7 +3,9 @@
 #include <cstdint>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <span>
 #include <string>
+#include <string_view>
 #include <variant>
 #include <vector>
 
@@ -24,8 +26,10 @@ struct Grids {
   std::optional<QuantSpec> kv_cache;           ///< of the keys after RoPE and the values; needs points steps
 };
 
-/// A method as data: grids say what is quantized, steps say how. Read one from a strict JSON file, or build it:
+/// A method as data: grids say what is quantized, steps say how. Read one by its name or from a strict JSON file, or
+/// build it:
 ///
+///     const Recipe known = Recipe::read("baseq-w4a4kv4");
 ///     Recipe recipe;
 ///     recipe.grids.weights = QuantSpec{.num_bits = 4};
 ///     recipe.passes = {Pass{{RoundStep{.method = RoundStep::Method::kGptq}}}};
@@ -48,6 +52,11 @@ struct Recipe {
   at::ScalarType activations_dtype = at::kFloat;        ///< in which the activation streams are kept between blocks
   std::vector<Pass> passes = std::vector<Pass>(1);
 
+  /// @param recipe the name of a built-in recipe, else the path of a JSON file. A name means the same in every
+  ///               directory: a file that has the name of a built-in recipe is read as "./NAME".
+  /// Throws c10::Error for what does not exist, naming the built-in recipe that is probably meant, and what from_json()
+  /// throws.
+  static Recipe read(const std::string& recipe);
   /// @param path how errors name the recipe, usually its file
   /// Throws c10::Error naming step and key of an unknown key, a value out of its range, or an impossible order of
   /// steps.
@@ -80,6 +89,21 @@ struct Recipe {
   bool needs_calibration() const;
   QuantizationConfig quantization_config() const;
 };
+
+/// A recipe that is compiled into the library: configs/<group>/<name>.json of the repository.
+struct BuiltInRecipe {
+  std::string_view name, group, json;
+};
+
+/// All of them, those of a group together.
+std::span<const BuiltInRecipe> built_in_recipes();
+const BuiltInRecipe* find_built_in_recipe(std::string_view name);  ///< nullptr: none has that name
+
+/// The JSON of a recipe as Recipe::read() finds it, for override_recipe().
+nlohmann::json read_recipe_json(const std::string& recipe);
+
+/// The kinds of the steps in order, such as "hadamard, gptq, learn".
+std::string describe_method(const Recipe& recipe);
 
 /// The name in recipes of the quant point at a site: that of the site, or k_cache or v_cache.
 std::string point_name(Site site);
