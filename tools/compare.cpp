@@ -6,6 +6,7 @@
 #include "baseq/eval/checkpoint_summary.h"
 #include "commands.h"
 #include "evaluation.h"
+#include "help.h"
 #include "output_files.h"
 #include "text_table.h"
 
@@ -77,10 +78,11 @@ void add_compare(CLI::App& app) {
   command->add_option("models", arguments->models, "Checkpoint directories, or org/name in the local cache")
       ->required()
       ->transform(checkpoint_path());
+  add_window_options(*command, arguments->windows);
   command->add_option("--reference", arguments->reference, "Checkpoint for KL divergence and top-1 agreement")
       ->transform(checkpoint_path());
-  add_window_options(*command, arguments->windows);
-  add_common_options(*command, arguments->common);
+  add_common_options(*command, arguments->common, {.device = true, .threads = true, .quiet = true});
+  command->footer("Example:\n  baseq compare MODEL out other --text wikitext2-test.txt --reference MODEL");
   command->callback([arguments] { run(*arguments); });
 }
 

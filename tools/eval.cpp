@@ -7,6 +7,7 @@
 #include "baseq/pipeline/progress.h"
 #include "commands.h"
 #include "evaluation.h"
+#include "help.h"
 #include "output_files.h"
 
 namespace baseq::cli {
@@ -101,18 +102,24 @@ void add_eval(CLI::App& app) {
                    "Checkpoint directory, GGUF file, or org/name in the local Hugging Face cache")
       ->required()
       ->transform(checkpoint_path());
+  add_window_options(*command, arguments->windows);
+  begin_group(*command, "Comparison and output");
   command->add_option("--reference", arguments->reference, "Checkpoint to compare with: KL divergence, top-1 agreement")
       ->transform(checkpoint_path());
   command
       ->add_option("--logits", arguments->logits,
                    "Write input_ids and float32 logits [windows, tokens, vocabulary] to this .safetensors file")
       ->transform(output_file());
-  add_window_options(*command, arguments->windows);
+  begin_group(*command, "Memory");
   command
       ->add_option("--memory", arguments->memory,
                    "Budget such as 8G: hidden states go to mapped files in TMPDIR where it needs that")
       ->transform(memory_size());
-  add_common_options(*command, arguments->common);
+  add_common_options(*command, arguments->common, {.device = true, .threads = true, .quiet = true});
+  command->footer(
+      "Examples:\n"
+      "  baseq eval out --text wikitext2-test.txt --max-windows 20 --reference MODEL\n"
+      "  baseq eval out --tokens ids.safetensors --json out-eval.json");
   command->callback([arguments] { run(*arguments); });
 }
 

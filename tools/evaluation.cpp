@@ -4,18 +4,21 @@
 
 #include "baseq/model/unused_tensors.h"
 #include "baseq/pipeline/calibration.h"
+#include "help.h"
 #include "progress_display.h"
 
 namespace baseq::cli {
 
 void add_window_options(CLI::App& command, WindowOptions& options) {
+  begin_group(command, "Text");
   auto* text = command.add_option("--text", options.text, "Text or .jsonl file; - is stdin")->transform(input_file());
   command.add_option("--tokens", options.tokens, ".safetensors file with input_ids")
       ->transform(input_file())
       ->excludes(text);
   command.add_option("--tokenizer", options.tokenizer, "tokenizer.json for --text (default: the one of the model)")
+      ->needs(text)
       ->check(CLI::ExistingFile);
-  command.add_option("--seq-len", options.seq_len, "Tokens a window")
+  command.add_option("--seq-len", options.seq_len, "Tokens per window; the rest at the end is left out")
       ->capture_default_str()
       ->check(CLI::Range(2, 1 << 24));
   command.add_option("--max-windows", options.max_windows, "Only the first N windows")->check(CLI::Range(1, 1 << 30));

@@ -10,6 +10,7 @@
 #include "baseq/formats/open_model.h"
 #include "baseq/io/dtype_name.h"
 #include "baseq/pipeline/quantize_checkpoint.h"
+#include "help.h"
 #include "output_files.h"
 #include "printable.h"
 #include "progress_display.h"
@@ -100,24 +101,43 @@ void add_export(CLI::App& app) {
                    "Checkpoint directory, GGUF file, or org/name in the local Hugging Face cache")
       ->required()
       ->transform(checkpoint_path());
+  begin_group(*command, "Format");
   command->add_option("--format", arguments->format, "What to write, see docs/export.md")
       ->required()
       ->check(CLI::IsMember({"hf", "compressed-tensors", "gptq", "awq", "peft", "gguf"}));
-  command->add_option("--output", arguments->output, "Directory of the export; with gguf the file");
-  command->add_option("--gguf-type", arguments->gguf_type, "Type of the linears in a GGUF file")
+  command->add_option("--gguf-type", arguments->gguf_type, "Type of the linears, with --format gguf")
       ->capture_default_str()
       ->check(CLI::IsMember({"F16", "Q8_0", "Q4_0", "Q4_1"}));
   command
       ->add_option("--dtype", arguments->dtype,
-                   "Of what stays in floating point; default float16 for gptq and awq, else bfloat16")
+                   "Of what stays in floating point, with other formats than gguf (default: float16 for gptq and awq, "
+                   "else bfloat16)")
       ->check(CLI::IsMember(kDtypes));
-  command->add_option("--shard-size", arguments->shard_megabytes, "Largest shard in MiB")
+  begin_group(*command, "Output");
+  command
+      ->add_option("--output", arguments->output,
+                   "Directory of the export, with gguf the file; required unless --dry-run")
+      ->type_name("PATH");
+  command->add_option("--shard-size", arguments->shard_megabytes, "Largest shard in MiB, with other formats than gguf")
+      ->type_name("MIB")
       ->capture_default_str()
       ->check(CLI::Range(1, 1 << 20));
   command->add_flag("--dry-run", arguments->dry_run, "Check and list what would be written, write nothing");
-  command->add_flag("--force", arguments->force, "Replace an existing output directory");
-  add_common_options(*command, arguments->common);
-  command->callback([arguments] { run(*arguments); });
+  command->add_flag("--force", arguments->force, "Replace an existing output that baseq wrote");
+  add_common_options(*command, arguments->common, {.threads = true, .quiet = true});
+  command->footer(
+      "Examples:\n"
+      "  baseq export out --format compressed-tensors --output out-vllm\n"
+      "  baseq export out --format gguf --gguf-type Q4_0 --output out.gguf");
+  command->callback([arguments, command] {
+    const bool gguf = arguments->format == "gguf";
+    for (const char* option : {"--gguf-type", "--dtype", "--shard-size"}) {
+      const bool of_gguf = std::string(option) == "--gguf-type";
+      if (command->count(option) == 0 || of_gguf == gguf) continue;
+      throw CLI::ValidationError(option, of_gguf ? "only --format gguf has types" : "not with --format gguf");
+    }
+    run(*arguments);
+  });
 }
 
 }  // namespace baseq::cli

@@ -7,6 +7,7 @@
 #include "baseq/formats/open_model.h"
 #include "baseq/io/dtype_name.h"
 #include "evaluation.h"
+#include "help.h"
 #include "output_files.h"
 
 namespace baseq::cli {
@@ -109,8 +110,10 @@ void add_inspect(CLI::App& app) {
                    "Checkpoint directory, GGUF file, or org/name in the local Hugging Face cache")
       ->required()
       ->transform(checkpoint_path());
+  begin_group(*command, "Contents");
   command->add_flag("--tensors", arguments->tensors, "List every tensor");
-  add_common_options(*command, arguments->common);
+  add_common_options(*command, arguments->common, {});
+  command->footer("Example:\n  baseq inspect out --tensors");
   command->callback([arguments] { run(*arguments); });
 }
 

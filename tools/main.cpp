@@ -10,9 +10,10 @@
 
 #include "baseq/pipeline/quantize_checkpoint.h"
 #include "commands.h"
+#include "help.h"
+#include "io/closest_word.h"
 #include "printable.h"
 #include "standard_streams.h"
-#include "suggestion.h"
 
 namespace {
 
@@ -24,7 +25,7 @@ constexpr int kInterrupted = 130;  // as a shell reports a process that SIGINT e
 /// What a misspelled command or option was probably meant to be, as a sentence; empty when nothing is close.
 std::string suggestion(const CLI::App& app, int argc, char** argv) {
   const auto said = [](const std::string& word, const std::vector<std::string>& known) {
-    const std::string closest = baseq::cli::closest_word(word, known);
+    const std::string closest = baseq::closest_word(word, known);
     return closest.empty() || closest == word ? "" : word + " is not known; did you mean " + closest + "?\n";
   };
   std::vector<std::string> words;
@@ -52,10 +53,12 @@ int main(int argc, char** argv) {
   if (!baseq::cli::open_closed_streams()) return kFailure;
   baseq::cli::keep_freed_memory();
   spdlog::set_default_logger(spdlog::stderr_color_mt("baseq"));
+  CLI::App app{"baseq quantizes Llama-style Hugging Face checkpoints after training", "baseq"};
   auto pattern = std::make_unique<spdlog::pattern_formatter>("%^%l%$: %v");
-  spdlog::set_formatter(std::make_unique<baseq::cli::PrintableFormatter>(std::move(pattern)));
-  CLI::App app{"baseq quantizes Llama-style Hugging Face checkpoints after training.", "baseq"};
-  app.set_version_flag("--version", "baseq " BASEQ_VERSION);
+  spdlog::set_formatter(std::make_unique<baseq::cli::PrintableFormatter>(std::move(pattern), app));
+  app.formatter(std::make_shared<baseq::cli::HelpFormatter>());
+  app.set_version_flag("--version", baseq::cli::describe_version,
+                       "Versions of baseq and LibTorch, instruction set, threads and devices");
   app.require_subcommand(1);
   baseq::cli::add_quantize(app);
   baseq::cli::add_eval(app);
@@ -66,6 +69,11 @@ int main(int argc, char** argv) {
   baseq::cli::add_compare(app);
   baseq::cli::add_sweep(app);
   baseq::cli::add_update(app);
+  baseq::cli::add_recipes(app);
+  app.footer("baseq COMMAND --help shows the options of a command.");
+  for (CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
+    command->get_help_ptr()->group("");
+  }
   try {
     try {
       app.parse(argc, argv);

@@ -3,7 +3,6 @@
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
 
-#include "baseq/io/json_object.h"
 #include "baseq/pipeline/calibration.h"
 #include "output_files.h"
 
@@ -48,14 +47,14 @@ void fit(const QuantizeArguments& arguments, PreparedRun& prepared, std::vector<
 
 }  // namespace
 
-Recipe read_recipe(const std::string& file, const std::vector<std::string>& overrides) {
-  nlohmann::json json = read_json_file(file);
+Recipe read_recipe(const std::string& recipe, const std::vector<std::string>& overrides) {
+  nlohmann::json json = read_recipe_json(recipe);
   for (const std::string& text : overrides) {
     const size_t equals = text.find('=');
     TORCH_CHECK(equals != std::string::npos, "--set ", text, ": expected KEY=VALUE");
     override_recipe(json, text.substr(0, equals), text.substr(equals + 1));
   }
-  return Recipe::from_json(json, file);
+  return Recipe::from_json(json, recipe);
 }
 
 void throw_problems(const std::vector<std::string>& problems) {

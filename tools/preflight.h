@@ -19,8 +19,8 @@ struct QuantizeArguments {
   bool force = false, dry_run = false;
 };
 
-/// The recipe of a file with the values of --set, "KEY=VALUE".
-Recipe read_recipe(const std::string& file, const std::vector<std::string>& overrides);
+/// The recipe of a name or a file with the values of --set, "KEY=VALUE".
+Recipe read_recipe(const std::string& recipe, const std::vector<std::string>& overrides);
 
 /// A run that the command line describes, looked at from all sides before it starts.
 struct PreparedRun {

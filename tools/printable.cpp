@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 #include <spdlog/details/log_msg.h>
 
+#include "help.h"
+
 namespace baseq::cli {
 namespace {
 
@@ -30,7 +32,7 @@ std::string printable(std::string_view text) {
 
 void PrintableFormatter::format(const spdlog::details::log_msg& message, spdlog::memory_buf_t& out) {
   const std::string_view payload(message.payload.data(), message.payload.size());
-  std::string text = printable(payload.substr(0, kMaxMessageBytes));
+  std::string text = printable(with_flags(std::string(payload.substr(0, kMaxMessageBytes)), app_));
   if (payload.size() > kMaxMessageBytes) text += "...";
   spdlog::details::log_msg shown = message;
   shown.payload = text;
@@ -40,7 +42,7 @@ void PrintableFormatter::format(const spdlog::details::log_msg& message, spdlog:
 }
 
 std::unique_ptr<spdlog::formatter> PrintableFormatter::clone() const {
-  return std::make_unique<PrintableFormatter>(inner_->clone());
+  return std::make_unique<PrintableFormatter>(inner_->clone(), app_);
 }
 
 }  // namespace baseq::cli

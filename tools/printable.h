@@ -2,6 +2,7 @@
 
 #include <spdlog/formatter.h>
 
+#include <CLI/CLI.hpp>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -14,15 +15,17 @@ namespace baseq::cli {
 std::string printable(std::string_view text);
 
 /// Formats as `inner` does what printable() leaves of a message, or of its first bytes: a file may ask for a sentence
-/// of megabytes.
+/// of megabytes. Options that the library names become flags of the subcommand of `app` that runs, see with_flags().
 class PrintableFormatter : public spdlog::formatter {
  public:
-  explicit PrintableFormatter(std::unique_ptr<spdlog::formatter> inner) : inner_(std::move(inner)) {}
+  PrintableFormatter(std::unique_ptr<spdlog::formatter> inner, const CLI::App& app)
+      : inner_(std::move(inner)), app_(app) {}
   void format(const spdlog::details::log_msg& message, spdlog::memory_buf_t& out) override;
   std::unique_ptr<spdlog::formatter> clone() const override;
 
  private:
   std::unique_ptr<spdlog::formatter> inner_;
+  const CLI::App& app_;
 };
 
 }  // namespace baseq::cli

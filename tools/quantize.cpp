@@ -8,6 +8,7 @@
 #include "baseq/pipeline/run_log.h"
 #include "commands.h"
 #include "event_log.h"
+#include "help.h"
 #include "output_files.h"
 #include "preflight.h"
 #include "progress_display.h"
@@ -60,6 +61,10 @@ PreparedRun stored_run(const QuantizeArguments& arguments) {
 }
 
 void say(const QuantizeArguments& arguments, const PreparedRun& prepared) {
+  if (find_built_in_recipe(arguments.recipe) != nullptr && std::filesystem::is_regular_file(arguments.recipe)) {
+    spdlog::warn("{} is the built-in recipe; --recipe ./{} reads the file of that name", arguments.recipe,
+                 arguments.recipe);
+  }
   for (const std::string& warning : prepared.plan.warnings) spdlog::warn("{}", warning);
   if (!prepared.memory_choice.empty() && !arguments.common.quiet) spdlog::info("{}", prepared.memory_choice);
 }
@@ -121,22 +126,28 @@ void add_quantize(CLI::App& app) {
   CLI::App* command = app.add_subcommand("quantize", "Quantize a Hugging Face checkpoint");
   command->add_option("model", arguments->model, "Checkpoint directory, or org/name in the local Hugging Face cache")
       ->transform(checkpoint_directory());
-  command->add_option("--recipe", arguments->recipe, "Recipe file, see configs/")->transform(input_file());
+  begin_group(*command, "Method and data");
+  command->add_option("--recipe", arguments->recipe, "Name of a built-in recipe (baseq recipes lists them), or a file")
+      ->transform(recipe_name());
+  command
+      ->add_option("--set", arguments->overrides,
+                   "Override a value of the recipe: grids.weights.num_bits=3, steps.0.method=rtn; may be repeated")
+      ->type_name("KEY=VALUE");
   command
       ->add_option("--calibration", arguments->calibration,
                    "Text, .jsonl with \"text\", or .safetensors with input_ids; - is text from stdin")
       ->transform(input_file());
-  command->add_option("--output", arguments->output, "Directory of the quantized checkpoint");
-  command->add_option(
-      "--work", arguments->work,
-      "Keep finished blocks in this directory; the same command again, or --resume, goes on from there");
-  CLI::Option* resume = command->add_option("--resume", arguments->resume, "Go on with the run of this work directory");
-  resume->check(CLI::ExistingDirectory);
-  command->add_option("--set", arguments->overrides,
-                      "Override a recipe value: grids.weights.num_bits=3, steps.0.method=rtn");
+  begin_group(*command, "Output");
+  command->add_option("--output", arguments->output, "Directory of the quantized checkpoint")->type_name("DIR");
+  command->add_flag("--force", arguments->force, "Replace an existing output directory that baseq wrote");
   command->add_option("--shard-size", arguments->shard_megabytes, "Largest shard in MiB")
+      ->type_name("MIB")
       ->capture_default_str()
       ->check(CLI::Range(1, 1 << 20));
+  command
+      ->add_option("--log-json", arguments->log, "Append every event of the run to this file, one JSON object a line")
+      ->transform(output_file());
+  begin_group(*command, "Memory");
   command
       ->add_option("--activations", arguments->activations,
                    "Where the activation streams live: ram (default), or disk (mapped files beside the output)")
@@ -146,13 +157,24 @@ void add_quantize(CLI::App& app) {
                    "Budget such as 8G: chooses where the activation streams live and how many tokens go at a time")
       ->transform(memory_size())
       ->excludes(command->get_option("--activations"));
-  command->add_flag("--force", arguments->force, "Replace an existing output directory");
+  begin_group(*command, "Long runs");
   command->add_flag("--dry-run", arguments->dry_run,
                     "Only say what is wrong, and what memory, disk and time the run would take");
   command
-      ->add_option("--log-json", arguments->log, "Append every event of the run to this file, one JSON object a line")
-      ->transform(output_file());
-  add_common_options(*command, arguments->common);
+      ->add_option("--work", arguments->work,
+                   "Keep finished blocks in this directory; the same command again, or --resume, goes on from there")
+      ->type_name("DIR");
+  CLI::Option* resume =
+      command->add_option("--resume", arguments->resume,
+                          "Go on with the run of this work directory, as it was started; of the other options only "
+                          "--log-json, --json and --quiet may be given");
+  resume->check(CLI::ExistingDirectory);
+  add_common_options(*command, arguments->common, {.device = true, .threads = true, .seed = true, .quiet = true});
+  command->footer(
+      "Examples:\n"
+      "  baseq quantize MODEL --recipe gptq-w4a16-g64 --calibration text.txt --output out\n"
+      "  baseq quantize MODEL --recipe rtn-w4a16 --set grids.weights.group_size=32 --output out\n"
+      "  baseq quantize MODEL --recipe baseq-w4a4kv4 --calibration text.txt --output out --dry-run");
   // A run goes on as it was started.
   for (const char* other : {"model", "--recipe", "--calibration", "--output", "--work", "--set", "--shard-size",
                             "--activations", "--memory", "--force", "--dry-run", "--device", "--threads", "--seed"}) {

@@ -7,6 +7,7 @@
 #include "baseq/formats/open_model.h"
 #include "baseq/io/hub_cache.h"
 #include "baseq/io/json_object.h"
+#include "help.h"
 #include "output_files.h"
 
 namespace baseq::cli {
@@ -91,6 +92,7 @@ void add_report(CLI::App& app) {
   command->add_option("model", arguments->model, "Directory of a quantized checkpoint")
       ->required()
       ->transform(checkpoint_directory());
+  begin_group(*command, "Page");
   command
       ->add_option("--output", arguments->output,
                    "The page; default: MODEL-report.html next to the directory; - is stdout")
@@ -101,6 +103,7 @@ void add_report(CLI::App& app) {
       ->check(CLI::ExistingFile);
   command->add_option("--log", arguments->log, "Events of the run; default: those in the checkpoint")
       ->check(CLI::ExistingFile);
+  command->footer("Example:\n  baseq report out --results out-eval.json");
   command->callback([arguments] { run(*arguments); });
 }
 

@@ -14,6 +14,7 @@
 #include "child_process.h"
 #include "commands.h"
 #include "evaluation.h"
+#include "help.h"
 #include "output_files.h"
 #include "preflight.h"
 #include "stop_signals.h"
@@ -153,7 +154,7 @@ class Sweep {
                               {"seq_len", plan_.seq_len},
                               {"max_windows", plan_.max_windows},
                               {"reference", plan_.reference}};
-    if (!job.recipe.empty()) settings["recipe_content"] = read_json_file(job.recipe);
+    if (!job.recipe.empty()) settings["recipe_content"] = read_recipe_json(job.recipe);
     const bool begun = fs::exists(files.checkpoint) || fs::exists(files.work) || fs::exists(files.eval);
     if (begun) {
       TORCH_CHECK(fs::exists(files.job), files.checkpoint.string(), ": exists, but no sweep made it");
@@ -180,6 +181,7 @@ class Sweep {
                                    "--json=" + files.quantize.string()};
     if (!plan_.calibration.empty()) words.push_back("--calibration=" + plan_.calibration);
     for (const std::string& setting : job.settings()) words.push_back("--set=" + setting);
+    words.push_back("--seed=" + std::to_string(arguments_.common.seed));
     return with_common(std::move(words), job.model);
   }
 
@@ -199,7 +201,7 @@ class Sweep {
 
   std::vector<std::string> with_common(std::vector<std::string> words, const std::string& model) const {
     const CommonOptions& common = arguments_.common;
-    words.insert(words.end(), {"--device=" + common.device, "--seed=" + std::to_string(common.seed)});
+    words.push_back("--device=" + common.device);
     if (common.threads > 0) words.push_back("--threads=" + std::to_string(common.threads));
     words.insert(words.end(), {"--", model});
     return words;
@@ -311,10 +313,12 @@ void add_sweep(CLI::App& app) {
   command->add_option("file", arguments->file, "What to run, see docs/reports.md")
       ->required()
       ->check(CLI::ExistingFile);
+  begin_group(*command, "Jobs");
   auto* only = command->add_option("--only", arguments->only, "Only the job of this index, from 0");
   only->check(CLI::Range(0, 1 << 30));
   command->add_flag("--list", arguments->list, "Print index and name of every job and stop")->excludes(only);
-  add_common_options(*command, arguments->common);
+  add_common_options(*command, arguments->common, {.device = true, .threads = true, .seed = true, .quiet = true});
+  command->footer("Examples:\n  baseq sweep sweep.json --list\n  baseq sweep sweep.json");
   command->callback([arguments] { run(*arguments); });
 }
 

@@ -35,7 +35,7 @@ Variant read_variant(const nlohmann::json& value, const std::string& path) {
     object.ignore("set");
     object.finish();
   }
-  TORCH_CHECK(!variant.recipe.empty(), path, ": recipe: missing; a recipe file is required");
+  TORCH_CHECK(!variant.recipe.empty(), path, ": recipe: missing; the name of a recipe or a file is required");
   if (variant.name.empty()) variant.name = std::filesystem::path(variant.recipe).stem().string();
   return variant;
 }
@@ -110,7 +110,7 @@ SweepPlan read_sweep_plan(const std::string& file) {
   TORCH_CHECK(!models.empty(), file, ": models: missing; an array of checkpoints is required");
   TORCH_CHECK(plan.text.empty() || plan.tokens.empty(), file, ": text and tokens exclude each other");
   TORCH_CHECK(json.contains("recipes") && json["recipes"].is_array(), file,
-              ": recipes: expected an array of files, or of objects with \"recipe\", \"set\" and \"name\"");
+              ": recipes: expected an array of names or files, or of objects with \"recipe\", \"set\" and \"name\"");
   std::vector<Variant> variants;
   for (size_t i = 0; i < json["recipes"].size(); ++i) {
     variants.push_back(read_variant(json["recipes"][i], file + ": recipes: " + std::to_string(i)));

@@ -11,8 +11,8 @@ namespace baseq::cli {
 /// One checkpoint to make and to evaluate.
 struct SweepJob {
   std::string name;
-  std::string model;                                ///< directory, or org/name in the local Hugging Face cache
-  std::string recipe;                               ///< file; empty: the original model, which is only evaluated
+  std::string model;   ///< directory, or org/name in the local Hugging Face cache
+  std::string recipe;  ///< name or file; empty: the original model, which is only evaluated
   std::map<std::string, nlohmann::json> overrides;  ///< by the path in the recipe
 
   std::vector<std::string> settings() const;  ///< the overrides as --set takes them

@@ -7,6 +7,7 @@
 
 #include "baseq/io/safetensors.h"
 #include "baseq/pipeline/calibration.h"
+#include "help.h"
 #include "output_files.h"
 
 namespace baseq::cli {
@@ -58,6 +59,7 @@ void add_tokenize(CLI::App& app) {
   command->add_option("model", arguments->model, "Checkpoint directory, org/name, or a tokenizer.json")
       ->required()
       ->transform(CLI::ExistingFile | checkpoint_directory());
+  begin_group(*command, "Text and output");
   command->add_option("--text", arguments->text, "Text or .jsonl file; - is stdin")
       ->required()
       ->transform(input_file());
@@ -66,7 +68,8 @@ void add_tokenize(CLI::App& app) {
       ->transform(output_file());
   command->add_option("--seq-len", arguments->seq_len, "Cut into windows, input_ids [n, N]; the rest is left out")
       ->check(CLI::Range(1, 1 << 24));
-  add_common_options(*command, arguments->common);
+  add_common_options(*command, arguments->common, {.threads = true});
+  command->footer("Example:\n  baseq tokenize MODEL --text text.txt --output ids.safetensors --seq-len 2048");
   command->callback([arguments] { run(*arguments); });
 }
 

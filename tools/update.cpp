@@ -4,6 +4,8 @@
 
 #include "baseq/model/modeling_source.h"
 #include "baseq/model/update_modeling.h"
+#include "baseq/version.h"
+#include "help.h"
 #include "output_files.h"
 
 namespace baseq::cli {
@@ -12,7 +14,7 @@ namespace {
 void run(const std::string& model) {
   const ModelingUpdate update = update_modeling_file(model);
   print_text("{}/{}: {}\n", model, kModelingFile,
-             update.written ? "replaced by that of baseq " BASEQ_VERSION "; no other file changed" : "up to date");
+             update.written ? "replaced by that of baseq " + version() + "; no other file changed" : "up to date");
   if (!update.named) {
     spdlog::warn(
         "{}/config.json does not name the file, so transformers will not use it; add \"auto_map\": "
@@ -30,6 +32,7 @@ void add_update(CLI::App& app) {
   command->add_option("model", *model, "Directory of a checkpoint that baseq quantized")
       ->required()
       ->transform(checkpoint_directory());
+  command->footer("Example:\n  baseq update out");
   command->callback([model] { run(*model); });
 }
 

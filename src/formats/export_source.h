@@ -91,7 +91,7 @@ class Obstacles {
 
 /// What to do where a format carries dequantized weights and nothing of the activations.
 inline constexpr const char* kWeightsAlone =
-    "quantize again with a recipe for weights alone, such as configs/w4a16-vllm.json, or leave "
+    "quantize again with a recipe for weights alone, such as w4a16-vllm, or leave "
     "grids.input_activations and grids.kv_cache out of this one, and their points steps";
 
 /// Says over how many devices tensor parallelism splits quantized weights without breaking a group or a word of packed

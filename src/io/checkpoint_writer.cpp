@@ -90,8 +90,8 @@ void check_replaceable(const fs::path& directory, const CheckpointWriter::Option
   const bool empty = fs::is_empty(directory, error);
   check(error, "read", directory);
   if (empty) return;
-  TORCH_CHECK(options.force, directory.string(), ": exists; pass --force to replace it");
-  // --force is for an earlier result, not for somebody's home directory or original model.
+  TORCH_CHECK(options.force, directory.string(), ": exists; pass `force` to replace it");
+  // `force` is for an earlier result, not for somebody's home directory or original model.
   TORCH_CHECK(path_exists(kCheckpointWriter, directory / kConfigName), kCheckpointWriter, ": ", directory.string(),
               " has files but no config.json; it does not look like a checkpoint and is not replaced");
   const std::set<std::string> own_weights = weights_by_config(directory);

@@ -220,8 +220,9 @@ RunPlan plan_run(const Checkpoint& checkpoint, const Recipe& recipe, const Tenso
   for (std::string& problem : find_disk_problems(needs)) plan.problems.push_back(std::move(problem));
   const std::optional<int64_t> available = available_memory();
   if (options.device.is_cpu() && available && plan.memory.bytes() > *available) {
-    plan.warnings.push_back(fmt::format("memory: about {} needed, {} available; --memory finds a way with less",
-                                        format_bytes(plan.memory.bytes()), format_bytes(*available)));
+    plan.warnings.push_back(
+        fmt::format("memory: about {} needed, {} available; a `memory` budget finds a way with less",
+                    format_bytes(plan.memory.bytes()), format_bytes(*available)));
   }
   return plan;
 }

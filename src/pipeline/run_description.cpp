@@ -45,7 +45,7 @@ RunJournal::Description describe_run(const Checkpoint& checkpoint, const Recipe&
         known.value("bytes", json()) == files[name]["bytes"] && known_times.value(name, json()) == times[name];
     files[name]["crc32"] = same ? known.value("crc32", json()) : json(crc32_of_file(file));
   }
-  RunJournal::Description description{.identity = {{"version", BASEQ_VERSION},
+  RunJournal::Description description{.identity = {{"version", version()},
                                                    {"format_version", QuantizationConfig::kFormatVersion},
                                                    {"model", files},
                                                    {"recipe", recipe.to_json()},

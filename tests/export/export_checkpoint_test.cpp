@@ -166,9 +166,9 @@ TEST_F(Export, EverythingThatAFormatCannotCarryIsNamedAtOnce) {
               {"step": "round"}]})");
   expect_error([&] { plan_export(native, {.format = ExportFormat::kGptq}); },
                {"input_activations", "kv_cache", "site qkv", "site gate_up", "site down", "weights of 5 bits",
-                "float32 scales", "configs/w4-gptq.json"});
+                "float32 scales", "the recipe w4-gptq"});
   expect_error([&] { plan_export(native, {.format = ExportFormat::kAwq}); },
-               {"input_activations", "weights of 5 bits", "configs/w4-awq.json"});
+               {"input_activations", "weights of 5 bits", "the recipe w4-awq"});
   expect_error([&] { plan_export(native, {.format = ExportFormat::kCompressedTensors}); },
                {"kv_cache", "asymmetric activations", "asymmetric weights of 5 bits", "float32 scales", "w4a4-vllm"});
   expect_error([&] { plan_export(native, {.format = ExportFormat::kGguf}); },

@@ -147,7 +147,7 @@ TEST(CheckpointWriter, ReplacesACheckpointOnlyWithForceAndOnlyInFinish) {
   write_checkpoint(dir / "out", 1);
   write_bytes(dir / "out/old.txt", "old");
   expect_error([&] { write_checkpoint(dir / "out", 2); },
-               {(dir / "out").string() + ": exists; pass --force to replace it"});
+               {(dir / "out").string() + ": exists; pass `force` to replace it"});
   EXPECT_EQ(value_of(dir / "out"), 1);
   const Tensor old = Checkpoint(dir / "out").tensor("a");
   {
@@ -222,7 +222,7 @@ TEST(CheckpointWriter, ForceReplacesWhatBuildsBeforeTheMarkQuantized) {
   expect_error([&] { write_checkpoint(out, 1, true); }, {"out/steering.safetensors", "not a result that"});
   EXPECT_EQ(list(out), (Names{"config.json", "model.safetensors", "steering.safetensors"}));
   write_old(ours);
-  expect_error([&] { write_checkpoint(out, 1); }, {"pass --force to replace it"});
+  expect_error([&] { write_checkpoint(out, 1); }, {"pass `force` to replace it"});
   write_checkpoint(out, 1, true);
   EXPECT_EQ(value_of(out), 1);
 }

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
-from tiny_runs import GPTQ, POINTS, ROUND, RTN, TINY, hadamard, recipe_of
+from tiny_runs import GPTQ, POINTS, ROUND, RTN, TINY, config_file, hadamard, recipe_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,9 +30,13 @@ def recipe(tmp_path):
 def test_version(run):
     done = run("--version")
     assert done.returncode == 0
-    name, version = done.stdout.split()
-    assert name == "baseq"
-    assert len(version.split(".")) == 3
+    first, *others = done.stdout.splitlines()
+    assert re.fullmatch(r"baseq \d+\.\d+\.\d+", first)
+    values = dict(re.split("  +", line) for line in others)
+    assert list(values) == ["LibTorch", "instruction set", "threads", "devices"]
+    assert values["LibTorch"].startswith(".".join(torch.__version__.split(".")[:2]))
+    assert values["threads"] == "1"
+    assert "cpu" in values["devices"].split()
 
 
 def test_threads_that_wait_do_not_spin_for_long(binary, tmp_path):
@@ -54,12 +59,52 @@ def test_threads_that_wait_do_not_spin_for_long(binary, tmp_path):
     assert spin_counts(GOMP_SPINCOUNT="77") == [77]
 
 
-@pytest.mark.parametrize("command", ["quantize", "eval", "export", "inspect", "tokenize", "report", "compare", "sweep",
-                                     "update"])
-def test_help_is_success(run, command):
+COMMANDS = ["quantize", "eval", "export", "inspect", "tokenize", "report", "compare", "sweep", "update", "recipes"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_readable(run, command):
     done = run(command, "--help")
     assert done.returncode == 0
-    assert "Usage" in done.stdout
+    lines = done.stdout.splitlines()
+    assert lines[2].startswith(f"Usage: baseq {command} ")
+    assert max(map(len, lines)) <= 100
+    assert not re.search(r"Excludes|TEXT|INT|UINT| in \[", done.stdout)
+    examples = done.stdout[done.stdout.index("\nExample"):]
+    options = set(re.findall(r"^  (--[a-z-]+)", done.stdout, re.MULTILINE))
+    for line in examples.splitlines()[2:]:
+        assert line.startswith(f"  baseq {command}")
+        assert set(re.findall(r"--[a-z-]+", line)) <= options, "an example is one that works"
+    assert command in run("--help").stdout
+
+
+# What a subcommand would ignore.
+@pytest.mark.parametrize("command, options", [
+    (["eval", TINY, "--tokens", "/dev/null"], ["--seed"]),
+    (["compare", TINY], ["--seed"]),
+    (["export", TINY, "--format", "hf", "--dry-run"], ["--seed", "--device"]),
+    (["tokenize", TINY, "--text", "/dev/null", "--output", "/dev/null"], ["--seed", "--device", "--quiet"]),
+    (["inspect", TINY], ["--seed", "--device", "--threads", "--quiet"]),
+    (["report", TINY], ["--json", "--quiet"]),
+    (["update", TINY], ["--json", "--force"]),
+    (["recipes"], ["--quiet", "--threads"])], ids=lambda value: value[0].removeprefix("--"))
+def test_a_subcommand_takes_only_options_that_it_obeys(run, command, options):
+    shown = run(command[0], "--help").stdout
+    for option in options:
+        assert not re.search(rf"^  {option}\b", shown, re.MULTILINE)
+        done = run(*command, option)
+        assert (done.returncode, option in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("arguments", [
+    ["export", TINY, "--format", "hf", "--gguf-type", "F16", "--dry-run"],
+    ["export", TINY, "--format", "gguf", "--dtype", "float32", "--dry-run"],
+    ["export", TINY, "--format", "gguf", "--shard-size", 8, "--dry-run"],
+    ["eval", TINY, "--tokens", "/dev/null", "--tokenizer", TINY / "config.json"]])
+def test_options_that_another_one_makes_meaningless_are_refused(run, arguments):
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert next(word for word in reversed(arguments[:-1]) if str(word).startswith("--") and word != "--dry-run") in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [
@@ -158,7 +203,7 @@ def test_each_architecture_is_quantized_and_evaluated(run, quantize, family, tmp
     vocab_size = json.loads((model / "config.json").read_text())["vocab_size"]
     ids = np.random.default_rng(0).integers(0, vocab_size, (4, 48), dtype=np.int32)
     save_file({"input_ids": ids}, tmp_path / "ids.safetensors")
-    quantize(ROOT / "configs" / "baseq-plus-w4a4kv4.json", tmp_path / "out", model=model,
+    quantize(config_file("baseq-plus-w4a4kv4"), tmp_path / "out", model=model,
              calibration=tmp_path / "ids.safetensors")
     done = run("eval", tmp_path / "out", "--tokens", tmp_path / "ids.safetensors", "--seq-len", 48, "--reference", model,
                "--json", tmp_path / "eval.json", "--quiet")

@@ -25,14 +25,12 @@ bool is_int_quantized(const QuantizationConfig& quantization) {
 
 /// A recipe that fits, for the user to quantize with again.
 std::string advice(const QuantizationConfig& quantization) {
-  if (!quantization.weights) return "format hf carries it, or quantize it with configs/w4a16-vllm.json";
+  if (!quantization.weights) return "format hf carries it, or quantize it with the recipe w4a16-vllm";
   const auto& activations = quantization.input_activations;
-  const char* recipe = !activations                 ? "configs/w4a16-vllm.json"
-                       : activations->num_bits == 8 ? "configs/w8a8-vllm.json"
-                                                    : "configs/w4a4-vllm.json";
+  const char* recipe = !activations ? "w4a16-vllm" : activations->num_bits == 8 ? "w8a8-vllm" : "w4a4-vllm";
   const bool scales = quantization.weights->scale_dtype != at::kBFloat16;
-  return fmt::format("quantize again with {}, or change the keys named{}", recipe,
-                     scales ? " (grids.weights.scale_dtype to bfloat16, or export with --dtype float32)" : "");
+  return fmt::format("quantize again with the recipe {}, or change the keys named{}", recipe,
+                     scales ? " (grids.weights.scale_dtype to bfloat16, or export with `dtype` float32)" : "");
 }
 
 void preflight(const ExportSource& source, at::ScalarType dtype) {

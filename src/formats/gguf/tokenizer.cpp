@@ -36,7 +36,7 @@ json sequence(const json& first, const json& second) {
 const json& required(const GgufFile& file, const char* key) {
   const auto it = file.metadata().find(key);
   TORCH_CHECK(it != file.metadata().end(), file.name(), ": has no ", key,
-              "; name a tokenizer.json with --tokenizer, or evaluate --tokens");
+              "; name a tokenizer.json with `tokenizer`, or evaluate `tokens`");
   return *it;
 }
 
@@ -127,7 +127,7 @@ json gguf_tokenizer_json(const GgufFile& file) {
   for (const auto& [name, value] : known) names.push_back(name);
   TORCH_CHECK(model == "gpt2" && known.contains(pre), file.name(), ": the tokenizer is ", quote(model), " with ",
               quote(pre), " in front; supported is \"gpt2\" with ", fmt::format("{}", fmt::join(names, ", ")),
-              "; name a tokenizer.json with --tokenizer");
+              "; name a tokenizer.json with `tokenizer`");
   const json& tokens = required_array(file, "tokenizer.ggml.tokens");
   const json& types = required_array(file, "tokenizer.ggml.token_type");
   TORCH_CHECK(!tokens.empty() && tokens.size() == types.size() && tokens.size() <= (size_t{1} << 30), file.name(), ": ",

@@ -61,7 +61,7 @@ void preflight(const ExportSource& source, GgufType type) {
     for (const SourceLinear& linear : source.linears()) divides = divides && linear.in_features % kColumnsPerBlock == 0;
     obstacles.add_if(!divides, fmt::format("input sizes that blocks of {} do not divide", kColumnsPerBlock));
   }
-  obstacles.refuse("quantize again with configs/q4_0-gguf.json, or export type F16");
+  obstacles.refuse("quantize again with the recipe q4_0-gguf, or export type F16");
 }
 
 GgufMetadata metadata_of(const ExportSource& source, GgufType type) {
@@ -143,7 +143,7 @@ void check_gguf_output(const fs::path& output, bool force, int64_t num_bytes) {
   const WriteTarget target = write_target(kWhoWrites, output);
   TORCH_CHECK(target.regular, kWhoWrites, ": ", output.string(),
               " is not a regular file; a GGUF export is read back to check it");
-  TORCH_CHECK(force || !path_exists(kWhoWrites, target.path), output.string(), ": exists; pass --force to replace it");
+  TORCH_CHECK(force || !path_exists(kWhoWrites, target.path), output.string(), ": exists; pass `force` to replace it");
   check_output_file(kWhoWrites, output, kVersionKey);
   check_disk_space(kWhoWrites, output, num_bytes);
 }

@@ -18,7 +18,7 @@ const char* format_name(const PackedLayout& layout) { return layout.awq ? "awq" 
 
 std::string advice(const PackedLayout& layout, const char* recipe) {
   return fmt::format(
-      "quantize again with configs/{}.json, or change the keys named; format hf carries dequantized weights{}", recipe,
+      "quantize again with the recipe {}, or change the keys named; format hf carries dequantized weights{}", recipe,
       layout.awq ? ", gptq 2, 3, 4 and 8 bits" : "");
 }
 

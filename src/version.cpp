@@ -1,0 +1,7 @@
+#include "baseq/version.h"
+
+namespace baseq {
+
+std::string version() { return BASEQ_VERSION; }
+
+}  // namespace baseq
