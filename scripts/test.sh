@@ -65,14 +65,13 @@ check_format() {
 }
 
 if [[ ${1:-} == --sanitize ]]; then
-  stage configure cmake -B build-sanitize -G Ninja -DCMAKE_BUILD_TYPE=Debug -DBASEQ_SANITIZE=ON -DBASEQ_WERROR=ON
+  stage configure cmake --preset asan
   stage build cmake --build build-sanitize
   [[ ${#failed[@]} -eq 0 ]] || finish
   stage "C++ tests, sanitized" in_two_shards build-sanitize/tests/baseq_tests --gtest_filter='-*Slow'
   finish
 elif [[ ${1:-} == --sanitize=thread ]]; then
-  stage configure cmake -B build-tsan -G Ninja -DCMAKE_BUILD_TYPE=Debug -DBASEQ_SANITIZE_THREADS=ON -DBASEQ_WERROR=ON \
-    -DBASEQ_BUILD_TOOLS=OFF -DBASEQ_BUILD_EXAMPLES=OFF
+  stage configure cmake --preset tsan
   stage build cmake --build build-tsan --target baseq_tests
   [[ ${#failed[@]} -eq 0 ]] || finish
   # What calls at::parallel_for, and the tests that start threads.
@@ -103,7 +102,7 @@ install_requirements tests/requirements.txt
 install_requirements tests/newest-transformers.txt transformers-newest
 install_programs
 
-stage configure cmake -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DBASEQ_BUILD_BENCHMARKS=ON -DBASEQ_WERROR=ON
+stage configure cmake --preset dev
 stage build cmake --build build
 [[ ${#failed[@]} -eq 0 ]] || finish
 stage layers $venv_python scripts/check_layers.py

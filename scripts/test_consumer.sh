@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs a build into a temporary folder, then builds and runs tests/consumer against what was installed.
+# Installs a build into a temporary folder, then builds and runs tests/consumer against what was installed, on a system
+# that seems to have neither Eigen nor fmt, and looks at what projects are told where something is missing.
 #
 #     scripts/test_consumer.sh [BUILD]       BUILD: a finished build directory, default build
 set -euo pipefail
@@ -9,11 +10,49 @@ build=${1:-build}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
+root=$PWD
 # The same LibTorch that the library was built with.
 torch_dir=$(sed -n 's/^Torch_DIR:[A-Z]*=//p' "$build/CMakeCache.txt")
 cmake --install "$build" --prefix "$work/prefix" >/dev/null
-"$work/prefix/bin/baseq" --version
-cmake -S tests/consumer -B "$work/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_PREFIX_PATH="$work/prefix" \
-  -DTorch_DIR="$torch_dir" >/dev/null
+baseq=$work/prefix/bin/baseq
+"$baseq" --version
+# Recipes are found in any folder.
+mkdir "$work/empty"
+(cd "$work/empty" && "$baseq" recipes >/dev/null &&
+  "$baseq" quantize "$root/tests/data/tiny_llama_base" --recipe rtn-w8a8 --output out --quiet)
+
+# configure SOURCE BINARY OPTION...
+configure() {
+  cmake -S "$1" -B "$2" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_PREFIX_PATH="$work/prefix" -DTorch_DIR="$torch_dir" \
+    "${@:3}" 2>&1
+}
+
+configure tests/consumer "$work/build" -DCMAKE_DISABLE_FIND_PACKAGE_Eigen3=ON -DCMAKE_DISABLE_FIND_PACKAGE_fmt=ON >"$work/log" ||
+  { cat "$work/log"; exit 1; }
 cmake --build "$work/build"
 "$work/build/consumer"
+
+# expect TEXT NAME: an optional baseq is not found, for this reason, and CMake succeeds.
+expect() {
+  local text=$1 name=$2
+  configure tests/consumer/optional "$work/$name" "${options[@]}" >"$work/log" && grep -q "baseq found: \(0\|FALSE\); .*$text" "$work/log" ||
+    { echo "test_consumer: $name: expected \"$text\"" >&2; cat "$work/log" >&2; exit 1; }
+}
+
+options=(-DBASEQ_COMPONENTS="COMPONENTS;tokenizer")
+expect "no components.*tokenizer" components
+options=()
+if [[ -e $work/prefix/lib/libbaseq.a ]]; then
+  export PKG_CONFIG_LIBDIR=$work/empty
+  expect "does not find utf8proc" pkg-config
+  unset PKG_CONFIG_LIBDIR
+fi
+# A LibTorch for CUDA, of which CMake must not get to see the configuration without an nvcc.
+torch=$work/cuda/share/cmake/Torch
+mkdir -p "$work/cuda/lib" "$torch"
+touch "$work/cuda/lib/libtorch_cuda.so"
+echo 'message(FATAL_ERROR "no CUDA")' >"$torch/TorchConfig.cmake"
+printf 'set(PACKAGE_VERSION 2.6)\nset(PACKAGE_VERSION_COMPATIBLE TRUE)\n' >"$torch/TorchConfigVersion.cmake"
+options=(-DTorch_DIR="$torch")
+if nvcc=$(command -v nvcc); then options+=(-DCMAKE_IGNORE_PATH="$(dirname "$nvcc")"); fi
+expect "no nvcc is on the path" cuda
