@@ -167,6 +167,12 @@ ModelConfig config_of(const Checkpoint& checkpoint) {
 RunPlan plan_run(const Checkpoint& checkpoint, const Recipe& recipe, const Tensor& windows, const fs::path& output,
                  const QuantizeOptions& options) {
   RunPlan plan;
+  try {
+    recipe.validate();
+  } catch (const c10::Error& error) {  // no need that follows from it means anything
+    plan.problems.push_back(text_of(error));
+    return plan;
+  }
   RunShape shape{.tokens_per_batch = options.tokens_per_batch,
                  .activations_on_disk = !options.activations_directory.empty(),
                  .checkpoint_dtype = dtype_of(checkpoint)};
@@ -229,6 +235,7 @@ RunPlan plan_run(const Checkpoint& checkpoint, const Recipe& recipe, const Tenso
 
 MemoryFit fit_memory(const Checkpoint& checkpoint, const Recipe& recipe, int64_t num_windows, int64_t seq_len,
                      int64_t budget) {
+  recipe.validate();
   const ModelConfig config = config_of(checkpoint);
   MemoryFit fit;
   const auto consider = [&](int64_t tokens_per_batch, bool on_disk) {

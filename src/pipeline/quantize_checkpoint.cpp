@@ -56,7 +56,6 @@ class Run {
         model_(checkpoint, {.dtype = recipe.rotates_residual() ? at::kDouble : at::kFloat, .device = options.device}),
         windows_(windows),
         blocks_(model_, recipe_, windows_, block_options()) {
-    recipe.validate();
     TORCH_CHECK(!model_.quantization(), checkpoint.path().string(),
                 ": is already quantized; quantize the original checkpoint instead");
     TORCH_CHECK(windows.defined() || !recipe.needs_calibration(), "quantize: recipe \"", recipe.name,
@@ -344,16 +343,26 @@ class Run {
   BlockQuantizer blocks_;
 };
 
+/// Throws for what a run cannot begin with.
+void check_input(const Recipe& recipe, const Tensor& windows) {
+  recipe.validate();
+  TORCH_CHECK(!windows.defined() || (windows.dim() == 2 && at::isIntegralType(windows.scalar_type(), false)),
+              "quantize: windows are ", windows.sizes(), " of ", windows.dtype(),
+              ", expected token ids [num_windows, seq_len]");
+}
+
 }  // namespace
 
 void quantize_checkpoint(const Checkpoint& checkpoint, const Recipe& recipe, const Tensor& windows,
                          const std::filesystem::path& output, const QuantizeOptions& options) {
+  check_input(recipe, windows);
   const c10::NoGradGuard no_grad;
   Run(checkpoint, recipe, windows, options).write(output);
 }
 
 double estimate_seconds(const Checkpoint& checkpoint, const Recipe& recipe, const Tensor& windows,
                         const QuantizeOptions& options) {
+  check_input(recipe, windows);
   const c10::NoGradGuard no_grad;
   // What a window adds is measured apart from what a block takes whatever their number.
   constexpr int64_t kFewWindows = 4;
