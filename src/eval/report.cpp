@@ -68,10 +68,7 @@ std::string short_name(std::string name) {
   for (const SiteInfo& info : sites()) {
     if (!info.point.empty() && info.point == name) return std::string(info.label);
   }
-  for (const char* prefix : {"self_attn.", "mlp."}) {
-    if (name.starts_with(prefix)) return name.substr(std::string_view(prefix).size());
-  }
-  return name;
+  return name.substr(name.find('.') + 1);  // of a linear: without its module
 }
 
 std::vector<std::string> block_names(const RunRecord& run) {

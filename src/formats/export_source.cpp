@@ -43,7 +43,7 @@ Linear stacked(const std::vector<Linear>& linears) {
 
 }  // namespace
 
-bool is_attention(const SourceLinear& linear) { return linear.name.starts_with("self_attn."); }
+bool is_attention(const SourceLinear& linear) { return site_info(input_site(linear.name)).attention; }
 
 bool splits_inputs(const SourceLinear& linear) {
   const auto writers = site_info(Site::kResidual).writers;

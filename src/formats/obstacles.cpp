@@ -2,6 +2,8 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
+
 #include "formats/export_source.h"
 
 namespace baseq {
@@ -59,8 +61,7 @@ std::string tensor_parallel_note(const ExportSource& source, int64_t output_mult
       if (linear.block > 0 || !found.empty()) break;  // all blocks have the same shapes
       const bool inputs = splits_inputs(linear);
       // Fewer key and value heads than devices are repeated, not split.
-      const bool repeated =
-          config.num_key_value_heads < devices && (linear.name.ends_with("k_proj") || linear.name.ends_with("v_proj"));
+      const bool repeated = config.num_key_value_heads < devices && std::ranges::any_of(linear.parts, writes_cache);
       const int64_t size = inputs ? linear.in_features : linear.out_features;
       const int64_t multiple = inputs ? input_multiple : output_multiple;
       if (repeated || size % (devices * multiple) == 0) continue;

@@ -16,11 +16,8 @@ DecoderLayer mapped(DecoderLayer layer, Fn&& fn) {
   const auto map = [&](Tensor& tensor) {
     if (tensor.defined()) tensor = fn(tensor);
   };
-  map(layer.input_layernorm.weight);
-  map(layer.post_attention_layernorm.weight);
-  map(layer.self_attn.q_norm.weight);
-  map(layer.self_attn.k_norm.weight);
   map(layer.mlp.down_scale);
+  layer.for_each_norm([&](const std::string&, RmsNorm& norm) { map(norm.weight); });
   layer.for_each_linear([&](const std::string&, Linear& linear) {
     map(linear.weight);
     map(linear.bias);
@@ -174,6 +171,15 @@ const Linear& DecoderLayer::linear(std::string_view name) const {
   return const_cast<DecoderLayer&>(*this).linear(name);
 }
 
+RmsNorm& DecoderLayer::norm(std::string_view name) {
+  RmsNorm* found = nullptr;
+  for_each_norm([&](std::string_view other, RmsNorm& norm) {
+    if (other == name) found = &norm;
+  });
+  TORCH_CHECK(found, "norm: ", std::string(name), " is no norm of a block");
+  return *found;
+}
+
 QuantPoint& DecoderLayer::point(Site site) {
   switch (site) {
     case Site::kQkv:
@@ -196,10 +202,10 @@ QuantPoint& DecoderLayer::point(Site site) {
 const QuantPoint& DecoderLayer::point(Site site) const { return const_cast<DecoderLayer&>(*this).point(site); }
 
 RmsNorm& DecoderLayer::norm(Site site) {
-  if (site == Site::kQkv) return input_layernorm;
-  if (site == Site::kGateUp) return post_attention_layernorm;
-  throw_missing(site, "norm");
+  if (site_info(site).norm.empty()) throw_missing(site, "norm");
+  return norm(site_info(site).norm);
 }
+const RmsNorm& DecoderLayer::norm(Site site) const { return const_cast<DecoderLayer&>(*this).norm(site); }
 
 Transform& DecoderLayer::transform(Site site) {
   switch (site) {

@@ -56,20 +56,26 @@ LinearShape linear_shape(const ModelConfig& config, std::string_view name) {
   TORCH_CHECK(false, "linear: ", std::string(name), " is none of a block");
 }
 
+std::vector<NormShape> norm_shapes(const ModelConfig& config) {
+  std::vector<NormShape> shapes = {{"input_layernorm", config.hidden_size},
+                                   {"post_attention_layernorm", config.hidden_size}};
+  if (config.qk_norm) {
+    shapes.push_back({"self_attn.q_norm", config.head_dim});
+    shapes.push_back({"self_attn.k_norm", config.head_dim});
+  }
+  return shapes;
+}
+
 void for_each_tensor(const ModelConfig& config,
                      const std::function<void(const std::string& name, at::IntArrayRef shape)>& fn) {
   fn("model.embed_tokens.weight", {config.vocab_size, config.hidden_size});
   fn("model.norm.weight", {config.hidden_size});
   if (!config.tie_word_embeddings) fn("lm_head.weight", {config.vocab_size, config.hidden_size});
+  const std::vector<NormShape> norms = norm_shapes(config);
   const std::vector<LinearShape> linears = linear_shapes(config);
   for (int64_t block = 0; block < config.num_hidden_layers; ++block) {
     const std::string prefix = layer_prefix(block);
-    fn(prefix + "input_layernorm.weight", {config.hidden_size});
-    fn(prefix + "post_attention_layernorm.weight", {config.hidden_size});
-    if (config.qk_norm) {
-      fn(prefix + "self_attn.q_norm.weight", {config.head_dim});
-      fn(prefix + "self_attn.k_norm.weight", {config.head_dim});
-    }
+    for (const NormShape& norm : norms) fn(prefix + norm.name + ".weight", {norm.features});
     for (const LinearShape& linear : linears) {
       fn(prefix + linear.name + ".weight", {linear.out_features, linear.in_features});
       if (linear.bias) fn(prefix + linear.name + ".bias", {linear.out_features});
@@ -283,15 +289,11 @@ DecoderLayer Model::read_layer(int64_t index, OptionalType dtype) const {
               config().num_hidden_layers, " layers");
   const std::string prefix = layer_prefix(index);
   DecoderLayer layer = DecoderLayer::create(config(), index);
-  const auto read_norm = [&](RmsNorm& norm, const char* name, int64_t features) {
-    norm.weight = read(prefix + name, dtype);
-    expect_shape(norm.weight, {features}, prefix + name);
-  };
-  read_norm(layer.input_layernorm, "input_layernorm.weight", config().hidden_size);
-  read_norm(layer.post_attention_layernorm, "post_attention_layernorm.weight", config().hidden_size);
-  if (config().qk_norm) {
-    read_norm(layer.self_attn.q_norm, "self_attn.q_norm.weight", config().head_dim);
-    read_norm(layer.self_attn.k_norm, "self_attn.k_norm.weight", config().head_dim);
+  for (const auto& [name, features] : norm_shapes(config())) {
+    const std::string stored = prefix + name + ".weight";
+    Tensor& weight = layer.norm(name).weight;
+    weight = read(stored, dtype);
+    expect_shape(weight, {features}, stored);
   }
   layer.for_each_linear([&](const std::string& name, Linear& target) { target = read_linear(index, name, dtype); });
   for (const SiteInfo& info : sites()) {

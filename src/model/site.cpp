@@ -10,15 +10,14 @@
 namespace baseq {
 namespace {
 
-constexpr std::string_view kQueryKey[] = {"self_attn.q_proj", "self_attn.k_proj"};
-constexpr std::string_view kV[] = {"self_attn.v_proj"};
-constexpr std::string_view kQkv[] = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"};
-constexpr std::string_view kO[] = {"self_attn.o_proj"};
-constexpr std::string_view kGateUp[] = {"mlp.gate_proj", "mlp.up_proj"};
-constexpr std::string_view kDown[] = {"mlp.down_proj"};
-constexpr std::string_view kAfterNorms[] = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj",
-                                            "mlp.up_proj"};
-constexpr std::string_view kBranches[] = {"self_attn.o_proj", "mlp.down_proj"};
+using Names = std::span<const std::string_view>;
+
+constexpr std::string_view kQ = "self_attn.q_proj", kK = "self_attn.k_proj", kV = "self_attn.v_proj",
+                           kO = "self_attn.o_proj", kGate = "mlp.gate_proj", kUp = "mlp.up_proj",
+                           kDown = "mlp.down_proj";
+constexpr std::string_view kQueryKey[] = {kQ, kK}, kValue[] = {kV}, kQkv[] = {kQ, kK, kV}, kHeads[] = {kO},
+                           kGateUp[] = {kGate, kUp}, kGated[] = {kDown}, kAfterNorms[] = {kQ, kK, kV, kGate, kUp},
+                           kBranches[] = {kO, kDown};
 
 constexpr SiteInfo kSites[] = {
     {.site = Site::kResidual, .name = "residual", .writers = kBranches, .readers = kAfterNorms},
@@ -29,26 +28,31 @@ constexpr SiteInfo kSites[] = {
      .point = "self_attn.input_quant",
      .fused = "self_attn.qkv_proj",
      .label = "q, k, v input",
+     .attention = true,
      .online = true},
     {.site = Site::kQueryKey,
      .name = "query_key",
      .writers = kQueryKey,
+     .opposite = kQ,
      .point = "self_attn.k_cache_quant",
      .label = "K cache",
+     .attention = true,
      .cache = true,
      .online = true},
     {.site = Site::kValue,
      .name = "value",
-     .writers = kV,
-     .readers = kO,
+     .writers = kValue,
+     .readers = kHeads,
      .point = "self_attn.v_cache_quant",
      .label = "V cache",
+     .attention = true,
      .cache = true},
     {.site = Site::kO,
      .name = "o",
-     .readers = kO,
+     .readers = kHeads,
      .point = "self_attn.o_proj.input_quant",
      .label = "o_proj input",
+     .attention = true,
      .online = true},
     {.site = Site::kGateUp,
      .name = "gate_up",
@@ -61,7 +65,8 @@ constexpr SiteInfo kSites[] = {
     {.site = Site::kDown,
      .name = "down",
      .writers = kGateUp,
-     .readers = kDown,
+     .readers = kGated,
+     .permuted = kGate,
      .point = "mlp.down_proj.input_quant",
      .label = "down_proj input",
      .online = true},
@@ -85,6 +90,8 @@ bool within_heads(const Factor& factor, int64_t dim) {
   }
   TORCH_INTERNAL_ASSERT(false, "unknown Factor::Kind");
 }
+
+bool contains(Names names, std::string_view name) { return std::find(names.begin(), names.end(), name) != names.end(); }
 
 bool rows_are_equal(const Tensor& matrix) { return at::equal(matrix, matrix.narrow(0, 0, 1).expand_as(matrix)); }
 
@@ -113,12 +120,15 @@ const SiteInfo& site_info(Site site) { return kSites[static_cast<size_t>(site)];
 
 Site input_site(std::string_view linear) {
   for (const SiteInfo& info : kSites) {
-    if (!info.is_input()) continue;
-    if (linear == info.fused || std::find(info.readers.begin(), info.readers.end(), linear) != info.readers.end()) {
-      return info.site;
-    }
+    if (info.is_input() && (linear == info.fused || contains(info.readers, linear))) return info.site;
   }
   TORCH_CHECK(false, "input_site: ", std::string(linear), " is no linear of a block");
+}
+
+bool writes_cache(std::string_view linear) {
+  return std::any_of(std::begin(kSites), std::end(kSites), [&](const SiteInfo& info) {
+    return info.cache && linear != info.opposite && contains(info.writers, linear);
+  });
 }
 
 SiteShape site_shape(Site site, const ModelConfig& config) {

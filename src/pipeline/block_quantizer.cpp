@@ -23,10 +23,7 @@ void check_finite(const DecoderLayer& layer, int64_t block) {
     TORCH_CHECK(!tensor.defined() || all_finite(tensor), "quantize: ", layer_prefix(block), name,
                 " has a value that is not finite");
   };
-  check("input_layernorm.weight", layer.input_layernorm.weight);
-  check("post_attention_layernorm.weight", layer.post_attention_layernorm.weight);
-  check("self_attn.q_norm.weight", layer.self_attn.q_norm.weight);
-  check("self_attn.k_norm.weight", layer.self_attn.k_norm.weight);
+  layer.for_each_norm([&](const std::string& name, const RmsNorm& norm) { check(name + ".weight", norm.weight); });
   layer.for_each_linear([&](const std::string& name, const Linear& linear) {
     check(name + ".weight", linear.weight);
     check(name + ".bias", linear.bias);

@@ -45,7 +45,7 @@ Candidate::Candidate(const LearnStep& step, OpenBlock& block, const BlockTask& t
                 "learn step \"", step.name, "\": ", parameter.name, " would change weights that are rounded");
     if (!parameter.reaches.empty()) original_ = block.original();
     for (const std::string& name : parameter.reaches) reach(name, parameter.moves);
-    if (parameter.name == "down.scale") start_down_scale_ = merged_scale(Site::kDown, state_, task.place);
+    if (parameter.on_activations) start_down_scale_ = merged_scale(Site::kDown, state_, task.place);
   }
   if (unrounded) {
     base_ = realize(block.original(), state_, task.place);

@@ -46,12 +46,14 @@ class Rates {
   std::set<std::string> used_;
 };
 
-/// Linears whose rows or columns a factor at a site changes. The rows of up_proj are left out: while a scale at down is
-/// learned, it stands on the activations.
+/// Where a factor that is learned multiplies activations, and leaves the rows of writers as they are.
+bool acts_on_activations(Site site) { return site == Site::kDown; }
+
+/// Linears whose rows or columns a factor at a site changes while it is learned.
 std::vector<std::string> linears_around(Site site) {
   const SiteInfo& info = site_info(site);
   std::vector<std::string> names(info.readers.begin(), info.readers.end());
-  if (site != Site::kDown) names.insert(names.end(), info.writers.begin(), info.writers.end());
+  if (!acts_on_activations(site)) names.insert(names.end(), info.writers.begin(), info.writers.end());
   return names;
 }
 
@@ -65,7 +67,8 @@ Parameter scale_parameter(Site site, const Factor& factor) {
                 scale.left_inverse = (-logarithm).exp();
               },
           .reaches = linears_around(site),
-          .moves = true};
+          .moves = true,
+          .on_activations = acts_on_activations(site)};
 }
 
 Parameter matrix_parameter(Site site, const Factor& factor) {

@@ -55,10 +55,9 @@ bool contains(std::span<const std::string_view> names, std::string_view name) {
   return std::find(names.begin(), names.end(), name) != names.end();
 }
 
-/// The part of the merged prefix that the rows of a writer take. gate_proj writes the input of down_proj through an
-/// activation function, which a permutation passes and a scale does not.
-Transform rows_of(Site site, std::string_view writer, const Transform& merged) {
-  if (site != Site::kDown || writer == "mlp.up_proj") return merged;
+/// The part of the merged prefix that the rows of a writer take.
+Transform rows_of(const SiteInfo& info, std::string_view writer, const Transform& merged) {
+  if (writer != info.permuted) return merged;
   Transform permutations;
   std::copy_if(merged.begin(), merged.end(), std::back_inserter(permutations),
                [](const Factor& factor) { return factor.kind == Kind::kPermutation; });
@@ -73,7 +72,7 @@ std::vector<Action> actions_on(std::string_view name, const DecoderLayer& layer,
     const SiteInfo& info = site_info(site);
     const bool in_norms = site == Site::kQueryKey && layer.self_attn.q_norm.weight.defined();
     if (contains(info.writers, name) && !in_norms) {
-      Transform rows = rows_of(site, name, split(site, state, place).merged);
+      Transform rows = rows_of(info, name, split(site, state, place).merged);
       if (!rows.empty()) actions.push_back({site, /*rows=*/true, std::move(rows)});
     }
     if (contains(info.readers, name)) actions.push_back({site, /*rows=*/false, transform});
@@ -121,11 +120,11 @@ void scale_query_or_key(const Action& action, std::string_view name, Linear& lin
   const int64_t kv = attention.num_kv_heads, dim = attention.head_dim;
   const Tensor ones = at::ones({kv * dim}, linear.weight.options());
   Tensor scale;
-  if (name == "self_attn.k_proj") {
-    scale = apply_transform(action.transform, ones);
-  } else {
+  if (name == site_info(action.site).opposite) {
     scale = apply_inverse_transpose(action.transform, ones).view({kv, 1, dim});
     scale = scale.expand({kv, attention.num_heads / kv, dim}).reshape({-1});
+  } else {
+    scale = apply_transform(action.transform, ones);
   }
   linear.weight = linear.weight * scale.unsqueeze(1);
   if (linear.bias.defined()) linear.bias = linear.bias * scale;

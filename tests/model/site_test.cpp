@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
@@ -113,9 +114,13 @@ TEST_P(Sites, NameWhatALayerHas) {
       if (info.site == Site::kValue) continue;  // o_proj reads the values of a group's head several times
       EXPECT_EQ(layer.linear(reader).weight.size(1), size.features) << reader;
       EXPECT_TRUE(!info.is_input() || input_site(reader) == info.site) << reader;
+      EXPECT_TRUE(!info.is_input() || info.attention == reader.starts_with("self_attn.")) << reader;
+    }
+    for (const std::string_view special : {info.permuted, info.opposite}) {
+      EXPECT_TRUE(special.empty() || std::ranges::count(info.writers, special) == 1) << info.name;
     }
     for (const std::string_view writer : info.writers) {
-      if (writer == "self_attn.q_proj") continue;
+      if (writer == info.opposite) continue;  // as wide as the query heads
       EXPECT_EQ(layer.linear(writer).weight.size(0), size.features) << writer;
     }
     EXPECT_TRUE(info.norm.empty() || layer.norm(info.site).weight.size(0) == size.features);
@@ -128,11 +133,15 @@ TEST_P(Sites, NameWhatALayerHas) {
     EXPECT_EQ(layer.shape(info.site).features, size.features);
     EXPECT_EQ(layer.shape(info.site).blocks, size.blocks);
   }
+  layer.for_each_linear([](const std::string& name, const Linear&) {
+    EXPECT_EQ(writes_cache(name), name == "self_attn.k_proj" || name == "self_attn.v_proj") << name;
+  });
   layer.for_each_quant_point([&](const std::string& name, QuantPoint&) { EXPECT_EQ(points.erase(name), 1) << name; });
   EXPECT_TRUE(points.empty());
   EXPECT_THROW(layer.linear("mlp.qkv_proj"), c10::Error);
   EXPECT_THROW(layer.point(Site::kResidual), c10::Error);
   EXPECT_THROW(layer.norm(Site::kO), c10::Error);
+  EXPECT_THROW(layer.norm("norm"), c10::Error);
   EXPECT_THROW(layer.transform(Site::kValue), c10::Error);
   EXPECT_THROW(layer.input_of(Site::kValue, x, rope), c10::Error);
   EXPECT_THROW(input_site("lm_head"), c10::Error);
@@ -198,8 +207,7 @@ TEST_P(Sites, QueriesAndKeysAbsorbWhatCommutesWithRopeAndNorms) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, Sites, testing::ValuesIn(test::tiny_shapes()),
-                         [](const auto& shape) { return shape.param.name; });
+INSTANTIATE_TEST_SUITE_P(Shapes, Sites, testing::ValuesIn(test::tiny_shapes()), test::shape_name);
 
 TEST(SiteTable, EveryFamilyDecidesAlike) {
   for (const auto& entry : std::filesystem::directory_iterator(BASEQ_TEST_DATA)) {

@@ -20,10 +20,10 @@ struct Linear {
   Tensor weight;                             ///< [out_features, in_features] in the compute dtype
   Tensor bias;                               ///< [out_features]; may be undefined
   std::optional<QuantizedWeight> quantized;  ///< the codes that `weight` was dequantized from
-  LowRankFactors lora;                       ///< a correction beside the codes, part of `weight`; may be undefined
+  LowRankFactors lora;                       ///< a correction next to the codes, part of `weight`; may be undefined
 
   Tensor forward(const Tensor& x) const;
-  /// What `weight` is made of: the dequantized codes and the correction, float32. Only with `quantized`.
+  /// The dequantized codes and the correction, float32: `weight` before its conversion. Only with `quantized`.
   Tensor dequantized() const;
 };
 
@@ -44,9 +44,9 @@ struct Attention {
   int64_t sliding_window = 0;     ///< tokens that a query sees, itself included; 0: all before it
   std::optional<double> scaling;  ///< of q k^T; absent: 1 / sqrt(head_dim)
   Linear q_proj, k_proj, v_proj, o_proj;
-  /// Of every head of q and k, before RoPE, with one weight [head_dim] for all heads; undefined weight: none. Behind
-  /// them neither a rotation nor a scale of q_proj's and k_proj's rows keeps the block: what stands between q and k
-  /// comes after (the online Hadamard) or lives in these weights (see balance). Values and o_proj are not concerned.
+  /// Norms of every head of q and k, before RoPE, with one weight [head_dim] for all heads; undefined weight: none.
+  /// With these norms, rotating or scaling rows of q_proj and k_proj changes the result. A transform between q and k
+  /// runs online after RoPE, or goes into these weights, see absorbed(). Values and o_proj are not affected.
   RmsNorm q_norm, k_norm;
   QuantPoint input;             ///< of q_proj, k_proj, v_proj; [hidden_size]
   QuantPoint k_cache, v_cache;  ///< [num_kv_heads * head_dim], one group per head; K after RoPE and its transform
@@ -93,9 +93,11 @@ struct DecoderLayer {
   // By name, and what belongs to a site. Each throws c10::Error where there is none.
   Linear& linear(std::string_view name);
   const Linear& linear(std::string_view name) const;
+  RmsNorm& norm(std::string_view name);
   QuantPoint& point(Site site);
   const QuantPoint& point(Site site) const;
   RmsNorm& norm(Site site);
+  const RmsNorm& norm(Site site) const;
   Transform& transform(Site site);  ///< the online one; none at kResidual and kValue
   const Transform& transform(Site site) const;
   SiteShape shape(Site site) const;  ///< of a site with a quant point; needs the weights of its linears
@@ -115,6 +117,15 @@ struct DecoderLayer {
   template <class Fn>
   void for_each_linear(Fn&& fn) const {
     for_each_linear_of(*this, fn);
+  }
+  /// fn(name, norm) for the norms, those of q and k included, whose weights may be undefined.
+  template <class Fn>
+  void for_each_norm(Fn&& fn) {
+    for_each_norm_of(*this, fn);
+  }
+  template <class Fn>
+  void for_each_norm(Fn&& fn) const {
+    for_each_norm_of(*this, fn);
   }
   /// fn(name, point) for the six quant points.
   template <class Fn>
@@ -139,6 +150,13 @@ struct DecoderLayer {
     fn("mlp.gate_proj", layer.mlp.gate_proj);
     fn("mlp.up_proj", layer.mlp.up_proj);
     fn("mlp.down_proj", layer.mlp.down_proj);
+  }
+  template <class Layer, class Fn>
+  static void for_each_norm_of(Layer& layer, Fn& fn) {
+    fn("input_layernorm", layer.input_layernorm);
+    fn("post_attention_layernorm", layer.post_attention_layernorm);
+    fn("self_attn.q_norm", layer.self_attn.q_norm);
+    fn("self_attn.k_norm", layer.self_attn.k_norm);
   }
   template <class Layer, class Fn>
   static void for_each_quant_point_of(Layer& layer, Fn& fn) {

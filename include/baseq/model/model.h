@@ -26,6 +26,14 @@ std::vector<LinearShape> linear_shapes(const ModelConfig& config);
 /// That of one of them; throws c10::Error for another name.
 LinearShape linear_shape(const ModelConfig& config, std::string_view name);
 
+/// One of the norms of a block.
+struct NormShape {
+  const char* name;  ///< "input_layernorm"
+  int64_t features;
+};
+/// The norms that the blocks of a model have.
+std::vector<NormShape> norm_shapes(const ModelConfig& config);
+
 /// fn(name, shape) for every tensor of a model in full precision, under LlamaForCausalLM's names.
 void for_each_tensor(const ModelConfig& config,
                      const std::function<void(const std::string& name, at::IntArrayRef shape)>& fn);

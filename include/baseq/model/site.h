@@ -26,12 +26,17 @@ enum class Site {
 struct SiteInfo {
   Site site;
   std::string_view name;
-  std::span<const std::string_view> writers;  ///< whose rows can take a factor, see absorbed()
-  std::span<const std::string_view> readers;  ///< whose columns take the inverse transpose
-  std::string_view norm;                      ///< whose weight can take a scale; "": none
-  std::string_view point;                     ///< the quant point; "": none
+  std::span<const std::string_view> writers;  ///< their rows can take a factor, see absorbed()
+  std::span<const std::string_view> readers;  ///< their columns take the inverse transpose
+  /// The writer before an activation function, which lets permutations pass and nothing else; "": none.
+  std::string_view permuted;
+  /// The writer whose rows take the inverse transpose, in every query head of a key/value head; "": none.
+  std::string_view opposite;
+  std::string_view norm;   ///< whose weight can take a scale; "": none
+  std::string_view point;  ///< the quant point; "": none
   std::string_view fused;  ///< the readers as one where ModelConfig::fused_projections; "": not stored so
   std::string_view label;  ///< the point in tables for people, such as "o_proj input"
+  bool attention = false;  ///< its linears are those of attention, not of the MLP
   bool cache = false;      ///< the point quantizes the KV cache, not the input of linears
   bool online = false;     ///< what the weights do not take can be computed at run time
 
@@ -44,6 +49,8 @@ std::span<const SiteInfo> sites();
 const SiteInfo& site_info(Site site);
 /// The site that a linear reads: kQkv, kO, kGateUp or kDown. Fused linears too. Throws c10::Error for another name.
 Site input_site(std::string_view linear);
+/// Whether the outputs of a linear are what the KV cache holds.
+bool writes_cache(std::string_view linear);
 
 /// Features of a site: what one head or the whole tensor has, times the key/value heads or 1.
 struct SiteShape {
@@ -57,8 +64,8 @@ SiteShape site_shape(Site site, const ModelConfig& config);
 /// - residual: orthogonal factors, once the norms' gains are in their readers;
 /// - qkv, gate_up: a scale, into the norm;
 /// - query_key: with RoPE a scale that is equal within every pair that turns together, without RoPE whatever stays
-/// within
-///   heads; with norms on q and k only a scale or permutation that is the same in every head, into their weights;
+///   within heads; with norms on q and k only a scale or permutation that is the same in every head, into their
+///   weights;
 /// - value: whatever stays within key/value heads;
 /// - o: nothing, `value` has what v_proj can take;
 /// - down: a scale and a permutation, into up_proj and gate_proj.
