@@ -6,11 +6,8 @@
 #include <algorithm>
 
 namespace baseq {
-namespace {
 
 using Weights = LearnStep::Weights;
-
-}  // namespace
 
 StraightThrough::StraightThrough(const QuantSpec& spec, const GptqOptions& options) : spec_(spec), options_(options) {
   // Coarser than where the codes are decided: the ratio is searched again and again while the weight moves.
@@ -35,6 +32,7 @@ Candidate::Candidate(const LearnStep& step, OpenBlock& block, const BlockTask& t
     : step_(step),
       task_(task),
       state_(block.state()),
+      transforms_(split_transforms(state_, task.place)),
       parameters_(make_parameters(step, state_, task.place, task.grids)) {
   const bool unrounded = has_codes(state_) && step.weights != Weights::kRounded;
   if (unrounded) {
@@ -45,7 +43,7 @@ Candidate::Candidate(const LearnStep& step, OpenBlock& block, const BlockTask& t
                 "learn step \"", step.name, "\": ", parameter.name, " would change weights that are rounded");
     if (!parameter.reaches.empty()) original_ = block.original();
     for (const std::string& name : parameter.reaches) reach(name, parameter.moves);
-    if (parameter.on_activations) start_down_scale_ = merged_scale(Site::kDown, state_, task.place);
+    if (parameter.on_activations) start_down_scale_ = merged_scale(Site::kDown, transforms_, task.place);
   }
   if (unrounded) {
     base_ = realize(block.original(), state_, task.place);
@@ -62,7 +60,7 @@ void Candidate::reach(const std::string& name, bool moves) {
   reached.moves = reached.moves || moves;
   if (step_.weights == Weights::kStraightThrough) reached.rounding.emplace(*task_.grids.weights, task_.rounding);
   if (reached.moves || reached.exact.weight.defined()) return;
-  reached.exact = realize_linear(original_, name, state_, task_.place, at::kDouble);
+  reached.exact = realize_linear(original_, name, transforms_, task_.place, at::kDouble);
   const auto it = state_.weights.find(name);
   if (it == state_.weights.end() || !it->second.low_rank.defined() || !task_.rounding.mse_clip) return;
   const QuantizedWeight& codes = *it->second.codes;
@@ -75,23 +73,24 @@ DecoderLayer Candidate::build(Phase phase) {
   for (const Parameter& parameter : parameters_) parameter.write(current);
   DecoderLayer layer = base_;
   if (reached_.empty()) {
-    realize_points(layer, current, task_.place);
+    realize_points(layer, transforms_, current, task_.place);
     return layer;
   }
-  realize_sites(layer, original_, current, task_.place);
-  BlockState of_writers = current;
+  const SplitTransforms transforms = split_transforms(current, task_.place);
+  realize_sites(layer, original_, transforms, current, task_.place);
+  SplitTransforms of_writers = transforms;
   if (start_down_scale_.defined()) {
     // The rows of up_proj keep the scale at which the step began. A scale of rows commutes with their rounding, so what
     // is learned can stand on the activations.
-    layer.mlp.down_scale = merged_scale(Site::kDown, current, task_.place) / start_down_scale_;
-    of_writers.transforms[Site::kDown] = state_.transforms.at(Site::kDown);
+    layer.mlp.down_scale = merged_scale(Site::kDown, transforms, task_.place) / start_down_scale_;
+    of_writers.at(Site::kDown) = transforms_.at(Site::kDown);
   }
   // As often as the published method searches its clip again. States are compared with the clip that suits each.
   constexpr int64_t kStepsPerSearch = 10;
   const bool search = phase == Phase::kMonitoring || steps_++ % kStepsPerSearch == 0;
   for (auto& [name, reached] : reached_) {
     Linear& linear = layer.linear(name);
-    const BlockState& seen = input_site(name) == Site::kGateUp ? of_writers : current;
+    const SplitTransforms& seen = input_site(name) == Site::kGateUp ? of_writers : transforms;
     linear = reached.moves ? realize_linear(original_, name, seen, task_.place, at::kFloat) : reached.exact;
     linear.weight = weight_of(name, reached, linear.weight, current, search).to(step_.products);
   }

@@ -58,7 +58,8 @@ class Candidate {
 
   const LearnStep& step_;
   const BlockTask& task_;
-  BlockState state_;  ///< where the step starts
+  BlockState state_;            ///< where the step starts
+  SplitTransforms transforms_;  ///< of state_
   std::vector<Parameter> parameters_;
   DecoderLayer base_;      ///< linears that no parameter reaches are final, in the dtype of the products
   DecoderLayer original_;  ///< defined where a parameter reaches a weight

@@ -15,7 +15,7 @@ void OpenBlock::edit(const std::function<void(BlockState&)>& edit) {
 
 void OpenBlock::edit_points(const std::function<void(BlockState&)>& edit) {
   edit(state_);
-  if (layer_) realize_points(*layer_, state_, place_);
+  if (layer_) realize_points(*layer_, split_transforms(state_, place_), state_, place_);
 }
 
 void OpenBlock::round(const std::string& name, WeightState weight) {

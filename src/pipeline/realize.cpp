@@ -10,31 +10,21 @@ namespace {
 
 using Kind = Factor::Kind;
 
-/// The transform of a site by what takes its parts.
-struct Parts {
-  Transform merged;  ///< a prefix, in norms and writers
-  Transform online;  ///< the rest but for `gain`
-  Tensor gain;       ///< the scale at its end, in the quant point; undefined: none
-};
-
 /// At query_key a factor that is not a scale has the size of one head, acts on all heads alike, and runs online.
 bool is_merged(Site site, const Factor& factor, const BlockPlace& place) {
   if (site == Site::kQueryKey && factor.kind != Kind::kScale) return false;
   return absorbed(site, factor, place.config, place.block);
 }
 
-Parts split(Site site, const BlockState& state, const BlockPlace& place) {
-  Parts parts;
-  const auto it = state.transforms.find(site);
-  if (it == state.transforms.end()) return parts;
-  const SiteInfo& info = site_info(site);
-  for (const Factor& factor : it->second) {
-    const bool merged = parts.online.empty() && is_merged(site, factor, place);
+SplitTransform split(const SiteInfo& info, const Transform& whole, const BlockPlace& place) {
+  SplitTransform parts{.whole = whole};
+  for (const Factor& factor : whole) {
+    const bool merged = parts.online.empty() && is_merged(info.site, factor, place);
     (merged ? parts.merged : parts.online).push_back(factor);
   }
   const bool fits =
-      site != Site::kQueryKey || std::all_of(parts.online.begin(), parts.online.end(),
-                                             [&](const Factor& f) { return f.size() == place.config.head_dim; });
+      info.site != Site::kQueryKey || std::all_of(parts.online.begin(), parts.online.end(),
+                                                  [&](const Factor& f) { return f.size() == place.config.head_dim; });
   TORCH_CHECK(fits && (parts.online.empty() || info.online), "block ", place.block, ": the weights around the site ",
               std::string(info.name), " cannot take its transform, and it cannot run online there");
   if (info.is_input() && !parts.online.empty() && parts.online.back().kind == Kind::kScale) {
@@ -65,17 +55,16 @@ Transform rows_of(const SiteInfo& info, std::string_view writer, const Transform
 }
 
 /// In the order in which they act.
-std::vector<Action> actions_on(std::string_view name, const DecoderLayer& layer, const BlockState& state,
-                               const BlockPlace& place) {
+std::vector<Action> actions_on(std::string_view name, const DecoderLayer& layer, const SplitTransforms& transforms) {
   std::vector<Action> actions;
-  for (const auto& [site, transform] : state.transforms) {
+  const auto add = [&](Site site, bool rows, const Transform& transform) {
+    if (!transform.empty()) actions.push_back({site, rows, transform});
+  };
+  for (const auto& [site, parts] : transforms) {
     const SiteInfo& info = site_info(site);
     const bool in_norms = site == Site::kQueryKey && layer.self_attn.q_norm.weight.defined();
-    if (contains(info.writers, name) && !in_norms) {
-      Transform rows = rows_of(info, name, split(site, state, place).merged);
-      if (!rows.empty()) actions.push_back({site, /*rows=*/true, std::move(rows)});
-    }
-    if (contains(info.readers, name)) actions.push_back({site, /*rows=*/false, transform});
+    if (contains(info.writers, name) && !in_norms) add(site, /*rows=*/true, rows_of(info, name, parts.merged));
+    if (contains(info.readers, name)) add(site, /*rows=*/false, parts.whole);
   }
   return actions;
 }
@@ -167,33 +156,40 @@ QuantPoint realize_point(const SiteInfo& info, const BlockState& state, const Te
 
 }  // namespace
 
-void realize_points(DecoderLayer& layer, const BlockState& state, const BlockPlace& place) {
+SplitTransforms split_transforms(const BlockState& state, const BlockPlace& place) {
+  SplitTransforms transforms;
   for (const SiteInfo& info : sites()) {
-    if (!info.point.empty())
-      layer.point(info.site) = realize_point(info, state, split(info.site, state, place).gain, place);
+    const auto it = state.transforms.find(info.site);
+    transforms[info.site] = it == state.transforms.end() ? SplitTransform{} : split(info, it->second, place);
+  }
+  return transforms;
+}
+
+void realize_points(DecoderLayer& layer, const SplitTransforms& transforms, const BlockState& state,
+                    const BlockPlace& place) {
+  for (const auto& [site, parts] : transforms) {
+    const SiteInfo& info = site_info(site);
+    if (!info.point.empty()) layer.point(site) = realize_point(info, state, parts.gain, place);
   }
 }
 
-void realize_sites(DecoderLayer& layer, const DecoderLayer& original, const BlockState& state,
-                   const BlockPlace& place) {
+void realize_sites(DecoderLayer& layer, const DecoderLayer& original, const SplitTransforms& transforms,
+                   const BlockState& state, const BlockPlace& place) {
   layer.self_attn.q_norm.weight = original.self_attn.q_norm.weight;
   layer.self_attn.k_norm.weight = original.self_attn.k_norm.weight;
-  for (const SiteInfo& info : sites()) {
-    const Parts parts = split(info.site, state, place);
-    if (!info.norm.empty()) {
-      const Tensor& weight = const_cast<DecoderLayer&>(original).norm(info.site).weight;
-      layer.norm(info.site).weight = apply_transform(parts.merged, weight);
-    }
-    if (info.site == Site::kQueryKey && original.self_attn.q_norm.weight.defined()) scale_norms(layer, parts.merged);
-    if (info.online) layer.transform(info.site) = parts.online;
-    if (!info.point.empty()) layer.point(info.site) = realize_point(info, state, parts.gain, place);
+  for (const auto& [site, parts] : transforms) {
+    const SiteInfo& info = site_info(site);
+    if (!info.norm.empty()) layer.norm(site).weight = apply_transform(parts.merged, original.norm(site).weight);
+    if (site == Site::kQueryKey && original.self_attn.q_norm.weight.defined()) scale_norms(layer, parts.merged);
+    if (info.online) layer.transform(site) = parts.online;
   }
+  realize_points(layer, transforms, state, place);
 }
 
-Linear realize_linear(const DecoderLayer& original, std::string_view name, const BlockState& state,
+Linear realize_linear(const DecoderLayer& original, std::string_view name, const SplitTransforms& transforms,
                       const BlockPlace& place, at::ScalarType sums) {
   Linear linear = original.linear(name);
-  std::vector<Action> actions = actions_on(name, original, state, place);
+  std::vector<Action> actions = actions_on(name, original, transforms);
   const std::vector<Action> hadamards = take_hadamards(actions);
   for (const Action& action : actions) act(action, name, linear, original.self_attn);
   if (!hadamards.empty()) {
@@ -213,11 +209,12 @@ void round_linear(Linear& linear, const WeightState& weight, const BlockPlace& p
 }
 
 DecoderLayer realize(DecoderLayer original, const BlockState& state, const BlockPlace& place) {
+  const SplitTransforms transforms = split_transforms(state, place);
   DecoderLayer layer = original;
-  realize_sites(layer, original, state, place);
+  realize_sites(layer, original, transforms, state, place);
   layer.for_each_linear([&](const std::string& name, Linear& linear) {
     linear = {};
-    linear = realize_linear(original, name, state, place, at::kDouble);
+    linear = realize_linear(original, name, transforms, place, at::kDouble);
     original.linear(name) = {};
     const auto it = state.weights.find(name);
     if (it != state.weights.end() && it->second.codes) round_linear(linear, it->second, place);
@@ -225,9 +222,9 @@ DecoderLayer realize(DecoderLayer original, const BlockState& state, const Block
   return std::move(layer).to(place.compute);
 }
 
-Tensor merged_scale(Site site, const BlockState& state, const BlockPlace& place) {
+Tensor merged_scale(Site site, const SplitTransforms& transforms, const BlockPlace& place) {
   const int64_t features = site_shape(site, place.config).features;
-  return apply_transform(split(site, state, place).merged, at::ones({features}, place.compute));
+  return apply_transform(transforms.at(site).merged, at::ones({features}, place.compute));
 }
 
 }  // namespace baseq

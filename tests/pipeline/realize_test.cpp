@@ -170,14 +170,15 @@ TEST_P(Realize, PartsAreThoseOfTheWhole) {
   state.points = test::corrected_points(config, 4);
   const DecoderLayer whole = realize(layer, state, place);
   DecoderLayer parts = layer;
-  realize_sites(parts, layer, state, place);
+  const SplitTransforms transforms = split_transforms(state, place);
+  realize_sites(parts, layer, transforms, state, place);
   parts.for_each_linear([&](const std::string& name, Linear& linear) {
-    linear = realize_linear(layer, name, state, place, at::kDouble);
+    linear = realize_linear(layer, name, transforms, place, at::kDouble);
   });
   test::expect_same_layer(parts, whole);
   EXPECT_TRUE(at::equal(parts.forward(x, inputs.rope), whole.forward(x, inputs.rope)));
   state.points.at(Site::kO).clip = at::full({1, 1}, 0.5, at::kDouble);
-  realize_points(parts, state, place);
+  realize_points(parts, transforms, state, place);
   test::expect_same_layer(parts, realize(layer, state, place));
 }
 
@@ -185,7 +186,8 @@ TEST_P(Realize, ScalesAtDownStandInUpAlone) {
   const Factor scale = test::random_factor(Kind::kScale, Site::kDown, config, 1);
   const Factor permutation = test::random_factor(Kind::kPermutation, Site::kDown, config, 2);
   const BlockState state{.transforms = {{Site::kDown, {scale, permutation}}}};
-  EXPECT_TRUE(at::equal(merged_scale(Site::kDown, state, place), scale.left.index_select(0, permutation.left)));
+  EXPECT_TRUE(at::equal(merged_scale(Site::kDown, split_transforms(state, place), place),
+                        scale.left.index_select(0, permutation.left)));
   const DecoderLayer realized = realize(layer, state, place);
   EXPECT_TRUE(at::equal(realized.mlp.gate_proj.weight, layer.mlp.gate_proj.weight.index_select(0, permutation.left)));
 }
@@ -195,7 +197,8 @@ TEST_P(Realize, RefusesWhatTheWeightsAroundASiteCannotTake) {
     test::expect_error([&] { realize(layer, {.transforms = {{site, {factor}}}}, place); }, parts);
   };
   const int64_t features = shape.num_kv_heads * shape.head_dim;
-  expect_refused(Site::kValue, matrix_factor(test::invertible(shape.num_kv_heads + 1, shape.head_dim, 1)),
+  expect_refused(Site::kValue,
+                 matrix_factor(test::invertible(shape.num_kv_heads + 1, shape.head_dim, 1)),
                  {"value", std::to_string(features), std::to_string(features + shape.head_dim)});
   if (shape.num_kv_heads == 1) return;
   const auto mixed = kronecker_factor(test::invertible(1, 2, 1)[0], test::invertible(1, features / 2, 2)[0]);
