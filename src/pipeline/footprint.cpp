@@ -13,6 +13,9 @@ namespace {
 constexpr int64_t kFloatBytes = 4, kDoubleBytes = 8, kLongBytes = 8;
 /// What a tensor takes in the header of its file, what the log says of a block, and the files that every output has.
 constexpr int64_t kHeaderBytes = 128, kLogBytes = 4096, kFilesBytes = 32 << 10;
+/// Copies of a matrix while a step learns its rotation: the leaf with its gradient and the optimizer's two moments, the
+/// matrices of the Cayley map, and the gradients of those.
+constexpr int64_t kLearnedCopies = 12;
 
 int64_t block_values(const ModelConfig& config) {
   int64_t values = 0;
@@ -22,7 +25,27 @@ int64_t block_values(const ModelConfig& config) {
 
 int64_t size_of(at::ScalarType dtype) { return static_cast<int64_t>(c10::elementSize(dtype)); }
 
-/// While a layer is rotated: all of it in float64, one linear at a time beside it.
+bool everywhere(const SiteInfo&) { return true; }
+/// The weights around such a site take no matrix: it stays, and is multiplied by at run time.
+bool is_online(const SiteInfo& info) { return info.online; }
+
+/// Values of the dense matrices that the steps of a recipe place at those sites of a block, with their inverses.
+int64_t matrix_values(const ModelConfig& config, const Recipe& recipe, bool (*counts)(const SiteInfo&)) {
+  using Kind = TransformStep::Kind;
+  int64_t values = 0;
+  for (const TransformStep* step : recipe.steps_of<TransformStep>()) {
+    for (const Site site : step->at) {
+      if (!counts(site_info(site))) continue;
+      const SiteShape shape = site_shape(site, config);
+      const int64_t dense = shape.features * shape.width();
+      if (step->kind == Kind::kMatrix) values += dense;
+      if (step->kind == Kind::kBalance && site == Site::kValue) values += 2 * dense;
+    }
+  }
+  return values;
+}
+
+/// While a layer is rotated: all of it in float64, and one linear at a time besides.
 int64_t merging_bytes(const ModelConfig& config, const Recipe& recipe) {
   using Kind = TransformStep::Kind;
   const std::vector<const TransformStep*> steps = recipe.steps_of<TransformStep>();
@@ -89,6 +112,7 @@ int64_t learning_bytes(const ModelConfig& config, const Recipe& recipe, const Ru
     if (learns(".scale") || learns(".matrix") || learns(".weight_clip")) {
       bytes += values * kFloatBytes + values / 2 * 6 * kFloatBytes;
     }
+    if (learns(".matrix")) bytes += matrix_values(config, recipe, everywhere) * kLearnedCopies * kFloatBytes;
     // The weight before rounding, Q, W_F and its gradient in both types, with the graph of one step.
     if (learns(".low_rank")) bytes += values * (4 * kFloatBytes + size_of(step->products) + 1);
     // A forward pass keeps for backward about twice what it holds at a time without.
@@ -126,10 +150,19 @@ int64_t point_bytes(const ModelConfig& config, const Recipe& recipe) {
   return bytes;
 }
 
-/// Order and count of the Hadamard transform that every online site may have.
-int64_t transform_bytes() {
-  return std::count_if(sites().begin(), sites().end(), [](const SiteInfo& info) { return info.online; }) *
-         (2 * kLongBytes + kHeaderBytes);
+/// Order and count of the Hadamard transform that every online site may have, and the matrices there.
+int64_t transform_bytes(const ModelConfig& config, const Recipe& recipe) {
+  return std::count_if(sites().begin(), sites().end(), is_online) * (2 * kLongBytes + kHeaderBytes) +
+         matrix_values(config, recipe, is_online) * kFloatBytes;
+}
+
+/// The state of a block between two passes: its codes, if a pass before the last rounds, and its matrices.
+int64_t state_bytes(const ModelConfig& config, const Recipe& recipe) {
+  bool codes = false;
+  for (size_t pass = 0; pass + 1 < recipe.passes.size(); ++pass) {
+    for (const Step& step : recipe.passes[pass].steps) codes = codes || std::holds_alternative<RoundStep>(step);
+  }
+  return (codes ? block_values(config) : 0) + matrix_values(config, recipe, everywhere) * kFloatBytes;
 }
 
 }  // namespace
@@ -161,6 +194,12 @@ Footprint quantization_memory(const ModelConfig& config, const Recipe& recipe, c
                                           : "a pass";
   memory.parts.push_back({std::string("one block, at most while ") + stage, block});
   memory.parts.push_back({"one block of the mapped checkpoint", values * size_of(shape.checkpoint_dtype)});
+  if (const int64_t matrices = matrix_values(config, recipe, everywhere); matrices > 0) {
+    memory.parts.push_back({"the matrices of a block's transforms", matrices * kFloatBytes});
+  }
+  if (const int64_t state = state_bytes(config, recipe); recipe.passes.size() > 1 && state > 0) {
+    memory.parts.push_back({"the states of all blocks between two passes", state * config.num_hidden_layers});
+  }
   if (recipe.rotates_residual()) {
     memory.parts.push_back({"the rotated embedding", config.vocab_size * config.hidden_size *
                                                          size_of(recipe.dtype.value_or(shape.checkpoint_dtype))});
@@ -177,7 +216,8 @@ OutputBytes output_bytes(const ModelConfig& config, const Recipe& recipe, at::Sc
   ModelConfig one = config;
   one.num_hidden_layers = 1;
   one.tie_word_embeddings = config.tie_word_embeddings && !recipe.rotates_residual();
-  OutputBytes bytes{.block = kLogBytes + point_bytes(config, recipe) + transform_bytes(), .surroundings = kFilesBytes};
+  OutputBytes bytes{.block = kLogBytes + point_bytes(config, recipe) + transform_bytes(config, recipe),
+                    .surroundings = kFilesBytes};
   for_each_tensor(one, [&](const std::string& name, at::IntArrayRef shape) {
     int64_t& sum = name.starts_with("model.layers.") ? bytes.block : bytes.surroundings;
     sum += kHeaderBytes;
@@ -193,10 +233,11 @@ OutputBytes output_bytes(const ModelConfig& config, const Recipe& recipe, at::Sc
 }
 
 int64_t stage_bytes(const ModelConfig& config, const Recipe& recipe) {
-  // Codes; the factors and corrections next to them are small. The old state is there until the new one is whole.
-  const bool codes = recipe.round_step() && recipe.learns();
+  // Codes and matrices; the other factors and corrections are small. The old state is there until the new one is whole.
+  const int64_t codes = recipe.round_step() && recipe.learns() ? block_values(config) : 0;
+  const int64_t between_steps = 2 * (codes + matrix_values(config, recipe, everywhere) * kFloatBytes);
   const auto earlier_passes = static_cast<int64_t>(recipe.passes.size()) - 1;
-  return block_values(config) * ((codes ? 2 : 0) + earlier_passes * config.num_hidden_layers);
+  return between_steps + earlier_passes * config.num_hidden_layers * state_bytes(config, recipe);
 }
 
 }  // namespace baseq

@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <limits>
 
-#include "../../src/pipeline/instruction_set.h"
 #include "../tiny_model.h"
+#include "pipeline/instruction_set.h"
 
 namespace baseq {
 namespace {
@@ -256,6 +256,51 @@ TEST(Footprint, StreamsOnDiskAndSmallerBatchesNeedLess) {
   };
   EXPECT_EQ(bytes(2048, false) - bytes(2048, true), 3 * 1024 * 128 * 32 * 4);
   EXPECT_LT(bytes(512, true), bytes(2048, true));
+}
+
+TEST(Footprint, MatricesThatStayOnlineCountInMemoryOutputAndWorkDirectory) {
+  // No recipe in a file can place them yet; a chain of factors can hold them.
+  const ModelConfig config = config_of(2);
+  const auto recipe_with = [](TransformStep::Kind kind, Site site) {
+    Recipe recipe;
+    recipe.passes[0].steps = {TransformStep{.kind = kind, .at = {site}}};
+    return recipe;
+  };
+  for (const SiteInfo& info : sites()) {
+    if (info.site == Site::kResidual) continue;
+    SCOPED_TRACE(info.name);
+    const Recipe scale = recipe_with(TransformStep::Kind::kScale, info.site);
+    const Recipe matrix = recipe_with(TransformStep::Kind::kMatrix, info.site);
+    const SiteShape shape = site_shape(info.site, config);
+    const int64_t bytes = shape.features * shape.width() * 4;
+    const auto memory = [&](const Recipe& recipe) { return quantization_memory(config, recipe, {}).bytes(); };
+    EXPECT_EQ(memory(matrix) - memory(scale), bytes);
+    const auto output = [&](const Recipe& recipe) { return output_bytes(config, recipe, at::kFloat).block; };
+    EXPECT_EQ(output(matrix) - output(scale), info.online ? bytes : 0);
+    EXPECT_EQ(stage_bytes(config, matrix), 2 * bytes);
+    const auto learned = [](Recipe recipe, const char* rate) {
+      recipe.passes[0].steps.emplace_back(LearnStep{.rates = {{rate, 1e-3}}});
+      return recipe;
+    };
+    EXPECT_GT(memory(learned(matrix, "*.matrix")) - memory(learned(scale, "*.scale")), 10 * bytes);
+  }
+}
+
+TEST(Footprint, TheStatesOfAllBlocksAreHeldBetweenTwoPasses) {
+  const RunShape shape{.num_windows = 8, .seq_len = 16};
+  const Recipe once = recipe_of(kGptq);
+  Recipe twice = once, rounded_last = once;
+  twice.passes.push_back(once.passes[0]);
+  rounded_last.passes.insert(rounded_last.passes.begin(), Pass{});
+  const auto of_blocks = [&](const Recipe& recipe) {
+    return quantization_memory(config_of(200), recipe, shape).bytes() -
+           quantization_memory(config_of(100), recipe, shape).bytes();
+  };
+  int64_t codes = 0;
+  for (const LinearShape& linear : linear_shapes(config_of(1))) codes += linear.out_features * linear.in_features;
+  EXPECT_EQ(of_blocks(once), 0);
+  EXPECT_EQ(of_blocks(rounded_last), 0);
+  EXPECT_EQ(of_blocks(twice), 100 * codes);
 }
 
 TEST(FitMemory, TakesTheFirstThatFits) {

@@ -20,8 +20,9 @@ struct ActivationStorage {
   Tensor allocate(at::IntArrayRef sizes) const;
 };
 
-/// Tokens a forward pass of a block takes at a time, whole windows: enough for efficient matrix products, little beside
-/// a block's weights. Fewer take less memory and round the sums over tokens otherwise.
+/// Tokens in a batch of a forward pass, in whole windows: enough for efficient matrix products, little next to a
+/// block's weights. Smaller batches use less memory but change the summation order, and with it the last bits of the
+/// result.
 inline constexpr int64_t kTokensPerBatch = 2048;
 
 /// How the stages of a block go over the streams.

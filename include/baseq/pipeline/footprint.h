@@ -8,7 +8,7 @@
 
 namespace baseq {
 
-/// What a run needs of memory or disk, part by part, in bytes. An estimate: it counts the large tensors.
+/// The memory or disk space of a run by parts, in bytes. An estimate: it counts the large tensors.
 struct Footprint {
   struct Part {
     std::string what;
@@ -19,7 +19,7 @@ struct Footprint {
   int64_t bytes() const;  ///< of all parts
 };
 
-/// What decides about the size of a run beside model and recipe.
+/// Settings that determine the size of a run, in addition to model and recipe.
 struct RunShape {
   int64_t num_windows = 0, seq_len = 0;  ///< 0 windows: no calibration
   int64_t tokens_per_batch = 2048;
@@ -37,7 +37,8 @@ struct OutputBytes {
 };
 OutputBytes output_bytes(const ModelConfig& config, const Recipe& recipe, at::ScalarType checkpoint_dtype);
 
-/// Bytes of what a work directory keeps between two stages of a block, see layer_state; 0 where nothing is kept.
+/// Bytes that a work directory keeps in addition to blocks and streams: the state of a block between two steps, and
+/// those of all blocks from earlier passes.
 int64_t stage_bytes(const ModelConfig& config, const Recipe& recipe);
 
 /// Of the activations of a forward pass through one block over `num_tokens` tokens.

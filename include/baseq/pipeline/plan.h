@@ -10,12 +10,12 @@
 
 namespace baseq {
 
-/// What can be said of a run of quantize_checkpoint before it starts.
+/// A forecast of a run of quantize_checkpoint.
 struct RunPlan {
   std::vector<std::string> problems;  ///< each a sentence; one is enough to end the run
   std::vector<std::string> warnings;
   Footprint memory;
-  /// What will be written, by directory.
+  /// Bytes that will be written, by directory.
   std::vector<Footprint::Part> disk;
   int64_t num_blocks = 0;
 };
@@ -29,16 +29,16 @@ struct RunPlan {
 RunPlan plan_run(const Checkpoint& checkpoint, const Recipe& recipe, const Tensor& windows,
                  const std::filesystem::path& output, const QuantizeOptions& options);
 
-/// What decides how much memory a run needs and is not the recipe's.
+/// Settings outside the recipe that determine memory use.
 struct MemoryChoice {
   int64_t tokens_per_batch = kTokensPerBatch;
   bool activations_on_disk = false;
   int64_t bytes = 0;  ///< needed, as estimated
 };
-/// Of the possible choices the first that fits a budget.
+/// The first of the possible choices that fits a budget.
 struct MemoryFit {
   std::optional<MemoryChoice> choice;
-  MemoryChoice smallest;  ///< what needs least, whether it fits or not
+  MemoryChoice smallest;  ///< the one that needs least, whether it fits or not
 };
 /// Full batches and streams in memory where `budget` bytes allow it, else streams on disk, then ever smaller batches.
 MemoryFit fit_memory(const Checkpoint& checkpoint, const Recipe& recipe, int64_t num_windows, int64_t seq_len,
