@@ -35,6 +35,24 @@ void shuffle(std::vector<int64_t>& order, std::mt19937_64& random) {
   for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random() % i]);
 }
 
+torch::optim::AdamW adamw(const std::vector<ParameterGroup>& groups) {
+  std::vector<torch::optim::OptimizerParamGroup> param_groups;
+  for (const auto& group : groups) {
+    const auto options = torch::optim::AdamWOptions(group.learning_rate).weight_decay(0).eps(group.epsilon);
+    param_groups.emplace_back(group.parameters, std::make_unique<torch::optim::AdamWOptions>(options));
+  }
+  return torch::optim::AdamW(param_groups);
+}
+
+/// @param cosine where between its final rate and its first one each group is, 0 to 1
+void set_rates(torch::optim::AdamW& optimizer, const std::vector<ParameterGroup>& groups, double final_learning_rate,
+               double cosine) {
+  for (size_t g = 0; g < groups.size(); ++g) {
+    const double final_rate = std::min(final_learning_rate, groups[g].learning_rate);
+    optimizer.param_groups()[g].options().set_lr(final_rate + (groups[g].learning_rate - final_rate) * cosine);
+  }
+}
+
 }  // namespace
 
 OptimizeResult optimize_block(const std::function<Tensor(const Tensor&)>& loss, const std::function<double()>& monitor,
@@ -50,12 +68,7 @@ OptimizeResult optimize_block(const std::function<Tensor(const Tensor&)>& loss, 
     const c10::NoGradGuard no_grad;
     return monitor();
   };
-  std::vector<torch::optim::OptimizerParamGroup> param_groups;
-  for (const auto& group : groups) {
-    const auto adamw = torch::optim::AdamWOptions(group.learning_rate).weight_decay(0).eps(group.epsilon);
-    param_groups.emplace_back(group.parameters, std::make_unique<torch::optim::AdamWOptions>(adamw));
-  }
-  torch::optim::AdamW optimizer(param_groups);
+  torch::optim::AdamW optimizer = adamw(groups);
   const int64_t steps_per_epoch = (num_samples + options.batch_size - 1) / options.batch_size;
   const int64_t num_steps = steps_per_epoch * options.epochs;
   std::mt19937_64 random(options.seed);
@@ -70,10 +83,7 @@ OptimizeResult optimize_block(const std::function<Tensor(const Tensor&)>& loss, 
     shuffle(order, random);
     for (int64_t begin = 0; begin < num_samples; begin += options.batch_size, ++step) {
       const double cosine = 0.5 * (1 + std::cos(std::numbers::pi * static_cast<double>(step) / num_steps));
-      for (size_t g = 0; g < groups.size(); ++g) {
-        const double final_rate = std::min(options.final_learning_rate, groups[g].learning_rate);
-        optimizer.param_groups()[g].options().set_lr(final_rate + (groups[g].learning_rate - final_rate) * cosine);
-      }
+      set_rates(optimizer, groups, options.final_learning_rate, cosine);
       const int64_t count = std::min(options.batch_size, num_samples - begin);
       optimizer.zero_grad();
       const Tensor value = loss(at::tensor(at::ArrayRef<int64_t>(order.data() + begin, count), at::kLong));

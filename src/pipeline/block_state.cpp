@@ -3,32 +3,31 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <initializer_list>
+#include <utility>
 
 namespace baseq {
 namespace {
 
-/// visit(name, tensor) for the tensors of a factor.
-template <class FactorType, class Visit>
-void for_each_part(const std::string& name, FactorType& factor, const Visit& visit) {
-  visit(name + ".left", factor.left);
-  visit(name + ".right", factor.right);
-  visit(name + ".left_inverse", factor.left_inverse);
-  visit(name + ".right_inverse", factor.right_inverse);
-}
+/// The tensors of a struct and their names in a journal.
+template <class Struct>
+using Parts = std::initializer_list<std::pair<const char*, Tensor Struct::*>>;
 
-template <class Point, class Visit>
-void for_each_part_of_point(const std::string& name, Point& point, const Visit& visit) {
-  visit(name + ".clip", point.clip);
-  visit(name + ".gain", point.gain);
-  visit(name + ".shift", point.shift);
-}
+constexpr Parts<Factor> kFactor = {{".left", &Factor::left},
+                                   {".right", &Factor::right},
+                                   {".left_inverse", &Factor::left_inverse},
+                                   {".right_inverse", &Factor::right_inverse}};
+constexpr Parts<QuantPoint> kPoint = {
+    {".clip", &QuantPoint::clip}, {".gain", &QuantPoint::gain}, {".shift", &QuantPoint::shift}};
+constexpr Parts<LowRankFactors> kLowRank = {{".lora_A", &LowRankFactors::A},
+                                            {".lora_B", &LowRankFactors::B},
+                                            {".lora_A_scale", &LowRankFactors::A_scale},
+                                            {".lora_B_scale", &LowRankFactors::B_scale}};
 
-template <class LowRank, class Visit>
-void for_each_part_of_low_rank(const std::string& name, LowRank& factors, const Visit& visit) {
-  visit(name + ".lora_A", factors.A);
-  visit(name + ".lora_B", factors.B);
-  visit(name + ".lora_A_scale", factors.A_scale);
-  visit(name + ".lora_B_scale", factors.B_scale);
+/// visit(name, tensor) for each of them.
+template <class Struct, class Any, class Visit>
+void for_each_part(const Parts<Struct>& parts, const std::string& name, Any& object, const Visit& visit) {
+  for (const auto& [part, member] : parts) visit(name + part, object.*member);
 }
 
 std::string factor_key(Site site, size_t index) {
@@ -64,7 +63,7 @@ Transform restore_transform(Site site, const Restorer& restore) {
     Factor factor{.kind = static_cast<Factor::Kind>(sizes[0].item<int64_t>()),
                   .block = sizes[1].item<int64_t>(),
                   .blocks = sizes[2].item<int64_t>()};
-    for_each_part(factor_key(site, i), factor, restore);
+    for_each_part(kFactor, factor_key(site, i), factor, restore);
     transform.push_back(factor);
   }
   return transform;
@@ -80,7 +79,7 @@ WeightState restore_weight(const std::string& name, const Restorer& restore, con
   restore(name + ".codes", weight.codes->codes);
   restore(name + ".weight_scale", weight.codes->qparams.scale);
   restore(name + ".weight_zero_point", weight.codes->qparams.zero_point);
-  for_each_part_of_low_rank(name, weight.low_rank, restore);
+  for_each_part(kLowRank, name, weight.low_rank, restore);
   return weight;
 }
 
@@ -110,12 +109,12 @@ std::map<std::string, Tensor> state_tensors(const BlockState& state) {
       const Factor& factor = transform[i];
       save(factor_key(site, i),
            at::tensor({static_cast<int64_t>(factor.kind), factor.block, factor.blocks}, at::kLong));
-      for_each_part(factor_key(site, i), factor, save);
+      for_each_part(kFactor, factor_key(site, i), factor, save);
     }
   }
   for (const auto& [site, point] : state.points) {
     save(point_key(site), at::scalar_tensor(point.add_shift_back, at::kBool));
-    for_each_part_of_point(point_key(site), point, save);
+    for_each_part(kPoint, point_key(site), point, save);
   }
   for (const auto& [name, weight] : state.weights) {
     save(name + ".clip", weight.clip);
@@ -123,7 +122,7 @@ std::map<std::string, Tensor> state_tensors(const BlockState& state) {
     save(name + ".codes", weight.codes->codes);
     save(name + ".weight_scale", weight.codes->qparams.scale);
     save(name + ".weight_zero_point", weight.codes->qparams.zero_point);
-    for_each_part_of_low_rank(name, weight.low_rank, save);
+    for_each_part(kLowRank, name, weight.low_rank, save);
   }
   return tensors;
 }
@@ -141,7 +140,7 @@ BlockState state_from_tensors(const std::map<std::string, Tensor>& tensors, cons
     point.enabled = true;
     point.spec = *grid;
     point.add_shift_back = restore.at(point_key(info.site)).item<bool>();
-    for_each_part_of_point(point_key(info.site), point, restore);
+    for_each_part(kPoint, point_key(info.site), point, restore);
   }
   DecoderLayer names;
   names.for_each_linear([&](const std::string& name, const Linear&) {

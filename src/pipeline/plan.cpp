@@ -141,6 +141,23 @@ void check_products(const Recipe& recipe, const QuantizeOptions& options, RunPla
   });
 }
 
+/// The tensors of a model: missing, of another shape, not finite, not used.
+void check_model(const Checkpoint& checkpoint, RunPlan& plan) {
+  try {
+    const Model model(checkpoint);
+    if (model.quantization()) {
+      plan.problems.push_back(checkpoint.path().string() +
+                              ": is already quantized; quantize the original checkpoint instead");
+      return;
+    }
+    check_shapes(model, plan);
+    check_unused(model, plan);
+    for (std::string& problem : weights_not_finite(checkpoint, model)) plan.problems.push_back(std::move(problem));
+  } catch (const c10::Error& error) {
+    plan.problems.push_back(text_of(error));
+  }
+}
+
 int64_t bytes_in(const fs::path& directory) {
   int64_t bytes = 0;
   std::error_code error;
@@ -160,6 +177,24 @@ at::ScalarType dtype_of(const Checkpoint& checkpoint) {
 
 ModelConfig config_of(const Checkpoint& checkpoint) {
   return ModelConfig::from_json(checkpoint.config(), (checkpoint.path() / "config.json").string());
+}
+
+/// Output, work directory and streams, in this order.
+std::vector<Footprint::Part> disk_needs(const ModelConfig& config, const Recipe& recipe, const RunShape& shape,
+                                        int64_t side_files, const fs::path& output, const QuantizeOptions& options) {
+  const OutputBytes written = output_bytes(config, recipe, shape.checkpoint_dtype);
+  const int64_t blocks = written.block * config.num_hidden_layers;
+  std::vector<Footprint::Part> disk = {
+      {fs::absolute(output).parent_path().string(), blocks + written.surroundings + side_files}};
+  const int64_t stream = shape.num_windows * shape.seq_len * config.hidden_size *
+                         static_cast<int64_t>(c10::elementSize(recipe.activations_dtype));
+  if (!options.work_directory.empty()) {
+    // The streams of a block are written before those of an earlier one go.
+    const int64_t kept = blocks + 2 * 2 * stream + stage_bytes(config, recipe);
+    disk.push_back({options.work_directory.string(), std::max<int64_t>(0, kept - bytes_in(options.work_directory))});
+  }
+  if (shape.activations_on_disk && stream > 0) disk.push_back({options.activations_directory.string(), 3 * stream});
+  return disk;
 }
 
 }  // namespace
@@ -188,39 +223,14 @@ RunPlan plan_run(const Checkpoint& checkpoint, const Recipe& recipe, const Tenso
     plan.problems.push_back(text_of(error));
     return plan;
   }
-  try {
-    const Model model(checkpoint);
-    if (model.quantization()) {
-      plan.problems.push_back(checkpoint.path().string() +
-                              ": is already quantized; quantize the original checkpoint instead");
-    } else {
-      check_shapes(model, plan);
-      check_unused(model, plan);
-      for (std::string& problem : weights_not_finite(checkpoint, model)) plan.problems.push_back(std::move(problem));
-    }
-  } catch (const c10::Error& error) {
-    plan.problems.push_back(text_of(error));
-  }
+  check_model(checkpoint, plan);
   check_recipe(config, recipe, plan);
   check_windows(config, windows, shape, plan);
   check_products(recipe, options, plan);
 
   plan.num_blocks = config.num_hidden_layers;
   plan.memory = quantization_memory(config, recipe, shape);
-  const OutputBytes written = output_bytes(config, recipe, shape.checkpoint_dtype);
-  const int64_t blocks = written.block * config.num_hidden_layers, side_files = check_side_files(checkpoint, plan);
-  plan.disk.push_back({fs::absolute(output).parent_path().string(), blocks + written.surroundings + side_files});
-  const int64_t stream = shape.num_windows * shape.seq_len * config.hidden_size *
-                         static_cast<int64_t>(c10::elementSize(recipe.activations_dtype));
-  if (!options.work_directory.empty()) {
-    // The streams of a block are written before those of an earlier one go.
-    const int64_t kept = blocks + 2 * 2 * stream + stage_bytes(config, recipe);
-    plan.disk.push_back(
-        {options.work_directory.string(), std::max<int64_t>(0, kept - bytes_in(options.work_directory))});
-  }
-  if (shape.activations_on_disk && stream > 0) {
-    plan.disk.push_back({options.activations_directory.string(), 3 * stream});
-  }
+  plan.disk = disk_needs(config, recipe, shape, check_side_files(checkpoint, plan), output, options);
   std::vector<DiskNeed> needs;
   for (const Footprint::Part& part : plan.disk) needs.push_back({part.what, part.bytes});
   for (std::string& problem : find_disk_problems(needs)) plan.problems.push_back(std::move(problem));
