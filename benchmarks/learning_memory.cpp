@@ -128,26 +128,18 @@ int main(int argc, char** argv) {
 
   layer = {};
   const baseq::BlockPlace place{config, 0, at::kFloat};
-  const baseq::QuantSpec tokens{.symmetric = false, .strategy = baseq::Strategy::kToken, .dynamic = true};
-  baseq::Grids grids{.weights = baseq::QuantSpec{}, .input_activations = tokens, .kv_cache = tokens};
-  grids.kv_cache->strategy = baseq::Strategy::kGroup;
+  baseq::Grids grids{.weights = baseq::QuantSpec{},
+                     .input_activations = baseq::Grids::kPerToken,
+                     .kv_cache = baseq::Grids::kPerTokenAndHead};
   grids.kv_cache->group_size = dim;
-  const baseq::GptqOptions rounding;
-  const baseq::ProgressFn silent;
-  const baseq::BlockTask task{.place = place,
-                              .grids = grids,
-                              .rounding = rounding,
-                              .inputs = inputs,
-                              .target = target,
-                              .token_weights = weights,
-                              .report = silent};
+  const baseq::BlockTask task{
+      .place = place, .grids = grids, .inputs = inputs, .target = target, .token_weights = weights};
   baseq::OpenBlock open({}, place, read_original);
   open.original();
   const auto report = [&](const char* stage, int64_t learned, const std::vector<baseq::Step>& steps) {
     const int64_t start = held;
     const int64_t top = start + growth([&] {
-                          for (const baseq::Step& step : steps)
-                            std::visit([&](const auto& any) { apply(any, open, task); }, step);
+                          for (const baseq::Step& step : steps) apply_any(step, open, task);
                         });
     const int64_t sum = block + streams + internals + learned;
     std::printf("%-12s peak %7.0f MiB  sum %7.0f MiB  ratio %.2f\n", stage, mib(top), mib(sum),

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <ATen/ATen.h>
-#include <ATen/CPUGeneratorImpl.h>
 
 #include <cmath>
 #include <filesystem>
@@ -15,6 +14,7 @@
 #include "baseq/io/safetensors.h"
 #include "baseq/model/model.h"
 #include "io/temp_directory.h"
+#include "random_tensors.h"
 
 namespace baseq::test {
 
@@ -29,8 +29,9 @@ struct TinyShape {
   nlohmann::json fields = nlohmann::json::object();  ///< of config.json, over what the sizes say
 };
 
-/// How GoogleTest names it in messages.
+/// How GoogleTest names it in messages, and a test of it.
 inline void PrintTo(const TinyShape& shape, std::ostream* stream) { *stream << shape.name; }
+inline constexpr auto shape_name = [](const auto& shape) { return shape.param.name; };
 
 /// Llamas of different sizes.
 inline std::vector<TinyShape> llama_shapes() {
@@ -80,18 +81,8 @@ inline std::vector<TinyShape> tiny_shapes() {
   return shapes;
 }
 
-inline Tensor random_normal(at::IntArrayRef sizes, uint64_t seed, at::ScalarType dtype = at::kDouble) {
-  return at::randn(sizes, at::make_generator<at::CPUGeneratorImpl>(seed), at::kDouble).to(dtype);
-}
-
 inline Tensor random_ids(at::IntArrayRef sizes, int64_t vocab_size, uint64_t seed) {
-  return at::randint(vocab_size, sizes, at::make_generator<at::CPUGeneratorImpl>(seed), at::kLong);
-}
-
-/// |got - expected| / |expected| in float64.
-inline double relative_error(const Tensor& got, const Tensor& expected) {
-  const Tensor wanted = expected.to(at::kDouble);
-  return ((got.to(at::kDouble) - wanted).norm() / wanted.norm()).item<double>();
+  return at::randint(vocab_size, sizes, generator(seed), at::kLong);
 }
 
 inline nlohmann::json tiny_config(const TinyShape& shape) {

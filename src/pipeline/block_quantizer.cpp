@@ -158,7 +158,7 @@ BlockQuantizer::Result BlockQuantizer::quantize(int64_t pass, int64_t block, Blo
                        .report = options_.report};
   const std::vector<Step>& steps = recipe_.passes.at(static_cast<size_t>(pass)).steps;
   for (auto step = steps.begin() + begin; step != steps.end(); ++step) {
-    std::visit([&](const auto& any) { apply(any, open, task); }, *step);
+    apply_any(*step, open, task);
     if (step_ended && is_long(*step) && std::any_of(step + 1, steps.end(), is_long)) {
       step_ended({step + 1 - steps.begin(), name_of(*step), state_tensors(open.state())});
     }

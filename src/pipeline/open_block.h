@@ -14,12 +14,12 @@ namespace baseq {
 struct BlockTask {
   BlockPlace place;
   const Grids& grids;
-  const GptqOptions& rounding;  ///< of the recipe's round step
-  const BlockInputs& inputs;    ///< undefined without calibration
-  const Tensor& target;         ///< the full-precision block's output, [num_samples, seq, hidden_size]
-  const Tensor& token_weights;  ///< [num_samples, seq], mean 1; see token_weights()
+  GptqOptions rounding{};     ///< of the recipe's round step
+  const BlockInputs& inputs;  ///< undefined without calibration
+  Tensor target;              ///< the full-precision block's output, [num_samples, seq, hidden_size]
+  Tensor token_weights;       ///< [num_samples, seq], mean 1; see token_weights()
   uint64_t seed = 0;
-  const ProgressFn& report;  ///< may be empty
+  ProgressFn report{};  ///< may be empty
 
   const Tensor& stream(Stream stream) const {
     return stream == Stream::kQuantized ? inputs.quantized : inputs.full_precision;

@@ -14,6 +14,10 @@ void apply(const LearnStep& step, OpenBlock& block, const BlockTask& task);
 /// Linears are rounded in the order in which data passes them (q, k, v; o; gate, up; down): each sees inputs that the
 /// already rounded ones produced.
 void apply(const RoundStep& step, OpenBlock& block, const BlockTask& task);
+/// The one for the kind that `step` is.
+inline void apply_any(const Step& step, OpenBlock& block, const BlockTask& task) {
+  std::visit([&](const auto& typed) { apply(typed, block, task); }, step);
+}
 
 /// The transform of the residual stream, which all blocks share; orthogonal.
 Transform residual_transform(const Recipe& recipe, const ModelConfig& config);

@@ -19,21 +19,17 @@ using Tensors = std::map<std::string, Tensor>;
 constexpr const char* kDown = "model.layers.0.mlp.down_proj.input_quant.transform.";
 constexpr const char* kKeys = "model.layers.0.self_attn.k_cache_quant.transform.";
 
-Tensor invertible(at::IntArrayRef sizes, uint64_t seed) {
-  const double size = 0.3 / std::sqrt(static_cast<double>(sizes.back()));
-  return (at::eye(sizes.back(), at::kDouble) + test::random_normal(sizes, seed) * size).to(at::kFloat);
-}
+Tensor invertible(at::IntArrayRef sizes, uint64_t seed) { return test::invertible(sizes, seed).to(at::kFloat); }
 
 /// A factor of every kind for n features, float32.
 Transform factors_of(int64_t n, uint64_t seed) {
-  const auto generator = at::make_generator<at::CPUGeneratorImpl>(seed);
   return {scale_factor(test::random_normal({n}, seed, at::kFloat).exp()),
           hadamard_factor(n),
           hadamard_factor(n / 2, 2),
           matrix_factor(invertible({2, n / 2, n / 2}, seed + 1)),
           rotation_factor(cayley(invertible({n, n}, seed + 2))),
           kronecker_factor(invertible({2, 2}, seed + 3), invertible({n / 2, n / 2}, seed + 4)),
-          permutation_factor(at::randperm(n, generator, at::TensorOptions(at::kLong)))};
+          permutation_factor(at::randperm(n, test::generator(seed), at::TensorOptions(at::kLong)))};
 }
 
 /// The shape's model with blocks that are all `layer`, as version 5.
@@ -96,8 +92,7 @@ TEST_P(StoredTransforms, OfEveryKindAtEverySiteComeBack) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, StoredTransforms, testing::ValuesIn(test::tiny_shapes()),
-                         [](const auto& shape) { return shape.param.name; });
+INSTANTIATE_TEST_SUITE_P(Shapes, StoredTransforms, testing::ValuesIn(test::tiny_shapes()), test::shape_name);
 
 TEST(StoredTransform, AHadamardTransformInBlocksIsStoredWithTheirOrder) {
   const TinyShape shape{.intermediate_size = 42};  // no matrix of order 42 is known, one of 2 is

@@ -93,9 +93,7 @@ class Sites : public testing::TestWithParam<TinyShape> {
     return at::equal(heads, heads.narrow(0, 0, 1).expand_as(heads));
   }
 
-  Tensor invertible(at::IntArrayRef sizes) const {
-    return at::eye(sizes.back(), at::kDouble) + test::random_normal(sizes, 3) * (0.3 / std::sqrt(sizes.back()));
-  }
+  static Tensor invertible(at::IntArrayRef sizes) { return test::invertible(sizes, 3); }
   /// Permutes the features of every head, of each in its own way or of all in the same.
   Factor head_permutation(bool same) const {
     std::vector<Tensor> rows;

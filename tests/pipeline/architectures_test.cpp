@@ -6,13 +6,13 @@
 #include "baseq/transform/hadamard.h"
 #include "block_test.h"
 #include "pipeline/merge.h"
+#include "tiny_run.h"
 
 /// Every architecture and option of tests/data, whose logits tests/model compares with transformers, through the merges
 /// and the whole pipeline.
 namespace baseq {
 namespace {
 
-using nlohmann::json;
 using test::TempDirectory;
 
 class Architecture : public testing::TestWithParam<std::string> {
@@ -59,38 +59,13 @@ TEST_P(Architecture, EmptyRecipeKeepsEveryLogit) {
 }
 
 TEST_P(Architecture, QuantizedAtEightBitsReloadsAndEvaluates) {
-  const Recipe recipe = Recipe::from_json(json::parse(R"({
-      "name": "eight",
-      "grids": {
-        "weights": {"num_bits": 8},
-        "input_activations": {"num_bits": 8, "symmetric": false},
-        "kv_cache": {"num_bits": 8, "symmetric": false}
-      },
-      "token_weights": "inverse_energy",
-      "calibration": {"num_samples": 2, "seq_len": 24},
-      "steps": [
-        {"step": "transform", "kind": "hadamard", "at": ["residual"]},
-        {"step": "transform", "kind": "balance", "at": ["qkv", "gate_up", "query_key", "value", "down"]},
-        {"step": "transform", "kind": "scale", "at": ["value", "down"]},
-        {"step": "transform", "kind": "matrix", "at": ["value"]},
-        {"step": "transform", "kind": "hadamard", "at": ["value", "query_key", "o", "down"]},
-        {"step": "transform", "kind": "scale", "at": ["o"]},
-        {"step": "points", "at": ["o", "down"], "shift": "mean"},
-        {"step": "learn", "name": "transforms", "weights": "straight_through", "epochs": 1, "final_rate": 3e-5,
-         "num_monitored": 1, "rates": {"value.matrix": 0.003, "value.scale": 0.003, "o.scale": 0.003,
-                                       "down.scale": 0.003, "*.clip": 0.03, "*.shift": 0.002}},
-        {"step": "points", "at": ["qkv", "gate_up", "k_cache", "v_cache"], "shift": "mean"},
-        {"step": "round", "method": "gptq", "compensate_streams": true, "quantized_inputs": true},
-        {"step": "learn", "name": "activations", "epochs": 1, "final_rate": 3e-6, "num_monitored": 1,
-         "rates": {"*.clip": 0.03, "*.shift": 0.002, "*.gain": 0.003}}
-      ]})"),
-                                          "recipe");
   const Tensor windows = test::random_ids({2, 24}, Model(original).config().vocab_size, 3);
   double last_error = 0;
   const ProgressFn progress = [&](const ProgressEvent& event) {
     if (const auto* block = std::get_if<BlockFinished>(&event)) last_error = block->relative_error;
   };
-  quantize_checkpoint(original, recipe, windows, directory / "out", {.progress = progress});
+  quantize_checkpoint(original, test::at_eight_bits(test::kEverything), windows, directory / "out",
+                      {.progress = progress});
   // What separates the two streams is the grid alone: a multiplier or a norm forgotten in one of them would be seen.
   EXPECT_LT(last_error, 0.01);
   EXPECT_LT(test::relative_error(logits("out"), Model(original).logits(ids)), 0.06);

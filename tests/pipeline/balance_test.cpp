@@ -5,9 +5,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "../tiny_model.h"
-#include "baseq/pipeline/statistics.h"
-#include "pipeline/realize.h"
+#include "block_test.h"
 
 namespace baseq {
 namespace {
@@ -22,17 +20,14 @@ Tensor random_definite(int64_t count, int64_t n, uint64_t seed) {
 const std::vector<Site> kNorms = {Site::kQkv, Site::kGateUp};
 const std::vector<Site> kAll = {Site::kQkv, Site::kQueryKey, Site::kValue, Site::kGateUp, Site::kDown};
 
-class Balance : public testing::TestWithParam<TinyShape> {
+class Balance : public test::BlockTest {
  protected:
-  static constexpr int64_t kSeq = 24, kSamples = 6;
-  TinyShape shape = GetParam();
-  ModelConfig config = test::tiny_model_config(shape);
-  DecoderLayer layer = test::tiny_layer(shape, 1);
-  // Channels of very different size, as real residual streams have.
-  Tensor x = test::random_normal({kSamples, kSeq, shape.hidden_size}, 7) *
-             (1.5 * test::random_normal({shape.hidden_size}, 8)).exp();
-  BlockInputs inputs{.full_precision = x, .quantized = x, .rope = test::tiny_rope(shape, kSeq)};
-  Tensor weights = at::ones({kSamples, kSeq}, at::kDouble);
+  Balance() : BlockTest(at::kDouble) {
+    // Channels of very different size, as real residual streams have.
+    x = x * (1.5 * test::random_normal({shape.hidden_size}, 8)).exp();
+    inputs.full_precision = inputs.quantized = x;
+    target = layer.forward(x, inputs.rope);
+  }
 
   /// The block that `of` is with these factors.
   DecoderLayer realized(const DecoderLayer& of, const std::map<Site, Factor>& factors) const {
@@ -205,8 +200,7 @@ TEST_P(Balance, SitesWithoutAClosedFormAreRefused) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, Balance, testing::ValuesIn(test::tiny_shapes()),
-                         [](const auto& shape) { return shape.param.name; });
+INSTANTIATE_TEST_SUITE_P(Shapes, Balance, testing::ValuesIn(test::tiny_shapes()), test::shape_name);
 
 TEST(GeometricMean, SolvesItsEquation) {
   const Tensor a = random_definite(3, 8, 1), b = random_definite(3, 8, 2);

@@ -5,7 +5,6 @@
 #include <map>
 #include <string>
 #include <utility>
-#include <variant>
 #include <vector>
 
 #include "../tiny_model.h"
@@ -18,14 +17,10 @@ inline const std::vector<Site> kCacheSites = {Site::kQueryKey, Site::kValue};
 
 /// Grids of so many bits for weights, activations and cache.
 inline Grids grids_of_bits(int64_t num_bits, const TinyShape& shape) {
-  return {.weights = QuantSpec{.num_bits = num_bits},
-          .input_activations =
-              QuantSpec{.num_bits = num_bits, .symmetric = false, .strategy = Strategy::kToken, .dynamic = true},
-          .kv_cache = QuantSpec{.num_bits = num_bits,
-                                .symmetric = false,
-                                .strategy = Strategy::kGroup,
-                                .group_size = shape.head_dim,
-                                .dynamic = true}};
+  Grids grids{.weights = QuantSpec{}, .input_activations = Grids::kPerToken, .kv_cache = Grids::kPerTokenAndHead};
+  for (auto* grid : {&grids.weights, &grids.input_activations, &grids.kv_cache}) (*grid)->num_bits = num_bits;
+  grids.kv_cache->group_size = shape.head_dim;
+  return grids;
 }
 
 /// A Hadamard factor at each site; at value one per head, at query_key one for all heads.
@@ -47,11 +42,9 @@ inline std::map<Site, QuantPoint> corrected_points(const ModelConfig& config, in
     const auto [groups, features] = site_shape(info.site, config);
     QuantPoint& point = points[info.site];
     point.enabled = true;
-    point.spec = {.num_bits = num_bits,
-                  .symmetric = false,
-                  .strategy = info.cache ? Strategy::kGroup : Strategy::kToken,
-                  .group_size = info.cache ? features / groups : 0,
-                  .dynamic = true};
+    point.spec = info.cache ? Grids::kPerTokenAndHead : Grids::kPerToken;
+    point.spec.num_bits = num_bits;
+    if (info.cache) point.spec.group_size = features / groups;
     point.clip = at::full({groups, 1}, 0.95, at::kDouble);
     point.shift = 0.5 * random_normal({features}, seed++);
     if (!info.cache) point.gain = 1 + 0.2 * random_normal({features}, seed++).tanh();
@@ -59,24 +52,47 @@ inline std::map<Site, QuantPoint> corrected_points(const ModelConfig& config, in
   return points;
 }
 
-/// Tensors of two states, to the last bit.
-inline void expect_same_state(const BlockState& got, const BlockState& expected) {
-  const auto tensors = state_tensors(got), wanted = state_tensors(expected);
-  ASSERT_EQ(tensors.size(), wanted.size());
-  for (const auto& [name, tensor] : wanted) {
-    ASSERT_TRUE(tensors.contains(name)) << name;
-    EXPECT_TRUE(at::equal(tensors.at(name), tensor)) << name;
+/// BASE-Q's stage of transforms, in float32.
+inline LearnStep learn_transforms(int64_t epochs) {
+  return {.name = "transforms",
+          .weights = LearnStep::Weights::kStraightThrough,
+          .epochs = epochs,
+          .rates = {{"value.matrix", 3e-3},
+                    {"value.scale", 3e-3},
+                    {"o.scale", 3e-3},
+                    {"down.scale", 3e-3},
+                    {"*.clip", 3e-2},
+                    {"*.shift", 2e-3}},
+          .final_rate = 3e-5,
+          .products = at::kFloat};
+}
+
+/// BASE-Q's stage of activations, in float32.
+inline LearnStep learn_activations(int64_t epochs) {
+  return {.name = "activations",
+          .epochs = epochs,
+          .rates = {{"*.clip", 3e-2}, {"*.shift", 2e-3}, {"*.gain", 3e-3}},
+          .final_rate = 3e-6,
+          .products = at::kFloat};
+}
+
+/// The same names and tensors, to the last bit.
+inline void expect_same_tensors(const std::map<std::string, Tensor>& got,
+                                const std::map<std::string, Tensor>& expected) {
+  ASSERT_EQ(got.size(), expected.size());
+  for (const auto& [name, tensor] : expected) {
+    ASSERT_TRUE(got.contains(name)) << name;
+    EXPECT_TRUE(at::equal(got.at(name), tensor)) << name;
   }
 }
 
-/// Everything of two blocks that a checkpoint stores, to the last bit.
+inline void expect_same_state(const BlockState& got, const BlockState& expected) {
+  expect_same_tensors(state_tensors(got), state_tensors(expected));
+}
+
+/// Everything of two blocks that a checkpoint stores.
 inline void expect_same_layer(const DecoderLayer& got, const DecoderLayer& expected) {
-  const auto tensors = layer_tensors(got, "", at::kDouble), wanted = layer_tensors(expected, "", at::kDouble);
-  ASSERT_EQ(tensors.size(), wanted.size());
-  for (const auto& [name, tensor] : wanted) {
-    ASSERT_TRUE(tensors.contains(name)) << name;
-    EXPECT_TRUE(at::equal(tensors.at(name), tensor)) << name;
-  }
+  expect_same_tensors(layer_tensors(got, "", at::kDouble), layer_tensors(expected, "", at::kDouble));
 }
 
 /// A block of a tiny model, four windows of inputs, its output on them as the target, and what a step is given.
@@ -120,14 +136,12 @@ class BlockTest : public testing::TestWithParam<TinyShape> {
   }
   void run(OpenBlock& block, const std::vector<Step>& steps) const {
     const BlockTask given = task();
-    for (const Step& step : steps) std::visit([&](const auto& any) { apply(any, block, given); }, step);
+    for (const Step& step : steps) apply_any(step, block, given);
   }
   /// Mean squared error over all windows, which is what a learn step monitors here (kSamples = num_monitored).
   double loss_of(const DecoderLayer& of) const {
     return (of.forward(x, inputs.rope) - target).square().mean().item<double>();
   }
 };
-
-inline std::string shape_name(const testing::TestParamInfo<TinyShape>& shape) { return shape.param.name; }
 
 }  // namespace baseq::test

@@ -15,22 +15,7 @@ class Learn : public test::BlockTest {
  protected:
   Learn() { grids = test::grids_of_bits(4, shape); }
 
-  LearnStep transforms{.name = "transforms",
-                       .weights = Weights::kStraightThrough,
-                       .epochs = 1,
-                       .rates = {{"value.matrix", 3e-3},
-                                 {"value.scale", 3e-3},
-                                 {"o.scale", 3e-3},
-                                 {"down.scale", 3e-3},
-                                 {"*.clip", 3e-2},
-                                 {"*.shift", 2e-3}},
-                       .final_rate = 3e-5,
-                       .products = at::kFloat};
-  LearnStep activations{.name = "activations",
-                        .epochs = 1,
-                        .rates = {{"*.clip", 3e-2}, {"*.shift", 2e-3}, {"*.gain", 3e-3}},
-                        .final_rate = 3e-6,
-                        .products = at::kFloat};
+  LearnStep transforms = test::learn_transforms(1), activations = test::learn_activations(1);
   double clip = 0.9, cache_clip = 1;  ///< where they start
 
   static TransformStep hadamards() { return {.at = {Site::kValue, Site::kQueryKey, Site::kDown}}; }

@@ -81,17 +81,7 @@ TEST_P(TokensThatAreNotFinite, LearningLeavesTheirWindowsOut) {
   const auto points = [](const std::vector<Site>& at) {
     return PointsStep{.at = at, .clip = 0.8, .shift = PointsStep::Shift::kMean};
   };
-  LearnStep transforms{.name = "transforms",
-                       .weights = LearnStep::Weights::kStraightThrough,
-                       .epochs = 4,
-                       .rates = {{"*.scale", 3e-3}, {"value.matrix", 3e-3}, {"*.clip", 3e-2}, {"*.shift", 2e-3}},
-                       .final_rate = 3e-5,
-                       .products = at::kFloat};
-  LearnStep activations{.name = "activations",
-                        .epochs = 4,
-                        .rates = {{"*.clip", 3e-2}, {"*.shift", 2e-3}, {"*.gain", 3e-3}},
-                        .final_rate = 3e-6,
-                        .products = at::kFloat};
+  LearnStep transforms = test::learn_transforms(4), activations = test::learn_activations(4);
   transforms.num_monitored = activations.num_monitored = kSamples;
   for (const int64_t broken : {int64_t{1}, kSamples}) {
     SCOPED_TRACE(broken);
@@ -111,8 +101,7 @@ TEST_P(TokensThatAreNotFinite, LearningLeavesTheirWindowsOut) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, TokensThatAreNotFinite, testing::ValuesIn(test::llama_shapes()),
-                         [](const auto& shape) { return shape.param.name; });
+INSTANTIATE_TEST_SUITE_P(Shapes, TokensThatAreNotFinite, testing::ValuesIn(test::llama_shapes()), test::shape_name);
 
 class Zeros : public test::TinyRun {
  protected:

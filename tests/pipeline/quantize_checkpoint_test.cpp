@@ -59,15 +59,10 @@ TEST_P(QuantizeVariant, EverythingAtOnceRunsAndReloads) {
 TEST_P(QuantizeVariant, EightBitsEverywhereStayClose) {
   // The same path at 8 bits leaves little: nothing but the grid separates the two models.
   for (const char* text : {kEverything, kOnline}) {
-    json recipe = json::parse(text);
-    for (json& grid : recipe["grids"]) grid["num_bits"] = 8;
-    for (json& step : recipe["steps"]) {
-      if (step["step"] == "points") step["clip"] = 1.0;
-    }
-    const std::string name = recipe["name"].get<std::string>();
-    SCOPED_TRACE(name);
-    run(Recipe::from_json(recipe, "recipe"), name.c_str());
-    EXPECT_LT(test::relative_error(logits(name.c_str()), logits("in")), 0.06);
+    const Recipe recipe = test::at_eight_bits(text);
+    SCOPED_TRACE(recipe.name);
+    run(recipe, recipe.name.c_str());
+    EXPECT_LT(test::relative_error(logits(recipe.name.c_str()), logits("in")), 0.06);
   }
 }
 
@@ -91,30 +86,25 @@ TEST_P(QuantizeVariant, ReloadedBlocksAreTheOnesThatWereMade) {
   inputs.quantized = inputs.full_precision.clone();
   Tensor stream = Model(*original).embed(ids);
   const RotaryEmbedding short_rope = test::tiny_rope(shape, ids.size(1), at::kFloat);
-  const GptqOptions rounding;
-  const ProgressFn silent;
   for (int64_t i = 0; i < shape.num_layers; ++i) {
     const Tensor target = at::empty_like(inputs.full_precision);
     advance(exact.layer(i).to(at::kFloat), inputs.full_precision, target, rope);
     const Tensor weights = token_weights(target, Recipe::TokenWeights::kUniform, at::kFloat);
     const BlockTask task{.place = {exact.config(), i, at::kFloat},
                          .grids = grids,
-                         .rounding = rounding,
                          .inputs = inputs,
                          .target = target,
-                         .token_weights = weights,
-                         .report = silent};
+                         .token_weights = weights};
     OpenBlock block({}, task.place, [&] { return exact.layer(i).to(at::kFloat); });
-    for (const Step& step : recipe.passes[0].steps) std::visit([&](const auto& any) { apply(any, block, task); }, step);
+    for (const Step& step : recipe.passes[0].steps) apply_any(step, block, task);
     DecoderLayer layer = block.take_layer();
     merge_corrections(layer);
     advance(layer, inputs.quantized, inputs.quantized, rope);
     inputs.full_precision = target;
 
     const DecoderLayer loaded = quantized.layer(i);
-    const auto written = layer_tensors(loaded, "", at::kFloat), made = layer_tensors(layer, "", at::kFloat);
-    ASSERT_EQ(written.size(), made.size());
-    for (const auto& [name, tensor] : made) EXPECT_TRUE(at::equal(tensor, written.at(name))) << i << " " << name;
+    SCOPED_TRACE(i);
+    test::expect_same_layer(loaded, layer);
     EXPECT_TRUE(at::equal(loaded.forward(stream, short_rope), layer.forward(stream, short_rope))) << i;
     stream = layer.forward(stream, short_rope);
   }
@@ -205,10 +195,7 @@ TEST_P(QuantizeVariant, ActivationsOnDiskGiveTheSameBytes) {
   const Recipe recipe = recipe_of(kEverything);
   run(recipe, "ram");
   run(recipe, "disk", {.activations_directory = directory.path()});
-  for (const std::string& file : test::list(directory / "ram")) {
-    if (file == kRunLogFile) continue;  // times
-    EXPECT_EQ(test::read_bytes(directory / "ram" / file), test::read_bytes(directory / "disk" / file)) << file;
-  }
+  expect_same_files("ram", "disk");
   for (const std::string& file : test::list(directory.path())) EXPECT_EQ(file.find("activations"), std::string::npos);
 }
 
@@ -248,11 +235,7 @@ TEST_P(QuantizeVariant, TheLogHoldsWhatHappenedInEveryBlock) {
 }
 
 TEST_P(QuantizeVariant, Bfloat16ActivationsStayClose) {
-  Recipe recipe = recipe_of(kOnline);
-  for (std::optional<QuantSpec>* grid :
-       {&recipe.grids.weights, &recipe.grids.input_activations, &recipe.grids.kv_cache}) {
-    (*grid)->num_bits = 8;
-  }
+  Recipe recipe = test::at_eight_bits(kOnline);
   recipe.activations_dtype = at::kBFloat16;
   run(recipe, "out");
   EXPECT_LT(test::relative_error(logits("out"), logits("in")), 0.06);
@@ -263,17 +246,12 @@ TEST_P(QuantizeVariant, SameSeedSameBytes) {
   run(recipe, "a", {.seed = 5});
   run(recipe, "b", {.seed = 5});
   run(recipe, "c", {.seed = 6});
-  ASSERT_EQ(test::list(directory / "a"), test::list(directory / "b"));
-  for (const std::string& file : test::list(directory / "a")) {
-    if (file == kRunLogFile) continue;
-    EXPECT_EQ(test::read_bytes(directory / "a" / file), test::read_bytes(directory / "b" / file)) << file;
-  }
+  expect_same_files("a", "b");
   EXPECT_NE(test::read_bytes(directory / "a" / "model.safetensors"),
             test::read_bytes(directory / "c" / "model.safetensors"));
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, QuantizeVariant, testing::ValuesIn(test::tiny_shapes()),
-                         [](const auto& shape) { return shape.param.name; });
+INSTANTIATE_TEST_SUITE_P(Shapes, QuantizeVariant, testing::ValuesIn(test::tiny_shapes()), test::shape_name);
 
 TEST_F(QuantizeCheckpoint, ConfigSaysHowToRunIt) {
   const Recipe recipe = recipe_of(kOnline);

@@ -8,11 +8,6 @@
 
 namespace baseq::test {
 
-/// Well conditioned and different for every block, [blocks, size, size].
-inline Tensor invertible(int64_t blocks, int64_t size, uint64_t seed) {
-  return at::eye(size, at::kDouble) + random_normal({blocks, size, size}, seed) * (0.3 / std::sqrt(double(size)));
-}
-
 /// A scale that RoPE and norms of q and k let through: equal within rotary pairs, and in all heads where there is such
 /// a norm.
 inline Tensor query_key_scale(const ModelConfig& config, uint64_t seed) {
@@ -40,9 +35,9 @@ inline Factor random_factor(Factor::Kind kind, Site site, const ModelConfig& con
     case Factor::Kind::kHadamard:
       return hadamard_factor(size, blocks);
     case Factor::Kind::kMatrix:
-      return matrix_factor(invertible(blocks, size, seed));
+      return matrix_factor(invertible({blocks, size, size}, seed));
     case Factor::Kind::kKronecker:
-      return kronecker_factor(invertible(1, 2, seed)[0], invertible(1, features / 2, seed + 1)[0]);
+      return kronecker_factor(invertible({2, 2}, seed), invertible({features / 2, features / 2}, seed + 1));
     case Factor::Kind::kPermutation: {
       const Tensor within = random_normal({blocks, size}, seed).argsort(int64_t{1});
       return permutation_factor((within + size * at::arange(blocks, at::kLong).unsqueeze(1)).flatten());

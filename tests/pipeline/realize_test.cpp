@@ -198,10 +198,10 @@ TEST_P(Realize, RefusesWhatTheWeightsAroundASiteCannotTake) {
   };
   const int64_t features = shape.num_kv_heads * shape.head_dim;
   expect_refused(Site::kValue,
-                 matrix_factor(test::invertible(shape.num_kv_heads + 1, shape.head_dim, 1)),
+                 matrix_factor(test::invertible({shape.num_kv_heads + 1, shape.head_dim, shape.head_dim}, 1)),
                  {"value", std::to_string(features), std::to_string(features + shape.head_dim)});
   if (shape.num_kv_heads == 1) return;
-  const auto mixed = kronecker_factor(test::invertible(1, 2, 1)[0], test::invertible(1, features / 2, 2)[0]);
+  const auto mixed = kronecker_factor(test::invertible({2, 2}, 1), test::invertible({features / 2, features / 2}, 2));
   expect_refused(Site::kValue, mixed, {"value", "block 0"});
   // Different within the pairs that RoPE turns, or over heads with one norm.
   if (!config.blocks[0].rope && !config.qk_norm) return;

@@ -10,44 +10,15 @@ using nlohmann::json;
 using test::expect_error;
 using test::kEverything;
 using test::kOnline;
-using test::log_without_times;
 using test::recipe_of;
 using test::TinyShape;
 
 class Resume : public test::TinyRun, public testing::WithParamInterface<TinyShape> {
  protected:
   Resume() : TinyRun(GetParam()) {}
-
-  /// Runs in `work` until the n-th step, from 0; returns the steps that were asked for, n + 1 when it was stopped.
-  int64_t run_until(const Recipe& recipe, const char* output, int64_t n, const ProgressFn& progress = {}) {
-    int64_t steps = 0;
-    try {
-      run(recipe, output,
-          {.work_directory = directory / "work", .should_stop = [&] { return steps++ == n; }, .progress = progress});
-    } catch (const Interrupted& interrupted) {
-      message = interrupted.what();
-      EXPECT_FALSE(std::filesystem::exists(directory / output));
-    }
-    return steps;
-  }
-  void expect_same_bytes(const char* a, const char* b) {
-    ASSERT_EQ(test::list(directory / a), test::list(directory / b));
-    for (const std::string& file : test::list(directory / a)) {
-      if (file == kRunLogFile) continue;
-      EXPECT_EQ(test::read_bytes(directory / a / file), test::read_bytes(directory / b / file)) << file;
-    }
-    EXPECT_EQ(log_without_times(directory / a), log_without_times(directory / b));
-  }
-  void forget(const char* output) {
-    std::filesystem::remove_all(directory / "work");
-    std::filesystem::remove_all(directory / output);
-  }
-
-  std::string message;  ///< of the last interruption
 };
 
-INSTANTIATE_TEST_SUITE_P(Shapes, Resume, testing::ValuesIn(test::tiny_shapes()),
-                         [](const auto& shape) { return shape.param.name; });
+INSTANTIATE_TEST_SUITE_P(Shapes, Resume, testing::ValuesIn(test::tiny_shapes()), test::shape_name);
 
 TEST_P(Resume, AnInterruptedRunContinuesToTheSameBytes) {
   for (const char* text : {kEverything, kOnline}) {
@@ -62,7 +33,7 @@ TEST_P(Resume, AnInterruptedRunContinuesToTheSameBytes) {
       EXPECT_EQ(run_until(recipe, "resumed", first), first + 1);
       run_until(recipe, "resumed", steps / 5);
       run_until(recipe, "resumed", -1);
-      expect_same_bytes("whole", "resumed");
+      expect_same_run("whole", "resumed");
       forget("resumed");
     }
     std::filesystem::remove_all(directory / "whole");
@@ -189,12 +160,8 @@ TEST_F(ManyBlocks, TheFullPrecisionStreamIsMadeAgainToTheSameBytes) {
       expected.push_back("state-0000" + std::to_string(last) + "-quantized.safetensors");
       EXPECT_EQ(states, expected);
       run(recipe, "resumed", {.work_directory = directory / "work"});
-      for (const std::string& file : test::list(directory / "whole")) {
-        if (file == kRunLogFile) continue;
-        EXPECT_EQ(test::read_bytes(directory / "whole" / file), test::read_bytes(directory / "resumed" / file)) << file;
-      }
-      std::filesystem::remove_all(directory / "work");
-      std::filesystem::remove_all(directory / "resumed");
+      expect_same_files("whole", "resumed");
+      forget("resumed");
     }
     std::filesystem::remove_all(directory / "whole");
   }
@@ -253,26 +220,15 @@ TEST_F(EveryMoment, OfARunCanBeItsLastSlow) {
   const auto finish = [&] {
     std::filesystem::remove_all(directory / "resumed");  // of a run that had come to its end
     run(recipe, "resumed", {.work_directory = directory / "work"});
-    for (const std::string& file : test::list(directory / "whole")) {
-      if (file == kRunLogFile) continue;
-      ASSERT_EQ(test::read_bytes(directory / "whole" / file), test::read_bytes(directory / "resumed" / file)) << file;
-    }
-    ASSERT_EQ(log_without_times(directory / "whole"), log_without_times(directory / "resumed"));
-    std::filesystem::remove_all(directory / "work");
-    std::filesystem::remove_all(directory / "resumed");
+    expect_same_run("whole", "resumed");
+    forget("resumed");
   };
   // Interrupted at a step.
   for (int64_t n = 0;; ++n) {
     SCOPED_TRACE(n);
-    int64_t steps = 0;
-    bool stopped = false;
-    try {
-      run(recipe, "resumed", {.work_directory = directory / "work", .should_stop = [&] { return steps++ == n; }});
-    } catch (const Interrupted&) {
-      stopped = true;
-    }
+    const bool stopped = run_until(recipe, "resumed", n) == n + 1;
     finish();
-    if (!stopped || HasFatalFailure()) break;
+    if (!stopped || HasFailure()) break;
   }
   // Ended by an exception at an event.
   for (int64_t n = 0;; ++n) {
@@ -288,7 +244,7 @@ TEST_F(EveryMoment, OfARunCanBeItsLastSlow) {
       stopped = true;
     }
     finish();
-    if (!stopped || HasFatalFailure()) break;
+    if (!stopped || HasFailure()) break;
   }
 }
 

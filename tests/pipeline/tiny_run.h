@@ -1,5 +1,7 @@
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -62,6 +64,16 @@ inline constexpr const char* kOnline = R"({
      "rates": {"*.clip": 0.03, "*.shift": 0.002, "*.gain": 0.003}}
   ]})";
 
+/// One of these recipes at 8 bits and without clips, so that the result stays close to the original.
+inline Recipe at_eight_bits(const char* text) {
+  nlohmann::json recipe = nlohmann::json::parse(text);
+  for (nlohmann::json& grid : recipe["grids"]) grid["num_bits"] = 8;
+  for (nlohmann::json& step : recipe["steps"]) {
+    if (step["step"] == "points") step["clip"] = 1.0;
+  }
+  return Recipe::from_json(recipe, "recipe");
+}
+
 /// Weights alone, rounded to nearest.
 inline constexpr const char* kRoundToNearest =
     R"({"grids": {"weights": {"num_bits": 4}}, "steps": [{"step": "round"}]})";
@@ -90,8 +102,38 @@ class TinyRun : public testing::Test {
     quantize_checkpoint(*original, recipe, recipe.needs_calibration() ? windows : Tensor{}, directory / output,
                         options);
   }
+  /// Runs in `work` until the n-th step, from 0; returns the steps that were asked for, n + 1 when it was stopped.
+  int64_t run_until(const Recipe& recipe, const char* output, int64_t n, const ProgressFn& progress = {}) {
+    int64_t steps = 0;
+    try {
+      run(recipe, output,
+          {.work_directory = directory / "work", .should_stop = [&] { return steps++ == n; }, .progress = progress});
+    } catch (const Interrupted& interrupted) {
+      message = interrupted.what();
+      EXPECT_FALSE(std::filesystem::exists(directory / output));
+    }
+    return steps;
+  }
+  void forget(const char* output) const {
+    std::filesystem::remove_all(directory / "work");
+    std::filesystem::remove_all(directory / output);
+  }
   Tensor logits(const char* name) const { return Model(Checkpoint(directory / name)).logits(ids); }
+  /// All files but the log, to the last byte.
+  void expect_same_files(const char* a, const char* b, const std::string& except = {}) const {
+    ASSERT_EQ(list(directory / a), list(directory / b));
+    for (const std::string& file : list(directory / a)) {
+      if (file == kRunLogFile || file == except) continue;
+      EXPECT_EQ(read_bytes(directory / a / file), read_bytes(directory / b / file)) << file;
+    }
+  }
+  /// Of the logs all but what differs between two equal runs.
+  void expect_same_run(const char* a, const char* b) const {
+    expect_same_files(a, b);
+    EXPECT_EQ(log_without_times(directory / a), log_without_times(directory / b));
+  }
 
+  std::string message;  ///< of the last interruption of run_until
   TinyShape shape;
   TempDirectory directory;
   std::optional<Checkpoint> original;

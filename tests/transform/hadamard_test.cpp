@@ -8,19 +8,19 @@
 #include <cmath>
 #include <vector>
 
-#include "../../src/transform/hadamard_construction.h"
-#include "../../src/transform/hadamard_ops.h"
-#include "../tiny_model.h"
+#include "../random_tensors.h"
+#include "transform/hadamard_construction.h"
+#include "transform/hadamard_ops.h"
 
 namespace baseq {
 namespace {
-
-using test::relative_error;
 
 // Hidden and feed-forward sizes of published models, head dimensions, powers of two.
 constexpr int64_t kModelSizes[] = {576,   1536,  896,   4864,  3584, 18944, 8960, 5120, 13824, 11008, 14336, 27648,
                                    28672, 29568, 25600, 17408, 9728, 64,    80,   96,   128,   256,   512,   1024,
                                    2048,  4096,  8192,  16384, 1,    2,     4,    8,    16,    32};
+
+using test::relative_error;
 
 Tensor random(at::IntArrayRef sizes, at::ScalarType dtype = at::kDouble, uint64_t seed = 1) {
   return at::randn(sizes, at::make_generator<at::CPUGeneratorImpl>(seed), at::TensorOptions(dtype));

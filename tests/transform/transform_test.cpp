@@ -11,21 +11,15 @@
 #include <utility>
 #include <vector>
 
-#include "../tiny_model.h"
+#include "../random_tensors.h"
 #include "baseq/transform/hadamard.h"
 
 namespace baseq {
 namespace {
 
+using test::invertible;
 using test::random_normal;
 using test::relative_error;
-
-at::Generator generator(uint64_t seed) { return at::make_generator<at::CPUGeneratorImpl>(seed); }
-
-/// Well conditioned: a perturbed identity.
-Tensor random_invertible(at::IntArrayRef sizes, uint64_t seed) {
-  return at::eye(sizes.back(), at::kDouble) + random_normal(sizes, seed) * (0.3 / std::sqrt(double(sizes.back())));
-}
 
 /// A transform that is made anew from the values that its leaves have.
 struct Case {
@@ -39,9 +33,9 @@ struct Case {
 std::vector<Case> factors_of(int64_t k, int64_t b, uint64_t seed) {
   const int64_t n = k * b;
   const Tensor scale = random_normal({n}, seed).abs() + 0.1, logs = random_normal({n}, seed + 1),
-               order = at::randperm(n, generator(seed));
-  const Tensor matrix = random_invertible({n, n}, seed + 2), matrices = random_invertible({k, b, b}, seed + 3);
-  const Tensor left = random_invertible({k, k}, seed + 4), right = random_invertible({b, b}, seed + 5);
+               order = at::randperm(n, test::generator(seed));
+  const Tensor matrix = invertible({n, n}, seed + 2), matrices = invertible({k, b, b}, seed + 3);
+  const Tensor left = invertible({k, k}, seed + 4), right = invertible({b, b}, seed + 5);
   const Tensor skew = random_normal({k, b, b}, seed + 6);
   return {{"scale", n, {scale}, [=] { return Transform{scale_factor(scale)}; }},
           {"logarithms", n, {logs}, [=] { return Transform{scale_factor(logs.exp(), (-logs).exp())}; }},
@@ -108,9 +102,8 @@ TEST(Transform, IsAMatrix) {
 }
 
 TEST(Transform, EveryKindIsItsMatrix) {
-  const Tensor blocks = random_invertible({3, 4, 4}, 1), left = random_invertible({3, 3}, 2),
-               x = random_normal({5, 12}, 3);
-  const Tensor right = random_invertible({4, 4}, 4), scale = random_normal({12}, 5), h = hadamard_matrix(4);
+  const Tensor blocks = invertible({3, 4, 4}, 1), left = invertible({3, 3}, 2), x = random_normal({5, 12}, 3);
+  const Tensor right = invertible({4, 4}, 4), scale = random_normal({12}, 5), h = hadamard_matrix(4);
   const auto expect = [&](const Factor& factor, const Tensor& matrix) {
     EXPECT_LE(relative_error(apply_transform({factor}, x), x.matmul(matrix)), 1e-14);
   };
