@@ -15,11 +15,11 @@ namespace {
 using nlohmann::json;
 namespace fs = std::filesystem;
 
-constexpr const char* kCheckpoint = "checkpoint";
+constexpr const char* kCheckpoints = "checkpoint";
 
 json read_object(const fs::path& path, DuplicateKeys duplicates) {
-  json value = read_json(kCheckpoint, path, duplicates);
-  TORCH_CHECK(value.is_object(), kCheckpoint, ": ", path.string(), " holds a JSON ", value.type_name(),
+  json value = read_json(kCheckpoints, path, duplicates);
+  TORCH_CHECK(value.is_object(), kCheckpoints, ": ", path.string(), " holds a JSON ", value.type_name(),
               ", expected an object");
   return value;
 }
@@ -28,14 +28,14 @@ json read_object(const fs::path& path, DuplicateKeys duplicates) {
 std::map<std::string, std::string> read_weight_map(const fs::path& path) {
   const json index = read_object(path, DuplicateKeys::kRefuse);
   const auto found = index.find("weight_map");
-  TORCH_CHECK(found != index.end() && found->is_object(), kCheckpoint, ": ", path.string(),
+  TORCH_CHECK(found != index.end() && found->is_object(), kCheckpoints, ": ", path.string(),
               " has no \"weight_map\" that is an object");
   std::map<std::string, std::string> weight_map;
   for (const auto& [name, file] : found->items()) {
-    TORCH_CHECK(file.is_string(), kCheckpoint, ": ", path.string(), " maps ", quote(name),
+    TORCH_CHECK(file.is_string(), kCheckpoints, ": ", path.string(), " maps ", quote(name),
                 " to something that is not a file name");
     const auto& file_name = file.get_ref<const std::string&>();
-    TORCH_CHECK(is_plain_name(file_name), kCheckpoint, ": ", path.string(), " maps ", quote(name), " to ",
+    TORCH_CHECK(is_plain_name(file_name), kCheckpoints, ": ", path.string(), " maps ", quote(name), " to ",
                 quote(file_name), ", expected the plain name of a file in the same directory");
     weight_map.emplace(name, file_name);
   }
@@ -71,9 +71,9 @@ class MissingNames {
       pickled = name;
     }
   }
-  TORCH_CHECK(pickled.empty(), kCheckpoint, ": ", directory.string(), " has only pickled weights (", quote(pickled),
+  TORCH_CHECK(pickled.empty(), kCheckpoints, ": ", directory.string(), " has only pickled weights (", quote(pickled),
               "); load them with transformers and write safetensors with save_pretrained");
-  TORCH_CHECK(false, kCheckpoint, ": ", directory.string(), " has neither ", kWeightsName, " nor ", kIndexName,
+  TORCH_CHECK(false, kCheckpoints, ": ", directory.string(), " has neither ", kWeightsName, " nor ", kIndexName,
               "; incomplete download?");
 }
 
@@ -81,9 +81,9 @@ class MissingNames {
 
 Checkpoint::Checkpoint(const fs::path& directory) : path_(directory) {
   std::error_code error;
-  TORCH_CHECK(fs::is_directory(path_, error), kCheckpoint, ": ", path_.string(), " is not a directory");
-  TORCH_CHECK(path_exists(kCheckpoint, path_ / kConfigName), kCheckpoint, ": ", path_.string(), " has no ", kConfigName,
-              "; is it a Hugging Face checkpoint?");
+  TORCH_CHECK(fs::is_directory(path_, error), kCheckpoints, ": ", path_.string(), " is not a directory");
+  TORCH_CHECK(path_exists(kCheckpoints, path_ / kConfigName), kCheckpoints, ": ", path_.string(), " has no ",
+              kConfigName, "; is it a Hugging Face checkpoint?");
   config_ = read_object(path_ / kConfigName, DuplicateKeys::kLastWins);
   file_names_.insert(kConfigName);
 
@@ -93,11 +93,11 @@ Checkpoint::Checkpoint(const fs::path& directory) : path_(directory) {
     auto file = std::make_shared<SafetensorsFile>(path);
     std::error_code size_error;
     const auto size = fs::file_size(path, size_error);
-    TORCH_CHECK(!size_error, kCheckpoint, ": cannot inspect ", path.string(), ": ", size_error.message());
+    TORCH_CHECK(!size_error, kCheckpoints, ": cannot inspect ", path.string(), ": ", size_error.message());
     num_bytes_ += static_cast<int64_t>(size);
     return file;
   };
-  if (path_exists(kCheckpoint, path_ / kWeightsName)) {
+  if (path_exists(kCheckpoints, path_ / kWeightsName)) {
     const auto file = open(kWeightsName);
     for (std::string& name : file->names()) {
       files_.emplace(std::move(name), file);
@@ -105,7 +105,7 @@ Checkpoint::Checkpoint(const fs::path& directory) : path_(directory) {
     return;
   }
   const fs::path index = path_ / kIndexName;
-  if (!path_exists(kCheckpoint, index)) {
+  if (!path_exists(kCheckpoints, index)) {
     throw_no_weights(path_);
   }
   const std::map<std::string, std::string> weight_map = read_weight_map(index);
@@ -117,11 +117,11 @@ Checkpoint::Checkpoint(const fs::path& directory) : path_(directory) {
   }
   MissingNames missing_files;
   for (const auto& [file_name, file] : shards) {
-    if (!path_exists(kCheckpoint, path_ / file_name)) {
+    if (!path_exists(kCheckpoints, path_ / file_name)) {
       missing_files.add(file_name);
     }
   }
-  TORCH_CHECK(missing_files.count() == 0, kCheckpoint, ": ", path_.string(), " lacks ", missing_files.count(), " of ",
+  TORCH_CHECK(missing_files.count() == 0, kCheckpoints, ": ", path_.string(), " lacks ", missing_files.count(), " of ",
               shards.size(), " files that its index names: ", missing_files.text(), "; incomplete download?");
   for (auto& [file_name, file] : shards) {
     file = open(file_name);
@@ -135,7 +135,7 @@ Checkpoint::Checkpoint(const fs::path& directory) : path_(directory) {
       missing_tensors.add(name);
     }
   }
-  TORCH_CHECK(missing_tensors.count() == 0, kCheckpoint, ": ", path_.string(), " lacks ", missing_tensors.count(),
+  TORCH_CHECK(missing_tensors.count() == 0, kCheckpoints, ": ", path_.string(), " lacks ", missing_tensors.count(),
               " of ", weight_map.size(), " tensors that its index names: ", missing_tensors.text(),
               "; do the index and the files belong together?");
 }
@@ -167,7 +167,7 @@ bool Checkpoint::contains(std::string_view name) const {
 
 const SafetensorsFile& Checkpoint::file_of(std::string_view name) const {
   const auto found = files_.find(name);
-  TORCH_CHECK(found != files_.end(), kCheckpoint, ": ", path_.string(), " has no tensor ", quote(name));
+  TORCH_CHECK(found != files_.end(), kCheckpoints, ": ", path_.string(), " has no tensor ", quote(name));
   return *found->second;
 }
 
@@ -176,7 +176,7 @@ Tensor Checkpoint::tensor(std::string_view name) const {
   if (made == made_.end()) return file_of(name).tensor(name);
   const auto& [info, make] = made->second;
   const Tensor tensor = make();
-  TORCH_INTERNAL_ASSERT(tensor.scalar_type() == info.dtype && tensor.sizes() == info.shape, kCheckpoint, ": ",
+  TORCH_INTERNAL_ASSERT(tensor.scalar_type() == info.dtype && tensor.sizes() == info.shape, kCheckpoints, ": ",
                         path_.string(), ": ", quote(name), " was announced as ", info.dtype, " ",
                         at::IntArrayRef(info.shape), " but is ", tensor.scalar_type(), " ", tensor.sizes());
   return tensor;

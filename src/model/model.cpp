@@ -23,8 +23,6 @@ void expect_shape(const Tensor& tensor, at::IntArrayRef shape, const std::string
   TORCH_CHECK(tensor.sizes() == shape, name, ": shape is ", tensor.sizes(), " but config.json says ", shape);
 }
 
-std::string config_path(const Checkpoint& checkpoint) { return (checkpoint.path() / "config.json").string(); }
-
 /// A hint for a checkpoint that lacks weights because another tool packed them.
 std::string packed_elsewhere(const Checkpoint& checkpoint) {
   for (const std::string& name : checkpoint.names()) {
@@ -232,8 +230,8 @@ void Model::read_input_points(const std::string& prefix, DecoderLayer& layer) co
     for (const std::string_view reader : info.readers) names.push_back(prefix + std::string(reader));
     const auto& spec = format(names[0]).input_activations;
     for (const std::string& name : names) {
-      TORCH_CHECK(format(name).input_activations == spec, config_path(checkpoint()), ": ", name, " and ", names[0],
-                  " read the same input but quantize it differently, which is not supported");
+      TORCH_CHECK(format(name).input_activations == spec, (checkpoint().path() / "config.json").string(), ": ", name,
+                  " and ", names[0], " read the same input but quantize it differently, which is not supported");
     }
     point.enabled = spec.has_value();
     if (!spec) continue;

@@ -6,7 +6,7 @@
 namespace baseq {
 namespace {
 
-using Kind = TransformStep::Kind;
+using StepKind = TransformStep::Kind;
 using Shift = PointsStep::Shift;
 using Weights = LearnStep::Weights;
 
@@ -25,9 +25,9 @@ class Learn : public test::BlockTest {
   std::vector<Step> quarot() const { return {hadamards(), points(test::kInputSites), points(test::kCacheSites)}; }
   /// The transforms that a step learns.
   std::vector<Step> identities() const {
-    return {TransformStep{.kind = Kind::kScale, .at = {Site::kValue, Site::kDown}},
-            TransformStep{.kind = Kind::kMatrix, .at = {Site::kValue}}, hadamards(),
-            TransformStep{.kind = Kind::kScale, .at = {Site::kO}}, points({Site::kO, Site::kDown})};
+    return {TransformStep{.kind = StepKind::kScale, .at = {Site::kValue, Site::kDown}},
+            TransformStep{.kind = StepKind::kMatrix, .at = {Site::kValue}}, hadamards(),
+            TransformStep{.kind = StepKind::kScale, .at = {Site::kO}}, points({Site::kO, Site::kDown})};
   }
   void learn_transforms(OpenBlock& block) const {
     run(block, identities());
@@ -215,7 +215,7 @@ TEST_P(Learn, ParametersOfAllKindsTogether) {
   std::map<std::string, double> alone;
   const auto loss_after = [&](const LearnStep& step) {
     OpenBlock block = open_block();
-    run(block, {TransformStep{.kind = Kind::kMatrix, .at = {Site::kValue}}});
+    run(block, {TransformStep{.kind = StepKind::kMatrix, .at = {Site::kValue}}});
     run(block, quarot());
     run(block, {step});
     EXPECT_LE(stages.back().loss_after, stages.back().loss_before);
@@ -258,7 +258,7 @@ TEST_P(Learn, AStepWithoutRoundedWeightsLearnsPastCodes) {
     step.rates = {{"value.matrix", 1e-4}, {"*.clip", 3e-2}, {"*.gain", 3e-3}};
     OpenBlock fresh = open_block(), rounded = open_block();
     for (OpenBlock* block : {&fresh, &rounded}) {
-      run(*block, {TransformStep{.kind = Kind::kMatrix, .at = {Site::kValue}}});
+      run(*block, {TransformStep{.kind = StepKind::kMatrix, .at = {Site::kValue}}});
       run(*block, quarot());
     }
     run(rounded, {RoundStep{.method = RoundStep::Method::kGptq}});

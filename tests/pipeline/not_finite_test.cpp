@@ -40,10 +40,10 @@ class TokensThatAreNotFinite : public test::BlockTest {
   }
 };
 
-constexpr RoundStep::Method kGptq = RoundStep::Method::kGptq;
+constexpr RoundStep::Method kGptqMethod = RoundStep::Method::kGptq;
 
 TEST_P(TokensThatAreNotFinite, RoundingSeesTheOthersAlone) {
-  const RoundStep step{.method = kGptq, .compensate_streams = true};
+  const RoundStep step{.method = kGptqMethod, .compensate_streams = true};
   break_windows(2);
   const DecoderLayer with_broken = rounded(step);
   EXPECT_TRUE(warnings.empty()) << warnings.front();
@@ -54,7 +54,7 @@ TEST_P(TokensThatAreNotFinite, RoundingSeesTheOthersAlone) {
 
 TEST_P(TokensThatAreNotFinite, WhereNoneIsFiniteOneWarningNamesTheBlock) {
   break_windows(kSamples);
-  const DecoderLayer result = rounded({.method = kGptq, .compensate_streams = true});
+  const DecoderLayer result = rounded({.method = kGptqMethod, .compensate_streams = true});
   ASSERT_EQ(warnings.size(), 1U);
   EXPECT_NE(warnings[0].find("block 2, self_attn.q_proj"), std::string::npos) << warnings[0];
   result.for_each_linear([&](const std::string& name, const Linear& linear) {

@@ -5,7 +5,7 @@
 namespace baseq {
 namespace {
 
-using Kind = TransformStep::Kind;
+using StepKind = TransformStep::Kind;
 
 /// The state of an interrupted recipe describes a block as well.
 class HalfDone : public test::BlockTest {
@@ -16,12 +16,12 @@ class HalfDone : public test::BlockTest {
 TEST_P(HalfDone, EveryStepLeavesABlock) {
   const std::vector<Site> balanced = {Site::kQkv, Site::kQueryKey, Site::kValue, Site::kGateUp, Site::kDown};
   const std::vector<Step> transforms = {
-      TransformStep{.kind = Kind::kBalance, .at = balanced},
-      TransformStep{.kind = Kind::kSmooth, .at = {Site::kQkv, Site::kValue, Site::kDown}},
-      TransformStep{.kind = Kind::kScale, .at = {Site::kValue, Site::kQueryKey, Site::kDown}},
-      TransformStep{.kind = Kind::kMatrix, .at = {Site::kValue}},
+      TransformStep{.kind = StepKind::kBalance, .at = balanced},
+      TransformStep{.kind = StepKind::kSmooth, .at = {Site::kQkv, Site::kValue, Site::kDown}},
+      TransformStep{.kind = StepKind::kScale, .at = {Site::kValue, Site::kQueryKey, Site::kDown}},
+      TransformStep{.kind = StepKind::kMatrix, .at = {Site::kValue}},
       TransformStep{.at = {Site::kResidual, Site::kValue, Site::kQueryKey, Site::kDown, Site::kQkv}},
-      TransformStep{.kind = Kind::kScale, .at = {Site::kO}},
+      TransformStep{.kind = StepKind::kScale, .at = {Site::kO}},
       TransformStep{.at = {Site::kGateUp}}};
   OpenBlock block = open_block();
   for (const Step& step : transforms) {
@@ -64,7 +64,7 @@ TEST_P(HalfDone, TheLayerOfAnOpenBlockIsThatOfItsState) {
     test::expect_same_layer(again.take_layer(), block.layer());
   };
   expect_realized("nothing");
-  run(block, {TransformStep{.kind = Kind::kScale, .at = {Site::kO}}, TransformStep{.at = {Site::kDown}}});
+  run(block, {TransformStep{.kind = StepKind::kScale, .at = {Site::kO}}, TransformStep{.at = {Site::kDown}}});
   expect_realized("transforms");
   run(block, {PointsStep{.at = {Site::kO, Site::kDown, Site::kValue}}});
   expect_realized("points");
@@ -91,7 +91,7 @@ TEST(ResidualTransform, CollectsTheHadamardFactorsOfAllPasses) {
     EXPECT_EQ(factor.kind, Factor::Kind::kHadamard);
     EXPECT_EQ(factor.size(), config.hidden_size);
   }
-  const TransformStep scale{.kind = Kind::kScale, .at = {Site::kResidual}};
+  const TransformStep scale{.kind = StepKind::kScale, .at = {Site::kResidual}};
   test::expect_error([&] { residual_transform({.passes = {{.steps = {scale}}}}, config); }, {"residual", "hadamard"});
 }
 
