@@ -25,11 +25,11 @@ bool is_result(const nlohmann::json& value) {
 }
 
 /// What `eval --json` or `compare --json` wrote; empty for any other JSON.
-std::vector<nlohmann::json> results_in(const nlohmann::json& json) {
-  if (is_result(json)) return {json};
+std::vector<nlohmann::json> results_in(const nlohmann::json& written) {
+  if (is_result(written)) return {written};
   std::vector<nlohmann::json> found;
-  if (json.is_object() && json.contains("models") && json["models"].is_array()) {
-    for (const nlohmann::json& model : json["models"]) {
+  if (written.is_object() && written.contains("models") && written["models"].is_array()) {
+    for (const nlohmann::json& model : written["models"]) {
       if (is_result(model)) found.push_back(model);
     }
   }

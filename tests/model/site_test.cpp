@@ -211,8 +211,8 @@ TEST(SiteTable, EveryFamilyDecidesAlike) {
   for (const auto& entry : std::filesystem::directory_iterator(BASEQ_TEST_DATA)) {
     if (!std::filesystem::exists(entry.path() / "config.json")) continue;
     SCOPED_TRACE(entry.path().filename().string());
-    const auto json = nlohmann::json::parse(std::ifstream(entry.path() / "config.json"));
-    const ModelConfig config = ModelConfig::from_json(json, "config.json");
+    const auto stored = nlohmann::json::parse(std::ifstream(entry.path() / "config.json"));
+    const ModelConfig config = ModelConfig::from_json(stored, "config.json");
     const int64_t kv = config.num_key_value_heads, dim = config.head_dim;
     for (const SiteInfo& info : sites()) {
       const int64_t n = site_shape(info.site, config).features;

@@ -26,17 +26,17 @@ int64_t groups_of(const DecodeCase& c) {
 }
 
 /// A random linear, and in float64 the weight that it stands for.
-struct Linear {
+struct TestLinear {
   PackedLinear packed;
   Tensor weight;
 };
 
-Linear random_linear(const DecodeCase& c) {
+TestLinear random_linear(const DecodeCase& c) {
   const int64_t bits = c.spec.num_bits, low = -(1 << (bits - 1)), high = 1 << (bits - 1), groups = groups_of(c);
   const int64_t rows = c.spec.strategy == Strategy::kTensor ? 1 : c.out_features;
   const Tensor codes = at::randint(low, high, {c.out_features, c.in_features}, at::kChar);
   const Tensor scale = (at::rand({rows, groups}) * 0.1 + 0.01).to(c.spec.scale_dtype);
-  Linear result{{.spec = c.spec, .in_features = c.in_features, .weight_packed = pack_to_int32(codes, bits)}};
+  TestLinear result{{.spec = c.spec, .in_features = c.in_features, .weight_packed = pack_to_int32(codes, bits)}};
   QParams qparams{scale.to(at::kFloat), {}};
   result.packed.weight_scale = scale;
   if (!c.spec.symmetric) {
@@ -53,13 +53,13 @@ Linear random_linear(const DecodeCase& c) {
   return result;
 }
 
-Tensor reference(const Linear& linear, const Tensor& x) {
+Tensor reference(const TestLinear& linear, const Tensor& x) {
   const Tensor y = at::mv(linear.weight, x.to(at::kDouble));
   return linear.packed.bias.defined() ? y + linear.packed.bias.to(at::kDouble) : y;
 }
 
 /// The largest error over the size of what was summed.
-double relative_error(const Tensor& y, const Linear& linear, const Tensor& x) {
+double relative_error(const Tensor& y, const TestLinear& linear, const Tensor& x) {
   const Tensor size = at::mv(linear.weight.abs(), x.to(at::kDouble).abs()).max();
   return ((y.to(at::kDouble) - reference(linear, x)).abs().max() / size).item<double>();
 }
@@ -84,7 +84,7 @@ TEST(DecodeLinear, IsTheProductWithTheDequantizedWeightAndTheSubBranch) {
                               .group_size = group_size},
                              rank == 16,
                              rank == 33 && symmetric ? at::kChar : at::kBFloat16};
-          const Linear linear = random_linear(c);
+          const TestLinear linear = random_linear(c);
           const Tensor x = at::randn({c.in_features});
           ASSERT_LT(relative_error(decode_linear(linear.packed, x), linear, x), 1e-6) << name(c);
         }
@@ -111,7 +111,7 @@ TEST(DecodeLinear, TakesAnyShape) {
                         .scale_dtype = std::array{at::kFloat, at::kBFloat16, at::kHalf}[random() % 3]},
                        random() % 2 == 0,
                        std::array{at::kBFloat16, at::kChar}[random() % 2]};
-    const Linear linear = random_linear(c);
+    const TestLinear linear = random_linear(c);
     const Tensor x = at::randn({in});
     ASSERT_LT(relative_error(decode_linear(linear.packed, x), linear, x), 2e-6) << name(c);
   }
@@ -137,7 +137,7 @@ TEST(DecodeLinear, EveryInstructionSetComputesTheSame) {
       for (const bool symmetric : {true, false}) {
         const DecodeCase c{
             11, 1152, 40, {.num_bits = bits, .symmetric = symmetric, .strategy = Strategy::kGroup, .group_size = 64}};
-        const Linear linear = random_linear(c);
+        const TestLinear linear = random_linear(c);
         const Tensor token = at::randn({c.in_features});
         ASSERT_LT(relative_error(decode_linear(linear.packed, token, kernels), linear, token), 1e-6)
             << kernels.name << " " << name(c);
@@ -148,7 +148,7 @@ TEST(DecodeLinear, EveryInstructionSetComputesTheSame) {
 
 TEST(DecodeLinear, AnswersInTheShapeAndDtypeOfTheToken) {
   at::manual_seed(5);
-  const Linear linear = random_linear({24, 64, 8, {.num_bits = 4}});
+  const TestLinear linear = random_linear({24, 64, 8, {.num_bits = 4}});
   const Tensor x = at::randn({64}).to(at::kBFloat16);
   const Tensor y = decode_linear(linear.packed, x.unsqueeze(0));
   EXPECT_EQ(y.sizes(), (at::IntArrayRef{1, 24}));
@@ -158,7 +158,8 @@ TEST(DecodeLinear, AnswersInTheShapeAndDtypeOfTheToken) {
 
 TEST(DecodeLinear, DoesNotDependOnTheNumberOfThreads) {
   at::manual_seed(6);
-  const Linear linear = random_linear({512, 1024, 16, {.num_bits = 3, .strategy = Strategy::kGroup, .group_size = 64}});
+  const TestLinear linear =
+      random_linear({512, 1024, 16, {.num_bits = 3, .strategy = Strategy::kGroup, .group_size = 64}});
   const Tensor x = at::randn({1024});
   const int threads = at::get_num_threads();
   at::set_num_threads(1);
@@ -172,7 +173,7 @@ TEST(DecodeLinear, DoesNotDependOnTheNumberOfThreads) {
 TEST(DecodeLinear, ALargeMeanOfTheInputsCostsNoAccuracy) {
   at::manual_seed(7);
   for (const bool symmetric : {true, false}) {
-    const Linear linear = random_linear({64, 4096, 0, {.num_bits = 4, .symmetric = symmetric}});
+    const TestLinear linear = random_linear({64, 4096, 0, {.num_bits = 4, .symmetric = symmetric}});
     const Tensor x = at::randn({4096}) + 10;
     EXPECT_LT(relative_error(decode_linear(linear.packed, x), linear, x), 2e-6);
   }
@@ -180,7 +181,8 @@ TEST(DecodeLinear, ALargeMeanOfTheInputsCostsNoAccuracy) {
 
 TEST(DecodeLinear, TensorsMayBeViews) {
   at::manual_seed(8);
-  const Linear linear = random_linear({33, 320, 7, {.num_bits = 3, .strategy = Strategy::kGroup, .group_size = 32}});
+  const TestLinear linear =
+      random_linear({33, 320, 7, {.num_bits = 3, .strategy = Strategy::kGroup, .group_size = 32}});
   const Tensor x = at::randn({320, 2}).select(1, 1);
   PackedLinear views = linear.packed;
   views.lora.A = views.lora.A.t().contiguous().t();
