@@ -44,7 +44,7 @@ in_two_shards() {
 # The files of tests/python in two processes, which spend their time on starting programs of one thread.
 python_tests() {
   local -x OMP_WAIT_POLICY=passive BASEQ_BINARY="$PWD/build/baseq"
-  $venv_python -m pytest -q -n 2 --dist loadfile tests/python
+  $venv_python -m pytest -q -n 2 --dist loadfile --durations=10 tests/python
 }
 
 check_aarch64() {

@@ -55,7 +55,7 @@ CLI::Validator unsigned_number() {
         const bool all = error == std::errc() && end == text.data() + text.size();
         return all ? std::string() : fmt::format("{} is not an integer from 0 to {}", text, UINT64_MAX);
       },
-      "UINT64");
+      "N");
 }
 
 CLI::Validator device_name() {

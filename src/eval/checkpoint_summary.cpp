@@ -85,10 +85,11 @@ CheckpointSummary summarize(const Model& model) {
   summary.input_activations = describe(quantization ? quantization->input_activations : std::nullopt);
   summary.kv_cache = describe(quantization ? quantization->kv_cache : std::nullopt);
   summary.format = model.stored().format;
-  if (quantization) {
-    const nlohmann::json& stored = checkpoint.config().at("quantization_config");
-    const auto recipe = stored.find("recipe");
-    if (recipe != stored.end() && recipe->is_object() && recipe->contains("name") && (*recipe)["name"].is_string()) {
+  // A GGUF file has no such section.
+  const auto stored = checkpoint.config().find("quantization_config");
+  if (quantization && stored != checkpoint.config().end()) {
+    const auto recipe = stored->find("recipe");
+    if (recipe != stored->end() && recipe->is_object() && recipe->contains("name") && (*recipe)["name"].is_string()) {
       summary.recipe = (*recipe)["name"].get<std::string>();
     }
   }

@@ -22,15 +22,17 @@ inline size_t edit_distance(const std::string& a, const std::string& b) {
   return row.back();
 }
 
-/// The word of `known` that `word` is probably a misspelling of, else the first one that begins with `word`; empty when
-/// there is none.
+/// The word of `known` that `word` is probably a misspelling of, of equally distant ones that with the longest common
+/// beginning; else the first one that begins with `word`; empty when there is none.
 inline std::string closest_word(const std::string& word, const std::vector<std::string>& known) {
   std::string closest;
-  size_t smallest = word.size() / 3 + 1;
+  size_t smallest = word.size() / 3 + 1, longest_beginning = word.size();
   for (const std::string& candidate : known) {
     const size_t distance = edit_distance(word, candidate);
-    if (distance < smallest) {
+    const auto beginning = static_cast<size_t>(std::ranges::mismatch(word, candidate).in1 - word.begin());
+    if (distance < smallest || (distance == smallest && beginning > longest_beginning)) {
       smallest = distance;
+      longest_beginning = beginning;
       closest = candidate;
     }
   }

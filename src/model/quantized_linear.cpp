@@ -114,7 +114,8 @@ Linear read_quantized_weight(const Checkpoint& checkpoint, const std::string& na
   const std::vector<int64_t> expected = {spec.strategy == Strategy::kTensor ? 1 : rows,
                                          grouped ? columns / spec.group_size : 1};
   const auto checked = [&](const Tensor& qparam, const char* part) {
-    TORCH_CHECK(qparam.sizes() == expected, name, part, ": size is ", qparam.sizes(), ", expected ", expected);
+    TORCH_CHECK(qparam.sizes() == expected, name, part, ": size is ", qparam.sizes(), ", expected ",
+                at::IntArrayRef(expected));
     return qparam;
   };
   QParams& qparams = quantized.qparams;

@@ -369,8 +369,8 @@ def test_reports(quantize, evaluate, run, tmp_path):
     assert result["mean_kl"] is None
     assert run("inspect", tmp_path / "out", "--tensors", "--json", tmp_path / "inspect.json").returncode == 0
     inspected = json.loads((tmp_path / "inspect.json").read_text())
-    assert set(inspected) == {"baseq", "model", "config", "bytes", "num_values", "bits_per_weight", "tensors",
-                              "unused_tensors"}
+    assert set(inspected) == {"baseq", "model", "format", "config", "bytes", "bytes_by_type", "num_values",
+                              "bits_per_weight", "tensors", "unused_tensors"}
     assert inspected["unused_tensors"] == []
     assert {tensor["name"] for tensor in inspected["tensors"]} >= {"model.layers.0.mlp.down_proj.weight_packed",
                                                                    "model.layers.1.mlp.input_quant.clip"}

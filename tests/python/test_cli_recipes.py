@@ -70,7 +70,7 @@ def test_a_file_with_the_name_of_a_built_in_recipe_is_warned_of(alone, tmp_path)
     (tmp_path / "empty" / "rtn-w4a16").write_text('{"name": "mine", "steps": []}')
     for recipe, name in (("rtn-w4a16", "rtn-w4a16"), ("./rtn-w4a16", "mine")):
         group = ["--set", "grids.weights.group_size=32"] if name != "mine" else []
-        done = alone("quantize", TINY, "--recipe", recipe, "--output", name, "--json", "report.json", *group)
+        done = alone("quantize", TINY, "--recipe", recipe, "--output", f"out-{name}", "--json", "report.json", *group)
         assert done.returncode == 0, done.stderr
         assert json.loads((tmp_path / "empty" / "report.json").read_text())["recipe"]["name"] == name
         assert ("--recipe ./rtn-w4a16 reads the file" in done.stderr) == (name != "mine")

@@ -46,10 +46,11 @@ def test_dry_run_says_what_a_run_takes_and_writes_nothing(run, windows, tmp_path
 
 def test_disk_estimate_is_the_size_of_what_is_written(run, quantize, windows, tmp_path):
     for recipe in ("gptq-w4a16", "rotated", "rtn-w8a8", "baseq-plus-w4a4kv4", "low-rank"):
-        path = config_file(recipe)
         if recipe == "low-rank":
             path = tmp_path / "low-rank.json"
             path.write_text(json.dumps(recipe_of(ROUND | {"low_rank": {"rank": 24}}, weights={"num_bits": 4}, name=recipe)))
+        else:
+            path = config_file(recipe)
         done = run("quantize", TINY, "--recipe", path, "--calibration", windows, "--output", tmp_path / recipe,
                    "--shard-size", 1, "--dry-run", "--json", tmp_path / "plan.json", *SETTINGS)
         assert done.returncode == 0, done.stderr
@@ -186,9 +187,9 @@ def test_what_a_model_would_lose_is_refused_or_said(run, windows, tmp_path):
             assert done.returncode == 1 and said in done.stderr, command
             assert not (tmp_path / "lost").exists()
         report = tmp_path / "report.json"
-        for command in (["eval", model, "--tokens", windows, "--seq-len", SEQ_LEN], ["inspect", model],
-                        ["compare", model]):
-            done = run(*command, "--quiet", "--json", report)
+        for command in (["eval", model, "--tokens", windows, "--seq-len", SEQ_LEN, "--quiet"], ["inspect", model],
+                        ["compare", model, "--quiet"]):
+            done = run(*command, "--json", report)
             assert done.returncode == 0 and said in done.stderr, command
         assert run("inspect", model, "--json", report).returncode == 0
         assert json.loads(report.read_text())["unused_tensors"] == [name]
