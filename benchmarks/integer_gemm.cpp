@@ -1,4 +1,4 @@
-/// Products of PreparedLinear: GOP/s for many tokens beside at::mm in float32, GB/s for one token beside reading
+/// Products of PreparedLinear: GOP/s for many tokens next to at::mm in float32, GB/s for one token next to reading
 /// memory.
 ///
 ///     integer_gemm [threads] [rounds] [tokens]

@@ -5,7 +5,7 @@
 #include "baseq/formats/export_plan.h"
 #include "baseq/model/model.h"
 
-/// What the writers of formats share: the checkpoint as they see it. Not installed.
+/// The checkpoint as the writers of all formats see it. Not installed.
 namespace baseq {
 
 /// One of the seven linears of a block, or several whose rows the architecture stacks in one: qkv_proj, gate_up_proj.

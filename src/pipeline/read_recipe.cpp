@@ -12,7 +12,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// What to say after the name of a recipe that does not exist: the built-in one that was probably meant. Users of a
+/// The end of the message about an unknown recipe: the built-in one that was probably meant. Users of a
 /// copy of the repository write the path of a file; its name is looked up.
 std::string suggestion(const std::string& recipe) {
   std::vector<std::string> names;

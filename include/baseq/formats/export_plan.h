@@ -31,8 +31,8 @@ struct ExportPlan {
   nlohmann::json config;                     ///< the new config.json
   std::vector<std::string> notes;            ///< what the user should know about it
   std::vector<std::string> warnings;         ///< what of the source it leaves out
-  std::map<std::string, std::string> files;  ///< written beside the weights, by name
-  std::string readme;                        ///< what README.md gets, behind what the source's says; empty: nothing
+  std::map<std::string, std::string> files;  ///< further files of the checkpoint, by name
+  std::string readme;                        ///< text that follows the source's own in README.md; empty: none
   /// Throws naming the tensor in which a written checkpoint does not hold what the source holds, the weights
   /// dequantized from the written format. Calls `step` before each.
   std::function<void(const Checkpoint& written, const std::function<void()>& step)> check_weights;

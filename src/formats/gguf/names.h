@@ -7,7 +7,7 @@
 #include "baseq/model/config.h"
 #include "baseq/tensor.h"
 
-/// What Hugging Face and llama.cpp call the same thing, for reading and writing. Not installed.
+/// The names of Hugging Face and of llama.cpp for the same things, for reading and writing. Not installed.
 namespace baseq {
 
 struct GgufArchitecture {

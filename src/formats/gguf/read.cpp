@@ -71,7 +71,7 @@ json sizes_of(const GgufFile& file, const std::string& prefix, JsonObject& metad
   return sizes;
 }
 
-/// What the metadata and the factors among the tensors say of rope scaling; null: there is none.
+/// Rope scaling by the metadata and the factors among the tensors; null: there is none.
 json rope_scaling_of(const GgufFile& file, const std::string& prefix, JsonObject& metadata, double theta,
                      int64_t head_dim) {
   const std::string scaling = metadata.text(prefix + "rope.scaling.type", "none");
@@ -156,7 +156,7 @@ class Translation {
                 " but there are ", file_->tensors().size(), " tensors");
     for (const auto& [name, entry] : file_->tensors()) {
       if (name == kRopeFactors) continue;
-      // What has no other name keeps its own, so that find_unused sees it.
+      // A tensor without another name keeps its own, so that find_unused sees it.
       const std::string known = hugging_face_name(name);
       add(name, entry, known.empty() ? name : known);
     }
