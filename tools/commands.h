@@ -35,13 +35,13 @@ CLI::Validator checkpoint_directory();
 /// The same, and leaves the name of a file (GGUF) as it is.
 CLI::Validator checkpoint_path();
 
-/// Of these options those that a subcommand obeys; --json is one of every subcommand with results.
+/// The common options that a subcommand obeys. Every subcommand with results takes --json.
 struct Obeyed {
   bool device = false, threads = false, seed = false;
   bool quiet = false;  ///< it shows progress
 };
 void add_common_options(CLI::App& command, CommonOptions& options, const Obeyed& obeyed);
-/// What --version says: this program's version, LibTorch's, the instruction set, threads and devices.
+/// The text of --version: this program's version, LibTorch's, the instruction set, threads and devices.
 std::string describe_version();
 /// Sets the thread count and returns the device; throws c10::Error when it does not exist.
 at::Device apply(const CommonOptions& options);

@@ -30,7 +30,7 @@ std::string row(const std::string& left, const std::string& right) {
   return text + "\n";
 }
 
-/// What stands for the value of an option: FILE, N, ram|disk. CLI11 has "TEXT:FILE", "INT:INT in [1 - 4096]",
+/// The placeholder for the value of an option: FILE, N, ram|disk. CLI11 has "TEXT:FILE", "INT:INT in [1 - 4096]",
 /// "TEXT:{ram,disk}".
 std::string value_name(const CLI::Option& option) {
   if (option.get_type_size() == 0) return "";

@@ -22,8 +22,8 @@ inline size_t edit_distance(const std::string& a, const std::string& b) {
   return row.back();
 }
 
-/// The word of `known` that `word` is probably a misspelling of, of equally distant ones that with the longest common
-/// beginning; else the first one that begins with `word`; empty when there is none.
+/// The word of `known` that `word` probably misspells; the longest common beginning decides between equally distant
+/// ones. Else the first word that begins with `word`. Empty if there is none.
 inline std::string closest_word(const std::string& word, const std::vector<std::string>& known) {
   std::string closest;
   size_t smallest = word.size() / 3 + 1, longest_beginning = word.size();

@@ -12,14 +12,14 @@ namespace {
 // The base of a key times the sum of a query is a low-rank correction of rank 1, padded to what the kernels take.
 constexpr int64_t kRank = 4;
 
-/// What is added to the signed codes of quantize_rows to store them, and with it their zero point.
+/// The stored code minus the signed one of quantize_rows; also the zero point of stored codes.
 int32_t offset_of(const QuantSpec& spec) { return spec.symmetric || spec.num_bits == 8 ? 1 << (spec.num_bits - 1) : 0; }
 
 int64_t code_bytes(const ColumnGroups& columns, int64_t num_bits) {
   return columns.padded_columns() / kChunkColumns * num_bits * kBlockBytes;
 }
 
-/// The sum of each row of queries, float32 [rows, kRank], zeros behind the first.
+/// The sum of each row of queries, float32 [rows, kRank], zeros after the first.
 Tensor query_sums(const Activations& queries) {
   const Tensor sums = at::zeros({queries.rows(), kRank}, at::kFloat);
   const int64_t planes = queries.planes();

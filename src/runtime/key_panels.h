@@ -17,7 +17,7 @@ class KeyPanels {
   /// @param keys  [tokens, head_dim]
   void append(const Tensor& keys, double clip = 1);
 
-  /// What queries are quantized for.
+  /// The groups by which queries have to be quantized.
   ColumnGroups columns() const { return {head_dim_, head_dim_}; }
   /// The dot products of queries with all keys, float32 [rows, length()], exact sums rounded as docs/arithmetic.md
   /// says.

@@ -24,7 +24,7 @@ class PreparedLinear {
   /// @param x  with columns() of this linear
   Tensor forward(const Activations& x, const IntegerKernels& kernels = integer_kernels()) const;
 
-  /// What activations are quantized for.
+  /// The groups by which activations have to be quantized.
   const ColumnGroups& columns() const { return columns_; }
   int64_t out_features() const { return out_features_; }
   int64_t bytes() const;

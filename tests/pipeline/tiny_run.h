@@ -127,7 +127,7 @@ class TinyRun : public testing::Test {
       EXPECT_EQ(read_bytes(directory / a / file), read_bytes(directory / b / file)) << file;
     }
   }
-  /// Of the logs all but what differs between two equal runs.
+  /// The logs without what differs between two equal runs.
   void expect_same_run(const char* a, const char* b) const {
     expect_same_files(a, b);
     EXPECT_EQ(log_without_times(directory / a), log_without_times(directory / b));
