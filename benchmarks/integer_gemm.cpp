@@ -14,7 +14,7 @@
 #include <functional>
 #include <vector>
 
-#include "runtime/prepared_linear.h"
+#include "integer/prepared_linear.h"
 #include "timing.h"
 
 namespace {

@@ -1,4 +1,4 @@
-#include "runtime/integer_kernels.h"
+#include "integer/integer_kernels.h"
 
 #include <gtest/gtest.h>
 
@@ -8,7 +8,7 @@
 #include <cstring>
 
 #include "random_panels.h"
-#include "runtime/panel_arithmetic.h"
+#include "integer/panel_arithmetic.h"
 
 namespace baseq {
 namespace {

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "runtime/integer_kernels.h"
+#include "integer/integer_kernels.h"
 
 /// Random operands of the integer kernels. Any packed bytes are codes of some weight, so panels are just random bytes.
 namespace baseq {

@@ -1,11 +1,11 @@
-#include "runtime/key_panels.h"
+#include "integer/key_panels.h"
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
 
-#include "runtime/prepared_linear.h"
+#include "integer/prepared_linear.h"
 
 namespace baseq {
 namespace {

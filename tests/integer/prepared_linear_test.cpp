@@ -1,4 +1,4 @@
-#include "runtime/prepared_linear.h"
+#include "integer/prepared_linear.h"
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
