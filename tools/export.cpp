@@ -24,7 +24,7 @@ const std::map<std::string, at::ScalarType> kDtypes = {
 
 struct ExportArguments {
   CommonOptions common;
-  std::string model, format, output, dtype, gguf_type = "Q4_0";
+  std::string model, format, output, dtype, gguf_type = "Q4_0", gguf_embedding_type;
   int64_t shard_megabytes = 4768;
   bool dry_run = false, force = false;
 };
@@ -54,7 +54,9 @@ void run(const ExportArguments& arguments) {
   return_freed_memory(1 << 20);
   if (arguments.output.empty() && !arguments.dry_run) throw CLI::RequiredError("--output or --dry-run");
   const StoredModel model = open_model(arguments.model);
-  ExportOptions options{.format = export_format(arguments.format), .gguf_type = arguments.gguf_type};
+  ExportOptions options{.format = export_format(arguments.format),
+                        .gguf_type = arguments.gguf_type,
+                        .gguf_embedding_type = arguments.gguf_embedding_type};
   if (!arguments.dtype.empty()) options.dtype = kDtypes.at(arguments.dtype);
   const ExportPlan plan = plan_export(model, options);
   const CheckpointWriter::Options output{.shard_bytes = arguments.shard_megabytes << 20, .force = arguments.force};
@@ -108,6 +110,10 @@ void add_export(CLI::App& app) {
   command->add_option("--gguf-type", arguments->gguf_type, "Type of the linears, with --format gguf")
       ->capture_default_str()
       ->check(CLI::IsMember({"F16", "Q8_0", "Q4_0", "Q4_1"}));
+  command
+      ->add_option("--gguf-embedding-type", arguments->gguf_embedding_type,
+                   "Type of embedding and head, with --format gguf (default: Q8_0, or F16 with --gguf-type F16)")
+      ->check(CLI::IsMember({"F16", "Q8_0"}));
   command
       ->add_option("--dtype", arguments->dtype,
                    "Of what stays in floating point, with other formats than gguf (default: float16 for gptq and awq, "

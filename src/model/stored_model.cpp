@@ -27,6 +27,11 @@ StoredModel::StoredModel(Checkpoint checkpoint)
   format = QuantizationConfig::kMethod;
   const LinearFormat all{.weights = quantization->weights, .input_activations = quantization->input_activations};
   for_each_linear_name(config, [&](const std::string& name) { linears[name] = all; });
+  TORCH_CHECK(!config.tie_word_embeddings || quantization->head == quantization->embedding, config_path(tensors),
+              ": quantization_config: head and embedding have different grids, but tie_word_embeddings says that they "
+              "are one matrix");
+  if (quantization->embedding) linears["model.embed_tokens"].weights = quantization->embedding;
+  if (quantization->head && !config.tie_word_embeddings) linears["lm_head"].weights = quantization->head;
 }
 
 StoredModel::StoredModel(Checkpoint checkpoint, std::string format_name,

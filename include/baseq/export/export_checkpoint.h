@@ -36,6 +36,9 @@ struct ExportOptions {
   /// Absent: float16 for gptq and awq, whose scales have it, bfloat16 for the others.
   std::optional<at::ScalarType> dtype = {};
   std::string gguf_type = "Q4_0";  ///< of the linears in a GGUF file: "F16", "Q8_0", "Q4_0" or "Q4_1"
+  /// Of embedding and head there: "F16" or "Q8_0". Empty: Q8_0 where the linears are quantized and blocks of 32 divide
+  /// the hidden size, else F16.
+  std::string gguf_embedding_type = "";
 };
 
 /// The preflight: reads headers, and of the tensors only the small ones that decide.

@@ -92,6 +92,7 @@ class Model {
   Linear read_linear(const std::string& name, bool with_bias, OptionalType dtype) const;
   Linear read_linear(int64_t index, const std::string& name, OptionalType dtype) const;
   DecoderLayer read_layer(int64_t index, OptionalType dtype) const;
+  Tensor embedding_rows(const Tensor& ids) const;
   /// The format of a linear; that of full precision for one that is not quantized.
   const LinearFormat& format(const std::string& name) const;
   void read_quant_point(const std::string& name, QuantPoint& point) const;

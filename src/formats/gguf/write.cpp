@@ -7,6 +7,7 @@
 #include "baseq/io/hub_cache.h"
 #include "baseq/io/output_file.h"
 #include "baseq/model/rotary_embedding.h"
+#include "baseq/quant/gptq.h"
 #include "formats/export_source.h"
 #include "formats/gguf/names.h"
 #include "formats/gguf/tokenizer.h"
@@ -102,6 +103,33 @@ Tensor rope_factors(const ExportSource& source) {
   return inverse({.theta = config.rope.theta}) / inverse(config.rope);
 }
 
+/// The type of embedding and head. By default they are quantized where the linears are: the head of a small model in
+/// 16 bits outweighs all of its linears in 4.
+GgufType type_of_tables(const std::string& name, GgufType linears, const ModelConfig& config) {
+  const bool divides = config.hidden_size % kColumnsPerBlock == 0;
+  if (name.empty()) return linears != GgufType::kF16 && divides ? GgufType::kQ8_0 : GgufType::kF16;
+  TORCH_CHECK(name == "F16" || name == "Q8_0", "export: GGUF type \"", name,
+              "\" of embedding and head is not one of F16, Q8_0");
+  TORCH_CHECK(name == "F16" || divides, "export: gguf: blocks of ", kColumnsPerBlock,
+              " do not divide the hidden size, ", config.hidden_size,
+              ", so that embedding and head cannot be Q8_0; choose F16");
+  return kTypes.at(name);
+}
+
+/// Embedding or head as Q8_0 rounds it, some rows at a time.
+QuantizedWeight rounded_table(const Tensor& values) {
+  constexpr int64_t kRowsPerChunk = 4096;
+  const QuantSpec spec{
+      .num_bits = 8, .strategy = Strategy::kGroup, .group_size = kColumnsPerBlock, .scale_dtype = at::kHalf};
+  std::vector<Tensor> codes, scales;
+  for (const Tensor& rows : values.split(kRowsPerChunk)) {
+    const QuantizedWeight rounded = round_to_nearest(rows.to(at::kFloat), spec);
+    codes.push_back(rounded.codes);
+    scales.push_back(rounded.qparams.scale);
+  }
+  return {.spec = spec, .codes = at::cat(codes), .qparams = {.scale = at::cat(scales)}};
+}
+
 struct GgufPlan {
   GgufMetadata metadata;
   std::vector<GgufTensorInfo> tensors;
@@ -148,13 +176,14 @@ void check_gguf_output(const fs::path& output, bool force, int64_t num_bytes) {
   check_disk_space(kWhoWrites, output, num_bytes);
 }
 
-ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::string& type_name) {
+ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::string& type_name,
+                     const std::string& table_type_name) {
   const auto it = kTypes.find(type_name);
   TORCH_CHECK(it != kTypes.end(), "export: GGUF type \"", type_name, "\" is not one of F16, Q8_0, Q4_0, Q4_1");
   const GgufType type = it->second;
+  const GgufType table_type = type_of_tables(table_type_name, type, source->config());
   preflight(*source, type);
   const ModelConfig& config = source->config();
-  const Checkpoint& checkpoint = source->checkpoint();
   const auto gguf = std::make_shared<GgufPlan>();
   gguf->metadata = metadata_of(*source, type);
 
@@ -182,9 +211,19 @@ ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::stri
       plan.notes.push_back(fmt::format("{} has no place in the file and is left out.", name));
       continue;
     }
-    const std::vector<int64_t> shape = checkpoint.info(name).shape;
+    const std::vector<int64_t> shape = source->other_info(name).shape;
+    if (shape.size() == 2 && table_type == GgufType::kQ8_0) {
+      add(
+          to, table_type, shape,
+          [source, name] {
+            const QuantizedWeight rounded = rounded_table(source->other(name));
+            return gguf_blocks(GgufType::kQ8_0, rounded.codes, rounded.qparams.scale, {});
+          },
+          [source, name] { return rounded_table(source->other(name)).dequantized(); });
+      continue;
+    }
     add_float(to, shape.size() == 1 ? GgufType::kF32 : GgufType::kF16, shape,
-              [source, name] { return source->checkpoint().tensor(name); });
+              [source, name] { return source->other(name); });
   }
   if (config.rope.type == RopeParameters::Type::kLlama3) {
     add_float(kRopeFactors, GgufType::kF32, {config.head_dim / 2}, [source] { return rope_factors(*source); });
@@ -230,7 +269,8 @@ ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::stri
   }
   if (type != GgufType::kF16) {
     plan.notes.push_back(
-        "Embedding and head are F16; llama.cpp also quantizes activations, to 8 bits, in its products.");
+        fmt::format("Embedding and head are {}; llama.cpp also quantizes activations, to 8 bits, in its products.",
+                    gguf_type_name(table_type)));
   }
   plan.num_extra_bytes = static_cast<int64_t>(gguf_header(gguf->metadata, gguf->tensors).size());
   plan.write_file = [gguf](const ExportPlan& written, const fs::path& output, bool force,
