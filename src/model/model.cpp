@@ -16,7 +16,7 @@
 namespace baseq {
 namespace {
 
-constexpr const char* kEmbedding = "model.embed_tokens";
+constexpr const char* kTable = "model.embed_tokens";
 
 /// More missing names than this are counted, not listed.
 constexpr size_t kMaxListedNames = 20;
@@ -159,7 +159,7 @@ Tensor Model::read(const std::string& name, OptionalType dtype) const {
 }
 
 Tensor Model::embedding() const {
-  Tensor weight = read_linear(kEmbedding, /*with_bias=*/false, options_.dtype).weight;
+  Tensor weight = read_linear(kTable, /*with_bias=*/false, options_.dtype).weight;
   expect_shape(weight, {config().vocab_size, config().hidden_size}, "model.embed_tokens.weight");
   return weight;
 }
@@ -175,8 +175,8 @@ Tensor Model::embed(const Tensor& input_ids) const {
 
 /// As stored: the table is never converted or unpacked as a whole.
 Tensor Model::embedding_rows(const Tensor& ids) const {
-  const std::string name = std::string(kEmbedding) + ".weight";
-  const LinearFormat& stored = format(kEmbedding);
+  const std::string name = std::string(kTable) + ".weight";
+  const LinearFormat& stored = format(kTable);
   if (!stored.weights) {
     const Tensor table = tensors_.tensor(name);
     expect_shape(table, {config().vocab_size, config().hidden_size}, name);
@@ -187,7 +187,7 @@ Tensor Model::embedding_rows(const Tensor& ids) const {
               "_shape: is ", shape, " but config.json says ", config().vocab_size, ", ", config().hidden_size);
   std::vector<int64_t> sizes = ids.sizes().vec();
   sizes.push_back(config().hidden_size);
-  return read_quantized_rows(checkpoint(), kEmbedding, stored, ids.flatten().cpu()).view(sizes);
+  return read_quantized_rows(checkpoint(), kTable, stored, ids.flatten().cpu()).view(sizes);
 }
 
 Linear Model::read_linear(const std::string& name, bool with_bias, OptionalType dtype) const {
@@ -338,7 +338,7 @@ RmsNorm Model::final_norm() const {
 }
 
 Linear Model::lm_head() const {
-  Linear head = read_linear(config().tie_word_embeddings ? kEmbedding : "lm_head", /*with_bias=*/false, options_.dtype);
+  Linear head = read_linear(config().tie_word_embeddings ? kTable : "lm_head", /*with_bias=*/false, options_.dtype);
   expect_shape(head.weight, {config().vocab_size, config().hidden_size}, "lm_head.weight");
   if (config().logits_scaling == 1) return head;
   head.weight.div_(config().logits_scaling);
