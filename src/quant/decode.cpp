@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "baseq/quant/pack.h"
 #include "decode_kernel.h"
 
 namespace baseq {
@@ -106,6 +107,22 @@ const T* data(const Tensor& t) {
 Tensor contiguous(const Tensor& t) { return t.defined() ? t.contiguous() : t; }
 
 }  // namespace
+
+PackedLinear pack_linear(const QuantizedWeight& weight, const LowRankFactors& lora, const Tensor& bias) {
+  const QuantSpec& spec = weight.spec;
+  const QParams& qparams = weight.qparams;
+  TORCH_CHECK(weight.codes.dim() == 2 && weight.codes.scalar_type() == at::kChar, "pack_linear: codes are ",
+              weight.codes.toString(), " of size ", weight.codes.sizes(),
+              ", expected int8 [out_features, in_features]");
+  return {.spec = spec,
+          .in_features = weight.codes.size(1),
+          .weight_packed = pack_to_int32(weight.codes, spec.num_bits),
+          .weight_scale = qparams.scale.to(spec.scale_dtype),
+          .weight_zero_point =
+              qparams.zero_point.defined() ? pack_zero_points(qparams.zero_point, spec.num_bits) : Tensor(),
+          .lora = lora,
+          .bias = bias};
+}
 
 Tensor decode_linear(const PackedLinear& linear, const Tensor& x) { return decode_linear(linear, x, decode_kernels()); }
 

@@ -8,8 +8,8 @@
 #include <functional>
 #include <random>
 
-#include "../../src/quant/decode_kernel.h"
 #include "baseq/quant/pack.h"
+#include "quant/decode_kernel.h"
 
 namespace baseq {
 namespace {
@@ -36,20 +36,15 @@ TestLinear random_linear(const DecodeCase& c) {
   const int64_t rows = c.spec.strategy == Strategy::kTensor ? 1 : c.out_features;
   const Tensor codes = at::randint(low, high, {c.out_features, c.in_features}, at::kChar);
   const Tensor scale = (at::rand({rows, groups}) * 0.1 + 0.01).to(c.spec.scale_dtype);
-  TestLinear result{{.spec = c.spec, .in_features = c.in_features, .weight_packed = pack_to_int32(codes, bits)}};
-  QParams qparams{scale.to(at::kFloat), {}};
-  result.packed.weight_scale = scale;
-  if (!c.spec.symmetric) {
-    qparams.zero_point = at::randint(low, high, {rows, groups}, at::kFloat);
-    result.packed.weight_zero_point = pack_zero_points(qparams.zero_point, bits);
-  }
-  result.weight = dequantize(codes, qparams, c.spec).to(at::kDouble);
+  QuantizedWeight weight{.spec = c.spec, .codes = codes, .qparams = {scale.to(at::kFloat), {}}};
+  if (!c.spec.symmetric) weight.qparams.zero_point = at::randint(low, high, {rows, groups}, at::kFloat);
+  TestLinear result{{}, weight.dequantized().to(at::kDouble)};
+  LowRankFactors lora;
   if (c.rank > 0) {
-    const LowRankFactors& lora = result.packed.lora =
-        store_factors(at::randn({c.rank, c.in_features}), at::randn({c.out_features, c.rank}) * 0.1, c.lora_dtype);
+    lora = store_factors(at::randn({c.rank, c.in_features}), at::randn({c.out_features, c.rank}) * 0.1, c.lora_dtype);
     result.weight += at::mm(lora.dequantized_B().to(at::kDouble), lora.dequantized_A().to(at::kDouble));
   }
-  if (c.bias) result.packed.bias = at::randn({c.out_features});
+  result.packed = pack_linear(weight, lora, c.bias ? at::randn({c.out_features}) : Tensor());
   return result;
 }
 
