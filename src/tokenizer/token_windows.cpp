@@ -1,7 +1,8 @@
-#include "baseq/pipeline/calibration.h"
+#include "baseq/tokenizer/token_windows.h"
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <array>
 #include <cctype>
 #include <fstream>
@@ -107,6 +108,11 @@ Tensor stored_ids(const std::filesystem::path& file) {
 
 }  // namespace
 
+Tensor token_ids(const Tokenizer& tokenizer, std::string_view text) {
+  const std::vector<int32_t> ids = tokenizer.encode(text);
+  return at::tensor(ids, at::kLong).unsqueeze(0);
+}
+
 Tensor tokenize_file(const std::filesystem::path& file, const Tokenizer& tokenizer) {
   return text_ids(file, tokenizer).to(at::kLong);
 }
@@ -120,21 +126,32 @@ void check_token_ids(const Tensor& ids, int64_t vocab_size, const std::string& w
               " but the model knows 0 to ", vocab_size - 1);
 }
 
+Tensor split_windows(const Tensor& ids, int64_t seq_len, int64_t max_windows) {
+  TORCH_CHECK(seq_len >= 1, "split_windows: seq_len is ", seq_len, " but a window needs at least 1 token");
+  int64_t n = ids.numel() / seq_len;
+  TORCH_CHECK(n > 0, "split_windows: the text has ", ids.numel(), " tokens but a window needs ", seq_len);
+  if (max_windows > 0) n = std::min(n, max_windows);
+  return ids.reshape({-1}).narrow(0, 0, n * seq_len).view({n, seq_len});
+}
+
+Tensor draw_windows(const Tensor& ids, int64_t num_windows, int64_t seq_len, uint64_t seed, const std::string& who) {
+  const int64_t num_starts = ids.size(0) - seq_len + 1;
+  TORCH_CHECK(num_starts > 0, who, ": holds ", ids.size(0), " tokens but a window needs ", seq_len);
+  // The remainder of a 64-bit draw, not std::uniform_int_distribution, whose results differ between libraries.
+  std::mt19937_64 random(seed);
+  std::vector<Tensor> windows;
+  for (int64_t i = 0; i < num_windows; ++i) {
+    windows.push_back(ids.narrow(0, static_cast<int64_t>(random() % static_cast<uint64_t>(num_starts)), seq_len));
+  }
+  return at::stack(windows);
+}
+
 Tensor read_calibration(const std::filesystem::path& file, const std::filesystem::path& tokenizer_json,
                         const CalibrationOptions& options) {
   const bool has_ids = extension_of(file) == ".safetensors";
   const Tensor ids = has_ids ? stored_ids(file) : text_ids(file, Tokenizer(tokenizer_json));
   if (ids.dim() == 2) return first_windows(file, ids, options);
-  const int64_t num_starts = ids.size(0) - options.seq_len + 1;
-  TORCH_CHECK(num_starts > 0, file.string(), ": holds ", ids.size(0), " tokens but a window needs ", options.seq_len);
-  // The remainder of a 64-bit draw, not std::uniform_int_distribution, whose results differ between libraries.
-  std::mt19937_64 random(options.seed);
-  std::vector<Tensor> windows;
-  for (int64_t i = 0; i < options.num_samples; ++i) {
-    windows.push_back(
-        ids.narrow(0, static_cast<int64_t>(random() % static_cast<uint64_t>(num_starts)), options.seq_len));
-  }
-  return at::stack(windows).to(at::kLong);
+  return draw_windows(ids, options.num_samples, options.seq_len, options.seed, file.string()).to(at::kLong);
 }
 
 }  // namespace baseq

@@ -1,4 +1,4 @@
-#include "baseq/pipeline/calibration.h"
+#include "baseq/tokenizer/token_windows.h"
 
 #include <gtest/gtest.h>
 
@@ -156,6 +156,25 @@ TEST(ReadCalibration, MissingFilesAreNamed) {
   test::write_bytes(directory / "text.txt", long_text());
   expect_error([&] { read_calibration(directory / "none.txt", kTokenizer, {}); }, {"none.txt"});
   expect_error([&] { read_calibration(directory / "text.txt", directory / "tokenizer.json", {}); }, {"tokenizer.json"});
+}
+
+TEST(SplitWindows, CutsWithoutOverlapAndDropsTheTail) {
+  const Tensor ids = at::arange(23, at::kLong);
+  EXPECT_TRUE(at::equal(split_windows(ids, 5, 0), at::arange(20, at::kLong).view({4, 5})));
+  EXPECT_TRUE(at::equal(split_windows(ids, 5, 2), at::arange(10, at::kLong).view({2, 5})));
+  EXPECT_EQ(split_windows(ids, 5, 9).size(0), 4);
+  EXPECT_EQ(split_windows(ids, 23, 0).size(0), 1);
+  expect_error([&] { split_windows(ids, 24, 0); }, {"23", "24"});
+  expect_error([&] { split_windows(ids, 0, 0); }, {"at least 1"});
+}
+
+TEST(TokenIds, AreABatchOfOne) {
+  const Tokenizer tokenizer(kTokenizer);
+  const Tensor ids = token_ids(tokenizer, "Some text.");
+  const std::vector<int32_t> encoded = tokenizer.encode("Some text.");
+  ASSERT_EQ(ids.sizes(), at::IntArrayRef({1, static_cast<int64_t>(encoded.size())}));
+  ASSERT_EQ(ids.scalar_type(), at::kLong);
+  for (size_t i = 0; i < encoded.size(); ++i) EXPECT_EQ(ids[0][static_cast<int64_t>(i)].item<int64_t>(), encoded[i]);
 }
 
 }  // namespace
