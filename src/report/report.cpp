@@ -1,9 +1,12 @@
-#include "baseq/eval/report.h"
+#include "baseq/report/report.h"
 
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
+#include <limits>
+#include <map>
 #include <set>
 
 #include "baseq/io/hub_cache.h"
@@ -19,6 +22,7 @@ namespace {
 using nlohmann::json;
 
 constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr const char* kNothing = "\u2013";
 
 /// `value` by a format such as "{:.3f}"; a dash when it is unknown.
@@ -248,6 +252,45 @@ std::string linears_section(const RunRecord& run) {
          figure(to_svg(map)) + details("Every linear", table.html());
 }
 
+/// Bits a weight of each linear where they are not all alike.
+std::string bits_section(const CheckpointSummary& summary) {
+  std::map<int64_t, std::map<std::string, double>> blocks;
+  std::set<std::string> names;
+  double least = kInfinity, most = 0;
+  for (const auto& [linear, stored] : summary.linears) {
+    constexpr std::string_view kBlocks = "model.layers.";
+    const size_t end = linear.find('.', kBlocks.size());
+    int64_t block = 0;
+    const char* digits = linear.c_str() + std::min(kBlocks.size(), linear.size());
+    if (end == linear.npos || std::from_chars(digits, linear.c_str() + end, block).ec != std::errc()) continue;
+    const std::string name = short_name(linear.substr(end + 1));
+    names.insert(name);
+    blocks[block][name] = stored.per_weight();
+    least = std::min(least, stored.per_weight());
+    most = std::max(most, stored.per_weight());
+  }
+  if (most < least + 0.05) return "";
+  HeatMap map{.title = "Bits a weight", .x_label = "block", .x = {}, .y = {names.begin(), names.end()}, .values = {}};
+  std::vector<std::string> header{"Block"};
+  header.insert(header.end(), map.y.begin(), map.y.end());
+  HtmlTable table(header);
+  map.values.resize(map.y.size());
+  for (const auto& [block, linears] : blocks) {
+    std::vector<std::string> cells{std::to_string(block)};
+    for (size_t row = 0; row < map.y.size(); ++row) {
+      const auto found = linears.find(map.y[row]);
+      map.values[row].push_back(found == linears.end() ? kUnknown : found->second);
+      cells.push_back(show(map.values[row].back(), "{:.3f}"));
+    }
+    map.x.push_back(cells[0]);
+    table.row(cells);
+  }
+  return section("Bits",
+                 "What a weight takes in the checkpoint: its code and its share of scales, zero points, padding and "
+                 "corrections of low rank.") +
+         figure(to_svg(map)) + details("Every linear", table.html());
+}
+
 std::string activations_section(const RunRecord& run) {
   const auto points = names_in(run, &BlockRecord::points, kNameOf);
   if (points.empty()) return "";
@@ -342,8 +385,8 @@ std::string html_report(const Report& report) {
       "<title>{} &#8211; baseq report</title>\n<style>{}</style>\n</head>\n<body>\n<h1>{}</h1>\n",
       title, kReportStyle, title);
   html += model_section(report) + warnings_section(report.run) + results_section(report) + blocks_section(report.run) +
-          linears_section(report.run) + activations_section(report.run) + clips_section(report.run) +
-          recipe_section(report.config);
+          bits_section(report.summary) + linears_section(report.run) + activations_section(report.run) +
+          clips_section(report.run) + recipe_section(report.config);
   if (report.run.blocks.empty()) {
     html += fmt::format("<p>The checkpoint has no {}: of its run nothing more is known.</p>\n", kRunLogFile);
   }

@@ -1,14 +1,15 @@
-#include "baseq/eval/report.h"
+#include "baseq/report/report.h"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <limits>
 
-#include "../../src/eval/html.h"
-#include "../../src/eval/svg_chart.h"
+#include "../job_of.h"
 #include "../tiny_model.h"
 #include "baseq/pipeline/quantize_checkpoint.h"
+#include "report/html.h"
+#include "report/svg_chart.h"
 
 namespace baseq {
 namespace {
@@ -109,7 +110,7 @@ TEST(CheckpointSummary, BitsAWeightCountScalesAndZeroPoints) {
   Recipe recipe{.name = "mine"};
   recipe.grids.weights = QuantSpec{.symmetric = false, .strategy = Strategy::kGroup, .group_size = 8};
   recipe.passes[0].steps = {RoundStep{}};
-  quantize_checkpoint(original, recipe, {}, directory / "out");
+  quantize(test::job_of(original, recipe, {}, directory / "out"));
   const Checkpoint quantized(directory / "out" / "");
   const CheckpointSummary summary = summarize(Model(quantized));
   EXPECT_EQ(summary.name, "out");
@@ -118,6 +119,21 @@ TEST(CheckpointSummary, BitsAWeightCountScalesAndZeroPoints) {
   EXPECT_EQ(summary.kv_cache, "full precision");
   // 4 bits of code, and of each 8 weights a float32 scale and a zero point of 4 bits.
   EXPECT_DOUBLE_EQ(summary.bits_per_weight, 4 + 36.0 / 8);
+  EXPECT_EQ(summary.linears.size(), 14U);
+  for (const auto& [linear, stored] : summary.linears) EXPECT_DOUBLE_EQ(stored.per_weight(), 4 + 36.0 / 8) << linear;
+}
+
+TEST(Report, ShowsTheBitsOfEachLinearWhereTheyDiffer) {
+  Report report;
+  report.summary.linears = {{"model.layers.0.mlp.up_proj", {450, 100}}, {"model.layers.1.mlp.up_proj", {450, 100}}};
+  EXPECT_EQ(count(html_report(report), "Bits a weight"), 0);
+  report.summary.linears["model.layers.11.mlp.<up>"] = {825, 100};
+  report.summary.linears["strange"] = {1, 0};
+  const std::string html = html_report(report);
+  EXPECT_GT(count(html, "Bits a weight"), 0);
+  EXPECT_NE(html.find("4.500"), html.npos);
+  EXPECT_NE(html.find("8.250"), html.npos);
+  EXPECT_EQ(count(html, "<up>"), 0);
 }
 
 }  // namespace
