@@ -13,9 +13,10 @@ namespace baseq {
 /// Throws c10::Error naming what is missing or not supported.
 StoredModel open_model(const std::filesystem::path& path);
 
-/// The tokenizer of such a checkpoint: tokenizer.json of a directory, or that of a GGUF file's metadata, which must be
-/// byte-level BPE with a pre-tokenizer of GPT-2, SmolLM, Llama 3 or Qwen 2. Throws c10::Error naming what is missing or
-/// not supported.
+/// The tokenizer of such a checkpoint: tokenizer.json of a directory, that file itself, or the one in a GGUF file's
+/// metadata, which must be byte-level BPE with a pre-tokenizer of GPT-2, SmolLM, Llama 3 or Qwen 2.
+///   const Tensor ids = token_ids(open_tokenizer("SmolLM2-135M-Instruct"), "The quick brown fox");
+/// Throws c10::Error naming what is missing or not supported.
 Tokenizer open_tokenizer(const std::filesystem::path& path);
 
 }  // namespace baseq

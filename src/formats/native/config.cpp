@@ -1,4 +1,4 @@
-#include "baseq/model/quantization_config.h"
+#include "formats/native/config.h"
 
 #include <c10/core/ScalarType.h>
 #include <c10/util/ArrayRef.h>
@@ -53,7 +53,8 @@ std::vector<Site> hadamards_of_flags(JsonObject flags) {
 
 json to_json(const QuantSpec& spec) {
   const auto dtype = std::find(std::begin(kScaleTypes), std::end(kScaleTypes), spec.scale_dtype);
-  TORCH_INTERNAL_ASSERT(dtype != std::end(kScaleTypes));
+  TORCH_CHECK(dtype != std::end(kScaleTypes), "scale_dtype is ", spec.scale_dtype,
+              ", expected float32, float16 or bfloat16");
   json result{{"num_bits", spec.num_bits},
               {"symmetric", spec.symmetric},
               {"strategy", kStrategies[static_cast<size_t>(spec.strategy)]},

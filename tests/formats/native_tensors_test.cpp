@@ -6,6 +6,7 @@
 #include "../tiny_model.h"
 #include "baseq/model/model.h"
 #include "baseq/model/unused_tensors.h"
+#include "formats/native/config.h"
 
 namespace baseq {
 namespace {

@@ -1,12 +1,12 @@
-#include "baseq/model/update_modeling.h"
+#include "baseq/formats/update_modeling.h"
 
 #include <ATen/ATen.h>
 
-#include "../io/files.h"
 #include "baseq/io/checkpoint.h"
 #include "baseq/model/config.h"
-#include "baseq/model/modeling_source.h"
-#include "baseq/model/quantization_config.h"
+#include "formats/native/config.h"
+#include "formats/native/modeling_source.h"
+#include "io/files.h"
 
 namespace baseq {
 namespace {

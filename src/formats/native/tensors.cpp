@@ -1,4 +1,4 @@
-#include "native_tensors.h"
+#include "formats/native/tensors.h"
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
@@ -8,8 +8,9 @@
 #include <set>
 #include <unordered_map>
 
-#include "baseq/io/dtype_name.h"
+#include "baseq/formats/layer_tensors.h"
 #include "baseq/model/model.h"
+#include "baseq/io/dtype_name.h"
 #include "baseq/quant/pack.h"
 #include "baseq/transform/hadamard.h"
 
