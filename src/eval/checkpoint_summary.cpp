@@ -109,6 +109,7 @@ CheckpointSummary summarize(const Model& model) {
   }
   summary.bits_per_weight = bits_per_weight(model.stored());
   summary.linears = stored_bits(model.stored());
+  summary.uniform = !quantization || quantization->uniform;
   return summary;
 }
 

@@ -22,7 +22,6 @@ namespace {
 using nlohmann::json;
 
 constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr const char* kNothing = "\u2013";
 
 /// `value` by a format such as "{:.3f}"; a dash when it is unknown.
@@ -252,11 +251,11 @@ std::string linears_section(const RunRecord& run) {
          figure(to_svg(map)) + details("Every linear", table.html());
 }
 
-/// Bits a weight of each linear where they are not all alike.
+/// Bits a weight of each linear where not all have the same grid.
 std::string bits_section(const CheckpointSummary& summary) {
+  if (summary.uniform) return "";
   std::map<int64_t, std::map<std::string, double>> blocks;
   std::set<std::string> names;
-  double least = kInfinity, most = 0;
   for (const auto& [linear, stored] : summary.linears) {
     constexpr std::string_view kBlocks = "model.layers.";
     const size_t end = linear.find('.', kBlocks.size());
@@ -266,10 +265,7 @@ std::string bits_section(const CheckpointSummary& summary) {
     const std::string name = short_name(linear.substr(end + 1));
     names.insert(name);
     blocks[block][name] = stored.per_weight();
-    least = std::min(least, stored.per_weight());
-    most = std::max(most, stored.per_weight());
   }
-  if (most < least + 0.05) return "";
   HeatMap map{.title = "Bits a weight", .x_label = "block", .x = {}, .y = {names.begin(), names.end()}, .values = {}};
   std::vector<std::string> header{"Block"};
   header.insert(header.end(), map.y.begin(), map.y.end());

@@ -127,6 +127,7 @@ TEST(Report, ShowsTheBitsOfEachLinearWhereTheyDiffer) {
   Report report;
   report.summary.linears = {{"model.layers.0.mlp.up_proj", {450, 100}}, {"model.layers.1.mlp.up_proj", {450, 100}}};
   EXPECT_EQ(count(html_report(report), "Bits a weight"), 0);
+  report.summary.uniform = false;
   report.summary.linears["model.layers.11.mlp.<up>"] = {825, 100};
   report.summary.linears["strange"] = {1, 0};
   const std::string html = html_report(report);

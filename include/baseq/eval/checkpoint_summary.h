@@ -31,6 +31,7 @@ struct CheckpointSummary {
   int64_t num_bytes = 0;  ///< of all weight files
   double bits_per_weight = 0;
   std::map<std::string, StoredBits> linears{};  ///< see stored_bits()
+  bool uniform = true;                          ///< all of them have the same grid
 };
 
 /// The online transforms by their sites, such as "hadamard at qkv, gate_up; scale, hadamard at down"; "nothing".
