@@ -41,7 +41,7 @@ void expect_chunks_change_nothing(const Model& model, const Tokens& tokens) {
   }
 }
 
-TEST(Decoder, LogitsWithACacheAreThoseWithoutForEveryArchitecture) {
+TEST(ResidentModel, LogitsWithACacheAreThoseWithoutForEveryArchitecture) {
   const TempDirectory directory;
   for (const TinyShape& shape : test::tiny_shapes()) {
     SCOPED_TRACE(shape.name);
@@ -51,7 +51,7 @@ TEST(Decoder, LogitsWithACacheAreThoseWithoutForEveryArchitecture) {
   }
 }
 
-TEST(Decoder, LogitsWithACacheAreThoseWithoutForEveryRotaryEmbedding) {
+TEST(ResidentModel, LogitsWithACacheAreThoseWithoutForEveryRotaryEmbedding) {
   for (const std::string& variant : test::golden_variants()) {
     SCOPED_TRACE(variant);
     const std::filesystem::path directory = test::golden_directory(variant);
@@ -77,7 +77,7 @@ struct Fixture {
   Tokens tokens(int64_t count, uint64_t seed) const { return random_tokens(count, shape.vocab_size, seed); }
 };
 
-TEST(Decoder, SequencesTogetherAreTheSequencesAlone) {
+TEST(ResidentModel, SequencesTogetherAreTheSequencesAlone) {
   const Fixture fixture;
   const Tokens prompts[] = {fixture.tokens(9, 1), fixture.tokens(1, 2), fixture.tokens(13, 3)};
   const Tokens more[] = {fixture.tokens(1, 4), fixture.tokens(3, 5), fixture.tokens(1, 6)};
@@ -98,7 +98,7 @@ TEST(Decoder, SequencesTogetherAreTheSequencesAlone) {
   EXPECT_EQ(caches[1].length(), 4);
 }
 
-TEST(Decoder, ATruncatedCacheContinuesFromWhatIsLeft) {
+TEST(ResidentModel, ATruncatedCacheContinuesFromWhatIsLeft) {
   const Fixture fixture;
   const Tokens tokens = fixture.tokens(12, 1), other = fixture.tokens(5, 2);
   KvCache cache = fixture.decoder.new_cache(100);
@@ -111,7 +111,7 @@ TEST(Decoder, ATruncatedCacheContinuesFromWhatIsLeft) {
   expect_error([&] { cache.truncate(13); }, {"keep 13 of 12 tokens"});
 }
 
-TEST(Decoder, MemoryOfACacheGrowsWithItsTokens) {
+TEST(ResidentModel, MemoryOfACacheGrowsWithItsTokens) {
   const Fixture fixture;
   KvCache cache = fixture.decoder.new_cache(100000);
   EXPECT_EQ(cache.bytes(), 0);
@@ -122,7 +122,7 @@ TEST(Decoder, MemoryOfACacheGrowsWithItsTokens) {
   EXPECT_LE(bytes, 2 * 65 * per_token);
 }
 
-TEST(Decoder, WhatDoesNotFitLeavesTheCachesAsTheyWere) {
+TEST(ResidentModel, WhatDoesNotFitLeavesTheCachesAsTheyWere) {
   const Fixture fixture;
   KvCache cache = fixture.decoder.new_cache(8), other = fixture.decoder.new_cache(8);
   const Tokens tokens = fixture.tokens(6, 1), none, wrong{0, 40};

@@ -119,7 +119,7 @@ ExportPlan plan_compressed_tensors(std::shared_ptr<const ExportSource> source, a
   if (int_quantized) format.codes = LinearFormat::Codes::kInt8;
   if (spec.strategy == Strategy::kTensor) format.weights->strategy = Strategy::kChannel;
   const auto check_linear = [=](const Checkpoint& written, const SourceLinear& linear) {
-    expect_written(read_quantized_weight(written, linear.full_name, format, /*dequantized=*/true).weight, source->linear(linear).weight,
+    expect_written(read_quantized_weight(written, linear.full_name, format).weight, source->linear(linear).weight,
                    linear.full_name + ".weight");
   };
   ExportPlan plan = plan_dense_parts(source, dtype, plan_linear, check_linear);
