@@ -121,7 +121,8 @@ ExportPlan plan_compressed_tensors(std::shared_ptr<const ExportSource> source, a
 ExportPlan plan_gptq(std::shared_ptr<const ExportSource> source, at::ScalarType dtype);
 ExportPlan plan_awq(std::shared_ptr<const ExportSource> source, at::ScalarType dtype);
 ExportPlan plan_peft(std::shared_ptr<const ExportSource> source, at::ScalarType dtype);
-ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::string& type);
+ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::string& type,
+                     const std::optional<std::string>& head_type);
 
 /// Throws unless a GGUF file of `num_bytes` can be written and nothing is lost by it.
 void check_gguf_output(const std::filesystem::path& output, bool force, int64_t num_bytes);
