@@ -4,7 +4,7 @@
     python scripts/compare_llama_cpp.py MODEL [--quantized NAME=DIRECTORY[:OPTION ...] ...] [--threads 1] [--work DIRECTORY]
 
     python scripts/compare_llama_cpp.py runs/SmolLM2-135M-Instruct --quantized w4a4kv4=runs/baseq-plus-w4a4kv4 \\
-        --quantized "w4 a15=runs/gptq-w4a16-g64" --quantized "w4 a8=runs/gptq-w4a16-g64:--activations 8"
+        --quantized "w4 a15=runs/gptq-w4a16-g64" --quantized "w4 a8=runs/gptq-w4a16-g64:--activation-bits 8"
 
 llama.cpp is compiled for this very processor, with every instruction set that it has a kernel for, from the sources in the
 package llama-cpp-python (MIT): its wheels contain no AVX-512. MODEL, in full precision, becomes GGUF files by `baseq

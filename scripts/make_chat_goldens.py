@@ -205,10 +205,12 @@ CONVERSATIONS = [
 def tokenizer_of(markers, options):
     file = json.loads(TOKENIZER.read_text())
     known = {token["content"] for token in file["added_tokens"]}
+    next_id = 1 + max([token["id"] for token in file["added_tokens"]] + list(file["model"]["vocab"].values()))
     for marker in markers:
         if marker not in known:
-            file["added_tokens"].append({"id": 1000 + len(file["added_tokens"]), "content": marker, "single_word": False, "lstrip": False,
+            file["added_tokens"].append({"id": next_id, "content": marker, "single_word": False, "lstrip": False,
                                          "rstrip": options.get("rstrip", False), "normalized": False, "special": marker not in THINK})
+            next_id += 1
     return file
 
 

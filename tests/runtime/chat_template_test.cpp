@@ -33,7 +33,7 @@ std::vector<Message> conversation_of(const json& messages) {
 Tokenizer tokenizer_of(const json& family) {
   json file = test::read_json(test::golden_path("tokenizer.json"));
   file["added_tokens"] = family["added_tokens"];
-  return test::load(file);
+  return {file, "tokenizer.json"};
 }
 
 std::string text_of(const std::vector<TextPart>& parts) {
