@@ -122,7 +122,8 @@ ExportPlan plan_compressed_tensors(std::shared_ptr<const ExportSource> source, a
 ExportPlan plan_gptq(std::shared_ptr<const ExportSource> source, at::ScalarType dtype);
 ExportPlan plan_awq(std::shared_ptr<const ExportSource> source, at::ScalarType dtype);
 ExportPlan plan_peft(std::shared_ptr<const ExportSource> source, at::ScalarType dtype);
-ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::string& type);
+ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::string& type,
+                     const std::optional<std::string>& head_type);
 
 /// What a format that is one file adds to a plan, whose PlannedTensors are then the bytes of its tensors.
 struct ExportFile {
