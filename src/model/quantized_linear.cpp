@@ -103,7 +103,8 @@ std::vector<std::string> quantized_weight_names(const std::string& name, const L
   return names;
 }
 
-Linear read_quantized_weight(const Checkpoint& checkpoint, const std::string& name, const LinearFormat& format) {
+Linear read_quantized_weight(const Checkpoint& checkpoint, const std::string& name, const LinearFormat& format,
+                             bool dequantized) {
   const QuantSpec& spec = *format.weights;
   QuantizedWeight quantized{.spec = spec};
   quantized.codes = read_codes(checkpoint, name, format);
@@ -126,7 +127,7 @@ Linear read_quantized_weight(const Checkpoint& checkpoint, const std::string& na
   }
   Linear linear;
   if (!format.group_index) {
-    linear.weight = quantized.dequantized();
+    if (dequantized) linear.weight = quantized.dequantized();
     linear.quantized = std::move(quantized);
     return linear;
   }

@@ -18,7 +18,9 @@ void complete_format(LinearFormat& format, const Checkpoint& checkpoint, const s
 std::vector<std::string> quantized_weight_names(const std::string& name, const LinearFormat& format);
 
 /// `weight`, on the CPU and in float32, and the codes where they can be kept. Throws naming what does not fit.
-Linear read_quantized_weight(const Checkpoint& checkpoint, const std::string& name, const LinearFormat& format);
+/// @param dequantized false: `weight` stays undefined where there are codes
+Linear read_quantized_weight(const Checkpoint& checkpoint, const std::string& name, const LinearFormat& format,
+                             bool dequantized = true);
 
 /// The rows `ids` of such a weight, float32 [ids, in_features]. Unpacks no others. Only of Codes::kPacked.
 /// @param ids int64 [n]

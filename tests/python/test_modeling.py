@@ -101,7 +101,7 @@ def logits_of(run, made, tmp_path_factory):
         if not logits.is_file():
             save_file({"input_ids": ids_of(model, (8, 33))}, folder / "ids.safetensors")
             done = run("eval", model, "--tokens", folder / "ids.safetensors", "--seq-len", 33, "--logits", logits,
-                       "--quiet")
+                       "--arithmetic", "float", "--quiet")
             assert done.returncode == 0, done.stderr
         tensors = load_file(logits)
         return tensors["input_ids"].long(), tensors["logits"]
