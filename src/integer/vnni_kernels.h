@@ -1,5 +1,7 @@
 #pragma once
 
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // asm writes what it is given by reference
+
 #include <algorithm>
 #include <cstring>
 

@@ -15,27 +15,27 @@
 namespace baseq {
 namespace {
 
-struct Case {
+struct AttentionCase {
   int64_t bits;  ///< 0: floats
   bool symmetric;
   at::ScalarType dtype;
   int64_t head_dim, heads, tokens, window;
 };
-const Case kCases[] = {
+const AttentionCase kCases[] = {
     {4, false, at::kFloat, 64, 3, 200, 0},   {4, true, at::kFloat, 80, 1, 130, 0},
     {8, false, at::kFloat, 128, 4, 70, 40},  {8, true, at::kFloat, 96, 8, 150, 64},
     {3, false, at::kFloat, 32, 7, 129, 100}, {0, false, at::kHalf, 64, 3, 200, 0},
     {0, false, at::kFloat, 40, 2, 100, 33},
 };
 
-std::optional<QuantSpec> grid_of(const Case& c) {
+std::optional<QuantSpec> grid_of(const AttentionCase& c) {
   if (c.bits == 0) return std::nullopt;
   return QuantSpec{.num_bits = c.bits, .symmetric = c.symmetric, .strategy = Strategy::kToken, .dynamic = true};
 }
 
 struct Operands {
   Tensor queries, keys, values;  ///< [tokens, heads, head_dim], [tokens, head_dim] twice
-  explicit Operands(const Case& c)
+  explicit Operands(const AttentionCase& c)
       : queries(at::randn({c.tokens, c.heads, c.head_dim})),
         keys(at::randn({c.tokens, c.head_dim}) + 0.3),
         values(at::randn({c.tokens, c.head_dim}) - 0.2) {}
@@ -48,7 +48,7 @@ void append(HeadCache& cache, const Operands& x, int64_t begin, int64_t end) {
 }
 
 /// Queries [begin, end), into `out` [tokens, heads, head_dim].
-AttentionRequest request(const HeadCache& cache, const Case& c, const Operands& x, int64_t begin, int64_t end,
+AttentionRequest request(const HeadCache& cache, const AttentionCase& c, const Operands& x, int64_t begin, int64_t end,
                          Tensor& out) {
   const int64_t width = c.heads * c.head_dim;
   return {.cache = &cache,
@@ -64,7 +64,7 @@ AttentionRequest request(const HeadCache& cache, const Case& c, const Operands& 
 }
 
 /// As tokens come: `chunk` of them are appended, then attend.
-Tensor in_chunks(const Case& c, const Operands& x, int64_t chunk, const IntegerKernels& kernels) {
+Tensor in_chunks(const AttentionCase& c, const Operands& x, int64_t chunk, const IntegerKernels& kernels) {
   HeadCache cache(c.head_dim, grid_of(c), c.dtype);
   Tensor out = at::full({c.tokens, c.heads, c.head_dim}, NAN);
   for (int64_t begin = 0; begin < c.tokens; begin += chunk) {
@@ -77,7 +77,7 @@ Tensor in_chunks(const Case& c, const Operands& x, int64_t chunk, const IntegerK
 
 TEST(Attention, IsThatOverTheDequantizedKeysAndValues) {
   at::manual_seed(1);
-  for (const Case& c : kCases) {
+  for (const AttentionCase& c : kCases) {
     const Operands x(c);
     HeadCache cache(c.head_dim, grid_of(c), c.dtype);
     append(cache, x, 0, c.tokens);
@@ -98,7 +98,7 @@ TEST(Attention, IsThatOverTheDequantizedKeysAndValues) {
 
 TEST(Attention, StoresTheCodesOfFakeQuantization) {
   at::manual_seed(2);
-  for (const Case& c : kCases) {
+  for (const AttentionCase& c : kCases) {
     if (c.bits == 0) continue;
     const Operands x(c);
     HeadCache cache(c.head_dim, grid_of(c), c.dtype);
@@ -114,7 +114,7 @@ TEST(Attention, StoresTheCodesOfFakeQuantization) {
 TEST(Attention, IsTheSameBitsForAnyChunksInstructionSetAndThreads) {
   at::manual_seed(3);
   const int threads = at::get_num_threads();
-  for (const Case& c : kCases) {
+  for (const AttentionCase& c : kCases) {
     const Operands x(c);
     const Tensor expected = in_chunks(c, x, c.tokens, kScalarKernels);
     ASSERT_TRUE(expected.isfinite().all().item<bool>());
@@ -144,7 +144,7 @@ TEST(Attention, IsTheSameBitsForAnyChunksInstructionSetAndThreads) {
 
 TEST(Attention, ForgetsWhatIsTruncated) {
   at::manual_seed(4);
-  const Case c = kCases[0];
+  const AttentionCase c = kCases[0];
   const Operands x(c), other(c);
   const Tensor expected = in_chunks(c, x, c.tokens, integer_kernels());
   HeadCache cache(c.head_dim, grid_of(c), c.dtype);
@@ -162,7 +162,7 @@ TEST(Attention, ForgetsWhatIsTruncated) {
 
 TEST(Attention, ATokenThatIsNotFiniteReachesOnlyLaterQueries) {
   at::manual_seed(5);
-  for (const Case& c : {kCases[0], kCases[5]}) {
+  for (const AttentionCase& c : {kCases[0], kCases[5]}) {
     Operands x(c);
     const Tensor expected = in_chunks(c, x, c.tokens, integer_kernels());
     x.keys[90][3] = std::numeric_limits<float>::infinity();
