@@ -104,23 +104,23 @@ template <class Isa>
       const uint8_t* stored = page + quad * kPageTokens * 2;
       auto* to = reinterpret_cast<Words*>(block.key_codes + quad * kPageTokens * 4);
       for (int64_t token = 0; token < kPageTokens; token += Isa::kLanes, ++to) {
-        const Words both = widened_pairs<Isa>(stored + 2 * token);
+        const Words both = Isa::widen_pairs(stored + 2 * token);
         to[0] = both & 0x000f000fU;
         to[kPageTokens / Isa::kLanes] = both >> 4 & 0x000f000fU;
       }
     }
     for (int64_t i = 0; i < count; i += 32, values += 16) {
       for (int lane = 0; lane < 16; lane += Isa::kLanes) {
-        const Words both = widened_bytes<Isa>(values + lane);
+        const Words both = Isa::widen_bytes(values + lane);
         store<Isa>(block.values + i + lane, as_floats<Isa>(both & 15U));
         store<Isa>(block.values + i + 16 + lane, as_floats<Isa>(both >> 4));
       }
     }
   } else if (layout.type == CachedType::kBytes) {
     auto* to = reinterpret_cast<Words*>(block.key_codes);
-    for (int64_t i = 0; i < count / 2; i += Isa::kLanes, ++to) *to = widened_pairs<Isa>(page + 2 * i);
+    for (int64_t i = 0; i < count / 2; i += Isa::kLanes, ++to) *to = Isa::widen_pairs(page + 2 * i);
     for (int64_t i = 0; i < count; i += Isa::kLanes) {
-      store<Isa>(block.values + i, as_floats<Isa>(widened_bytes<Isa>(values + i)));
+      store<Isa>(block.values + i, as_floats<Isa>(Isa::widen_bytes(values + i)));
     }
   } else if (layout.type == CachedType::kHalf) {
     for (int64_t i = 0; i < count; i += Isa::kLanes) {
@@ -150,7 +150,7 @@ template <class Isa, int kRows>
     float* out = block.scores + token;
     if (!block.task.layout.quantized()) {
       Floats sums[kRows * kWide];
-      for (Floats& sum : sums) sum = Floats{};
+      repeat<kRows * kWide>([&](auto i) __attribute__((always_inline)) { sums[i] = Floats{}; });
       const float* queries = block.queries + row * block.features;
       for (int64_t k = 0; k < block.features; ++k) {
         Floats keys[kWide];
@@ -168,7 +168,7 @@ template <class Isa, int kRows>
       continue;
     }
     Ints sums[kRows * kWide];
-    for (Ints& sum : sums) sum = Ints{};
+    repeat<kRows * kWide>([&](auto i) __attribute__((always_inline)) { sums[i] = Ints{}; });
     const int16_t* codes = block.codes + row * block.features;
     for (int64_t k = 0; k < block.features; k += 2) {
       Words keys[kWide];
@@ -213,9 +213,9 @@ template <class Isa>
   }
   const float before = block.largest[row], now = std::max(before, largest_lane<Isa>(largest));
   Floats weights[kParts], bases[kParts];
-  for (int part = 0; part < kParts; ++part) weights[part] = bases[part] = Floats{};
+  repeat<kParts>([&](auto part) __attribute__((always_inline)) { weights[part] = bases[part] = Floats{}; });
   for (int64_t token = 0; token < kPageTokens; token += 16) {
-    for (int part = 0; part < kParts; ++part) {
+    repeat<kParts>([&](auto part) __attribute__((always_inline)) {
       const int64_t at = token + part * Isa::kLanes;
       const auto mask = seen(at);
       Floats weight = exp_of_negative<Isa>(load<Isa>(scores + at) - now);
@@ -227,7 +227,7 @@ template <class Isa>
         weight = weight * load<Isa>(scale + at);
       }
       store<Isa>(scores + at, weight);
-    }
+    });
   }
   const float kept = exp_of_negative<Isa>(Floats{} + (before - now))[0];
   block.largest[row] = now;

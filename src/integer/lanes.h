@@ -33,11 +33,25 @@ template <class Isa>
   return reinterpret_cast<typename Isa::Floats>(reinterpret_cast<typename Isa::Words>(x) & 0x7fffffffU);
 }
 
-template <class Isa>
+/// Lane i + kBy in lane i, around the end.
+template <class Isa, int kBy, int... i>
+[[gnu::always_inline]] inline typename Isa::Floats turned(const typename Isa::Floats& x,
+                                                          std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(x, x, ((i + kBy) % Isa::kLanes)...);
+}
+template <class Isa, int kBy>
+[[gnu::always_inline]] inline typename Isa::Floats turned(const typename Isa::Floats& x) {
+  return turned<Isa, kBy>(x, std::make_integer_sequence<int, Isa::kLanes>{});
+}
+
+template <class Isa, int kHalf = Isa::kLanes / 2>
 [[gnu::always_inline]] inline float largest_lane(const typename Isa::Floats& x) {
-  float result = x[0];
-  for (int i = 1; i < Isa::kLanes; ++i) result = x[i] > result ? x[i] : result;
-  return result;
+  const typename Isa::Floats result = larger<Isa>(x, turned<Isa, kHalf>(x));
+  if constexpr (kHalf == 1) {
+    return result[0];
+  } else {
+    return largest_lane<Isa, kHalf / 2>(result);
+  }
 }
 
 /// The nearest whole number, halves to even; magnitudes below 2^22.
@@ -47,15 +61,27 @@ template <class Isa>
   return (x + kRounder) - kRounder;
 }
 
-/// The sum of 16 lanes in kLanes / 16 registers: halves are added until one lane is left.
+template <class Isa, int kHalf = Isa::kLanes / 2>
+[[gnu::always_inline]] inline float sum_of_register(const typename Isa::Floats& x) {
+  const typename Isa::Floats result = x + turned<Isa, kHalf>(x);
+  if constexpr (kHalf == 1) {
+    return result[0];
+  } else {
+    return sum_of_register<Isa, kHalf / 2>(result);
+  }
+}
+
+/// The sum of 16 lanes in 16 / kLanes registers: lanes 8 to 15 are added to lanes 0 to 7, then 4 to 7 to 0 to 3, until
+/// one is left.
 template <class Isa>
 [[gnu::always_inline]] inline float sum_of_lanes(const typename Isa::Floats* parts) {
-  float lanes[16];
-  for (int part = 0; part < 16 / Isa::kLanes; ++part) store<Isa>(lanes + part * Isa::kLanes, parts[part]);
-  for (int half = 8; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lanes[i] = lanes[i] + lanes[i + half];
+  if constexpr (Isa::kLanes == 16) {
+    return sum_of_register<Isa>(parts[0]);
+  } else if constexpr (Isa::kLanes == 8) {
+    return sum_of_register<Isa>(parts[0] + parts[1]);
+  } else {
+    return sum_of_register<Isa>((parts[0] + parts[2]) + (parts[1] + parts[3]));
   }
-  return lanes[0];
 }
 
 /// exp(x) for x <= 0, of e^-87 below that, to 1e-7 of itself. NaN stays NaN.
@@ -86,18 +112,6 @@ template <class Isa>
 template <class Isa>
 [[gnu::always_inline]] inline typename Isa::Floats as_floats(const typename Isa::Words& words) {
   return __builtin_convertvector(reinterpret_cast<typename Isa::Ints>(words), typename Isa::Floats);
-}
-
-/// Bytes as kLanes numbers, and as twice as many of 16 bits.
-template <class Isa>
-[[gnu::always_inline]] inline typename Isa::Words widened_bytes(const uint8_t* bytes) {
-  return __builtin_convertvector(*reinterpret_cast<const typename Isa::ByteQuarters*>(bytes), typename Isa::Words);
-}
-template <class Isa>
-[[gnu::always_inline]] inline typename Isa::Words widened_pairs(const uint8_t* bytes) {
-  const auto shorts =
-      __builtin_convertvector(*reinterpret_cast<const typename Isa::ByteHalves*>(bytes), typename Isa::Shorts);
-  return reinterpret_cast<typename Isa::Words>(shorts);
 }
 
 }  // namespace baseq

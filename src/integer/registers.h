@@ -33,11 +33,8 @@ struct Avx512Registers {
   using Words = uint32_t __attribute__((vector_size(64), aligned(1), may_alias));
   using Bytes = uint8_t __attribute__((vector_size(64), aligned(1), may_alias));
   using Longs = uint64_t __attribute__((vector_size(64), aligned(1), may_alias));
-  using Halves = uint16_t __attribute__((vector_size(32), aligned(2), may_alias));
-  using Quarters = int8_t __attribute__((vector_size(16), aligned(1), may_alias));
   using ByteQuarters = uint8_t __attribute__((vector_size(16), aligned(1), may_alias));
   using ByteHalves = uint8_t __attribute__((vector_size(32), aligned(1), may_alias));
-  using Shorts = uint16_t __attribute__((vector_size(64), aligned(1), may_alias));
   /// Rows of a tile by panels of 16 columns. Pairs keep sums of codes beside those of products.
   static constexpr int kTilePanels = 2, kTileRows = 12, kTwoPlaneTileRows = 8, kPairTileRows = 8;
 
@@ -51,6 +48,27 @@ struct Avx512Registers {
   /// Two int16 by two int16 in each lane.
   [[gnu::always_inline]] static void dot_shorts(Ints& sum, const Words& a, const Words& b) {
     asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+  }
+  /// kLanes bytes, signed bytes and uint16 as 32 bits; 2 kLanes bytes as uint16.
+  [[gnu::always_inline]] static Words widen_bytes(const void* values) {
+    Words result;
+    asm("vpmovzxbd %1, %0" : "=v"(result) : "m"(*static_cast<const ByteQuarters*>(values)));
+    return result;
+  }
+  [[gnu::always_inline]] static Ints widen_signed_bytes(const void* values) {
+    Ints result;
+    asm("vpmovsxbd %1, %0" : "=v"(result) : "m"(*static_cast<const ByteQuarters*>(values)));
+    return result;
+  }
+  [[gnu::always_inline]] static Words widen_shorts(const void* values) {
+    Words result;
+    asm("vpmovzxwd %1, %0" : "=v"(result) : "m"(*static_cast<const ByteHalves*>(values)));
+    return result;
+  }
+  [[gnu::always_inline]] static Words widen_pairs(const void* values) {
+    Words result;
+    asm("vpmovzxbw %1, %0" : "=v"(result) : "m"(*static_cast<const ByteHalves*>(values)));
+    return result;
   }
   [[gnu::always_inline]] static Words broadcast(const void* four) {
     Words result;
@@ -72,16 +90,34 @@ struct Avx2Registers {
   using Words = uint32_t __attribute__((vector_size(32), aligned(1), may_alias));
   using Bytes = uint8_t __attribute__((vector_size(32), aligned(1), may_alias));
   using Longs = uint64_t __attribute__((vector_size(32), aligned(1), may_alias));
-  using Halves = uint16_t __attribute__((vector_size(16), aligned(2), may_alias));
-  using Quarters = int8_t __attribute__((vector_size(8), aligned(1), may_alias));
   using ByteQuarters = uint8_t __attribute__((vector_size(8), aligned(1), may_alias));
   using ByteHalves = uint8_t __attribute__((vector_size(16), aligned(1), may_alias));
-  using Shorts = uint16_t __attribute__((vector_size(32), aligned(1), may_alias));
 
   [[gnu::always_inline]] static void dot_shorts(Ints& sum, const Words& a, const Words& b) {
     Ints products;
     asm("vpmaddwd %2, %1, %0" : "=x"(products) : "x"(a), "x"(b));
     sum = sum + products;
+  }
+  /// kLanes bytes, signed bytes and uint16 as 32 bits; 2 kLanes bytes as uint16.
+  [[gnu::always_inline]] static Words widen_bytes(const void* values) {
+    Words result;
+    asm("vpmovzxbd %1, %0" : "=x"(result) : "m"(*static_cast<const ByteQuarters*>(values)));
+    return result;
+  }
+  [[gnu::always_inline]] static Ints widen_signed_bytes(const void* values) {
+    Ints result;
+    asm("vpmovsxbd %1, %0" : "=x"(result) : "m"(*static_cast<const ByteQuarters*>(values)));
+    return result;
+  }
+  [[gnu::always_inline]] static Words widen_shorts(const void* values) {
+    Words result;
+    asm("vpmovzxwd %1, %0" : "=x"(result) : "m"(*static_cast<const ByteHalves*>(values)));
+    return result;
+  }
+  [[gnu::always_inline]] static Words widen_pairs(const void* values) {
+    Words result;
+    asm("vpmovzxbw %1, %0" : "=x"(result) : "m"(*static_cast<const ByteHalves*>(values)));
+    return result;
   }
   [[gnu::always_inline]] static Words broadcast(const void* four) {
     Words result;
@@ -114,15 +150,30 @@ struct PortableRegisters {
   using Floats = float __attribute__((vector_size(16), aligned(4), may_alias));
   using Ints = int32_t __attribute__((vector_size(16), aligned(4), may_alias));
   using Words = uint32_t __attribute__((vector_size(16), aligned(1), may_alias));
-  using Halves = uint16_t __attribute__((vector_size(8), aligned(2), may_alias));
-  using Quarters = int8_t __attribute__((vector_size(4), aligned(1), may_alias));
   using ByteQuarters = uint8_t __attribute__((vector_size(4), aligned(1), may_alias));
   using ByteHalves = uint8_t __attribute__((vector_size(8), aligned(1), may_alias));
-  using Shorts = uint16_t __attribute__((vector_size(16), aligned(1), may_alias));
 
   [[gnu::always_inline]] static void dot_shorts(Ints& sum, const Words& a, const Words& b) {
     const auto left = reinterpret_cast<Ints>(a), right = reinterpret_cast<Ints>(b);
     sum = sum + (left << 16 >> 16) * (right << 16 >> 16) + (left >> 16) * (right >> 16);
+  }
+  [[gnu::always_inline]] static Words widen_bytes(const void* values) {
+    const auto* bytes = static_cast<const uint8_t*>(values);
+    return Words{bytes[0], bytes[1], bytes[2], bytes[3]};
+  }
+  [[gnu::always_inline]] static Ints widen_signed_bytes(const void* values) {
+    const auto* bytes = static_cast<const int8_t*>(values);
+    return Ints{bytes[0], bytes[1], bytes[2], bytes[3]};
+  }
+  [[gnu::always_inline]] static Words widen_shorts(const void* values) {
+    const auto* shorts = static_cast<const ByteHalves*>(values);
+    const auto at = [&](int i) { return static_cast<uint32_t>((*shorts)[2 * i] | (*shorts)[2 * i + 1] << 8); };
+    return Words{at(0), at(1), at(2), at(3)};
+  }
+  [[gnu::always_inline]] static Words widen_pairs(const void* values) {
+    const auto* bytes = static_cast<const uint8_t*>(values);
+    const auto pair = [&](int i) { return bytes[2 * i] | static_cast<uint32_t>(bytes[2 * i + 1]) << 16; };
+    return Words{pair(0), pair(1), pair(2), pair(3)};
   }
   [[gnu::always_inline]] static Words broadcast(const void* four) {
     return Words{} + static_cast<uint32_t>(*static_cast<const FourBytes*>(four));
@@ -152,11 +203,9 @@ template <class Isa, StoredType kType>
   if constexpr (kType == StoredType::kFloat) {
     return *reinterpret_cast<const Floats*>(static_cast<const float*>(values) + i);
   } else if constexpr (kType == StoredType::kInt8) {
-    const auto bytes = *reinterpret_cast<const typename Isa::Quarters*>(static_cast<const int8_t*>(values) + i);
-    return __builtin_convertvector(__builtin_convertvector(bytes, typename Isa::Ints), Floats);
+    return __builtin_convertvector(Isa::widen_signed_bytes(static_cast<const int8_t*>(values) + i), Floats);
   } else {
-    const auto halves = *reinterpret_cast<const typename Isa::Halves*>(static_cast<const uint16_t*>(values) + i);
-    const Words bits = __builtin_convertvector(halves, Words);
+    const Words bits = Isa::widen_shorts(static_cast<const uint16_t*>(values) + i);
     if constexpr (kType == StoredType::kBFloat16) return reinterpret_cast<Floats>(bits << 16);
     // The product is exact, for denormal numbers too.
     const Floats magnitude = reinterpret_cast<Floats>((bits & 0x7fffU) << 13) * 0x1p112F;

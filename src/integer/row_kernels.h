@@ -34,7 +34,7 @@ template <class Isa>
   using Floats = typename Isa::Floats;
   constexpr int kParts = 16 / Isa::kLanes;
   Floats squares[kParts];
-  for (Floats& part : squares) part = Floats{};
+  repeat<kParts>([&](auto part) __attribute__((always_inline)) { squares[part] = Floats{}; });
   int64_t i = 0;
   for (; i + 16 <= n; i += 16) {
     repeat<kParts>([&](auto part) __attribute__((always_inline)) {

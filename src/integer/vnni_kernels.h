@@ -80,7 +80,7 @@ template <class Isa, StoredType kType, int kRows>
   const auto* bytes = static_cast<const uint8_t*>(factors.values);
   for (int vector = 0; vector < kVectors<Isa>; ++vector) {
     Floats chains[kRows * 4];
-    for (Floats& chain : chains) chain = Floats{};
+    repeat<kRows * 4>([&](auto i) __attribute__((always_inline)) { chains[i] = Floats{}; });
     for (int64_t k = 0; k < columns; k += 4) {
       const int64_t at = first + k * kPanelRows + vector * Isa::kLanes;
       for (int64_t line = 0; line < bytes_of(kType); ++line) prefetch_block(bytes + at * bytes_of(kType) + 64 * line);

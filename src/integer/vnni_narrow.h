@@ -20,15 +20,13 @@ template <class Isa, int kBits, int kPlanes, int kRows>
   const uint8_t* zero_points = stored + groups * kPanelRows * bytes_of(weights.scale_type);
   const uint8_t* chunk = stored + panel_header_bytes(groups, weights.scale_type, weights.zero_points);
   for (const uint8_t* line = stored; line < chunk; line += kBlockBytes) prefetch_block(line);
-  alignas(64) float total[kTokens * kPanelRows];
-  if (weights.up.values == nullptr) {
-    std::memset(total, 0, sizeof(total));
-  } else {
+  alignas(64) float total[kTokens * kPanelRows] = {};
+  if (weights.up.values != nullptr) {
     vnni_factors<Isa>(weights.up, index, x.projected, kTokens, total, kPanelRows);
   }
   for (int64_t group = 0; group < groups; ++group) {
     Ints sums[kChains * kRows * kVector];
-    for (Ints& sum : sums) sum = Ints{};
+    repeat<kChains * kRows * kVector>([&](auto i) __attribute__((always_inline)) { sums[i] = Ints{}; });
     const int8_t* codes = x.codes + group * weights.group_columns;
     for (int64_t c = 0; c < chunks; ++c, chunk += kBits * kBlockBytes, codes += kChunkColumns) {
       repeat<kBits>([&](auto block) __attribute__((always_inline)) { prefetch_block(chunk + block * kBlockBytes); });
@@ -44,15 +42,16 @@ template <class Isa, int kBits, int kPlanes, int kRows>
       });
     }
     repeat<kRows * kVector>([&](auto i) __attribute__((always_inline)) {
-      for (int chain = 1; chain < kChains; ++chain) sums[i] = sums[i] + sums[chain * kRows * kVector + i];
+      repeat<kChains - 1>([&](auto chain) __attribute__((always_inline)) {
+        sums[i] = sums[i] + sums[(chain + 1) * kRows * kVector + i];
+      });
     });
     repeat<kVector>([&](auto v) __attribute__((always_inline)) {
       const int64_t at = group * kPanelRows + v * Isa::kLanes;
       const Floats scales = load_scales<Isa>(weights.scale_type, stored, at);
       Ints zeros = Ints{} + weights.zero_point;
       if (weights.zero_points) {
-        // Eight or sixteen bytes: gathered into lanes by the compiler.
-        for (int i = 0; i < Isa::kLanes; ++i) zeros[i] = zero_points[at + i];
+        zeros = reinterpret_cast<Ints>(Isa::widen_bytes(zero_points + at));
       }
       repeat<kRows>([&](auto r) __attribute__((always_inline)) {
         sums[r * kVector + v] = sums[r * kVector + v] - zeros * x.sums[r * groups + group];

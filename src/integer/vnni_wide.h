@@ -64,10 +64,8 @@ template <class Isa, bool kPairs, int kPlanes, int kRows, int kPanels>
   const int64_t row = pass.first_row + code_row / kPlanes;
   const int8_t* codes = pass.codes + code_row * groups * weights.group_columns;
   const uint8_t* bytes = pass.bytes;
-  alignas(64) float total[kTokens * kWidth];
-  if (weights.up.values == nullptr) {
-    std::memset(total, 0, sizeof(total));
-  } else {
+  alignas(64) float total[kTokens * kWidth] = {};
+  if (weights.up.values != nullptr) {
     for (int j = 0; j < kPanels; ++j) {
       vnni_factors<Isa>(weights.up, index + j, x.projected + row * weights.up.columns, kTokens, total + j * kPanelRows,
                         kWidth);
@@ -184,7 +182,7 @@ template <class Isa, bool kPairs, int kBits, int kPanels>
     auto* out = reinterpret_cast<Words*>(pass.bytes) + panel * kVector;
     for (int64_t group = 0; group < groups; ++group) {
       Ints sums[kVector];
-      for (Ints& sum : sums) sum = Ints{};
+      repeat<kVector>([&](auto v) __attribute__((always_inline)) { sums[v] = Ints{}; });
       for (int64_t c = 0; c < chunks; ++c, chunk += kBits * kBlockBytes) {
         repeat<kBits>([&](auto block) __attribute__((always_inline)) { prefetch_block(chunk + block * kBlockBytes); });
         repeat<kSlicesPerChunk>([&](auto slice) __attribute__((always_inline)) {
@@ -200,9 +198,9 @@ template <class Isa, bool kPairs, int kBits, int kPanels>
         out += kSlicesPerChunk * kAcross;
       }
       if constexpr (kPairs) {
-        for (int v = 0; v < kVector; ++v) {
+        repeat<kVector>([&](auto v) __attribute__((always_inline)) {
           *reinterpret_cast<Ints*>(pass.pair_sums + (group * kPanels + panel) * kPanelRows + v * Isa::kLanes) = sums[v];
-        }
+        });
       }
     }
   }

@@ -21,35 +21,35 @@ struct AttentionCase {
   at::ScalarType dtype;
   int64_t head_dim, heads, tokens, window;
 };
-const AttentionCase kCases[] = {
+const AttentionCase kAttentionCases[] = {
     {4, false, at::kFloat, 64, 3, 200, 0},   {4, true, at::kFloat, 80, 1, 130, 0},
     {8, false, at::kFloat, 128, 4, 70, 40},  {8, true, at::kFloat, 96, 8, 150, 64},
     {3, false, at::kFloat, 32, 7, 129, 100}, {0, false, at::kHalf, 64, 3, 200, 0},
     {0, false, at::kFloat, 40, 2, 100, 33},
 };
 
-std::optional<QuantSpec> grid_of(const AttentionCase& c) {
+std::optional<QuantSpec> cache_grid_of(const AttentionCase& c) {
   if (c.bits == 0) return std::nullopt;
   return QuantSpec{.num_bits = c.bits, .symmetric = c.symmetric, .strategy = Strategy::kToken, .dynamic = true};
 }
 
-struct Operands {
+struct AttentionOperands {
   Tensor queries, keys, values;  ///< [tokens, heads, head_dim], [tokens, head_dim] twice
-  explicit Operands(const AttentionCase& c)
+  explicit AttentionOperands(const AttentionCase& c)
       : queries(at::randn({c.tokens, c.heads, c.head_dim})),
         keys(at::randn({c.tokens, c.head_dim}) + 0.3),
         values(at::randn({c.tokens, c.head_dim}) - 0.2) {}
 };
 
-void append(HeadCache& cache, const Operands& x, int64_t begin, int64_t end) {
+void append(HeadCache& cache, const AttentionOperands& x, int64_t begin, int64_t end) {
   const int64_t width = x.keys.size(1);
   cache.append(x.keys.const_data_ptr<float>() + begin * width, x.values.const_data_ptr<float>() + begin * width,
                end - begin, width, 0.95F, 0.9F);
 }
 
 /// Queries [begin, end), into `out` [tokens, heads, head_dim].
-AttentionRequest request(const HeadCache& cache, const AttentionCase& c, const Operands& x, int64_t begin, int64_t end,
-                         Tensor& out) {
+AttentionRequest request_for(const HeadCache& cache, const AttentionCase& c, const AttentionOperands& x, int64_t begin,
+                             int64_t end, Tensor& out) {
   const int64_t width = c.heads * c.head_dim;
   return {.cache = &cache,
           .queries = x.queries.const_data_ptr<float>() + begin * width,
@@ -64,25 +64,25 @@ AttentionRequest request(const HeadCache& cache, const AttentionCase& c, const O
 }
 
 /// As tokens come: `chunk` of them are appended, then attend.
-Tensor in_chunks(const AttentionCase& c, const Operands& x, int64_t chunk, const IntegerKernels& kernels) {
-  HeadCache cache(c.head_dim, grid_of(c), c.dtype);
+Tensor in_chunks(const AttentionCase& c, const AttentionOperands& x, int64_t chunk, const IntegerKernels& kernels) {
+  HeadCache cache(c.head_dim, cache_grid_of(c), c.dtype);
   Tensor out = at::full({c.tokens, c.heads, c.head_dim}, NAN);
   for (int64_t begin = 0; begin < c.tokens; begin += chunk) {
     const int64_t end = std::min(c.tokens, begin + chunk);
     append(cache, x, begin, end);
-    attend(request(cache, c, x, begin, end, out), kernels);
+    attend(request_for(cache, c, x, begin, end, out), kernels);
   }
   return out;
 }
 
 TEST(Attention, IsThatOverTheDequantizedKeysAndValues) {
   at::manual_seed(1);
-  for (const AttentionCase& c : kCases) {
-    const Operands x(c);
-    HeadCache cache(c.head_dim, grid_of(c), c.dtype);
+  for (const AttentionCase& c : kAttentionCases) {
+    const AttentionOperands x(c);
+    HeadCache cache(c.head_dim, cache_grid_of(c), c.dtype);
     append(cache, x, 0, c.tokens);
     Tensor out = at::empty({c.tokens, c.heads, c.head_dim}, at::kFloat);
-    attend(request(cache, c, x, 0, c.tokens, out), integer_kernels());
+    attend(request_for(cache, c, x, 0, c.tokens, out), integer_kernels());
     const Tensor keys = cache.dequantized_keys().to(at::kDouble), values = cache.dequantized_values().to(at::kDouble);
     Tensor mask = at::ones({c.tokens, c.tokens}, at::kBool).tril();
     if (c.window > 0) mask = mask.triu(1 - c.window);
@@ -98,13 +98,13 @@ TEST(Attention, IsThatOverTheDequantizedKeysAndValues) {
 
 TEST(Attention, StoresTheCodesOfFakeQuantization) {
   at::manual_seed(2);
-  for (const AttentionCase& c : kCases) {
+  for (const AttentionCase& c : kAttentionCases) {
     if (c.bits == 0) continue;
-    const Operands x(c);
-    HeadCache cache(c.head_dim, grid_of(c), c.dtype);
+    const AttentionOperands x(c);
+    HeadCache cache(c.head_dim, cache_grid_of(c), c.dtype);
     append(cache, x, 0, c.tokens);
     const auto expected = [&](const Tensor& values, double clip) {
-      return fake_quantize_dynamic(values, *grid_of(c), at::full({1, 1}, clip), {}, {}, false);
+      return fake_quantize_dynamic(values, *cache_grid_of(c), at::full({1, 1}, clip), {}, {}, false);
     };
     EXPECT_LT((cache.dequantized_keys() - expected(x.keys, 0.95)).abs().max().item<double>(), 1e-5);
     EXPECT_LT((cache.dequantized_values() - expected(x.values, 0.9)).abs().max().item<double>(), 1e-5);
@@ -114,8 +114,8 @@ TEST(Attention, StoresTheCodesOfFakeQuantization) {
 TEST(Attention, IsTheSameBitsForAnyChunksInstructionSetAndThreads) {
   at::manual_seed(3);
   const int threads = at::get_num_threads();
-  for (const AttentionCase& c : kCases) {
-    const Operands x(c);
+  for (const AttentionCase& c : kAttentionCases) {
+    const AttentionOperands x(c);
     const Tensor expected = in_chunks(c, x, c.tokens, kScalarKernels);
     ASSERT_TRUE(expected.isfinite().all().item<bool>());
     for (int64_t k = 0; k < kNumIntegerKernels; ++k) {
@@ -126,14 +126,14 @@ TEST(Attention, IsTheSameBitsForAnyChunksInstructionSetAndThreads) {
       }
     }
     std::vector<HeadCache> caches;
-    for (int i = 0; i < 5; ++i) append(caches.emplace_back(c.head_dim, grid_of(c), c.dtype), x, 0, c.tokens);
+    for (int i = 0; i < 5; ++i) append(caches.emplace_back(c.head_dim, cache_grid_of(c), c.dtype), x, 0, c.tokens);
     for (const int count : {1, 2, 3}) {
       at::set_num_threads(count);
       std::vector<Tensor> out(caches.size());
       std::vector<AttentionRequest> requests;
       for (size_t i = 0; i < caches.size(); ++i) {
         out[i] = at::empty_like(expected);
-        requests.push_back(request(caches[i], c, x, 0, c.tokens, out[i]));
+        requests.push_back(request_for(caches[i], c, x, 0, c.tokens, out[i]));
       }
       attend(requests, integer_kernels());
       for (const Tensor& of_one : out) EXPECT_TRUE(of_one.equal(expected)) << count << " threads";
@@ -144,26 +144,26 @@ TEST(Attention, IsTheSameBitsForAnyChunksInstructionSetAndThreads) {
 
 TEST(Attention, ForgetsWhatIsTruncated) {
   at::manual_seed(4);
-  const AttentionCase c = kCases[0];
-  const Operands x(c), other(c);
+  const AttentionCase c = kAttentionCases[0];
+  const AttentionOperands x(c), other(c);
   const Tensor expected = in_chunks(c, x, c.tokens, integer_kernels());
-  HeadCache cache(c.head_dim, grid_of(c), c.dtype);
+  HeadCache cache(c.head_dim, cache_grid_of(c), c.dtype);
   append(cache, x, 0, 70);
   append(cache, other, 70, 199);
   cache.truncate(70);
   EXPECT_EQ(cache.length(), 70);
   append(cache, x, 70, c.tokens);
   Tensor out = at::empty_like(expected);
-  attend(request(cache, c, x, 0, c.tokens, out), integer_kernels());
+  attend(request_for(cache, c, x, 0, c.tokens, out), integer_kernels());
   EXPECT_TRUE(out.equal(expected));
   EXPECT_THROW(cache.truncate(c.tokens + 1), c10::Error);
-  EXPECT_THROW(attend(request(cache, c, x, 1, c.tokens + 1, out), integer_kernels()), c10::Error);
+  EXPECT_THROW(attend(request_for(cache, c, x, 1, c.tokens + 1, out), integer_kernels()), c10::Error);
 }
 
 TEST(Attention, ATokenThatIsNotFiniteReachesOnlyLaterQueries) {
   at::manual_seed(5);
-  for (const AttentionCase& c : {kCases[0], kCases[5]}) {
-    Operands x(c);
+  for (const AttentionCase& c : {kAttentionCases[0], kAttentionCases[5]}) {
+    AttentionOperands x(c);
     const Tensor expected = in_chunks(c, x, c.tokens, integer_kernels());
     x.keys[90][3] = std::numeric_limits<float>::infinity();
     x.values[90][5] = NAN;
