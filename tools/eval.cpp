@@ -6,6 +6,7 @@
 
 #include "baseq/pipeline/progress.h"
 #include "commands.h"
+#include "eval/evaluation_memory.h"
 #include "evaluation.h"
 #include "help.h"
 #include "output_files.h"

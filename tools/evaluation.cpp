@@ -3,7 +3,7 @@
 #include <spdlog/spdlog.h>
 
 #include "baseq/model/unused_tensors.h"
-#include "baseq/pipeline/calibration.h"
+#include "baseq/tokenizer/token_windows.h"
 #include "help.h"
 #include "progress_display.h"
 

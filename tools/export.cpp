@@ -8,7 +8,6 @@
 
 #include "baseq/export/export_checkpoint.h"
 #include "baseq/formats/open_model.h"
-#include "baseq/io/dtype_name.h"
 #include "baseq/pipeline/quantize_checkpoint.h"
 #include "help.h"
 #include "output_files.h"
@@ -29,18 +28,10 @@ struct ExportArguments {
   bool dry_run = false, force = false;
 };
 
-std::string type_of(const PlannedTensor& tensor) {
-  return tensor.block_type.empty() ? dtype_name(tensor.dtype) : tensor.block_type;
-}
-
-const std::vector<int64_t>& shape_of(const PlannedTensor& tensor) {
-  return tensor.block_type.empty() ? tensor.shape : tensor.logical_shape;
-}
-
 nlohmann::json to_json(const ExportArguments& arguments, const ExportPlan& plan) {
   nlohmann::json tensors = nlohmann::json::array();
-  for (const PlannedTensor& tensor : plan.tensors) {
-    tensors.push_back({{"name", tensor.name}, {"dtype", type_of(tensor)}, {"shape", shape_of(tensor)}});
+  for (const auto& [name, type, shape] : plan.exported_tensors()) {
+    tensors.push_back({{"name", name}, {"dtype", type}, {"shape", shape}});
   }
   return {{"model", arguments.model},  {"format", arguments.format}, {"dry_run", arguments.dry_run},
           {"bytes", plan.num_bytes()}, {"config", plan.config},      {"tensors", tensors},
@@ -63,8 +54,8 @@ void run(const ExportArguments& arguments) {
   for (const std::string& warning : plan.warnings) spdlog::warn("{}", warning);
   nlohmann::json report = to_json(arguments, plan);
   if (arguments.dry_run) {
-    for (const PlannedTensor& tensor : plan.tensors) {
-      print_text("  {:<60} {:<5} [{}]\n", tensor.name, type_of(tensor), fmt::join(shape_of(tensor), ", "));
+    for (const auto& [name, type, shape] : plan.exported_tensors()) {
+      print_text("  {:<60} {:<5} [{}]\n", name, type, fmt::join(shape, ", "));
     }
   } else {
     if (!arguments.common.quiet) {

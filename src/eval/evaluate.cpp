@@ -7,8 +7,11 @@
 #include <algorithm>
 #include <cmath>
 
-#include "../quant/finite.h"
+#include "baseq/formats/layer_tensors.h"
 #include "baseq/pipeline/activations.h"
+#include "baseq/pipeline/footprint.h"
+#include "eval/evaluation_memory.h"
+#include "quant/finite.h"
 
 namespace baseq {
 namespace {
@@ -95,14 +98,6 @@ double loss_of(const Tensor& log_probabilities, const Tensor& targets) {
 }
 
 }  // namespace
-
-Tensor split_windows(const Tensor& ids, int64_t seq_len, int64_t max_windows) {
-  TORCH_CHECK(seq_len >= 2, "split_windows: seq_len is ", seq_len, " but a window needs at least 2 tokens");
-  int64_t n = ids.numel() / seq_len;
-  TORCH_CHECK(n > 0, "split_windows: the text has ", ids.numel(), " tokens but a window needs ", seq_len);
-  if (max_windows > 0) n = std::min(n, max_windows);
-  return ids.reshape({-1}).narrow(0, 0, n * seq_len).view({n, seq_len});
-}
 
 Evaluation evaluate(const Model& model, const Tensor& windows, Reference* reference, const EvaluateOptions& options) {
   const c10::NoGradGuard no_grad;

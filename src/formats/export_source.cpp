@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <set>
 
-#include "model/native_tensors.h"
+#include "baseq/model/named_tensors.h"
 
 namespace baseq {
 namespace {
@@ -75,8 +75,9 @@ ExportSource::ExportSource(StoredModel stored) : model_(std::move(stored)) {
       for (const char* part : {".clip", ".gain", ".shift"}) {
         if (checkpoint.contains(point + part)) quant_tensors_.push_back(point + part);
       }
-      for (std::string& name : transform_names(prefix, info.site, model_.online_kinds(block, info.site))) {
-        of_blocks.insert(std::move(name));
+      const auto& online = model_.stored().online;
+      if (const auto it = online.find({block, info.site}); it != online.end()) {
+        of_blocks.insert(it->second.names.begin(), it->second.names.end());
       }
     }
   }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <filesystem>
 #include <memory>
 
 #include "baseq/formats/export_plan.h"
@@ -124,7 +125,16 @@ ExportPlan plan_peft(std::shared_ptr<const ExportSource> source, at::ScalarType 
 ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::string& type,
                      const std::optional<std::string>& head_type);
 
-/// Throws unless a GGUF file of `num_bytes` can be written and nothing is lost by it.
-void check_gguf_output(const std::filesystem::path& output, bool force, int64_t num_bytes);
+/// What a format that is one file adds to a plan, whose PlannedTensors are then the bytes of its tensors.
+struct ExportFile {
+  std::vector<ExportedTensor> tensors;  ///< what those bytes stand for, in the same order
+  int64_t num_header_bytes = 0;
+  /// Throws unless a file of `num_bytes` can be written and nothing is lost by it.
+  std::function<void(const std::filesystem::path& output, bool force, int64_t num_bytes)> check_output;
+  /// Writes, checks and names the file.
+  std::function<void(const ExportPlan& plan, const std::filesystem::path& output, bool force,
+                     const std::function<void(int64_t done, int64_t total)>& progress)>
+      write;
+};
 
 }  // namespace baseq

@@ -11,9 +11,8 @@
 #include "../integer/float_linear.h"
 #include "baseq/io/dtype_name.h"
 #include "baseq/model/decoder.h"
-#include "baseq/transform/hadamard.h"
+#include "baseq/model/named_tensors.h"
 #include "exact_rotary.h"
-#include "native_tensors.h"
 #include "quantized_linear.h"
 
 namespace baseq {
@@ -90,8 +89,8 @@ Model::Model(StoredModel stored, const Options& options)
     : stored_(std::move(stored)),
       options_(options),
       // A quantized checkpoint holds the seven linears under LlamaForCausalLM's names whatever the original had.
-      tensors_(stored_.tensors, stored_.config, /*fused=*/stored_.config.fused_projections && !stored_.quantization) {
-  if (quantization()) online_ = find_transforms(checkpoint(), config(), *quantization());
+      tensors_(std::make_shared<const NamedTensors>(
+          stored_.tensors, stored_.config, /*fused=*/stored_.config.fused_projections && !stored_.quantization)) {
   check_tensors();
 }
 
@@ -106,8 +105,8 @@ void Model::for_each_name(const std::function<void(const std::string& name, bool
     for (const char* part : {".weight_shape", ".weight_zero_point", ".weight_g_idx"}) fn(linear + part, false);
   });
   if (!quantization()) return;
-  for (const auto& [place, kinds] : online_) {
-    for (const std::string& name : transform_names(layer_prefix(place.first), place.second, kinds)) fn(name, false);
+  for (const auto& [place, transform] : stored_.online) {
+    for (const std::string& name : transform.names) fn(name, false);
   }
   std::vector<std::string> points;
   DecoderLayer{}.for_each_quant_point([&](const std::string& name, const QuantPoint&) { points.push_back(name); });
@@ -131,7 +130,7 @@ void Model::for_each_name(const std::function<void(const std::string& name, bool
 std::vector<std::string> Model::unused_names() const {
   std::unordered_set<std::string> used;
   for_each_name([&](const std::string& name, bool) {
-    std::string stored = tensors_.stored_name(name);
+    std::string stored = tensors_->stored_name(name);
     if (checkpoint().contains(stored)) used.insert(std::move(stored));
   });
   std::vector<std::string> unused = checkpoint().names();
@@ -142,8 +141,8 @@ std::vector<std::string> Model::unused_names() const {
 void Model::check_tensors() const {
   std::vector<std::string> missing;
   for_each_name([&](const std::string& name, bool required) {
-    if (!required || tensors_.contains(name)) return;
-    const std::string stored = tensors_.stored_name(name);
+    if (!required || tensors_->contains(name)) return;
+    const std::string stored = tensors_->stored_name(name);
     if (missing.empty() || missing.back() != stored) missing.push_back(stored);  // the parts of a fused one in turn
   });
   const size_t listed = std::min(missing.size(), kMaxListedNames);
@@ -154,7 +153,7 @@ void Model::check_tensors() const {
 
 Tensor Model::read(const std::string& name, OptionalType dtype) const {
   // Views of the mapped file become memory of their own even when no conversion is due.
-  const Tensor stored = tensors_.tensor(name);
+  const Tensor stored = tensors_->tensor(name);
   const at::ScalarType type = dtype.value_or(at::promote_types(stored.scalar_type(), at::kFloat));
   return stored.to(options_.device, type, /*non_blocking=*/false, /*copy=*/true);
 }
@@ -166,12 +165,14 @@ Tensor Model::embedding() const {
 }
 
 Tensor Model::embed(const Tensor& input_ids) const {
+  TORCH_CHECK(at::isIntegralType(input_ids.scalar_type(), /*includeBool=*/false), "embed: token ids are ",
+              input_ids.toString(), ", expected integers");
   const Tensor ids = input_ids.to(at::kLong);
   TORCH_CHECK(ids.numel() == 0 || (ids.min().item<int64_t>() >= 0 && ids.max().item<int64_t>() < config().vocab_size),
               "embed: token ids run from ", ids.min().item<int64_t>(), " to ", ids.max().item<int64_t>(),
               " but the model knows 0 to ", config().vocab_size - 1);
   // Rows are gathered in the stored dtype: the table is never converted as a whole.
-  const Tensor table = tensors_.tensor("model.embed_tokens.weight");
+  const Tensor table = tensors_->tensor("model.embed_tokens.weight");
   expect_shape(table, {config().vocab_size, config().hidden_size}, "model.embed_tokens.weight");
   const Tensor rows = at::embedding(table, ids).to(options_.device, options_.dtype);
   return config().embedding_multiplier == 1 ? rows : rows * config().embedding_multiplier;
@@ -180,7 +181,7 @@ Tensor Model::embed(const Tensor& input_ids) const {
 Linear Model::read_linear(const std::string& name, bool with_bias, OptionalType dtype, Weights weights) const {
   Linear linear;
   // Corrections put biases where the original has none; one that an original does not promise is not the model's.
-  if (with_bias || (quantization() && tensors_.contains(name + ".bias"))) linear.bias = read(name + ".bias", dtype);
+  if (with_bias || (quantization() && tensors_->contains(name + ".bias"))) linear.bias = read(name + ".bias", dtype);
   const LinearFormat& stored = format(name);
   if (!stored.weights) {
     linear.weight = read(name + ".weight", dtype);
@@ -264,19 +265,14 @@ Linear Model::read_linear(int64_t index, const std::string& name, OptionalType d
 }
 
 std::vector<Factor::Kind> Model::online_kinds(int64_t block, Site site) const {
-  const auto it = online_.find({block, site});
-  return it == online_.end() ? std::vector<Factor::Kind>{} : it->second;
+  const auto it = stored_.online.find({block, site});
+  return it == stored_.online.end() ? std::vector<Factor::Kind>{} : it->second.kinds;
 }
 
 Transform Model::online_transform(int64_t block, Site site) const {
-  const std::vector<Factor::Kind> kinds = online_kinds(block, site);
-  if (kinds.empty()) return {};
-  const int64_t width = site_shape(site, config()).width();
-  if (!quantization()->hadamards.empty()) {
-    const int64_t order = hadamard_block_size(width);
-    return {hadamard_factor(order, width / order)};
-  }
-  Transform transform = read_transform(checkpoint(), layer_prefix(block), site, kinds, width);
+  const auto it = stored_.online.find({block, site});
+  if (it == stored_.online.end()) return {};
+  Transform transform = it->second.read();
   for (Factor& factor : transform) {
     factor = factor.to(at::TensorOptions().dtype(options_.dtype).device(options_.device));
   }
@@ -376,6 +372,7 @@ RotaryEmbedding Model::rotary(int64_t seq_len) const {
 }
 
 Tensor Model::logits(const Tensor& input_ids) const {
+  TORCH_CHECK(input_ids.dim() == 2, "logits: token ids are of size ", input_ids.sizes(), ", expected [batch, seq]");
   const c10::NoGradGuard no_grad;
   Tensor hidden = embed(input_ids);
   const RotaryEmbedding rope = rotary(input_ids.size(1));

@@ -11,6 +11,7 @@
 #include <system_error>
 
 #include "../io/strict_json.h"
+#include "baseq/model/named_tensors.h"
 
 namespace baseq {
 namespace {

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "baseq/model/model.h"
+#include "steps.h"
 
 namespace baseq {
 namespace {
@@ -88,6 +89,13 @@ int64_t rounding_bytes(const ModelConfig& config, const Recipe& recipe, const Ru
                                  forward_bytes(config, std::max(shape.tokens_per_batch, shape.seq_len));
       const int64_t solving =
           square * 2 * kDoubleBytes + std::max(square * kFloatBytes, 3 * cross) + cross + weight * 2 * kFloatBytes;
+      // Of few tokens these themselves are held and, twice as large, their factor.
+      const int64_t tokens = shape.num_windows * shape.seq_len;
+      if (takes_tokens(*round, tokens, n)) {
+        const int64_t held = 3 * tokens * n * kFloatBytes + 3 * tokens * tokens * kDoubleBytes;
+        largest = std::max({largest, held + forward_bytes(config, tokens), held + bytes + weight * 2 * kFloatBytes});
+        continue;
+      }
       // The moments, the error and its product with them.
       const int64_t correcting = round->low_rank ? square * kDoubleBytes + weight * 2 * kDoubleBytes : 0;
       bytes = std::max({collecting, gptq ? bytes + solving : 0, bytes + correcting});

@@ -9,13 +9,17 @@
 #include <chrono>
 #include <utility>
 
+#include "baseq/formats/layer_tensors.h"
 #include "baseq/io/hub_cache.h"
 #include "baseq/io/run_journal.h"
 #include "baseq/io/side_files.h"
 #include "baseq/model/model.h"
-#include "baseq/model/modeling_source.h"
+#include "baseq/model/named_tensors.h"
 #include "baseq/pipeline/run_log.h"
+#include "baseq/tokenizer/token_windows.h"
 #include "block_quantizer.h"
+#include "formats/native/config.h"
+#include "formats/native/modeling_source.h"
 #include "run_description.h"
 
 namespace baseq {
@@ -48,30 +52,34 @@ Tensor transform_rows(const Tensor& matrix, const Tensor& column_gain, const Tra
 /// One run over the blocks of a checkpoint.
 class Run {
  public:
-  Run(const Checkpoint& checkpoint, const Recipe& recipe, const Tensor& windows, const QuantizeOptions& options)
-      : checkpoint_(checkpoint),
-        recipe_(recipe),
-        options_(options),
-        // What is rotated is rotated in float64; else weights come as what they are computed with.
-        model_(checkpoint, {.dtype = recipe.rotates_residual() ? at::kDouble : at::kFloat, .device = options.device}),
-        windows_(windows),
-        blocks_(model_, recipe_, windows_, block_options()) {
-    TORCH_CHECK(!model_.quantization(), checkpoint.path().string(),
+  explicit Run(const Job& job)
+      : job_(job),
+        options_(job.options),
+        recipe_(job.recipe),
+        // The residual rotation is merged in float64; otherwise weights are loaded as float32.
+        model_(stored_model(job),
+               {.dtype = recipe_.rotates_residual() ? at::kDouble : at::kFloat, .device = options_.device}),
+        blocks_(model_, recipe_, job.windows, block_options()) {
+    TORCH_CHECK(!model_.quantization(), checkpoint().path().string(),
                 ": is already quantized; quantize the original checkpoint instead");
-    TORCH_CHECK(windows.defined() || !recipe.needs_calibration(), "quantize: recipe \"", recipe.name,
-                "\" needs calibration windows");
-    recipe_.grids = blocks_.grids();  // for this model
+    TORCH_CHECK(windows().defined() || !recipe_.needs_calibration(), needs_windows(recipe_));
+    if (windows().defined()) check_token_ids(windows(), model_.config().vocab_size, "quantize: calibration windows");
+    recipe_.grids = blocks_.grids();                           // for this model
+    if (windows().defined() && recipe_.needs_calibration()) {  // what the checkpoint says was used
+      recipe_.num_samples = windows().size(0);
+      recipe_.seq_len = windows().size(1);
+    }
     dtype_ = recipe_.dtype.value_or(model_.tensors().info("model.embed_tokens.weight").dtype);
   }
 
-  void write(const std::filesystem::path& output) {
-    const std::vector<std::string> obstacles = find_obstacles(checkpoint_.path(), output, options_);
+  void write() {
+    const std::vector<std::string> obstacles = find_obstacles(job_);
     TORCH_CHECK(obstacles.empty(), obstacles.front());
     // Before the writer removes what an earlier process left: that one may still be at work.
     if (!options_.work_directory.empty()) {
-      journal_.emplace(options_.work_directory, describe_run(checkpoint_, recipe_, windows_, output, options_));
+      journal_.emplace(options_.work_directory, describe_run(job_, checkpoint(), recipe_));
     }
-    CheckpointWriter writer(output, writer_options(checkpoint_.path(), options_));
+    CheckpointWriter writer(job_.output, writer_options(job_));
     embedding_ = quantized_embedding();
     blocks_.start(embedding_);
     const auto run_start = Clock::now();
@@ -91,7 +99,7 @@ class Run {
     }
     if (has_modeling_file()) writer.write_file(kModelingFile, modeling_source());
     writer.write_file(kRunLogFile, log_);
-    writer.copy_side_files(checkpoint_.path());
+    writer.copy_side_files(checkpoint().path());
     writer.finish(output_config());
     tell(RunFinished{seconds_since(run_start)});
   }
@@ -113,6 +121,9 @@ class Run {
   }
 
  private:
+  const Checkpoint& checkpoint() const { return model_.checkpoint(); }
+  const Tensor& windows() const { return job_.windows; }
+
   /// What an earlier process did in the block that comes next.
   struct Reached {
     std::optional<BlockQuantizer::StepEnd> step;
@@ -121,7 +132,7 @@ class Run {
   };
 
   void tell(const ProgressEvent& event) const {
-    if (options_.progress) options_.progress(event);
+    if (job_.progress) job_.progress(event);
   }
 
   BlockQuantizer::Options block_options() {
@@ -252,10 +263,10 @@ class Run {
   }
 
   RunStarted start_event() const {
-    return {.model = model_name(checkpoint_.path()),
+    return {.model = model_name(checkpoint().path()),
             .num_blocks = model_.config().num_hidden_layers,
-            .num_samples = windows_.defined() ? windows_.size(0) : 0,
-            .seq_len = windows_.defined() ? windows_.size(1) : 0,
+            .num_samples = windows().defined() ? windows().size(0) : 0,
+            .seq_len = windows().defined() ? windows().size(1) : 0,
             .seed = options_.seed,
             .device = options_.device.str(),
             .num_threads = at::get_num_threads()};
@@ -310,13 +321,13 @@ class Run {
     writer.expect(expected);
     for (const auto& [name, info, make] : parts) writer.add(name, make());
     embedding_ = Tensor();
-    checkpoint_.release_pages();
+    checkpoint().release_pages();
   }
 
   bool has_modeling_file() const { return model_.config().architecture == kModelingArchitecture; }
 
   nlohmann::json output_config() const {
-    nlohmann::json config = checkpoint_.config();
+    nlohmann::json config = checkpoint().config();
     remove_code_references(config);
     if (!blocks_.residual().empty()) config["tie_word_embeddings"] = false;
     nlohmann::json quantization = to_json(recipe_.quantization_config());
@@ -326,11 +337,10 @@ class Run {
     return config;
   }
 
-  const Checkpoint& checkpoint_;
-  Recipe recipe_;
+  const Job& job_;
   const QuantizeOptions& options_;
+  Recipe recipe_;  ///< with the grids of this model
   Model model_;
-  Tensor windows_;
   at::ScalarType dtype_;
   Tensor embedding_;  ///< as the output has it, until it is written
   std::optional<RunJournal> journal_;
@@ -344,8 +354,9 @@ class Run {
 };
 
 /// Throws for what a run cannot begin with.
-void check_input(const Recipe& recipe, const Tensor& windows) {
-  recipe.validate();
+void check_input(const Job& job) {
+  job.recipe.validate();
+  const Tensor& windows = job.windows;
   TORCH_CHECK(!windows.defined() || (windows.dim() == 2 && at::isIntegralType(windows.scalar_type(), false)),
               "quantize: windows are ", windows.sizes(), " of ", windows.dtype(),
               ", expected token ids [num_windows, seq_len]");
@@ -353,35 +364,34 @@ void check_input(const Recipe& recipe, const Tensor& windows) {
 
 }  // namespace
 
-void quantize_checkpoint(const Checkpoint& checkpoint, const Recipe& recipe, const Tensor& windows,
-                         const std::filesystem::path& output, const QuantizeOptions& options) {
-  check_input(recipe, windows);
+void quantize(const Job& job) {
+  check_input(job);
   const c10::NoGradGuard no_grad;
-  Run(checkpoint, recipe, windows, options).write(output);
+  Run(job).write();
 }
 
-double estimate_seconds(const Checkpoint& checkpoint, const Recipe& recipe, const Tensor& windows,
-                        const QuantizeOptions& options) {
-  check_input(recipe, windows);
+double estimate_seconds(const Job& job) {
+  check_input(job);
   const c10::NoGradGuard no_grad;
   // What a window adds is measured apart from what a block takes whatever their number.
   constexpr int64_t kFewWindows = 4;
-  QuantizeOptions quiet = options;
+  Job quiet = job;
+  quiet.model = stored_model(job);  // opened once
   quiet.progress = {};
-  quiet.activations_directory.clear();
+  quiet.options.activations_directory.clear();
   const auto block_with = [&](int64_t num_windows) {
-    const Tensor some = windows.defined() ? windows.narrow(0, 0, num_windows) : Tensor{};
-    return Run(checkpoint, recipe, some, quiet).time_first_block();
+    if (job.windows.defined()) quiet.windows = job.windows.narrow(0, 0, num_windows);
+    return Run(quiet).time_first_block();
   };
   double block = 0;
-  const int64_t n = windows.defined() ? windows.size(0) : 0;
+  const int64_t n = job.windows.defined() ? job.windows.size(0) : 0;
   if (n <= kFewWindows) {
     block = block_with(n);
   } else {
     const double few = block_with(kFewWindows), one = block_with(1);  // the first of them reads the file
     block = one + std::max(0.0, few - one) / (kFewWindows - 1) * static_cast<double>(n - 1);
   }
-  return block * static_cast<double>(Model(checkpoint).config().num_hidden_layers);
+  return block * static_cast<double>(std::get<StoredModel>(quiet.model).config.num_hidden_layers);
 }
 
 }  // namespace baseq

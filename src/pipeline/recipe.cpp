@@ -8,6 +8,7 @@
 #include <concepts>
 
 #include "baseq/pipeline/activations.h"
+#include "formats/native/config.h"
 #include "recipe_rules.h"
 
 namespace baseq {

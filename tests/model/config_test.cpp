@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "../tiny_model.h"
-#include "baseq/model/quantization_config.h"
+#include "formats/native/config.h"
 
 namespace baseq {
 namespace {

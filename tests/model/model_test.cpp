@@ -4,6 +4,8 @@
 
 #include "../counted_checkpoint.h"
 #include "baseq/formats/open_model.h"
+#include "baseq/model/named_tensors.h"
+#include "formats/native/config.h"
 #include "quantized_block.h"
 
 namespace baseq {
@@ -219,6 +221,8 @@ TEST(Model, EmbedRefusesIdsOutsideTheVocabulary) {
   const Checkpoint checkpoint(directory.path());
   const Model model(checkpoint);
   EXPECT_EQ(model.embed(at::tensor({0, 39}, at::kLong).view({1, 2})).sizes(), at::IntArrayRef({1, 2, 32}));
+  expect_error([&] { model.logits(at::zeros({1, 2})); }, {"embed: token ids are", "Float", "expected integers"});
+  expect_error([&] { model.logits(at::zeros({2}, at::kLong)); }, {"logits: token ids are of size [2]"});
   expect_error([&] { model.embed(at::tensor({0, 40}, at::kLong).view({1, 2})); }, {"40", "39"});
   expect_error([&] { model.embed(at::tensor({-1, 3}, at::kLong).view({1, 2})); }, {"-1"});
 }

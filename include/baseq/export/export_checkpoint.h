@@ -40,7 +40,14 @@ struct ExportOptions {
   std::optional<std::string> gguf_head_type = {};
 };
 
-/// The preflight: reads headers, and of the tensors only the small ones that decide.
+/// The preflight of an export:
+///
+///     const StoredModel model = open_model("out");
+///     const ExportPlan plan = plan_export(model, {.format = ExportFormat::kGguf, .gguf_type = "Q4_0"});
+///     for (const std::string& note : plan.notes) std::puts(note.c_str());
+///     write_export(model.tensors, plan, "out.gguf");
+///
+/// Reads headers, and of the tensors only the small ones that decide.
 /// Throws c10::Error with one sentence saying everything in the checkpoint that the format cannot carry and which
 /// recipe would fit, or what of it would be lost.
 ExportPlan plan_export(const StoredModel& model, const ExportOptions& options);

@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -9,10 +10,11 @@
 #include <vector>
 
 #include "baseq/model/decoder_layer.h"
-#include "baseq/model/named_tensors.h"
 #include "baseq/model/stored_model.h"
 
 namespace baseq {
+
+class NamedTensors;
 
 /// One of the seven linears of a block.
 struct LinearShape {
@@ -79,7 +81,7 @@ class Model {
 
   const Checkpoint& checkpoint() const { return stored_.tensors; }
   /// The tensors as the checkpoint stores them, under LlamaForCausalLM's names.
-  const NamedTensors& tensors() const { return tensors_; }
+  const NamedTensors& tensors() const { return *tensors_; }
   /// The names in the checkpoint of tensors that the model never reads, sorted.
   std::vector<std::string> unused_names() const;
 
@@ -128,15 +130,8 @@ class Model {
 
   StoredModel stored_;
   Options options_;
-  std::map<std::pair<int64_t, Site>, std::vector<Factor::Kind>> online_;
-  NamedTensors tensors_;
+  std::shared_ptr<const NamedTensors> tensors_;
 };
-
-/// The tensors of a block as a native checkpoint stores them, by full name: packed codes with compressed-tensors' names
-/// for quantized linears, `dtype` for other matrices, float32 for vectors (norms, biases, quant points) and for online
-/// transforms, whose inverses are left out where Model::online_transform gives none.
-/// @param prefix such as "model.layers.0."
-std::map<std::string, Tensor> layer_tensors(const DecoderLayer& layer, const std::string& prefix, at::ScalarType dtype);
 
 /// "model.layers.<index>."
 std::string layer_prefix(int64_t index);

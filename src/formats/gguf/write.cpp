@@ -120,18 +120,27 @@ Tensor by_pieces(const Tensor& table, Fn&& fn) {
 
 bool is_table(const std::string& name) { return name.ends_with("embed_tokens.weight") || name == "lm_head.weight"; }
 
-struct GgufPlan {
+struct GgufPlan : ExportFile {
   GgufMetadata metadata;
-  std::vector<GgufTensorInfo> tensors;
+  std::vector<GgufTensorInfo> infos;
   /// What each tensor stands for, float32 and rounded as its type rounds.
   std::vector<std::function<Tensor()>> values;
 };
+
+void check_gguf_output(const fs::path& output, bool force, int64_t num_bytes) {
+  const WriteTarget target = write_target(kWhoWrites, output);
+  TORCH_CHECK(target.regular, kWhoWrites, ": ", output.string(),
+              " is not a regular file; a GGUF export is read back to check it");
+  TORCH_CHECK(force || !path_exists(kWhoWrites, target.path), output.string(), ": exists; pass `force` to replace it");
+  check_output_file(kWhoWrites, output, kVersionKey);
+  check_disk_space(kWhoWrites, output, num_bytes);
+}
 
 void write_gguf(const ExportPlan& plan, const GgufPlan& gguf, const fs::path& output, bool force,
                 const std::function<void(int64_t, int64_t)>& progress) {
   check_gguf_output(output, force, plan.num_bytes());
   FileWriter file(kWhoWrites, output);
-  file.write(gguf_header(gguf.metadata, gguf.tensors));
+  file.write(gguf_header(gguf.metadata, gguf.infos));
   const auto total = static_cast<int64_t>(plan.tensors.size());
   for (int64_t i = 0; i < total; ++i) {
     const Tensor tensor = made(plan.tensors[static_cast<size_t>(i)]).contiguous();
@@ -141,11 +150,11 @@ void write_gguf(const ExportPlan& plan, const GgufPlan& gguf, const fs::path& ou
     if (progress) progress(i + 1, total);
   }
   const GgufFile written(file.temporary());
-  TORCH_CHECK(written.tensors().size() == gguf.tensors.size(), "export: ", output.string(), " holds ",
-              written.tensors().size(), " tensors but ", gguf.tensors.size(), " were planned");
-  for (size_t i = 0; i < gguf.tensors.size(); ++i) {
+  TORCH_CHECK(written.tensors().size() == gguf.infos.size(), "export: ", output.string(), " holds ",
+              written.tensors().size(), " tensors but ", gguf.infos.size(), " were planned");
+  for (size_t i = 0; i < gguf.infos.size(); ++i) {
     if (progress) progress(total, total);
-    const auto& [name, type, shape] = gguf.tensors[i];
+    const auto& [name, type, shape] = gguf.infos[i];
     const GgufFile::Entry& entry = written.tensors().at(name);
     TORCH_CHECK(entry.type == static_cast<uint32_t>(type) && entry.shape == shape, "export: ", name,
                 " was not written as planned");
@@ -156,15 +165,6 @@ void write_gguf(const ExportPlan& plan, const GgufPlan& gguf, const fs::path& ou
 }
 
 }  // namespace
-
-void check_gguf_output(const fs::path& output, bool force, int64_t num_bytes) {
-  const WriteTarget target = write_target(kWhoWrites, output);
-  TORCH_CHECK(target.regular, kWhoWrites, ": ", output.string(),
-              " is not a regular file; a GGUF export is read back to check it");
-  TORCH_CHECK(force || !path_exists(kWhoWrites, target.path), output.string(), ": exists; pass `force` to replace it");
-  check_output_file(kWhoWrites, output, kVersionKey);
-  check_disk_space(kWhoWrites, output, num_bytes);
-}
 
 ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::string& type_name,
                      const std::optional<std::string>& head_type) {
@@ -186,13 +186,14 @@ ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::stri
   ExportPlan plan;
   const auto add = [&](const std::string& name, GgufType of, const std::vector<int64_t>& shape,
                        std::function<Tensor()> make, std::function<Tensor()> values) {
-    gguf->tensors.push_back({name, of, shape});
+    gguf->infos.push_back({name, of, shape});
+    gguf->tensors.push_back({name, gguf_type_name(of), shape});
     gguf->values.push_back(std::move(values));
     std::vector<int64_t> stored = shape;
     stored.back() = stored.back() / gguf_block_size(of) * gguf_block_bytes(of);
     const bool floating = gguf_block_size(of) == 1;
     const at::ScalarType dtype = of == GgufType::kF32 ? at::kFloat : of == GgufType::kF16 ? at::kHalf : at::kByte;
-    plan.tensors.push_back({name, dtype, floating ? shape : stored, std::move(make), gguf_type_name(of), shape});
+    plan.tensors.push_back({name, dtype, floating ? shape : stored, std::move(make)});
   };
   const auto add_float = [&](const std::string& name, GgufType of, const std::vector<int64_t>& shape,
                              const std::function<Tensor()>& source_value) {
@@ -272,11 +273,13 @@ ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::stri
         fmt::format("Embedding and head are {}; llama.cpp also quantizes activations, to 8 bits, in its products.",
                     rounds_tables ? "Q8_0, which rounds them to 8 bits" : "F16"));
   }
-  plan.num_extra_bytes = static_cast<int64_t>(gguf_header(gguf->metadata, gguf->tensors).size());
-  plan.write_file = [gguf](const ExportPlan& written, const fs::path& output, bool force,
-                           const std::function<void(int64_t, int64_t)>& progress) {
-    write_gguf(written, *gguf, output, force, progress);
+  gguf->num_header_bytes = static_cast<int64_t>(gguf_header(gguf->metadata, gguf->infos).size());
+  gguf->check_output = check_gguf_output;
+  gguf->write = [raw = gguf.get()](const ExportPlan& written, const fs::path& output, bool force,
+                                   const std::function<void(int64_t, int64_t)>& progress) {
+    write_gguf(written, *raw, output, force, progress);
   };
+  plan.single_file = gguf;
   return plan;
 }
 
