@@ -18,6 +18,8 @@
 namespace baseq {
 namespace {
 
+constexpr const char* kTable = "model.embed_tokens";
+
 /// More missing names than this are counted, not listed.
 constexpr size_t kMaxListedNames = 20;
 
@@ -159,7 +161,7 @@ Tensor Model::read(const std::string& name, OptionalType dtype) const {
 }
 
 Tensor Model::embedding() const {
-  Tensor weight = read("model.embed_tokens.weight");
+  Tensor weight = read_linear(kTable, /*with_bias=*/false, options_.dtype, Weights::kFloat).weight;
   expect_shape(weight, {config().vocab_size, config().hidden_size}, "model.embed_tokens.weight");
   return weight;
 }
@@ -171,11 +173,25 @@ Tensor Model::embed(const Tensor& input_ids) const {
   TORCH_CHECK(ids.numel() == 0 || (ids.min().item<int64_t>() >= 0 && ids.max().item<int64_t>() < config().vocab_size),
               "embed: token ids run from ", ids.min().item<int64_t>(), " to ", ids.max().item<int64_t>(),
               " but the model knows 0 to ", config().vocab_size - 1);
-  // Rows are gathered in the stored dtype: the table is never converted as a whole.
-  const Tensor table = tensors_->tensor("model.embed_tokens.weight");
-  expect_shape(table, {config().vocab_size, config().hidden_size}, "model.embed_tokens.weight");
-  const Tensor rows = at::embedding(table, ids).to(options_.device, options_.dtype);
+  const Tensor rows = embedding_rows(ids).to(options_.device, options_.dtype);
   return config().embedding_multiplier == 1 ? rows : rows * config().embedding_multiplier;
+}
+
+/// As stored: the table is never converted or unpacked as a whole.
+Tensor Model::embedding_rows(const Tensor& ids) const {
+  const std::string name = std::string(kTable) + ".weight";
+  const LinearFormat& stored = format(kTable);
+  if (!stored.weights) {
+    const Tensor table = tensors_->tensor(name);
+    expect_shape(table, {config().vocab_size, config().hidden_size}, name);
+    return at::embedding(table, ids);
+  }
+  const Tensor shape = checkpoint().tensor(name + "_shape");
+  TORCH_CHECK(at::equal(shape.to(at::kLong), at::tensor({config().vocab_size, config().hidden_size}, at::kLong)), name,
+              "_shape: is ", shape, " but config.json says ", config().vocab_size, ", ", config().hidden_size);
+  std::vector<int64_t> sizes = ids.sizes().vec();
+  sizes.push_back(config().hidden_size);
+  return read_quantized_rows(checkpoint(), kTable, stored, ids.flatten().cpu()).view(sizes);
 }
 
 Linear Model::read_linear(const std::string& name, bool with_bias, OptionalType dtype, Weights weights) const {
@@ -189,7 +205,8 @@ Linear Model::read_linear(const std::string& name, bool with_bias, OptionalType 
   }
   Linear quantized = read_quantized_weight(checkpoint(), name, stored, weights == Weights::kFloat);
   linear.quantized = std::move(quantized.quantized);
-  if (quantization()->lora_rank == 0) {
+  // Corrections stand next to the linears of blocks alone.
+  if (quantization()->lora_rank == 0 || !name.starts_with("model.layers.")) {
     if (quantized.weight.defined()) linear.weight = quantized.weight.to(options_.device, options_.dtype);
     return linear;
   }
@@ -341,17 +358,20 @@ RmsNorm Model::final_norm(const LoadOptions& options) const {
 
 Linear Model::lm_head(const LoadOptions& options) const {
   const bool integers = runs_integers(options), scaled = config().logits_scaling != 1;
-  const std::string name = config().tie_word_embeddings ? "model.embed_tokens" : "lm_head";
+  const std::string name = config().tie_word_embeddings ? kTable : "lm_head";
   Linear head;
   if (integers && !scaled && !format(name).weights) {
-    head.weight = tensors_.tensor(name + ".weight");  // panels keep its dtype
+    head.weight = tensors_->tensor(name + ".weight");  // panels keep its dtype
   } else {
     head =
         read_linear(name, /*with_bias=*/false, options_.dtype, integers && !scaled ? Weights::kCodes : Weights::kFloat);
   }
   const Tensor& sized = head.weight.defined() ? head.weight : head.quantized->codes;
   expect_shape(sized, {config().vocab_size, config().hidden_size}, name + ".weight");
-  if (scaled) head.weight.div_(config().logits_scaling);
+  if (scaled) {
+    head.weight.div_(config().logits_scaling);
+    head.quantized.reset();
+  }
   if (!integers) return head;
   Linear prepared;
   prepared.fixed_point_bits = options.activation_bits;

@@ -171,6 +171,25 @@ def test_llama_cpp_computes_the_logits_of_the_native_checkpoint(exported, run, t
     assert llama_cpp_error(run, native, file, tmp_path) < (2e-3 if name == "F16" else 1e-2)
 
 
+def test_embedding_and_head_have_8_bits_unless_told_otherwise(exported, run, tmp_path):
+    native, hf, _ = exported("Q4_0")
+    file = tmp_path / "out.gguf"
+    done = run("export", native, "--format", "gguf", "--output", file)
+    assert done.returncode == 0 and "Embedding and head are Q8_0" in done.stdout, done.stderr
+    expected = load_file(hf / "model.safetensors")
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+    for key, source in (("token_embd.weight", "model.embed_tokens.weight"), ("output.weight", "lm_head.weight")):
+        assert tensors[key].tensor_type.name == "Q8_0"
+        got = torch.from_numpy(gguf.quants.dequantize(tensors[key].data, tensors[key].tensor_type).astype(np.float32))
+        got, values = got.unflatten(-1, (-1, 32)), expected[source].unflatten(-1, (-1, 32))
+        # Half a step of 255, and the rounding of its size to float16.
+        bound = values.abs().amax(-1, keepdim=True) * (0.5 / 127.5 + 2**-10)
+        assert ((got - values).abs() <= bound).all(), key
+    assert llama_cpp_error(run, native, file, tmp_path) < 1.5e-2
+    refused = run("export", native, "--format", "gguf", "--gguf-embedding-type", "Q4_0", "--output", file)
+    assert refused.returncode == 2 and "Q8_0" in refused.stderr
+
+
 FAMILIES = {
     "mistral": (transformers.MistralConfig, {"sliding_window": 64}),
     "qwen2": (transformers.Qwen2Config, {}),
@@ -199,8 +218,8 @@ def exported_family(run, tmp_path, family, name) -> str:
     (tmp_path / "recipe.json").write_text(json.dumps(recipe_of(*steps, weights=WEIGHTS[name], dtype="float16")))
     for command in (("quantize", tmp_path / "model", "--recipe", tmp_path / "recipe.json", "--output",
                      tmp_path / "native"),
-                    ("export", tmp_path / "native", "--format", "gguf", "--gguf-type", name, "--output",
-                     tmp_path / "model.gguf")):
+                    ("export", tmp_path / "native", "--format", "gguf", "--gguf-type", name, "--gguf-embedding-type",
+                     "F16", "--output", tmp_path / "model.gguf")):
         done = run(*command, "--quiet")
         assert done.returncode == 0, done.stderr
     return done.stdout
@@ -244,7 +263,8 @@ def test_metadata_is_that_of_the_model(exported):
 
 def test_dry_run_lists_types_and_values(exported, run, tmp_path):
     native, _, file = exported("Q4_0")
-    done = run("export", native, "--format", "gguf", "--dry-run", "--json", tmp_path / "plan.json")
+    done = run("export", native, "--format", "gguf", "--gguf-embedding-type", "F16", "--dry-run", "--json",
+               tmp_path / "plan.json")
     assert done.returncode == 0, done.stderr
     plan = json.loads((tmp_path / "plan.json").read_text())
     tensors = gguf.GGUFReader(file).tensors

@@ -117,6 +117,7 @@ class Model {
   enum class Weights { kFloat, kCodes };               ///< kCodes: `weight` stays undefined where there are codes
   Tensor read(const std::string& name, OptionalType dtype) const;
   Tensor read(const std::string& name) const { return read(name, options_.dtype); }
+  Tensor embedding_rows(const Tensor& ids) const;
   Linear read_linear(const std::string& name, bool with_bias, OptionalType dtype, Weights weights) const;
   Linear read_linear(int64_t index, const std::string& name, OptionalType dtype, Weights weights) const;
   DecoderLayer read_layer(int64_t index, OptionalType dtype, Weights weights = Weights::kFloat) const;

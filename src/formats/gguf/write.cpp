@@ -7,6 +7,7 @@
 #include "baseq/io/hub_cache.h"
 #include "baseq/io/output_file.h"
 #include "baseq/model/rotary_embedding.h"
+#include "baseq/quant/gptq.h"
 #include "formats/export_source.h"
 #include "formats/gguf/names.h"
 #include "formats/gguf/tokenizer.h"
@@ -179,7 +180,6 @@ ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::stri
   TORCH_CHECK(divides || head_type != "Q8_0", "export: blocks of ", kColumnsPerBlock, " do not divide rows of ",
               config.hidden_size, "; embedding and head can be F16");
   const bool rounds_tables = head_type ? *head_type == "Q8_0" : type != GgufType::kF16 && divides;
-  const Checkpoint& checkpoint = source->checkpoint();
   const auto gguf = std::make_shared<GgufPlan>();
   gguf->metadata = metadata_of(*source, type);
 
@@ -208,23 +208,23 @@ ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::stri
       plan.notes.push_back(fmt::format("{} has no place in the file and is left out.", name));
       continue;
     }
-    const std::vector<int64_t> shape = checkpoint.info(name).shape;
+    const std::vector<int64_t> shape = source->other_info(name).shape;
     if (rounds_tables && is_table(name)) {
       add(
           to, GgufType::kQ8_0, shape,
           [source, name] {
-            return by_pieces(source->checkpoint().tensor(name), [](const QuantizedWeight& rows) {
+            return by_pieces(source->other(name), [](const QuantizedWeight& rows) {
               return gguf_blocks(GgufType::kQ8_0, rows.codes, rows.qparams.scale, Tensor());
             });
           },
           [source, name] {
-            return by_pieces(source->checkpoint().tensor(name),
+            return by_pieces(source->other(name),
                              [](const QuantizedWeight& rows) { return rows.dequantized(); });
           });
       continue;
     }
     add_float(to, shape.size() == 1 ? GgufType::kF32 : GgufType::kF16, shape,
-              [source, name] { return source->checkpoint().tensor(name); });
+              [source, name] { return source->other(name); });
   }
   if (config.rope.type == RopeParameters::Type::kLlama3) {
     add_float(kRopeFactors, GgufType::kF32, {config.head_dim / 2}, [source] { return rope_factors(*source); });
