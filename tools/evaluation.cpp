@@ -80,12 +80,11 @@ nlohmann::json evaluate_model(const std::string& name, const Model& model, const
       release_free_memory();
       display.step(done, total, "blocks");
     };
-    result = evaluate(
-        model, windows, context.reference,
-        {.load = context.load,
-         .activations_directory = context.activations_directory,
-         .progress = block_done,
-         .logits = context.logits});
+    result = evaluate(model, windows, context.reference,
+                      {.load = context.load,
+                       .activations_directory = context.activations_directory,
+                       .progress = block_done,
+                       .logits = context.logits});
   }
   nlohmann::json json{{"model", name},
                       {"perplexity", result.perplexity},

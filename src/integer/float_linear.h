@@ -5,8 +5,8 @@
 namespace baseq {
 
 /// A linear that is not quantized, such as the head, in panels: float products whose sums have the order that
-/// docs/arithmetic.md gives ("Low-rank corrections"). A row of the result depends neither on the other rows, the threads
-/// nor the instruction set.
+/// docs/arithmetic.md gives ("Low-rank corrections"). A row of the result depends neither on the other rows, the
+/// threads nor the instruction set.
 class FloatLinear {
  public:
   /// @param weight [out_features, in_features], float32, float16 or bfloat16: kept in its type

@@ -94,6 +94,10 @@ Tensor Decoder::logits(const Tensor& input_ids) const {
 
 KvCache Decoder::new_cache(int64_t capacity) const {
   const at::TensorOptions compute = at::TensorOptions().dtype(model_.options().dtype).device(model_.options().device);
+  const std::optional<QuantSpec> grid = model_.quantization() ? model_.quantization()->kv_cache : std::nullopt;
+  if (model_.runs_integers(options_) && has_pages(grid, config().head_dim)) {
+    return {config(), {.compute = compute, .stored = kPagedFloats, .paged = true, .grid = grid}, capacity};
+  }
   return {config(), {.compute = compute, .stored = model_.options().dtype}, capacity};
 }
 

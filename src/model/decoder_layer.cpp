@@ -2,7 +2,9 @@
 
 #include <ATen/ATen.h>
 
-#include "baseq/model/kv_cache.h"
+#include "../integer/prepared_linear.h"
+#include "../integer/rows.h"
+#include "exact_transform.h"
 
 namespace baseq {
 namespace {
@@ -39,9 +41,15 @@ DecoderLayer mapped(DecoderLayer layer, Fn&& fn) {
 
 }  // namespace
 
-Tensor RmsNorm::forward(const Tensor& x) const { return at::rms_norm(x, {x.size(-1)}, weight, eps); }
+Tensor RmsNorm::forward(const Tensor& x) const {
+  return exact ? rms_norm_rows(x, weight, eps, integer_kernels()) : at::rms_norm(x, {x.size(-1)}, weight, eps);
+}
 
 Tensor Mlp::gated(const LinearInput& x) const {
+  if (exact) {
+    const Tensor product = silu_product_rows(gate_proj.forward(x), up_proj.forward(x), down_scale, integer_kernels());
+    return exact_transform(down_transform, product);
+  }
   Tensor product = at::silu(gate_proj.forward(x)) * up_proj.forward(x);
   if (down_scale.defined()) product = product * down_scale;
   return apply_transform(down_transform, product);
@@ -81,16 +89,20 @@ Tensor DecoderLayer::add(const Tensor& residual, const Tensor& branch) const {
 
 namespace {
 
-/// What the readers of a site get: a prepared one rounds to codes itself.
-LinearInput quantized_by(const QuantPoint& point, bool prepared, Tensor x) {
-  return prepared ? LinearInput(std::move(x), point) : LinearInput(point.forward(x));
+/// What the readers of a site get: prepared ones round to codes.
+LinearInput quantized_by(const QuantPoint& point, bool exact, Tensor x) {
+  return exact ? LinearInput(std::move(x), point) : LinearInput(point.forward(x));
+}
+
+Tensor transformed(const Transform& transform, bool exact, const Tensor& x) {
+  return exact ? exact_transform(transform, x) : apply_transform(transform, x);
 }
 
 }  // namespace
 
 LinearInput DecoderLayer::attention_input(const Tensor& x) const {
   return quantized_by(self_attn.input, self_attn.exact,
-                      apply_transform(self_attn.input_transform, input_layernorm.forward(x)));
+                      transformed(self_attn.input_transform, self_attn.exact, input_layernorm.forward(x)));
 }
 
 Tensor DecoderLayer::after_attention(const Tensor& x, const RotaryEmbedding& rope, const CachedRows* cached) const {
@@ -100,13 +112,12 @@ Tensor DecoderLayer::after_attention(const Tensor& x, const RotaryEmbedding& rop
 
 LinearInput DecoderLayer::mlp_input(const Tensor& middle) const {
   return quantized_by(mlp.input, mlp.exact,
-                      apply_transform(mlp.input_transform, post_attention_layernorm.forward(middle)));
+                      transformed(mlp.input_transform, mlp.exact, post_attention_layernorm.forward(middle)));
 }
 
 Tensor DecoderLayer::forward(const Tensor& x, const RotaryEmbedding& rope, const CachedRows* cached) const {
   const Tensor middle = after_attention(x, rope, cached);
-  return add(middle,
-             mlp.down_proj.forward(quantized_by(mlp.down_input, mlp.exact, mlp.gated(mlp_input(middle)))));
+  return add(middle, mlp.down_proj.forward(quantized_by(mlp.down_input, mlp.exact, mlp.gated(mlp_input(middle)))));
 }
 
 Tensor DecoderLayer::input_of(Site site, const Tensor& x, const RotaryEmbedding& rope) const {

@@ -3,18 +3,10 @@
 
 #include "../integer/float_linear.h"
 #include "../quant/product.h"
-#include "baseq/model/decoder_layer.h"
+#include "block_cache.h"
 
 namespace baseq {
 namespace {
-
-/// gain * x - shift, each rounded on its own.
-Tensor with_gain_and_shift(const QuantPoint& point, const Tensor& x) {
-  TORCH_CHECK(!point.shift.defined() || !point.add_shift_back,
-              "a prepared linear reads a point whose shift is not in its bias");
-  const Tensor scaled = point.gain.defined() ? x * point.gain : x;
-  return point.shift.defined() ? scaled - point.shift : scaled;
-}
 
 /// Codes of a grid that does not depend on the rows.
 Activations static_codes(const Tensor& rows, const ColumnGroups& columns, const QuantPoint& point) {
@@ -33,6 +25,13 @@ Activations static_codes(const Tensor& rows, const ColumnGroups& columns, const 
 
 }  // namespace
 
+Tensor with_gain_and_shift(const QuantPoint& point, const Tensor& x) {
+  TORCH_CHECK(!point.shift.defined() || !point.add_shift_back,
+              "a prepared layer has a point whose shift is not in a bias");
+  const Tensor scaled = point.gain.defined() ? x * point.gain : x;
+  return point.shift.defined() ? scaled - point.shift : scaled;
+}
+
 const Tensor& LinearInput::values() const {
   if (!values_.defined()) values_ = point_->forward(x_);
   return values_;
@@ -46,11 +45,10 @@ const Activations& LinearInput::codes(const PreparedLinear& reader, int64_t fixe
   }
   const Tensor& x = point_ != nullptr ? x_ : values_;
   const Tensor rows = (point_ != nullptr ? with_gain_and_shift(*point_, x) : x).reshape({-1, x.size(-1)});
-  Activations made = !quantized ? fixed_point_rows(rows, columns, fixed_point_bits)
-                     : point_->spec.dynamic
-                         ? quantize_rows(rows, columns, point_->spec,
-                                         point_->clip.defined() ? point_->clip.item<double>() : 1)
-                         : static_codes(rows, columns, *point_);
+  Activations made = !quantized             ? fixed_point_rows(rows, columns, fixed_point_bits)
+                     : point_->spec.dynamic ? quantize_rows(rows, columns, point_->spec,
+                                                            point_->clip.defined() ? point_->clip.item<double>() : 1)
+                                            : static_codes(rows, columns, *point_);
   return *codes_.emplace_back(std::make_shared<const Activations>(std::move(made)));
 }
 

@@ -12,6 +12,7 @@
 #include "baseq/io/dtype_name.h"
 #include "baseq/model/decoder.h"
 #include "baseq/model/named_tensors.h"
+#include "exact_rotary.h"
 #include "quantized_linear.h"
 
 namespace baseq {
@@ -224,7 +225,8 @@ Linear Model::read_linear(const std::string& name, bool with_bias, OptionalType 
   };
   read_factor(name + ".lora_A", {rank, columns}, {rank, 1}, linear.lora.A, linear.lora.A_scale);
   read_factor(name + ".lora_B", {rows, rank}, {1, rank}, linear.lora.B, linear.lora.B_scale);
-  if (weights == Weights::kFloat || !linear.quantized) linear.weight = linear.dequantized().to(options_.device, options_.dtype);
+  if (weights == Weights::kFloat || !linear.quantized)
+    linear.weight = linear.dequantized().to(options_.device, options_.dtype);
   return linear;
 }
 
@@ -273,7 +275,8 @@ Linear Model::read_linear(int64_t index, const std::string& name, OptionalType d
   const LinearShape shape = linear_shape(config(), name);
   const std::string full_name = layer_prefix(index) + name;
   Linear linear = read_linear(full_name, shape.bias, dtype, weights);
-  expect_shape(linear.weight.defined() ? linear.weight : linear.quantized->codes, {shape.out_features, shape.in_features}, full_name + ".weight");
+  expect_shape(linear.weight.defined() ? linear.weight : linear.quantized->codes,
+               {shape.out_features, shape.in_features}, full_name + ".weight");
   if (linear.bias.defined()) expect_shape(linear.bias, {shape.out_features}, full_name + ".bias");
   return linear;
 }
@@ -325,9 +328,8 @@ DecoderLayer Model::read_layer(int64_t index, OptionalType dtype, Weights weight
     weight = read(stored, dtype);
     expect_shape(weight, {features}, stored);
   }
-  layer.for_each_linear([&](const std::string& name, Linear& target) {
-    target = read_linear(index, name, dtype, weights);
-  });
+  layer.for_each_linear(
+      [&](const std::string& name, Linear& target) { target = read_linear(index, name, dtype, weights); });
   for (const SiteInfo& info : sites()) {
     if (info.online) layer.transform(info.site) = online_transform(index, info.site);
   }
@@ -361,8 +363,8 @@ Linear Model::lm_head(const LoadOptions& options) const {
   if (integers && !scaled && !format(name).weights) {
     head.weight = tensors_->tensor(name + ".weight");  // panels keep its dtype
   } else {
-    head = read_linear(name, /*with_bias=*/false, options_.dtype,
-                       integers && !scaled ? Weights::kCodes : Weights::kFloat);
+    head =
+        read_linear(name, /*with_bias=*/false, options_.dtype, integers && !scaled ? Weights::kCodes : Weights::kFloat);
   }
   const Tensor& sized = head.weight.defined() ? head.weight : head.quantized->codes;
   expect_shape(sized, {config().vocab_size, config().hidden_size}, name + ".weight");
@@ -382,6 +384,10 @@ Linear Model::lm_head(const LoadOptions& options) const {
 }
 
 RotaryEmbedding Model::rotary(int64_t seq_len) const {
+  if (runs_integers({})) {
+    return exact_rotary(rotary_frequencies(config().rope, config().head_dim, config().max_position_embeddings, seq_len),
+                        seq_len);
+  }
   return RotaryEmbedding::create(config(), seq_len, at::TensorOptions().dtype(options_.dtype).device(options_.device));
 }
 

@@ -299,8 +299,7 @@ TEST_P(SavedLayer, ComesBackExactly) {
     const DecoderLayer loaded = model.layer(0);
 
     std::map<std::string, const Linear*> originals;
-    layer.for_each_linear(
-        [&](const std::string& name, const Linear& linear) { originals[name] = &linear; });
+    layer.for_each_linear([&](const std::string& name, const Linear& linear) { originals[name] = &linear; });
     loaded.for_each_linear([&](const std::string& name, const Linear& linear) {
       const Linear& original = *originals.at(name);
       EXPECT_TRUE(at::equal(linear.weight, original.weight)) << name;

@@ -146,8 +146,7 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(
         Scheme{"W4A4KV4", {.num_bits = 4}, 4, 4}, Scheme{"W4A4KV4Symmetric", {.num_bits = 4}, 4, 4, true},
         Scheme{"W8A8KV8", {.num_bits = 8}, 8, 8}, Scheme{"W8A8", {.num_bits = 8}, 8, 0, true},
-        Scheme{"W4A16Groups",
-               {.num_bits = 4, .symmetric = false, .strategy = Strategy::kGroup, .group_size = 8}},
+        Scheme{"W4A16Groups", {.num_bits = 4, .symmetric = false, .strategy = Strategy::kGroup, .group_size = 8}},
         Scheme{"W3A16LowRank", {.num_bits = 3, .strategy = Strategy::kGroup, .group_size = 8}, 0, 0, false, 3},
         Scheme{"W2A16LowRank8Bits",
                {.num_bits = 2, .symmetric = false, .strategy = Strategy::kGroup, .group_size = 8},

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "../tiny_model.h"
+#include "formats/native/config.h"
 
 namespace baseq::test {
 

@@ -14,10 +14,16 @@ class BlockCache;
 
 /// How a cache stores keys and values.
 struct CacheFormat {
-  at::TensorOptions compute;               ///< dtype and device of the model
-  at::ScalarType stored = at::kFloat;      ///< of keys and values that are not stored as codes
-  std::optional<QuantSpec> grid = {};      ///< one scale a token and head; absent: `stored`
+  at::TensorOptions compute;           ///< dtype and device of the model
+  at::ScalarType stored = at::kFloat;  ///< of keys and values that are not stored as codes
+  /// In pages, as `grid` says or in `stored`, and RoPE as docs/arithmetic.md says: for prepared blocks, see has_pages.
+  bool paged = false;
+  std::optional<QuantSpec> grid = {};
 };
+/// Whether attention to such a cache is defined to the bit: one scale a token and head, or floats.
+bool has_pages(const std::optional<QuantSpec>& grid, int64_t head_dim);
+/// What pages store where there is no grid.
+constexpr at::ScalarType kPagedFloats = at::kHalf;
 
 /// Keys and values of one sequence in all blocks of a model: see Decoder::forward. Memory grows with the tokens.
 class KvCache {

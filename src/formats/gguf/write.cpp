@@ -112,11 +112,9 @@ Tensor by_pieces(const Tensor& table, Fn&& fn) {
   std::vector<Tensor> parts;
   for (int64_t begin = 0; begin < table.size(0); begin += kRowsPerPiece) {
     const int64_t rows = std::min(kRowsPerPiece, table.size(0) - begin);
-    parts.push_back(fn(round_to_nearest(table.narrow(0, begin, rows).to(at::kFloat),
-                                        {.num_bits = 8,
-                                         .strategy = Strategy::kGroup,
-                                         .group_size = kColumnsPerBlock,
-                                         .scale_dtype = at::kHalf})));
+    parts.push_back(fn(round_to_nearest(
+        table.narrow(0, begin, rows).to(at::kFloat),
+        {.num_bits = 8, .strategy = Strategy::kGroup, .group_size = kColumnsPerBlock, .scale_dtype = at::kHalf})));
   }
   return at::cat(parts);
 }
@@ -271,9 +269,9 @@ ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::stri
     add(weight_name, type, shape, make, values);
   }
   if (type != GgufType::kF16) {
-    plan.notes.push_back(fmt::format(
-        "Embedding and head are {}; llama.cpp also quantizes activations, to 8 bits, in its products.",
-        rounds_tables ? "Q8_0, which rounds them to 8 bits" : "F16"));
+    plan.notes.push_back(
+        fmt::format("Embedding and head are {}; llama.cpp also quantizes activations, to 8 bits, in its products.",
+                    rounds_tables ? "Q8_0, which rounds them to 8 bits" : "F16"));
   }
   gguf->num_header_bytes = static_cast<int64_t>(gguf_header(gguf->metadata, gguf->infos).size());
   gguf->check_output = check_gguf_output;
