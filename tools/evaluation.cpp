@@ -24,6 +24,21 @@ void add_window_options(CLI::App& command, WindowOptions& options) {
   command.add_option("--max-windows", options.max_windows, "Only the first N windows")->check(CLI::Range(1, 1 << 30));
 }
 
+void add_arithmetic_options(CLI::App& command, LoadOptions& options) {
+  begin_group(command, "Arithmetic of quantized checkpoints");
+  const std::map<std::string, Arithmetic> names{{"integer", Arithmetic::kInteger}, {"float", Arithmetic::kFloat}};
+  command
+      .add_option("--arithmetic", options.arithmetic,
+                  "integer: defined to the bit; float: products of dequantized weights")
+      ->transform(CLI::CheckedTransformer(names))
+      ->default_str("integer");
+  command
+      .add_option("--activation-bits", options.activation_bits,
+                  "Bits of inputs that the checkpoint does not quantize, with integers")
+      ->check(CLI::IsMember({8, 15}))
+      ->capture_default_str();
+}
+
 void warn_of_unused(const Model& model) {
   for (const Unused& unused : find_unused(model)) {
     spdlog::warn("{}: {}", model.checkpoint().path().string(), unused.message());
@@ -67,7 +82,10 @@ nlohmann::json evaluate_model(const std::string& name, const Model& model, const
     };
     result = evaluate(
         model, windows, context.reference,
-        {.activations_directory = context.activations_directory, .progress = block_done, .logits = context.logits});
+        {.load = context.load,
+         .activations_directory = context.activations_directory,
+         .progress = block_done,
+         .logits = context.logits});
   }
   nlohmann::json json{{"model", name},
                       {"perplexity", result.perplexity},

@@ -96,6 +96,8 @@ CheckpointSummary summarize(const Model& model) {
   if (quantization && quantization->lora_rank > 0) {
     summary.weights += fmt::format(", corrections of rank {}", quantization->lora_rank);
   }
+  if (quantization && quantization->head) summary.weights += "; head " + describe(quantization->head);
+  if (quantization && quantization->embedding) summary.weights += "; embedding " + describe(quantization->embedding);
   summary.input_activations = describe(quantization ? quantization->input_activations : std::nullopt);
   summary.kv_cache = describe(quantization ? quantization->kv_cache : std::nullopt);
   summary.format = model.stored().format;

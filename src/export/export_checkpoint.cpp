@@ -42,7 +42,7 @@ ExportPlan plan_format(std::shared_ptr<const ExportSource> source, at::ScalarTyp
     case ExportFormat::kPeft:
       return plan_peft(std::move(source), dtype);
     case ExportFormat::kGguf:
-      return plan_gguf(std::move(source), options.gguf_type);
+      return plan_gguf(std::move(source), options.gguf_type, options.gguf_head_type);
   }
   TORCH_INTERNAL_ASSERT(false, "unknown ExportFormat");
 }

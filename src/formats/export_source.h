@@ -30,6 +30,9 @@ class ExportSource {
   const std::vector<SourceLinear>& linears() const { return linears_; }  ///< block by block
   /// The tensors that are neither of a linear nor of a quant point or its transform.
   const std::vector<std::string>& others() const { return others_; }
+  /// One of them, a quantized embedding or head dequantized to float32.
+  Tensor other(const std::string& name) const;
+  TensorInfo other_info(const std::string& name) const;
   /// Whether config.json says by `attention_bias` or `mlp_bias` that the linear has a bias; else the architecture does.
   bool has_bias_flag(const SourceLinear& linear) const;
   /// Whether an export gives the linear a bias: a flag of config.json stands for all linears of its group, and those
@@ -54,6 +57,8 @@ class ExportSource {
 
  private:
   void add_linears(int64_t block);
+  /// Whether it is the quantized embedding or head.
+  bool is_table(const std::string& name) const;
   bool has_bias(const std::string& full_name, const std::string& name) const;
   Model model_;
   QuantizationConfig quantization_;
@@ -122,7 +127,8 @@ ExportPlan plan_compressed_tensors(std::shared_ptr<const ExportSource> source, a
 ExportPlan plan_gptq(std::shared_ptr<const ExportSource> source, at::ScalarType dtype);
 ExportPlan plan_awq(std::shared_ptr<const ExportSource> source, at::ScalarType dtype);
 ExportPlan plan_peft(std::shared_ptr<const ExportSource> source, at::ScalarType dtype);
-ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::string& type);
+ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::string& type,
+                     const std::optional<std::string>& head_type);
 
 /// What a format that is one file adds to a plan, whose PlannedTensors are then the bytes of its tensors.
 struct ExportFile {

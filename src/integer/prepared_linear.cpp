@@ -112,8 +112,9 @@ void PreparedLinear::pack_panels(const QuantizedWeight& weight) {
   const Tensor zero_panels = has_zero_points_ ? in_panels(zeros, groups) : Tensor();
   const int64_t scale_bytes = groups * kPanelRows * scale_panels.element_size();
   const int64_t zero_bytes = has_zero_points_ ? groups * kPanelRows : 0;
-  const int64_t code_bytes = columns_.padded_columns() / kChunkColumns * num_bits_ * kBlockBytes;
-  panels_ = at::zeros({num_panels, rounded_up(code_bytes + scale_bytes + zero_bytes, kBlockBytes)}, at::kByte);
+  const int64_t header = panel_header_bytes(groups, stored_type(scale_dtype_), has_zero_points_);
+  const int64_t code_bytes = panel_code_bytes(columns_.padded_columns(), num_bits_);
+  panels_ = at::zeros({num_panels, header + code_bytes}, at::kByte);
   row_sums_ = at::zeros({num_panels * kPanelRows}, at::kFloat);
   auto* sums = row_sums_.mutable_data_ptr<float>();
   at::parallel_for(0, num_panels, 1 + kProductsPerTask / columns_.padded_columns(), [&](int64_t begin, int64_t end) {
@@ -122,11 +123,10 @@ void PreparedLinear::pack_panels(const QuantizedWeight& weight) {
       const int64_t first = p * kPanelRows, rows = std::min(kPanelRows, out_features_ - first);
       const PanelSource source{codes.const_data_ptr<int8_t>() + first * columns_.features, rows, columns_.features,
                                columns_.group_size, num_bits_};
-      pack_panel_codes(source, out);
-      std::memcpy(out + code_bytes, static_cast<const char*>(scale_panels.const_data_ptr()) + p * scale_bytes,
-                  scale_bytes);
+      pack_panel_codes(source, out + header);
+      std::memcpy(out, static_cast<const char*>(scale_panels.const_data_ptr()) + p * scale_bytes, scale_bytes);
       if (zero_bytes > 0) {
-        std::memcpy(out + code_bytes + scale_bytes, zero_panels.const_data_ptr<uint8_t>() + p * zero_bytes, zero_bytes);
+        std::memcpy(out + scale_bytes, zero_panels.const_data_ptr<uint8_t>() + p * zero_bytes, zero_bytes);
       }
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t at = (first + r) * groups;

@@ -8,12 +8,16 @@
 #include <algorithm>
 #include <unordered_set>
 
+#include "../integer/float_linear.h"
 #include "baseq/io/dtype_name.h"
+#include "baseq/model/decoder.h"
 #include "baseq/model/named_tensors.h"
 #include "quantized_linear.h"
 
 namespace baseq {
 namespace {
+
+constexpr const char* kTable = "model.embed_tokens";
 
 /// More missing names than this are counted, not listed.
 constexpr size_t kMaxListedNames = 20;
@@ -156,7 +160,7 @@ Tensor Model::read(const std::string& name, OptionalType dtype) const {
 }
 
 Tensor Model::embedding() const {
-  Tensor weight = read("model.embed_tokens.weight");
+  Tensor weight = read_linear(kTable, /*with_bias=*/false, options_.dtype, Weights::kFloat).weight;
   expect_shape(weight, {config().vocab_size, config().hidden_size}, "model.embed_tokens.weight");
   return weight;
 }
@@ -168,14 +172,28 @@ Tensor Model::embed(const Tensor& input_ids) const {
   TORCH_CHECK(ids.numel() == 0 || (ids.min().item<int64_t>() >= 0 && ids.max().item<int64_t>() < config().vocab_size),
               "embed: token ids run from ", ids.min().item<int64_t>(), " to ", ids.max().item<int64_t>(),
               " but the model knows 0 to ", config().vocab_size - 1);
-  // Rows are gathered in the stored dtype: the table is never converted as a whole.
-  const Tensor table = tensors_->tensor("model.embed_tokens.weight");
-  expect_shape(table, {config().vocab_size, config().hidden_size}, "model.embed_tokens.weight");
-  const Tensor rows = at::embedding(table, ids).to(options_.device, options_.dtype);
+  const Tensor rows = embedding_rows(ids).to(options_.device, options_.dtype);
   return config().embedding_multiplier == 1 ? rows : rows * config().embedding_multiplier;
 }
 
-Linear Model::read_linear(const std::string& name, bool with_bias, OptionalType dtype) const {
+/// As stored: the table is never converted or unpacked as a whole.
+Tensor Model::embedding_rows(const Tensor& ids) const {
+  const std::string name = std::string(kTable) + ".weight";
+  const LinearFormat& stored = format(kTable);
+  if (!stored.weights) {
+    const Tensor table = tensors_->tensor(name);
+    expect_shape(table, {config().vocab_size, config().hidden_size}, name);
+    return at::embedding(table, ids);
+  }
+  const Tensor shape = checkpoint().tensor(name + "_shape");
+  TORCH_CHECK(at::equal(shape.to(at::kLong), at::tensor({config().vocab_size, config().hidden_size}, at::kLong)), name,
+              "_shape: is ", shape, " but config.json says ", config().vocab_size, ", ", config().hidden_size);
+  std::vector<int64_t> sizes = ids.sizes().vec();
+  sizes.push_back(config().hidden_size);
+  return read_quantized_rows(checkpoint(), kTable, stored, ids.flatten().cpu()).view(sizes);
+}
+
+Linear Model::read_linear(const std::string& name, bool with_bias, OptionalType dtype, Weights weights) const {
   Linear linear;
   // Corrections put biases where the original has none; one that an original does not promise is not the model's.
   if (with_bias || (quantization() && tensors_->contains(name + ".bias"))) linear.bias = read(name + ".bias", dtype);
@@ -184,13 +202,15 @@ Linear Model::read_linear(const std::string& name, bool with_bias, OptionalType 
     linear.weight = read(name + ".weight", dtype);
     return linear;
   }
-  Linear quantized = read_quantized_weight(checkpoint(), name, stored);
+  Linear quantized = read_quantized_weight(checkpoint(), name, stored, weights == Weights::kFloat);
   linear.quantized = std::move(quantized.quantized);
-  if (quantization()->lora_rank == 0) {
-    linear.weight = quantized.weight.to(options_.device, options_.dtype);
+  // Corrections stand next to the linears of blocks alone.
+  if (quantization()->lora_rank == 0 || !name.starts_with("model.layers.")) {
+    if (quantized.weight.defined()) linear.weight = quantized.weight.to(options_.device, options_.dtype);
     return linear;
   }
-  const int64_t rows = quantized.weight.size(0), columns = quantized.weight.size(1);
+  const Tensor& sized = linear.quantized ? linear.quantized->codes : quantized.weight;
+  const int64_t rows = sized.size(0), columns = sized.size(1);
   const int64_t rank = std::min({quantization()->lora_rank, rows, columns});
   const auto read_factor = [&](const std::string& part, at::IntArrayRef sizes, at::IntArrayRef scale_sizes,
                                Tensor& values, Tensor& scale) {
@@ -204,7 +224,7 @@ Linear Model::read_linear(const std::string& name, bool with_bias, OptionalType 
   };
   read_factor(name + ".lora_A", {rank, columns}, {rank, 1}, linear.lora.A, linear.lora.A_scale);
   read_factor(name + ".lora_B", {rows, rank}, {1, rank}, linear.lora.B, linear.lora.B_scale);
-  linear.weight = linear.dequantized().to(options_.device, options_.dtype);
+  if (weights == Weights::kFloat || !linear.quantized) linear.weight = linear.dequantized().to(options_.device, options_.dtype);
   return linear;
 }
 
@@ -245,13 +265,15 @@ void Model::read_input_points(const std::string& prefix, DecoderLayer& layer) co
   }
 }
 
-Linear Model::linear(int64_t index, const std::string& name) const { return read_linear(index, name, options_.dtype); }
+Linear Model::linear(int64_t index, const std::string& name) const {
+  return read_linear(index, name, options_.dtype, Weights::kFloat);
+}
 
-Linear Model::read_linear(int64_t index, const std::string& name, OptionalType dtype) const {
+Linear Model::read_linear(int64_t index, const std::string& name, OptionalType dtype, Weights weights) const {
   const LinearShape shape = linear_shape(config(), name);
   const std::string full_name = layer_prefix(index) + name;
-  Linear linear = read_linear(full_name, shape.bias, dtype);
-  expect_shape(linear.weight, {shape.out_features, shape.in_features}, full_name + ".weight");
+  Linear linear = read_linear(full_name, shape.bias, dtype, weights);
+  expect_shape(linear.weight.defined() ? linear.weight : linear.quantized->codes, {shape.out_features, shape.in_features}, full_name + ".weight");
   if (linear.bias.defined()) expect_shape(linear.bias, {shape.out_features}, full_name + ".bias");
   return linear;
 }
@@ -273,12 +295,26 @@ Transform Model::online_transform(int64_t block, Site site) const {
 
 DecoderLayer Model::layer(int64_t index) const { return read_layer(index, options_.dtype); }
 
+bool Model::runs_integers(const LoadOptions& options) const {
+  return quantization() && options.arithmetic == Arithmetic::kInteger && options_.dtype == at::kFloat &&
+         options_.device.is_cpu();
+}
+
+DecoderLayer Model::layer(int64_t index, const LoadOptions& options) const {
+  if (!runs_integers(options)) return layer(index);
+  DecoderLayer layer = read_layer(index, options_.dtype, Weights::kCodes);
+  layer.prepare(options.activation_bits);
+  return layer;
+}
+
+Decoder Model::load(const LoadOptions& options) const { return {*this, options}; }
+
 DecoderLayer Model::stored_layer(int64_t index) const {
   TORCH_CHECK(!quantization(), "stored_layer: the model is quantized");
   return read_layer(index, std::nullopt);
 }
 
-DecoderLayer Model::read_layer(int64_t index, OptionalType dtype) const {
+DecoderLayer Model::read_layer(int64_t index, OptionalType dtype, Weights weights) const {
   TORCH_CHECK(index >= 0 && index < config().num_hidden_layers, "layer: index ", index, " but the model has ",
               config().num_hidden_layers, " layers");
   const std::string prefix = layer_prefix(index);
@@ -289,7 +325,9 @@ DecoderLayer Model::read_layer(int64_t index, OptionalType dtype) const {
     weight = read(stored, dtype);
     expect_shape(weight, {features}, stored);
   }
-  layer.for_each_linear([&](const std::string& name, Linear& target) { target = read_linear(index, name, dtype); });
+  layer.for_each_linear([&](const std::string& name, Linear& target) {
+    target = read_linear(index, name, dtype, weights);
+  });
   for (const SiteInfo& info : sites()) {
     if (info.online) layer.transform(info.site) = online_transform(index, info.site);
   }
@@ -310,18 +348,37 @@ DecoderLayer Model::read_layer(int64_t index, OptionalType dtype) const {
   return layer;
 }
 
-RmsNorm Model::final_norm() const {
-  RmsNorm norm{read("model.norm.weight"), config().rms_norm_eps};
+RmsNorm Model::final_norm(const LoadOptions& options) const {
+  RmsNorm norm{.weight = read("model.norm.weight"), .eps = config().rms_norm_eps, .exact = runs_integers(options)};
   expect_shape(norm.weight, {config().hidden_size}, "model.norm.weight");
   return norm;
 }
 
-Linear Model::lm_head() const {
-  Linear head = config().tie_word_embeddings ? Linear{.weight = embedding()}
-                                             : read_linear("lm_head", /*with_bias=*/false, options_.dtype);
-  expect_shape(head.weight, {config().vocab_size, config().hidden_size}, "lm_head.weight");
-  if (config().logits_scaling != 1) head.weight.div_(config().logits_scaling);
-  return head;
+Linear Model::lm_head(const LoadOptions& options) const {
+  const bool integers = runs_integers(options), scaled = config().logits_scaling != 1;
+  const std::string name = config().tie_word_embeddings ? kTable : "lm_head";
+  Linear head;
+  if (integers && !scaled && !format(name).weights) {
+    head.weight = tensors_->tensor(name + ".weight");  // panels keep its dtype
+  } else {
+    head = read_linear(name, /*with_bias=*/false, options_.dtype,
+                       integers && !scaled ? Weights::kCodes : Weights::kFloat);
+  }
+  const Tensor& sized = head.weight.defined() ? head.weight : head.quantized->codes;
+  expect_shape(sized, {config().vocab_size, config().hidden_size}, name + ".weight");
+  if (scaled) {
+    head.weight.div_(config().logits_scaling);
+    head.quantized.reset();
+  }
+  if (!integers) return head;
+  Linear prepared;
+  prepared.fixed_point_bits = options.activation_bits;
+  if (head.weight.defined()) {
+    prepared.panels = std::make_shared<const FloatLinear>(head.weight, head.bias);
+  } else {
+    prepared.prepared = std::make_shared<const PreparedLinear>(*head.quantized, head.lora, head.bias);
+  }
+  return prepared;
 }
 
 RotaryEmbedding Model::rotary(int64_t seq_len) const {

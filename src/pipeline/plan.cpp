@@ -113,6 +113,13 @@ void for_each_step(const Recipe& recipe, const Visit& visit) {
 /// Grids and transforms against the sizes of the model.
 void check_recipe(const ModelConfig& config, const Recipe& recipe, RunPlan& plan) {
   if (recipe.grids.weights) check_groups(config, *recipe.grids.weights, plan);
+  const std::pair<const char*, const std::optional<QuantSpec>*> tables[] = {{"head", &recipe.grids.head},
+                                                                            {"embedding", &recipe.grids.embedding}};
+  for (const auto& [key, grid] : tables) {
+    if (!*grid || (*grid)->strategy != Strategy::kGroup || config.hidden_size % (*grid)->group_size == 0) continue;
+    plan.problems.push_back(fmt::format("grids.{}.group_size: {} does not divide {}, the hidden size", key,
+                                        (*grid)->group_size, config.hidden_size));
+  }
   for_each_step<TransformStep>(recipe, [&](const TransformStep& step, const std::string& path) {
     check_hadamards(config, step, path + ".at", plan);
   });

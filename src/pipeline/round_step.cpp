@@ -3,8 +3,11 @@
 
 #include <chrono>
 #include <cmath>
+#include <optional>
+#include <utility>
 
 #include "../quant/finite.h"
+#include "../quant/input_factor.h"
 #include "../quant/product.h"
 #include "steps.h"
 
@@ -15,12 +18,32 @@ using LowRank = LowRankOptions::Method;
 
 struct Statistics {
   bool known = true;      ///< false where no input is finite or the sums are not: then all inputs count as alike
-  Tensor hessian;         ///< E[x^T x], float64
+  Tensor hessian;         ///< E[x^T x], float64; undefined where there are `tokens`
+  Tensor tokens;          ///< the same as x^T x, float32 [num_tokens, features]: of few tokens, see few_tokens()
   Tensor cross;           ///< E[(x_fp - x)^T x]; undefined unless the step compensates streams
   Tensor mean_magnitude;  ///< E|x|; undefined unless the low-rank correction asks for it
+  std::optional<InputFactor> factor{};  ///< for GPTQ; see factor_of()
 };
 
 void accumulate(Tensor& sum, const Tensor& term) { sum = sum.defined() ? sum.add_(term) : term.to(at::kDouble); }
+
+/// The sums of `collect` over `total`, the weight of all tokens that counted.
+void finish(Statistics& sums, double total) {
+  for (Tensor* moment : {&sums.hessian, &sums.cross, &sums.mean_magnitude}) {
+    if (!moment->defined()) continue;
+    moment->div_(total);
+    sums.known = sums.known && all_finite(*moment);
+  }
+  if (sums.tokens.defined()) {
+    sums.tokens.div_(std::sqrt(total));
+    sums.known = sums.known && all_finite(sums.tokens);
+  }
+  if (sums.known) return;
+  const Tensor& any = sums.tokens.defined() ? sums.tokens : sums.hessian;
+  sums = {.known = false,
+          .hessian = at::eye(any.size(1), any.options().dtype(at::kDouble)),
+          .mean_magnitude = sums.mean_magnitude.defined() ? at::ones_like(sums.mean_magnitude) : Tensor()};
+}
 
 /// Weighted second moments of what the readers of `site` see.
 Statistics collect(Site site, const DecoderLayer& layer, const DecoderLayer& unrounded, const RoundStep& step,
@@ -29,6 +52,7 @@ Statistics collect(Site site, const DecoderLayer& layer, const DecoderLayer& unr
   Statistics result;
   const bool magnitudes = step.low_rank && step.low_rank->method == LowRank::kL2qer;
   double dropped = 0;
+  const int64_t num_tokens = task.token_weights.numel();
   const auto add = [&](int64_t begin, const Tensor& windows) {
     Tensor x = layer.input_of(site, windows, inputs.rope).flatten(0, 1), full;
     Tensor weight = task.token_weights.narrow(0, begin, windows.size(0)).reshape({-1, 1});
@@ -37,24 +61,34 @@ Statistics collect(Site site, const DecoderLayer& layer, const DecoderLayer& unr
       full = unrounded.input_of(site, full, inputs.rope).flatten(0, 1);
     }
     dropped += drop_tokens_not_finite({&x, &full}, weight);
+    if (takes_tokens(step, num_tokens, x.size(1))) {
+      if (!result.tokens.defined()) result.tokens = at::empty({num_tokens, x.size(1)}, x.options());
+      const int64_t first = begin * inputs.quantized.size(1);
+      result.tokens.narrow(0, first, x.size(0)).copy_(x).mul_(weight.sqrt());
+      return;
+    }
     const Tensor weighted = x * weight;
-    accumulate(result.hessian, matrix_product(weighted.t(), x));
+    accumulate(result.hessian, symmetric_product(weighted, x));
     if (magnitudes) accumulate(result.mean_magnitude, weighted.abs().sum(0, /*keepdim=*/false, at::kDouble));
     if (full.defined()) accumulate(result.cross, matrix_product((full - x).t(), weighted));
   };
   for_each_batch(inputs.quantized, inputs.compute(), add, inputs.pass);
-  const double total = task.token_weights.sum(at::kDouble).item<double>() - dropped;
-  for (Tensor* moment : {&result.hessian, &result.cross, &result.mean_magnitude}) {
-    if (!moment->defined()) continue;
-    moment->div_(total);
-    result.known = result.known && all_finite(*moment);
-  }
-  if (!result.known) {
-    result.hessian = at::eye(result.hessian.size(0), result.hessian.options());
-    result.mean_magnitude = magnitudes ? at::ones_like(result.mean_magnitude) : Tensor();
-    result.cross = Tensor();
-  }
+  finish(result, task.token_weights.sum(at::kDouble).item<double>() - dropped);
   return result;
+}
+
+/// What GPTQ needs of the inputs, computed for the first of their readers.
+const InputFactor& factor_of(Statistics& statistics, const GptqOptions& options) {
+  if (statistics.factor) return *statistics.factor;
+  if (statistics.tokens.defined()) {
+    const Tensor tokens = std::exchange(statistics.tokens, Tensor()).to(at::kCPU, at::kFloat);
+    statistics.factor = factor_tokens(tokens, options);
+    if (statistics.factor->defined()) return *statistics.factor;
+    statistics.hessian = symmetric_product(tokens, tokens).to(at::kDouble);
+  }
+  statistics.factor = factor_moments(statistics.hessian, options, statistics.cross);
+  statistics.cross = Tensor();
+  return *statistics.factor;
 }
 
 /// The error of the linear's output over the inputs that `hessian` describes, or of its weight when that is undefined.
@@ -113,8 +147,8 @@ LowRankFactors correction(const Tensor& weight, const QuantizedWeight& codes, co
 }
 
 /// Rounds one linear of `block`; returns what there is to say about it.
-LinearRounded round_linear_of(OpenBlock& block, const std::string& name, const RoundStep& step,
-                              const Statistics& statistics, const BlockTask& task) {
+LinearRounded round_linear_of(OpenBlock& block, const std::string& name, const RoundStep& step, Statistics& statistics,
+                              const BlockTask& task) {
   const bool gptq_rounding = step.method == RoundStep::Method::kGptq;
   const bool learned = step.low_rank && step.low_rank->method == LowRank::kFbquant;
   const auto start = std::chrono::steady_clock::now();
@@ -127,7 +161,7 @@ LinearRounded round_linear_of(OpenBlock& block, const std::string& name, const R
     state = round_with_fbquant(weight, step, spec, statistics.hessian, task.seed);
   } else if (gptq_rounding) {
     TORCH_CHECK(!state.clip.defined(), "round: \"gptq\" has no use for learned clips of weights; use \"rtn\"");
-    GptqResult result = gptq(weight, statistics.hessian, spec, step.gptq, statistics.cross);
+    GptqResult result = gptq(weight, factor_of(statistics, step.gptq), spec, step.gptq);
     if (result.fell_back_to_rtn) {
       task.tell(Warning{"block " + std::to_string(event.block) + ", " + name +
                         ": the Hessian has no Cholesky factor at any damping; rounded to nearest instead"});
@@ -153,6 +187,11 @@ DecoderLayer with_points(DecoderLayer layer, bool enabled) {
 }
 
 }  // namespace
+
+bool takes_tokens(const RoundStep& step, int64_t num_tokens, int64_t features) {
+  return step.method == RoundStep::Method::kGptq && !step.compensate_streams && !step.low_rank &&
+         few_tokens(num_tokens, features, step.gptq);
+}
 
 void apply(const RoundStep& step, OpenBlock& block, const BlockTask& task) {
   const c10::NoGradGuard no_grad;

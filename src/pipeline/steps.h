@@ -14,6 +14,8 @@ void apply(const LearnStep& step, OpenBlock& block, const BlockTask& task);
 /// Linears are rounded in the order in which data passes them (q, k, v; o; gate, up; down): each sees inputs that the
 /// already rounded ones produced.
 void apply(const RoundStep& step, OpenBlock& block, const BlockTask& task);
+/// Whether GPTQ is given so many tokens themselves: what else there is to compute from the inputs takes their moments.
+bool takes_tokens(const RoundStep& step, int64_t num_tokens, int64_t features);
 /// The one for the kind that `step` is.
 inline void apply_any(const Step& step, OpenBlock& block, const BlockTask& task) {
   std::visit([&](const auto& typed) { apply(typed, block, task); }, step);

@@ -3,11 +3,14 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
-#include <limits>
+#include <algorithm>
+#include <numeric>
+#include <vector>
 
 #include "finite.h"
 #include "gptq_block.h"
 #include "grid.h"
+#include "input_factor.h"
 #include "product.h"
 
 namespace baseq {
@@ -17,77 +20,165 @@ namespace {
 /// sums would lose the small eigenvalues.
 constexpr int64_t kHessianChunk = 2048;
 
-/// Whether every pivot of a Cholesky factor says something: a pivot is what is left of a diagonal value when the
-/// columns before it are known. One that is less than the rounding errors of its own diagonal value comes from them
-/// alone, and one that is nothing beside the largest value makes a feedback without bound. Any damping worth the name
-/// keeps both away.
-/// @param diagonal of the matrix
-bool has_usable_pivots(const Tensor& lower, const Tensor& diagonal) {
-  constexpr double kNothing = 1e-18;
-  constexpr double kSafety = 100;  // errors of the matrix itself grow on their way to the last pivots
-  const double rounding = kSafety * static_cast<double>(diagonal.size(0)) * std::numeric_limits<double>::epsilon();
-  const Tensor least = at::maximum(diagonal * rounding, diagonal.max() * kNothing);
-  return lower.diagonal().square().ge(least).all().item<bool>();
-}
+/// Columns that are made up for in one product, and those of an inner block: products with few columns are slow, and
+/// what a block makes up for inside itself is not done by products.
+constexpr int64_t kOuterColumns = 1024;
 
-/// Lower triangular L with A = L L^T; undefined when A has none, or none that is more than rounding errors.
-///
-/// With rows and columns of A = L L^T and of L in reverse, A becomes H = R R^T with an upper triangular R. GPTQ's
-/// feedback needs no more than this. With the inverse of the Hessian factored as U^T U, U = R^-1, GPTQ subtracts
-/// (w_i - q_i) U_ij / U_ii from column j, where w_i carries all earlier corrections. In terms of the *original* weights
-/// w^0 that is w_j = w^0_j + sum over i < j of (w^0_i - q_i) R_ij / R_jj (the equivalence of LDLQ with GPTQ, arXiv
-/// 2307.13304, Theorem 6): the Hessian is factored once and never inverted.
-/// Overwrites `matrix`, symmetric and contiguous, with the factor.
-Tensor factor_in_place(const Tensor& matrix) {
-  const Tensor diagonal = matrix.diagonal().clone();
-  Tensor lower = matrix.t();  // column-major, as LAPACK works
-  Tensor info = at::empty({}, at::kInt);
-  at::linalg_cholesky_ex_out(lower, info, lower);
-  // What is not finite in a row makes the row's diagonal so.
-  if (info.item<int64_t>() != 0 || !all_finite(lower.diagonal()) || !has_usable_pivots(lower, diagonal)) return {};
-  return lower;
-}
-
-/// W (I + P), P = strength * triu(D U^T, 1) U in GPTAQ's notation with U^T U the inverse of the Hessian.
-///
-/// The readers of a layer want W x_fp, so the best unrounded weights for the inputs x are W (I + E[(x_fp - x)^T x]
-/// H^-1). GPTAQ keeps the part by which each column is made up for by later columns. All corrections are linear in the
-/// weights they multiply, and ResComp multiplies the original ones: then the sum over columns is one product, and
-/// rounding the result with plain GPTQ is the same as correcting inside the column loop.
-Tensor add_cross_term(const Tensor& weight, const Tensor& factor, const Tensor& cross, double strength) {
-  const Tensor later =
-      at::linalg_solve_triangular(factor.t(), cross, /*upper=*/false, /*left=*/false).triu_(1);  // triu(D U^T, 1)
-  const Tensor correction = at::linalg_solve_triangular(factor, later, /*upper=*/true, /*left=*/false);
-  return at::addmm(weight, weight, correction.to(at::kFloat), /*beta=*/1, /*alpha=*/strength);
-}
-
-/// R_ij / R_jj with R, `lower` with rows and columns in reverse, float32: what an error does to the later columns.
-/// Overwrites `lower`.
-Tensor feedback_of(const Tensor& lower) {
-  lower.div_(lower.diagonal().clone());
-  const Tensor feedback = at::empty(lower.sizes(), at::kFloat);
-  constexpr int64_t kRows = 512;  // no second matrix in float64
-  for (int64_t begin = 0; begin < lower.size(0); begin += kRows) {
-    const int64_t rows = std::min(kRows, lower.size(0) - begin);
-    feedback.narrow(0, begin, rows).copy_(lower.narrow(0, lower.size(0) - begin - rows, rows).flip({0, 1}));
-  }
-  return feedback;
-}
-
-/// Scale and zero point of every row in columns [rows, groups]; a tensor-wide grid is repeated over the rows.
-QParams by_row(const QParams& qparams, int64_t rows) {
-  const auto expand = [&](const Tensor& t) {
-    return t.defined() ? t.expand({rows, t.size(1)}).contiguous() : Tensor();
+/// Scale and zero point by columns, [groups, rows]: those of each row, with ones and zeros for padding rows; a
+/// tensor-wide grid is repeated.
+QParams by_column(const QParams& qparams, int64_t rows, int64_t padded_rows) {
+  const auto turn = [&](const Tensor& t, double padding) {
+    if (!t.defined()) return Tensor();
+    const Tensor turned = at::full({t.size(1), padded_rows}, padding, t.options());
+    turned.narrow(1, 0, rows).copy_(t.expand({rows, t.size(1)}).t());
+    return turned;
   };
-  return {expand(qparams.scale), expand(qparams.zero_point)};
+  return {turn(qparams.scale, 1), turn(qparams.zero_point, 0)};
 }
 
-int64_t block_size_for(const GptqOptions& options, const QuantSpec& spec, int64_t columns, bool params_on_the_way) {
-  if (!params_on_the_way) return std::min(options.block_size, columns);
-  // A group has to begin where all earlier columns have been made up for, that is with a block.
-  int64_t size = std::min(options.block_size, spec.group_size);
-  while (spec.group_size % size != 0) --size;
-  return size;
+/// One weight while its columns are rounded. All matrices are [columns, rows] in the order of rounding, rows padded
+/// with zeros to whole strips.
+class ColumnRounding {
+ public:
+  ColumnRounding(const Tensor& weight, const InputFactor& inputs, const QuantSpec& spec, const GptqOptions& options)
+      : inputs_(inputs),
+        spec_(spec),
+        options_(options),
+        rows_(weight.size(0)),
+        columns_(weight.size(1)),
+        group_size_(spec.strategy == Strategy::kGroup ? spec.group_size : columns_),
+        params_on_the_way_(spec.strategy == Strategy::kGroup && !options.static_groups),
+        target_(at::zeros({columns_, (rows_ + kRowsInStrip - 1) / kRowsInStrip * kRowsInStrip})),
+        codes_(at::empty(target_.sizes(), at::kChar)),
+        losses_(target_.size(1) / kRowsInStrip) {
+    const Tensor target = inputs.correction.defined()
+                              ? weight.index_select(1, inputs.order) +
+                                    matrix_product(weight.index_select(1, inputs.order), inputs.correction)
+                              : weight.index_select(1, inputs.order);
+    target_.narrow(1, 0, rows_).copy_(target.t());
+    if (params_on_the_way_) {
+      (void)group_view(weight, spec);  // throws when group_size does not divide the columns
+      const Tensor empty = at::ones({columns_ / group_size_, target_.size(1)});
+      by_column_ = {empty, spec.symmetric ? Tensor() : at::zeros_like(empty)};
+    } else {
+      qparams_ = params_of(weight, spec);
+      by_column_ = by_column(qparams_, rows_, target_.size(1));
+    }
+  }
+
+  void run() {
+    for (int64_t begin = 0; begin < columns_; begin += outer_size()) {
+      round_columns(begin, std::min(begin + outer_size(), columns_));
+    }
+  }
+
+  QuantizedWeight take() const {
+    const Tensor codes = codes_.narrow(1, 0, rows_).index_select(0, at::argsort(inputs_.order)).t().contiguous();
+    const auto by_row = [&](const Tensor& t) {
+      return t.defined() ? t.narrow(1, 0, rows_).t().contiguous() : Tensor();
+    };
+    if (!params_on_the_way_) return {spec_, codes, qparams_};
+    return {spec_, codes, {by_row(by_column_.scale), by_row(by_column_.zero_point)}};
+  }
+
+  /// tr(D H D^T), D = target - dequantized.
+  double loss() const { return std::max(0.0, std::accumulate(losses_.begin(), losses_.end(), 0.0)); }
+
+ private:
+  QParams params_of(const Tensor& w, const QuantSpec& grid) const {
+    return options_.mse_clip ? search_qparams(w, grid, options_.search) : compute_qparams(w, grid);
+  }
+
+  // A group whose parameters are found on the way has to begin where all earlier columns have been made up for.
+  int64_t outer_size() const {
+    const int64_t size = std::max(kOuterColumns, options_.block_size);
+    return params_on_the_way_ ? std::max(group_size_, size / group_size_ * group_size_) : size;
+  }
+  int64_t inner_size() const {
+    if (!params_on_the_way_) return options_.block_size;
+    int64_t size = std::min(options_.block_size, group_size_);
+    while (group_size_ % size != 0) --size;
+    return size;
+  }
+
+  /// Columns [begin, end) with what all columns before them left to make up for.
+  Tensor corrected(int64_t begin, int64_t end) const {
+    const Tensor target = target_.slice(0, begin, end);
+    if (begin == 0) return target.clone();
+    if (inputs_.tokens.defined()) return matrix_product(inputs_.responses.slice(0, begin, end), outputs_).add_(target);
+    // The columns before hold their errors by now.
+    const Tensor feedback = inputs_.feedback.slice(0, begin, end).slice(1, 0, begin).contiguous();
+    return matrix_product(feedback, target_.slice(0, 0, begin)).add_(target);
+  }
+
+  void find_params(int64_t begin, const Tensor& corrected) {
+    QuantSpec one_group = spec_;
+    one_group.strategy = Strategy::kChannel;
+    const QParams found = params_of(corrected.narrow(1, 0, rows_).t().contiguous(), one_group);
+    by_column_.scale.select(0, begin / group_size_).narrow(0, 0, rows_).copy_(found.scale.squeeze(1));
+    if (spec_.symmetric) return;
+    by_column_.zero_point.select(0, begin / group_size_).narrow(0, 0, rows_).copy_(found.zero_point.squeeze(1));
+  }
+
+  void round_columns(int64_t begin, int64_t end) {
+    const Tensor current = corrected(begin, end);
+    const Tensor feedback = inputs_.tokens.defined() ? matrix_product(inputs_.responses.slice(0, begin, end),
+                                                                      inputs_.tokens.slice(1, begin, end).contiguous())
+                                                     : inputs_.feedback.slice(0, begin, end).slice(1, begin, end);
+    const auto* order = inputs_.order.const_data_ptr<int64_t>();
+    for (int64_t from = begin; from < end; from += inner_size()) {
+      const int64_t to = std::min(from + inner_size(), end), first = from - begin, last = to - begin;
+      if (params_on_the_way_ && from % group_size_ == 0)
+        find_params(from, current.slice(0, first, first + group_size_));
+      GptqBlock block{.target = target_.slice(0, from, to),
+                      .corrected = current.slice(0, first, last),
+                      .feedback = feedback.slice(0, first, last).slice(1, first, last),
+                      .codes = codes_.slice(0, from, to),
+                      .qparams = by_column_,
+                      .pivots = inputs_.pivots.slice(0, from, to),
+                      .added = inputs_.added.slice(0, from, to),
+                      .low = static_cast<float>(code_min(spec_)),
+                      .high = static_cast<float>(code_max(spec_))};
+      for (int64_t j = from; j < to; ++j) block.groups.push_back(order[j] / group_size_);
+      round_block(block, losses_);
+      if (to == end) break;
+      current.slice(0, last).add_(
+          matrix_product(feedback.slice(0, last).slice(1, first, last).contiguous(), block.target));
+    }
+    if (!inputs_.tokens.defined() || end == columns_) return;
+    const Tensor added = matrix_product(inputs_.tokens.slice(1, begin, end).contiguous(), target_.slice(0, begin, end));
+    outputs_ = outputs_.defined() ? outputs_.add_(added) : added;
+  }
+
+  const InputFactor& inputs_;
+  const QuantSpec& spec_;
+  const GptqOptions& options_;
+  int64_t rows_, columns_, group_size_;
+  bool params_on_the_way_;
+  Tensor target_;  ///< the weights of columns that are not yet rounded, the errors of the others
+  Tensor codes_;
+  std::vector<double> losses_;  ///< by strip
+  QParams qparams_, by_column_;
+  Tensor outputs_;  ///< of the errors so far, [num_tokens, rows]; in the token form
+};
+
+void check_gptq(const Tensor& weight, const QuantSpec& spec, const GptqOptions& options) {
+  check_weight_spec("gptq", spec);
+  TORCH_CHECK(weight.dim() == 2 && weight.is_floating_point(), "gptq: weight is ", weight.scalar_type(), " of size ",
+              weight.sizes(), ", expected a floating type and [out_features, in_features]");
+  TORCH_CHECK(options.block_size > 0 && options.damping >= 0, "gptq: block_size is ", options.block_size,
+              " and damping ", options.damping, ", expected a positive and a non-negative number");
+  const bool params_on_the_way = spec.strategy == Strategy::kGroup && !options.static_groups;
+  TORCH_CHECK(!(params_on_the_way && options.activation_order),
+              "gptq: activation_order without static_groups scatters the groups over the columns, which this format "
+              "cannot store; expected static_groups = true");
+}
+
+/// tr(W H W^T), or the sum of squares where H is not known.
+double energy_of(const Tensor& weight, const InputFactor& inputs) {
+  if (inputs.moments.defined()) return quadratic_form(weight, inputs.moments);
+  if (!inputs.tokens.defined()) return weight.square().sum(at::kDouble).item<double>();
+  return linear_product(inputs.tokens, weight.index_select(1, inputs.order)).square_().sum(at::kDouble).item<double>();
 }
 
 }  // namespace
@@ -104,7 +195,7 @@ void Hessian::add(const Tensor& x) {
   if (sum_.device() != x.device()) sum_ = sum_.to(x.device());
   for (int64_t begin = 0; begin < rows.size(0); begin += kHessianChunk) {
     const Tensor chunk = rows.slice(0, begin, std::min(begin + kHessianChunk, rows.size(0))).to(at::kFloat);
-    sum_.add_(matrix_product(chunk.t(), chunk));
+    sum_.add_(symmetric_product(chunk, chunk));
   }
   num_tokens_ += rows.size(0);
 }
@@ -145,120 +236,40 @@ QuantizedWeight round_to_nearest(const Tensor& weight, const QuantSpec& spec, bo
   return {spec, quantize(source, qparams, spec), qparams};
 }
 
+GptqResult gptq(const Tensor& weight, const InputFactor& inputs, const QuantSpec& spec, const GptqOptions& options) {
+  check_gptq(weight, spec, options);
+  const at::NoGradGuard no_grad;
+  const Tensor source = weight.to(at::kCPU, at::kFloat).contiguous();
+  TORCH_CHECK(all_finite(source), "gptq: weight has a value that is not finite");
+  GptqResult result{.weight = {spec, {}, {}}, .damping = inputs.damping};
+  const double energy = energy_of(source, inputs);
+  double loss = 0;
+  if (inputs.defined()) {
+    ColumnRounding rounding(source, inputs, spec, options);
+    rounding.run();
+    result.weight = rounding.take();
+    loss = rounding.loss();
+  } else {
+    result.weight = round_to_nearest(source, spec, options.mse_clip, options.search);
+    result.fell_back_to_rtn = true;
+  }
+  // What the columns lost is beside the corrected weights, where there is a correction.
+  if (!inputs.defined() || inputs.correction.defined()) {
+    loss = energy_of(result.weight.dequantized().sub_(source), inputs);
+  }
+  result.relative_error = energy == 0 ? 0 : loss / energy;
+  return result;
+}
+
 GptqResult gptq(const Tensor& weight, const Tensor& hessian, const QuantSpec& spec, const GptqOptions& options,
                 const Tensor& cross) {
-  check_weight_spec("gptq", spec);
-  TORCH_CHECK(weight.dim() == 2 && weight.is_floating_point(), "gptq: weight is ", weight.scalar_type(), " of size ",
-              weight.sizes(), ", expected a floating type and [out_features, in_features]");
-  const int64_t rows = weight.size(0), columns = weight.size(1);
+  check_gptq(weight, spec, options);
+  const int64_t columns = weight.size(1);
   TORCH_CHECK(hessian.sizes() == at::IntArrayRef({columns, columns}), "gptq: hessian is ", hessian.sizes(),
               " but weight is ", weight.sizes());
   TORCH_CHECK(!cross.defined() || cross.sizes() == hessian.sizes(), "gptq: cross is ", cross.sizes(),
               " but hessian is ", hessian.sizes());
-  TORCH_CHECK(options.block_size > 0 && options.damping >= 0, "gptq: block_size is ", options.block_size,
-              " and damping ", options.damping, ", expected a positive and a non-negative number");
-  const bool params_on_the_way = spec.strategy == Strategy::kGroup && !options.static_groups;
-  TORCH_CHECK(!(params_on_the_way && options.activation_order),
-              "gptq: activation_order without static_groups scatters the groups over the columns, which this format "
-              "cannot store; expected static_groups = true");
-  const at::NoGradGuard no_grad;
-  const Tensor source = weight.to(at::kCPU, at::kFloat).contiguous();
-  TORCH_CHECK(all_finite(source), "gptq: weight has a value that is not finite");
-  const Tensor h = hessian.to(at::kCPU, at::kDouble).contiguous();
-
-  const auto qparams_of = [&](const Tensor& w, const QuantSpec& grid) {
-    return options.mse_clip ? search_qparams(w, grid, options.search) : compute_qparams(w, grid);
-  };
-  GptqResult result{.weight = {spec, {}, {}}};
-  const bool known = all_finite(h);
-  const auto energy_of = [&](const Tensor& w) {
-    return known ? quadratic_form(w, h) : w.square().sum(at::kDouble).item<double>();
-  };
-  const auto finish = [&] {
-    const Tensor error = result.weight.dequantized().sub_(source);
-    const double energy = energy_of(source);
-    result.relative_error = energy == 0 ? 0 : energy_of(error) / energy;
-    return result;
-  };
-  const auto fall_back = [&] {
-    result.weight = round_to_nearest(source, spec, options.mse_clip, options.search);
-    result.fell_back_to_rtn = true;
-    return finish();
-  };
-  const Tensor diagonal = h.diagonal();
-  if (!known || (diagonal < 0).any().item<bool>()) return fall_back();
-
-  // Inputs that are always zero constrain nothing and say nothing of the others: they do not count in the mean, and
-  // with it on their diagonal they are rounded on their own.
-  const Tensor live = diagonal.masked_select(diagonal != 0);
-  const double mean_diagonal = live.numel() > 0 ? live.mean().item<double>() : 1.0;
-  const Tensor filled = at::where(diagonal == 0, mean_diagonal, diagonal);
-  const Tensor order = options.activation_order ? at::argsort(diagonal, /*stable=*/true, /*dim=*/0, /*descending=*/true)
-                                                : at::arange(columns);
-  Tensor target = options.activation_order ? source.index_select(1, order) : source;
-  Tensor lower;  // beside h the only float64 matrix of this size, unless there is a cross term
-  {
-    const Tensor reverse = order.flip(0);
-    for (result.damping = options.damping;; result.damping = std::min(1.0, std::max(10 * result.damping, 1e-4))) {
-      Tensor damped = h.index({reverse.unsqueeze(1), reverse});  // a copy
-      damped.diagonal().copy_(filled.index_select(0, reverse) + result.damping * mean_diagonal);
-      lower = factor_in_place(damped);
-      if (lower.defined()) break;
-      if (result.damping >= 1) return fall_back();
-    }
-  }
-
-  if (cross.defined()) {
-    Tensor d = cross.to(at::kCPU, at::kDouble);
-    TORCH_CHECK(all_finite(d), "gptq: cross has a value that is not finite");
-    if (options.activation_order) d = d.index({order.unsqueeze(1), order});
-    target = add_cross_term(target, lower.flip({0, 1}), d, options.cross_strength);
-  }
-
-  const int64_t group_size = spec.strategy == Strategy::kGroup ? spec.group_size : columns;
-  QParams qparams;
-  if (!params_on_the_way) {
-    result.weight.qparams = qparams_of(source, spec);
-    qparams = by_row(result.weight.qparams, rows);
-  } else {
-    (void)group_view(source, spec);  // throws when group_size does not divide the columns
-    const Tensor empty = at::empty({rows, columns / group_size});
-    qparams = {empty, spec.symmetric ? Tensor() : at::empty_like(empty)};
-  }
-
-  const Tensor feedback = feedback_of(lower);
-  lower = Tensor();
-  const Tensor corrected = target.clone();
-  const Tensor codes = at::empty({rows, columns}, at::kChar);
-  const int64_t block_size = block_size_for(options, spec, columns, params_on_the_way);
-  const Tensor errors = at::empty({rows, block_size});
-  for (int64_t begin = 0; begin < columns; begin += block_size) {
-    const int64_t end = std::min(begin + block_size, columns);
-    if (params_on_the_way && begin % group_size == 0) {
-      QuantSpec one_group = spec;
-      one_group.strategy = Strategy::kChannel;
-      const QParams found = qparams_of(corrected.slice(1, begin, begin + group_size).contiguous(), one_group);
-      qparams.scale.select(1, begin / group_size).copy_(found.scale.squeeze(1));
-      if (!spec.symmetric) qparams.zero_point.select(1, begin / group_size).copy_(found.zero_point.squeeze(1));
-    }
-    const Tensor block_errors = errors.slice(1, 0, end - begin);
-    round_block({.target = target,
-                 .corrected = corrected,
-                 .feedback = feedback,
-                 .qparams = qparams,
-                 .spec = spec,
-                 .column_order = order,
-                 .group_size = group_size,
-                 .begin = begin,
-                 .end = end},
-                codes, block_errors);
-    if (end < columns) {
-      corrected.slice(1, end).addmm_(block_errors, feedback.slice(0, begin, end).slice(1, end));
-    }
-  }
-  if (params_on_the_way) result.weight.qparams = qparams;
-  result.weight.codes = options.activation_order ? codes.index_select(1, at::argsort(order)) : codes;
-  return finish();
+  return gptq(weight, factor_moments(hessian, options, cross), spec, options);
 }
 
 }  // namespace baseq

@@ -6,93 +6,140 @@
 #include <algorithm>
 #include <vector>
 
-#include "grid.h"
+// Vectors as arguments, of functions that are all inlined.
+#pragma GCC diagnostic ignored "-Wpsabi"
 
 namespace baseq {
 namespace {
 
-/// Rows do not depend on one another: this many go side by side, with the columns one after the other.
-constexpr int64_t kRows = 32;
+constexpr int64_t kLanes = 16, kParts = kRowsInStrip / kLanes;
+// The compiler splits these vectors where registers are shorter.
+using Lanes = float __attribute__((vector_size(64), aligned(4), may_alias));
+using IntLanes = int32_t __attribute__((vector_size(64), aligned(4), may_alias));
+using Bytes = int8_t __attribute__((vector_size(16), aligned(1), may_alias));
+
 /// Adding and taking away 1.5 * 2^23 rounds |x| < 2^22 to the nearest integer, halves to even.
 constexpr float kRounder = 12582912.0F;
 
-/// One column of kRows rows: the code and the error that is left. The quotient is the one of quantize().
-__attribute__((target_clones("avx512f", "avx2", "default"))) void round_column(const float* corrected,
-                                                                               const float* target, const float* scale,
-                                                                               const float* zero_point, float low,
-                                                                               float high, float* __restrict code,
-                                                                               float* __restrict error) {
-  for (int64_t lane = 0; lane < kRows; ++lane) {
-    float position = corrected[lane] / scale[lane] + zero_point[lane];
+[[gnu::always_inline]] inline const Lanes& lanes(const float* values) {
+  return *reinterpret_cast<const Lanes*>(values);
+}
+[[gnu::always_inline]] inline Lanes& lanes(float* values) { return *reinterpret_cast<Lanes*>(values); }
+
+/// One column of one strip. All pointers are to its first row.
+struct Column {
+  float* target;
+  const float* corrected;
+  const float* scale;
+  const float* zero_point;  ///< null: none
+  int8_t* code;
+  float pivot, added, low, high;
+};
+
+/// Adds what the `count` columns before this one left to make up for, and rounds. The quotient is the one of
+/// quantize().
+/// @param errors [count, kRowsInStrip] of the columns before; the column's own are written behind them
+/// @param shares [count]
+[[gnu::always_inline]] inline void round_column(const Column& column, const float* shares, int64_t count,
+                                                float* __restrict errors, Lanes& loss) {
+  static_assert(kParts == 4);
+  const float* from = column.corrected;
+  Lanes part0 = lanes(from), part1 = lanes(from + kLanes), part2 = lanes(from + 2 * kLanes),
+        part3 = lanes(from + 3 * kLanes);
+  for (int64_t i = 0; i < count; ++i) {
+    const float share = shares[i];
+    const float* error = errors + i * kRowsInStrip;
+    part0 += share * lanes(error);
+    part1 += share * lanes(error + kLanes);
+    part2 += share * lanes(error + 2 * kLanes);
+    part3 += share * lanes(error + 3 * kLanes);
+  }
+  const Lanes parts[kParts] = {part0, part1, part2, part3};
+  const Lanes low = Lanes{} + column.low, high = Lanes{} + column.high;
+  for (int64_t k = 0; k < kParts; ++k) {
+    const int64_t at = k * kLanes;
+    const Lanes scale = lanes(column.scale + at);
+    const Lanes zero_point = column.zero_point != nullptr ? lanes(column.zero_point + at) : Lanes{};
+    Lanes position = parts[k] / scale + zero_point;
     position = position > low ? position : low;  // NaN becomes a code as well
     position = position > high ? high : position;
-    code[lane] = (position + kRounder) - kRounder;
-    error[lane] = target[lane] - (code[lane] - zero_point[lane]) * scale[lane];
+    const Lanes code = (position + kRounder) - kRounder, value = (code - zero_point) * scale;
+    const Lanes error = lanes(column.target + at) - value, miss = parts[k] - value;
+    loss += column.pivot * miss * miss - column.added * error * error;
+    lanes(errors + count * kRowsInStrip + at) = error;
+    lanes(column.target + at) = error;
+    *reinterpret_cast<Bytes*>(column.code + at) =
+        __builtin_convertvector(__builtin_convertvector(code, IntLanes), Bytes);
   }
 }
 
-/// Every later column of the block makes up for its share of the error.
-__attribute__((target_clones("avx512f", "avx2", "default"))) void feed_back(const float* __restrict error,
-                                                                            const float* __restrict feedback,
-                                                                            int64_t num_columns,
-                                                                            float* __restrict corrected) {
-  for (int64_t column = 0; column < num_columns; ++column) {
-    const float share = feedback[column];
-    for (int64_t lane = 0; lane < kRows; ++lane) corrected[column * kRows + lane] += share * error[lane];
+struct Strip {
+  float* target;
+  const float* corrected;
+  const float* feedback;
+  const float* scale;
+  const float* zero_point;
+  int8_t* codes;
+  const float *pivots, *added;
+  const int64_t* groups;
+  int64_t width, rows, feedback_stride;
+  float low, high;
+};
+
+/// All columns of one strip of rows; returns their loss.
+__attribute__((target_clones("avx512f", "avx2", "default"))) double round_strip(const Strip& strip,
+                                                                                float* __restrict errors) {
+  Lanes loss{};
+  for (int64_t j = 0; j < strip.width; ++j) {
+    const int64_t group = strip.groups[j] * strip.rows;
+    round_column({.target = strip.target + j * strip.rows,
+                  .corrected = strip.corrected + j * strip.rows,
+                  .scale = strip.scale + group,
+                  .zero_point = strip.zero_point != nullptr ? strip.zero_point + group : nullptr,
+                  .code = strip.codes + j * strip.rows,
+                  .pivot = strip.pivots[j],
+                  .added = strip.added[j],
+                  .low = strip.low,
+                  .high = strip.high},
+                 strip.feedback + j * strip.feedback_stride, j, errors, loss);
   }
+  double sum = 0;
+  for (int64_t lane = 0; lane < kLanes; ++lane) sum += loss[lane];
+  return sum;
 }
 
 }  // namespace
 
-void round_block(const GptqBlock& block, const Tensor& codes, const Tensor& errors) {
-  const int64_t rows = block.target.size(0), columns = block.target.size(1), width = block.end - block.begin;
-  const int64_t groups = block.qparams.scale.size(1);
-  const auto low = static_cast<float>(code_min(block.spec)), high = static_cast<float>(code_max(block.spec));
-  const float* target = block.target.const_data_ptr<float>();
-  const float* corrected = block.corrected.const_data_ptr<float>();
-  const float* feedback = block.feedback.const_data_ptr<float>();
-  const float* scales = block.qparams.scale.const_data_ptr<float>();
-  const float* zero_points =
-      block.qparams.zero_point.defined() ? block.qparams.zero_point.const_data_ptr<float>() : nullptr;
-  const auto* order = block.column_order.const_data_ptr<int64_t>();
-  auto* code_out = codes.mutable_data_ptr<int8_t>();
-  float* error_out = errors.mutable_data_ptr<float>();
-  const int64_t error_stride = errors.stride(0);
-
-  at::parallel_for(0, (rows + kRows - 1) / kRows, 1, [&](int64_t first, int64_t last) {
-    // [column][row of the strip]; rows past the last keep zeros and a scale of one.
-    std::vector<float> wanted(width * kRows), current(width * kRows), error(width * kRows), code(width * kRows);
-    std::vector<float> scale(kRows, 1.0F), zero_point(kRows, 0.0F);
-    for (int64_t strip = first; strip < last; ++strip) {
-      const int64_t top = strip * kRows, height = std::min(kRows, rows - top);
-      for (int64_t lane = 0; lane < height; ++lane) {
-        const int64_t offset = (top + lane) * columns + block.begin;
-        for (int64_t k = 0; k < width; ++k) {
-          wanted[k * kRows + lane] = target[offset + k];
-          current[k * kRows + lane] = corrected[offset + k];
-        }
-      }
-      int64_t loaded_group = -1;
-      for (int64_t k = 0; k < width; ++k) {
-        const int64_t group = order[block.begin + k] / block.group_size;
-        if (group != loaded_group) {
-          for (int64_t lane = 0; lane < height; ++lane) {
-            scale[lane] = scales[(top + lane) * groups + group];
-            if (zero_points != nullptr) zero_point[lane] = zero_points[(top + lane) * groups + group];
-          }
-          loaded_group = group;
-        }
-        round_column(&current[k * kRows], &wanted[k * kRows], scale.data(), zero_point.data(), low, high,
-                     &code[k * kRows], &error[k * kRows]);
-        feed_back(&error[k * kRows], feedback + (block.begin + k) * columns + block.begin + k + 1, width - k - 1,
-                  current.data() + (k + 1) * kRows);
-      }
-      for (int64_t lane = 0; lane < height; ++lane) {
-        for (int64_t k = 0; k < width; ++k) {
-          code_out[(top + lane) * columns + block.begin + k] = static_cast<int8_t>(code[k * kRows + lane]);
-          error_out[(top + lane) * error_stride + k] = error[k * kRows + lane];
-        }
-      }
+void round_block(const GptqBlock& block, std::vector<double>& losses) {
+  const int64_t width = block.target.size(0), rows = block.target.size(1);
+  TORCH_INTERNAL_ASSERT(rows % kRowsInStrip == 0 && static_cast<int64_t>(losses.size()) == rows / kRowsInStrip &&
+                        static_cast<int64_t>(block.groups.size()) == width);
+  const bool shifted = block.qparams.zero_point.defined();
+  const Strip all{.target = block.target.mutable_data_ptr<float>(),
+                  .corrected = block.corrected.const_data_ptr<float>(),
+                  .feedback = block.feedback.const_data_ptr<float>(),
+                  .scale = block.qparams.scale.const_data_ptr<float>(),
+                  .zero_point = shifted ? block.qparams.zero_point.const_data_ptr<float>() : nullptr,
+                  .codes = block.codes.mutable_data_ptr<int8_t>(),
+                  .pivots = block.pivots.const_data_ptr<float>(),
+                  .added = block.added.const_data_ptr<float>(),
+                  .groups = block.groups.data(),
+                  .width = width,
+                  .rows = rows,
+                  .feedback_stride = block.feedback.stride(0),
+                  .low = block.low,
+                  .high = block.high};
+  at::parallel_for(0, rows / kRowsInStrip, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> errors(width * kRowsInStrip);
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t top = index * kRowsInStrip;
+      Strip strip = all;
+      strip.target += top;
+      strip.corrected += top;
+      strip.scale += top;
+      if (strip.zero_point != nullptr) strip.zero_point += top;
+      strip.codes += top;
+      losses[index] += round_strip(strip, errors.data());
     }
   });
 }

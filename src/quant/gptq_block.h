@@ -1,23 +1,29 @@
 #pragma once
 
+#include <vector>
+
 #include "baseq/quant/quantize.h"
 
 namespace baseq {
 
-/// Columns [begin, end) of GPTQ, in the order in which they are rounded. float32 and contiguous throughout.
+/// Rows of a weight do not depend on one another: this many go side by side.
+inline constexpr int64_t kRowsInStrip = 64;
+
+/// Consecutive columns of GPTQ in the order in which they are rounded, [columns, rows]: one behind the other, with rows
+/// a multiple of kRowsInStrip. float32 and, but for `feedback`, contiguous.
 struct GptqBlock {
-  const Tensor& target;     ///< [rows, columns], the weights to be approximated
-  const Tensor& corrected;  ///< [rows, columns], target plus what earlier blocks left to make up for
-  const Tensor& feedback;   ///< [columns, columns], unit upper triangular
-  const QParams& qparams;   ///< [rows, groups]
-  const QuantSpec& spec;
-  const Tensor& column_order;  ///< int64 [columns], where each column stands in the weight
-  int64_t group_size = 0;      ///< columns of the weight that share a scale
-  int64_t begin = 0, end = 0;
+  Tensor target;     ///< [width, rows]: the weights to be approximated; becomes what is left of them, target - value
+  Tensor corrected;  ///< [width, rows]: with what earlier blocks left to make up for
+  Tensor feedback;   ///< [width, width], row j: what an error in column i < j adds to column j. Any row stride
+  Tensor codes;      ///< int8 [width, rows], written
+  QParams qparams;   ///< [groups, rows]
+  std::vector<int64_t> groups;  ///< of each column
+  Tensor pivots, added;         ///< [width], see InputFactor
+  float low = 0, high = 0;      ///< the codes
 };
 
-/// Writes the codes of the block's columns into `codes` (int8 [rows, columns]) and target - value into `errors`
-/// ([rows, end - begin], any row stride).
-void round_block(const GptqBlock& block, const Tensor& codes, const Tensor& errors);
+/// Rounds the columns of a block. Adds to losses[s], for each strip of rows, the sum over its rows and the columns of
+/// pivot * (corrected - value)^2 - added * (target - value)^2: over all columns the error of the output, tr(D H D^T).
+void round_block(const GptqBlock& block, std::vector<double>& losses);
 
 }  // namespace baseq

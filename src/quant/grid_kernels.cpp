@@ -1,8 +1,6 @@
 #include "grid_kernels.h"
 
 #include <algorithm>
-#include <bit>
-#include <cmath>
 #include <limits>
 
 namespace baseq {
@@ -28,25 +26,6 @@ __attribute__((always_inline)) inline double sum_of(const float* terms, int64_t 
   for (int64_t lane = 0; lane < kLanes; ++lane) total += sums[lane];
   for (int64_t i = whole; i < n; ++i) total += terms[i];
   return total;
-}
-
-/// x^norm for x >= 0 as 2^(norm * log2 x), where the library's power would take most of the time of a search.
-__attribute__((always_inline)) inline float power(float x, float norm) {
-  constexpr float kTwoOverLn2 = 2.885390082F, kLn2 = 0.693147181F;
-  // x = mantissa * 2^exponent with the mantissa between sqrt(1/2) and sqrt(2); log2 by the series of atanh.
-  const auto bits = std::bit_cast<int32_t>(x);
-  const int32_t exponent = (bits - 0x3f3504f3) >> 23;
-  const float mantissa = std::bit_cast<float>(bits - (exponent << 23));
-  const float t = (mantissa - 1) / (mantissa + 1), t2 = t * t;
-  const float log2_mantissa = kTwoOverLn2 * t * (1 + t2 * (1 / 3.0F + t2 * (1 / 5.0F + t2 * (1 / 7.0F))));
-  float y = norm * (static_cast<float>(exponent) + log2_mantissa);
-  y = y < -126.0F ? -126.0F : y;
-  y = y > 127.0F ? 127.0F : y;
-  const float whole = (y + kRounder) - kRounder;
-  const float z = (y - whole) * kLn2;
-  const float fraction =
-      1 + z * (1 + z * (1 / 2.0F + z * (1 / 6.0F + z * (1 / 24.0F + z * (1 / 120.0F + z * (1 / 720.0F))))));
-  return fraction * std::bit_cast<float>((static_cast<int32_t>(whole) + 127) << 23);
 }
 
 }  // namespace
@@ -174,35 +153,6 @@ __attribute__((target_clones("avx512f", "avx2", "default"))) GridGradient fake_q
     result.outside += sum_of(outside_terms, length);
   }
   return result;
-}
-
-__attribute__((target_clones("avx512f", "avx2", "default"))) double distortion(const float* x, const float* importance,
-                                                                               int64_t n, const Grid& grid,
-                                                                               float norm) {
-  const float scale = grid.scale, zero_point = grid.zero_point, base = grid.base, low = grid.low, high = grid.high;
-  const float inverse = 1 / scale;
-  float terms[kSegment];
-  double total = 0;
-  for (int64_t begin = 0; begin < n; begin += kSegment) {
-    const int64_t length = std::min(kSegment, n - begin);
-    for (int64_t k = 0; k < length; ++k) {
-      float position = (x[begin + k] - base) * inverse + zero_point;
-      position = position < low ? low : position;
-      position = position > high ? high : position;
-      const float code = (position + kRounder) - kRounder;
-      terms[k] = std::fabs((code - zero_point) * scale + base - x[begin + k]);
-    }
-    if (norm == 2) {
-      for (int64_t k = 0; k < length; ++k) terms[k] *= terms[k];
-    } else {
-      for (int64_t k = 0; k < length; ++k) terms[k] = power(terms[k], norm);
-    }
-    if (importance != nullptr) {
-      for (int64_t k = 0; k < length; ++k) terms[k] *= importance[begin + k];
-    }
-    total += sum_of(terms, length);
-  }
-  return total;
 }
 
 __attribute__((target_clones("avx512f", "avx2", "default"))) void gain_and_shift_backward(

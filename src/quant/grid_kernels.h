@@ -36,9 +36,6 @@ struct GridGradient {
 /// Straight-through: du = grad where the code was not clipped and zero elsewhere.
 GridGradient fake_quantize_group_backward(const float* u, const float* grad, int64_t n, const Grid& grid, float* du);
 
-/// sum importance * |value - x|^norm, to about 1e-6 of itself; a null importance is 1.
-double distortion(const float* x, const float* importance, int64_t n, const Grid& grid, float norm);
-
 /// The way back through u = gain * x - shift, accumulated over rows; null outputs are left out. `grad` is what `shift`
 /// receives from being added back after quantization, null when it is not.
 void gain_and_shift_backward(const float* x, const float* du, const float* grad, const float* gain, int64_t n,

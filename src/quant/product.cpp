@@ -5,6 +5,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/GradMode.h>
 
+#include <algorithm>
 #include <optional>
 #include <string_view>
 
@@ -44,5 +45,18 @@ Tensor linear_product(const Tensor& x, const Tensor& weight, const Tensor& bias)
 }
 
 Tensor matrix_product(const Tensor& a, const Tensor& b) { return linear_product(a, b.t()); }
+
+Tensor symmetric_product(const Tensor& a, const Tensor& b) {
+  const int64_t n = b.size(1), width = std::max<int64_t>(512, n / 8);
+  if (n <= width) return matrix_product(a.t(), b);
+  const Tensor result = at::empty({n, n}, b.options());
+  for (int64_t begin = 0; begin < n; begin += width) {
+    const int64_t end = std::min(begin + width, n);
+    const Tensor part = matrix_product(a.slice(1, begin, end).contiguous().t(), b.slice(1, begin).contiguous());
+    result.slice(0, begin, end).slice(1, begin).copy_(part);
+    result.slice(0, end).slice(1, begin, end).copy_(part.slice(1, end - begin).t());
+  }
+  return result;
+}
 
 }  // namespace baseq

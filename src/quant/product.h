@@ -14,4 +14,8 @@ Tensor linear_product(const Tensor& x, const Tensor& weight, const Tensor& bias 
 /// a b of two matrices, the same way.
 Tensor matrix_product(const Tensor& a, const Tensor& b);
 
+/// a^T b where it is symmetric, as with b = diag a: little more than half of its products.
+/// @param a, b [tokens, features]
+Tensor symmetric_product(const Tensor& a, const Tensor& b);
+
 }  // namespace baseq

@@ -2,10 +2,15 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 
+#include <algorithm>
+#include <array>
+#include <cmath>
 #include <limits>
+#include <span>
 #include <vector>
 
 #include "baseq/quant/quantize.h"
+#include "distortion_kernel.h"
 #include "fused.h"
 #include "grid.h"
 
@@ -16,74 +21,176 @@ double ratio_of(const MseSearch& search, int64_t step) {
   return 1 - search.max_shrink * static_cast<double>(step) / static_cast<double>(search.num_steps);
 }
 
+/// Which ratios are tried. Of many, every kGridsAtOnce-th part first, and then all between the neighbours of the two
+/// best of these: the loss of a small group is not convex in the ratio, and one is not always enough.
+struct Steps {
+  std::vector<int64_t> first;
+  int64_t stride = 1;  ///< between the first ones
+
+  explicit Steps(int64_t num_steps) {
+    if (num_steps > 2 * kGridsAtOnce) stride = (num_steps + kGridsAtOnce - 1) / kGridsAtOnce;
+    for (int64_t step = 0; step < num_steps; step += stride) first.push_back(step);
+  }
+};
+
+/// The least of the losses that are told to it; of equal ones that of the largest ratio. NaN does not count.
+struct Least {
+  double loss = std::numeric_limits<double>::infinity();
+  int64_t step = 0;
+
+  void add(double other, int64_t at) {
+    if (other < loss || (other == loss && at < step)) *this = {other, at};
+  }
+};
+
+/// Values of a row whose losses are summed in one piece.
+constexpr int64_t kPiece = 16384;
+
+/// One row of `n` values and the losses of its grids.
+struct SearchedRow {
+  const float* x;
+  const float* importance;  ///< null: all alike
+  int64_t n;
+  Extremes range;
+  const QuantSpec& spec;
+  const MseSearch& search;
+
+  /// Losses of up to kGridsAtOnce steps, up to a factor that they share.
+  std::array<double, kGridsAtOnce> losses(std::span<const int64_t> steps) const {
+    GridLanes lanes;
+    std::array<float, kGridsAtOnce> scales;
+    for (int64_t lane = 0; lane < kGridsAtOnce; ++lane) {
+      const int64_t step = steps[std::min<size_t>(lane, steps.size() - 1)];
+      const Grid grid = grid_over(range, static_cast<float>(ratio_of(search, step)), spec).grid;
+      lanes.inverse[lane] = 1 / grid.scale;
+      lanes.zero_point[lane] = grid.zero_point;
+      lanes.base[lane] = grid.base;
+      lanes.low = grid.low;
+      lanes.high = grid.high;
+      scales[lane] = grid.scale * unit();
+    }
+    const auto norm = static_cast<float>(search.norm);
+    std::array<double, kGridsAtOnce> sums{};
+    if (n <= kPiece) {
+      add_distortions(x, importance, n, lanes, norm, sums.data());
+    } else {
+      add_in_pieces(lanes, norm, sums);
+    }
+    raise_to_power(scales.data(), norm);
+    for (int64_t lane = 0; lane < kGridsAtOnce; ++lane) sums[lane] *= scales[lane];
+    return sums;
+  }
+
+ private:
+  /// Scales in units of about the range: their powers stay in the range of float32.
+  float unit() const {
+    const float largest = std::max(std::fabs(range.low), std::fabs(range.high));
+    return largest > 0 ? 1 / largest : 1;
+  }
+
+  void add_in_pieces(const GridLanes& lanes, float norm, std::array<double, kGridsAtOnce>& sums) const {
+    std::vector<std::array<double, kGridsAtOnce>> pieces((n + kPiece - 1) / kPiece);
+    at::parallel_for(0, static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t piece = begin; piece < end; ++piece) {
+        const int64_t start = piece * kPiece;
+        add_distortions(x + start, importance == nullptr ? nullptr : importance + start, std::min(kPiece, n - start),
+                        lanes, norm, pieces[piece].data());
+      }
+    });
+    for (const auto& piece : pieces) {
+      for (int64_t lane = 0; lane < kGridsAtOnce; ++lane) sums[lane] += piece[lane];
+    }
+  }
+};
+
+double best_ratio(const SearchedRow& row, const Steps& steps) {
+  Least best, second;
+  std::vector<int64_t> tried = steps.first;
+  const auto try_all = [&](const auto& tell) {
+    for (size_t begin = 0; begin < tried.size(); begin += kGridsAtOnce) {
+      const std::span part = std::span(tried).subspan(begin, std::min<size_t>(kGridsAtOnce, tried.size() - begin));
+      const auto losses = row.losses(part);
+      for (size_t i = 0; i < part.size(); ++i) tell(losses[i], part[i]);
+    }
+  };
+  try_all([&](double loss, int64_t step) {
+    const Least before = best;
+    best.add(loss, step);
+    if (best.step != before.step) {
+      second = before;
+    } else if (step != best.step) {
+      second.add(loss, step);
+    }
+  });
+  tried.clear();
+  for (int64_t distance = 1; distance < steps.stride; ++distance) {
+    for (const int64_t step :
+         {best.step - distance, best.step + distance, second.step - distance, second.step + distance}) {
+      if (step >= 0 && step < row.search.num_steps) tried.push_back(step);
+    }
+  }
+  try_all([&](double loss, int64_t step) { best.add(loss, step); });
+  return ratio_of(row.search, best.step);
+}
+
 /// The best ratio of each row.
 /// @param rows [rows, n] float32; importance [groups, n], row i taking row i mod groups, or undefined
 Tensor best_ratios(const Tensor& rows, const QuantSpec& spec, const MseSearch& search, const Tensor& importance) {
   const int64_t count = rows.size(0), n = rows.size(1);
   const float* x = rows.const_data_ptr<float>();
-  const auto norm = static_cast<float>(search.norm);
-  const auto loss_at = [&](int64_t row, const Extremes& range, int64_t step) {
-    const auto ratio = static_cast<float>(ratio_of(search, step));
-    const float* weighting =
-        importance.defined() ? importance.const_data_ptr<float>() + row % importance.size(0) * n : nullptr;
-    return distortion(x + row * n, weighting, n, grid_over(range, ratio, spec).grid, norm);
-  };
+  const Steps steps(search.num_steps);
   const Tensor best = at::ones({count});
   float* out = best.mutable_data_ptr<float>();
-  const auto choose = [&](int64_t row, const auto& loss_of_step) {
-    double least = std::numeric_limits<double>::infinity();
-    for (int64_t step = 0; step < search.num_steps; ++step) {
-      const double loss = loss_of_step(step);
-      if (loss < least) {
-        least = loss;
-        out[row] = static_cast<float>(ratio_of(search, step));
-      }
+  const auto choose = [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const float* weighting =
+          importance.defined() ? importance.const_data_ptr<float>() + row % importance.size(0) * n : nullptr;
+      const float* values = x + row * n;
+      out[row] = static_cast<float>(best_ratio({values, weighting, n, find_range(values, n), spec, search}, steps));
     }
   };
-  // Few long rows are shared out by steps instead.
-  if (constexpr int64_t kFewRows = 64; count < kFewRows) {
-    std::vector<double> losses(count * search.num_steps);
-    std::vector<Extremes> ranges;
-    for (int64_t row = 0; row < count; ++row) ranges.push_back(find_range(x + row * n, n));
-    at::parallel_for(0, count * search.num_steps, 1 + 16384 / n, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t row = i / search.num_steps;
-        losses[i] = loss_at(row, ranges[row], i % search.num_steps);
-      }
-    });
-    for (int64_t row = 0; row < count; ++row) {
-      choose(row, [&](int64_t step) { return losses[row * search.num_steps + step]; });
-    }
-    return best;
+  // Few long rows are shared out by pieces instead.
+  if (constexpr int64_t kFewRows = 64; count < kFewRows && n > kPiece) {
+    choose(0, count);
+  } else {
+    at::parallel_for(0, count, 1 + kPiece / (n * 2 * kGridsAtOnce), choose);
   }
-  at::parallel_for(0, count, 1 + 16384 / (n * search.num_steps), [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const Extremes range = find_range(x + row * n, n);
-      choose(row, [&](int64_t step) { return loss_at(row, range, step); });
-    }
-  });
   return best;
 }
 
 /// The same of any device and type by tensor operations.
 Tensor composite_best_ratios(const Tensor& rows, const QuantSpec& spec, const MseSearch& search,
                              const Tensor& importance) {
-  Tensor least, best = at::ones({rows.size(0), 1}, rows.options());
+  const double infinity = std::numeric_limits<double>::infinity();
   const Tensor weighting = importance.defined()
                                ? importance.to(rows.scalar_type()).repeat({rows.size(0) / importance.size(0), 1})
                                : Tensor();
-  for (int64_t step = 0; step < search.num_steps; ++step) {
-    const double ratio = ratio_of(search, step);
-    const QParams qparams = compute_qparams(rows, spec, at::full({1}, ratio, rows.options()));
+  const auto ratio_at = [&](const Tensor& step) { return 1 - step * (search.max_shrink / search.num_steps); };
+  // step: [rows, 1]
+  const auto loss_at = [&](const Tensor& step) {
+    const QParams qparams = compute_qparams(rows, spec, ratio_at(step).to(rows.scalar_type()).unsqueeze(-1));
     Tensor loss = (rows - fake_quantize(rows, qparams, spec)).abs_().pow_(search.norm);
     if (weighting.defined()) loss *= weighting;
-    loss = loss.sum(-1, /*keepdim=*/true);
-    if (!least.defined()) least = at::full_like(loss, std::numeric_limits<double>::infinity());
-    const Tensor better = loss < least;
-    best = at::where(better, at::full_like(best, ratio), best);
-    least = at::where(better, loss, least);
+    return loss.sum(-1, /*keepdim=*/true).nan_to_num_(infinity, infinity);
+  };
+  const Steps steps(search.num_steps);
+  const at::TensorOptions doubles = rows.options().dtype(at::kDouble);
+  std::vector<Tensor> losses;
+  for (const int64_t step : steps.first) losses.push_back(loss_at(at::full({rows.size(0), 1}, step, doubles)));
+  const Tensor all = at::cat(losses, 1);
+  Tensor best = all.argmin(1, /*keepdim=*/true), least = all.gather(1, best);
+  const Tensor second = all.scatter(1, best, infinity).argmin(1, /*keepdim=*/true).to(doubles) * steps.stride;
+  best = best.to(doubles) * steps.stride;
+  const Tensor first = best;
+  for (int64_t distance = 1; distance < steps.stride; ++distance) {
+    for (const Tensor& step : {first - distance, first + distance, second - distance, second + distance}) {
+      const Tensor inside = step.clamp(0, search.num_steps - 1), loss = loss_at(inside);
+      const Tensor better = (loss < least).logical_or_((loss == least).logical_and_(inside < best));
+      best = at::where(better, inside, best);
+      least = at::where(better, loss, least);
+    }
   }
-  return best;
+  return ratio_at(best).to(rows.scalar_type());
 }
 
 }  // namespace

@@ -18,6 +18,7 @@
 #include "baseq/model/config.h"
 #include "baseq/pipeline/recipe.h"
 #include "baseq/pipeline/run_log.h"
+#include "baseq/runtime/chat_template.h"
 #include "baseq/tokenizer/token_windows.h"
 #include "baseq/tokenizer/tokenizer.h"
 #include "formats/compressed_tensors/config.h"
@@ -160,6 +161,14 @@ inline void native(std::string_view bytes) {
   }
 }
 
+/// A chat template; one that is recognized writes a conversation.
+inline void chat_template(std::string_view bytes) {
+  const ChatTemplate chat({.path = "model", .jinja = std::string(bytes), .bos_token = "<s>", .eos_token = "</s>"});
+  const std::vector<Message> messages{
+      {"system", "s"}, {"user", " a\n"}, {"assistant", "<think>\n</think>b"}, {"user", "c"}};
+  chat.render(messages);
+}
+
 struct Target {
   const char* name;  ///< of its folder in seeds/
   void (*run)(std::string_view);
@@ -174,7 +183,8 @@ inline constexpr Target kTargets[] = {{"safetensors", safetensors},
                                       {"compressed_tensors", compressed_tensors},
                                       {"gptq", gptq},
                                       {"packed", packed},
-                                      {"native", native}};
+                                      {"native", native},
+                                      {"chat_template", chat_template}};
 
 /// Runs the target; a refusal is fine. An assertion that failed is one of ours and no refusal.
 inline void run(const Target& target, std::string_view bytes) {

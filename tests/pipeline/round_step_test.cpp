@@ -81,6 +81,23 @@ TEST_P(RoundedBlock, CodesAreThoseOfTheExactWeightOnItsGrid) {
   });
 }
 
+TEST_P(RoundedBlock, FewTokensGiveTheCodesOfTheirMoments) {
+  grids.weights = QuantSpec{.num_bits = 4};
+  // One window of two tokens; the low-rank correction keeps the moments and does not touch the codes.
+  inputs.quantized = inputs.full_precision = x.narrow(0, 0, 1).narrow(1, 0, 2).contiguous();
+  inputs.rope = test::tiny_rope(shape, 2, dtype);
+  weights = weights.narrow(0, 0, 1).narrow(1, 0, 2).contiguous();
+  weights.select(1, 0).fill_(0.7);
+  OpenBlock tokens = open_block(), moments = open_block();
+  run(tokens, {RoundStep{.method = Method::kGptq}});
+  run(moments, {RoundStep{.method = Method::kGptq, .low_rank = LowRankOptions{.rank = 1}}});
+  for (const auto& [name, weight] : tokens.state().weights) {
+    // Later linears see what the correction changed.
+    if (input_site(name) != Site::kQkv) continue;
+    EXPECT_TRUE(at::equal(weight.codes->codes, moments.state().weights.at(name).codes->codes)) << name;
+  }
+}
+
 TEST_P(RoundedBlock, LearnedClipsOfWeightsDecideTheGridAndStay) {
   OpenBlock block = open_block();
   const DecoderLayer exact = block.layer();

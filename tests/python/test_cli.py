@@ -59,7 +59,7 @@ def test_threads_that_wait_do_not_spin_for_long(binary, tmp_path):
     assert spin_counts(GOMP_SPINCOUNT="77") == [77]
 
 
-COMMANDS = ["quantize", "eval", "export", "inspect", "tokenize", "report", "compare", "sweep", "update", "recipes"]
+COMMANDS = ["quantize", "eval", "generate", "bench", "export", "inspect", "tokenize", "report", "compare", "sweep", "update", "recipes"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -124,6 +124,25 @@ TEST(Gptq, CodesEqualTheReferenceWithTheInverseHessian) {
   }
 }
 
+TEST(Gptq, ManyColumnsAreMadeUpForInTwoLevels) {
+  at::manual_seed(17);
+  const int64_t columns = 1184;  // more than one outer block, and a factor in float32
+  const Tensor weight = at::randn({6, columns}), x = correlated_inputs(2 * columns, columns), hessian = hessian_of(x);
+  for (const bool activation_order : {true, false}) {
+    for (const int64_t block_size : {128, 96}) {
+      const QuantSpec spec{.num_bits = 4, .strategy = Strategy::kGroup, .group_size = 37};
+      const GptqOptions options{.block_size = block_size, .activation_order = activation_order, .mse_clip = false};
+      const GptqResult result = gptq(weight, hessian, spec, options);
+      const Tensor expected = reference_gptq(weight, hessian, spec, compute_qparams(weight, spec), options);
+      // A code on a tie changes those behind it, so not all rows are equal.
+      const QuantizedWeight reference{spec, expected, compute_qparams(weight, spec)};
+      EXPECT_NEAR(output_error(result.weight, weight, x) / output_error(reference, weight, x), 1, 0.02);
+      EXPECT_LT((result.weight.codes != expected).to(at::kDouble).mean().item<double>(), 0.05);
+      EXPECT_EQ(result.damping, options.damping);
+    }
+  }
+}
+
 TEST(Gptq, OutputErrorIsLowerThanThatOfRoundToNearest) {
   at::manual_seed(4);
   const Tensor x = correlated_inputs(1000, 128), weight = at::randn({64, 128});

@@ -28,6 +28,18 @@ TEST(Product, EqualsAProductInFloat64) {
   }
 }
 
+TEST(Product, OfASymmetricResultIsThatOfTheWhole) {
+  at::manual_seed(4);
+  for (const int64_t n : {1, 512, 513, 1100}) {
+    const Tensor x = random({70, n}), weighted = x * at::rand({70, 1}), product = symmetric_product(weighted, x);
+    const Tensor expected = at::mm(weighted.t().to(at::kDouble), x.to(at::kDouble));
+    EXPECT_TRUE(at::allclose(product.to(at::kDouble), expected, 1e-5, 1e-4)) << n;
+    if (n > 512) {
+      EXPECT_TRUE(at::equal(product.slice(0, 512).slice(1, 0, 512), product.slice(0, 0, 512).slice(1, 512).t())) << n;
+    }
+  }
+}
+
 TEST(Product, OfOtherTypesAndOfNothingIsLibTorchs) {
   const c10::NoGradGuard no_grad;
   const Tensor x = at::randn({3, 8}, at::kDouble), weight = at::randn({4, 8}, at::kDouble);

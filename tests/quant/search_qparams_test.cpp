@@ -1,4 +1,5 @@
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
 #include "baseq/quant/quantize.h"
@@ -56,6 +57,56 @@ TEST(SearchQparams, LossIsTheLeastOfAllRatiosForEveryNormAndImportance) {
       }
     }
   }
+}
+
+TEST(SearchQparams, FewOfManyRatiosFindALossWithinATenthOfAPercentOfTheLeast) {
+  at::manual_seed(5);
+  const auto heavy = [](const Tensor& x) { return x / at::rand_like(x).clamp_min(1e-2); };
+  const std::vector<Tensor> samples = {at::randn({64, 512}), at::randn({64, 512}).pow(3), heavy(at::randn({64, 512})),
+                                       at::rand({64, 512}) - 0.3};
+  for (size_t sample = 0; sample < samples.size(); ++sample) {
+    const Tensor& x = samples[sample];
+    for (const int64_t num_bits : {2, 3, 4, 8}) {
+      for (const bool symmetric : {true, false}) {
+        for (const int64_t group_size : {32, 128, 512}) {
+          const QuantSpec spec{
+              .num_bits = num_bits, .symmetric = symmetric, .strategy = Strategy::kGroup, .group_size = group_size};
+          const MseSearch search;
+          const auto losses_of = [&](const QParams& qparams) {
+            return group_view((fake_quantize(x, qparams, spec) - x).abs().to(at::kDouble).pow(search.norm), spec)
+                .sum(-1);
+          };
+          Tensor least;
+          for (int64_t step = 0; step < search.num_steps; ++step) {
+            const double ratio =
+                1 - search.max_shrink * static_cast<double>(step) / static_cast<double>(search.num_steps);
+            const Tensor losses = losses_of(compute_qparams(x, spec, at::full({1}, ratio)));
+            least = least.defined() ? at::minimum(least, losses) : losses;
+          }
+          const Tensor found = losses_of(search_qparams(x, spec, search));
+          EXPECT_LT((found.sum() / least.sum()).item<double>(), 1.001)
+              << "sample " << sample << ", " << num_bits << " bits, groups of " << group_size;
+          EXPECT_LT((found / least).mean().item<double>(), 1.001);
+        }
+      }
+    }
+  }
+}
+
+TEST(SearchQparams, ThreadsDoNotChangeABit) {
+  at::manual_seed(6);
+  const Tensor few = at::randn({3, 40000}).pow(3), many = at::randn({300, 64});
+  const int threads = at::get_num_threads();
+  std::vector<Tensor> scales;
+  for (const int count : {1, 2, 3}) {
+    at::set_num_threads(count);
+    for (const Strategy strategy : {Strategy::kTensor, Strategy::kChannel}) {
+      const QuantSpec spec{.num_bits = 3, .strategy = strategy};
+      for (const Tensor& x : {few, many}) scales.push_back(search_qparams(x, spec).scale);
+    }
+  }
+  at::set_num_threads(threads);
+  for (size_t i = 4; i < scales.size(); ++i) EXPECT_TRUE(at::equal(scales[i], scales[i % 4])) << i;
 }
 
 TEST(SearchQparams, Float64TakesTheCompositeAndFindsTheSame) {

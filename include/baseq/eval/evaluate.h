@@ -28,9 +28,11 @@ struct Reference {
   const Model& model;
   Tensor windows, hidden_states;  ///< of the last evaluation, which fills them: [n, seq_len] and after the last norm
   std::string not_finite{};       ///< of the same, see Evaluation::reference_not_finite
+  LoadOptions load{};             ///< of the same
 };
 
 struct EvaluateOptions {
+  LoadOptions load{};  ///< of the model and of the reference
   /// Directory of mapped files that hold the hidden states of all windows; empty: they stay in memory.
   std::filesystem::path activations_directory;
   std::function<void(int64_t done, int64_t total)> progress;  ///< of blocks; may be empty

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <string>
 
 #include "baseq/model/stored_model.h"
 #include "baseq/tokenizer/tokenizer.h"
@@ -18,5 +19,15 @@ StoredModel open_model(const std::filesystem::path& path);
 ///   const Tensor ids = token_ids(open_tokenizer("SmolLM2-135M-Instruct"), "The quick brown fox");
 /// Throws c10::Error naming what is missing or not supported.
 Tokenizer open_tokenizer(const std::filesystem::path& path);
+
+/// How a checkpoint wants conversations written, see ChatTemplate.
+struct StoredChat {
+  std::string path;   ///< of the checkpoint, for messages
+  std::string jinja;  ///< empty: it has no chat template
+  std::string bos_token{}, eos_token{};
+};
+/// From chat_template.jinja, tokenizer_config.json and special_tokens_map.json, or a GGUF file's metadata. Throws
+/// c10::Error naming a value that is malformed.
+StoredChat open_chat(const std::filesystem::path& path);
 
 }  // namespace baseq

@@ -40,7 +40,7 @@ struct StoredModel {
   std::string format = "original";  ///< or "baseq", "compressed-tensors", "gptq", "awq", "gguf"
   ModelConfig config;
   std::optional<QuantizationConfig> quantization;              ///< absent in full precision
-  std::map<std::string, LinearFormat> linears;                 ///< those that are quantized, by full name
+  std::map<std::string, LinearFormat> linears;                 ///< what is quantized, by full name; the embedding too
   std::map<std::pair<int64_t, Site>, StoredTransform> online;  ///< by block and site; of a native checkpoint
   std::map<std::string, int64_t> bytes_by_type;  ///< of a GGUF file: the bytes of the tensors of each type
 };

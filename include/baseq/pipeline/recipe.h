@@ -24,6 +24,8 @@ struct Grids {
   std::optional<QuantSpec> weights{};            ///< of the linears of a block; needs a round step
   std::optional<QuantSpec> input_activations{};  ///< of what these linears read; needs points steps
   std::optional<QuantSpec> kv_cache{};           ///< of the keys after RoPE and the values; needs points steps
+  /// Of lm_head and of the embedding, rounded to nearest; per channel or in groups. No step is needed.
+  std::optional<QuantSpec> head{}, embedding{};
 };
 
 /// A method as data: grids say what is quantized, steps say how. Read one by its name or from a strict JSON file, or
@@ -83,6 +85,8 @@ struct Recipe {
   const RoundStep* round_step() const;  ///< the last one; nullptr: none
   bool has_transform(Site site) const;
   bool rotates_residual() const { return has_transform(Site::kResidual); }
+  /// Whether a head that is the embedding stays so: what is rotated or has another grid becomes a matrix of its own.
+  bool keeps_tied_head() const { return !rotates_residual() && grids.head == grids.embedding; }
   bool has_mean_shift() const;
   bool learns() const;                  ///< whether a step takes gradient steps
   bool rounding_needs_moments() const;  ///< whether a round step does, see needs_moments

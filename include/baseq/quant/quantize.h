@@ -59,7 +59,8 @@ struct MseSearch {
   double max_shrink = 0.8;  ///< ratios 1, 1 - max_shrink/num_steps, ...
 };
 
-/// The best clip ratio of each group by exhaustive search, then compute_qparams with it.
+/// The best clip ratio of each group, then compute_qparams with it. Up to 32 steps are all tried; of more, one in a
+/// sixteenth of them and then the neighbours of the two best, whose loss is that of all within 0.1 %.
 /// @param importance  optional weight of each input channel's error, [in_features] (e.g. the diagonal of a Hessian)
 QParams search_qparams(const Tensor& x, const QuantSpec& spec, const MseSearch& search = {},
                        const Tensor& importance = {});

@@ -21,9 +21,8 @@ struct Reserved {
   const char* key;
   const char* meaning;
 };
-constexpr Reserved kReserved[] = {{"head", "quantized heads"},
-                                  {"embedding", "quantized embeddings"},
-                                  {"overrides", "linears with grids of their own"}};
+constexpr Reserved kReserved[] = {{"overrides", "linears with grids of their own"}};
+constexpr Reserved kReservedBeforeHead[] = {{"head", "quantized heads"}, {"embedding", "quantized embeddings"}};
 constexpr Reserved kReservedInGrids[] = {{"levels", "grids with tables of levels"},
                                          {"block_scale", "grids with scales of scales"}};
 
@@ -79,12 +78,18 @@ QuantSpec quant_spec_from_json(JsonObject object, const QuantSpec& fallback) {
 }
 
 json to_json(const QuantizationConfig& config) {
-  return {{"quant_method", QuantizationConfig::kMethod},
-          {"format_version", QuantizationConfig::kFormatVersion},
-          {"weights", optional_spec(config.weights)},
-          {"lora_rank", config.lora_rank},
-          {"input_activations", optional_spec(config.input_activations)},
-          {"kv_cache", optional_spec(config.kv_cache)}};
+  json result{{"quant_method", QuantizationConfig::kMethod},
+              {"format_version", QuantizationConfig::kFirstWithTransforms},
+              {"weights", optional_spec(config.weights)},
+              {"lora_rank", config.lora_rank},
+              {"input_activations", optional_spec(config.input_activations)},
+              {"kv_cache", optional_spec(config.kv_cache)}};
+  if (config.head || config.embedding) {
+    result["format_version"] = QuantizationConfig::kFirstWithHead;
+    result["head"] = optional_spec(config.head);
+    result["embedding"] = optional_spec(config.embedding);
+  }
+  return result;
 }
 
 QuantizationConfig quantization_config_from_json(const json& value, const std::string& path) {
@@ -113,6 +118,12 @@ QuantizationConfig quantization_config_from_json(const json& value, const std::s
   config.input_activations = read_spec("input_activations");
   config.kv_cache = read_spec("kv_cache");
   refuse_reserved(object, kReserved);
+  if (version < QuantizationConfig::kFirstWithHead) {
+    refuse_reserved(object, kReservedBeforeHead);
+  } else {
+    config.head = read_spec("head");
+    config.embedding = read_spec("embedding");
+  }
   if (version < QuantizationConfig::kFirstWithTransforms) {
     config.hadamards = hadamards_of_flags(object.object("online_hadamard"));
   }

@@ -22,7 +22,7 @@ from transformers.models.llama.modeling_llama import (ALL_ATTENTION_FUNCTIONS, L
                                                       apply_rotary_pos_emb, eager_attention_forward)
 from transformers.utils import cached_file
 
-FORMAT_VERSIONS = (3, 4, 5)
+FORMAT_VERSIONS = (3, 4, 5, 6)
 CHUNK = 1 << 20  # weights unpacked at a time, for each takes some 12 bytes meanwhile
 # The tensors of each kind of factor of an online transform, those of inverses apart: these end in _inverse and exist
 # where something is multiplied by an inverse that is not the transpose.
@@ -406,6 +406,28 @@ class Linear(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+class Embedding(Linear):
+    """A table with packed rows, in the dtype of the model."""
+
+    def __init__(self, rows, features, spec):
+        super().__init__(rows, features, spec, lambda part: False)
+        self.register_buffer("like", torch.empty(0), persistent=False)
+
+    def forward(self, ids):
+        return nn.functional.embedding(ids, self.weight_for(self.like))
+
+
+class TiedHead(nn.Module):
+    """The head that is a quantized embedding, which has the tensors."""
+
+    def __init__(self, embedding):
+        super().__init__()
+        self.embedding = [embedding]  # in a list, which makes it no module of this one
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.embedding[0].weight_for(x))
+
+
 class Norm(LlamaRMSNorm):
     """Its weight is float32 whatever the dtype of x."""
 
@@ -542,8 +564,21 @@ class BaseqForCausalLM(LlamaForCausalLM):
             layer.input_layernorm = Norm(config.hidden_size, eps=config.rms_norm_eps)
             layer.post_attention_layernorm = Norm(config.hidden_size, eps=config.rms_norm_eps)
         self.model.norm = Norm(config.hidden_size, eps=config.rms_norm_eps)
+        self.quantize_tables(config)
         self.model.register_forward_hook(refuse_lost_cache)
         self._keep_in_fp32_modules_strict = set(FLOAT32)
+
+    def quantize_tables(self, config):
+        """Head and embedding where the checkpoint has codes of them, from version 6 on."""
+        head, embedding = (config.quantization_config.get(name) for name in ("head", "embedding"))
+        sizes = config.vocab_size, config.hidden_size
+        if embedding:
+            self.model.embed_tokens = Embedding(*sizes, embedding)
+        if head and config.tie_word_embeddings:
+            self.lm_head = TiedHead(self.model.embed_tokens)
+            self._tied_weights_keys = type(self._tied_weights_keys)()  # transformers has nothing to tie
+        elif head:
+            self.lm_head = Linear(*sizes, head, lambda part: False)
 
     def _apply(self, fn, *args, **kwargs):
         """`.half()`, `.to(torch.bfloat16)` and their like only move what stays float32."""

@@ -39,6 +39,12 @@ StoredModel::StoredModel(Checkpoint checkpoint)
   for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
     for (const LinearShape& linear : linear_shapes(config)) linears[layer_prefix(i) + linear.name] = all;
   }
+  TORCH_CHECK(!config.tie_word_embeddings || quantization->head == quantization->embedding,
+              (tensors.path() / "config.json").string(),
+              ": quantization_config: head and embedding have different grids, but tie_word_embeddings says that they "
+              "are one matrix");
+  if (quantization->embedding) linears["model.embed_tokens"].weights = quantization->embedding;
+  if (quantization->head && !config.tie_word_embeddings) linears["lm_head"].weights = quantization->head;
   online = online_transforms(*this);
 }
 

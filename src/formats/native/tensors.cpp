@@ -11,8 +11,8 @@
 #include "baseq/formats/layer_tensors.h"
 #include "baseq/model/model.h"
 #include "baseq/io/dtype_name.h"
-#include "baseq/quant/pack.h"
 #include "baseq/transform/hadamard.h"
+#include "model/quantized_linear.h"
 
 namespace baseq {
 namespace {
@@ -113,10 +113,11 @@ std::vector<Kind> check_chain(const std::string& prefix, Site site, const FoundP
   return kinds;
 }
 
-void refuse_reserved(const std::string& name) {
+void refuse_reserved(const std::string& name, const QuantizationConfig& quantization) {
   for (const std::string_view ending : {".weight_levels", ".weight_block_scale"}) {
     TORCH_CHECK(!name.ends_with(ending), name, ": tensors of this name are reserved for a later version of the format");
   }
+  if (quantization.format_version >= QuantizationConfig::kFirstWithHead) return;
   for (const std::string_view start : {"lm_head.weight_", "model.embed_tokens.weight_"}) {
     TORCH_CHECK(!name.starts_with(start), name,
                 ": a quantized head or embedding is reserved for a later version of the format");
@@ -181,7 +182,7 @@ OnlineKinds find_transforms(const Checkpoint& checkpoint, const ModelConfig& con
   if (quantization.format_version < QuantizationConfig::kFirstWithTransforms) return kinds;
   std::map<std::pair<int64_t, Site>, FoundParts> found;
   for (const std::string& name : checkpoint.names()) {
-    refuse_reserved(name);
+    refuse_reserved(name, quantization);
     const size_t end = name.find(kTransform);
     if (!name.starts_with(kBlocks) || end == name.npos) continue;
     const auto block = blocks.find(name.substr(0, name.find('.', kBlocks.size()) + 1));
@@ -230,13 +231,7 @@ std::map<std::string, Tensor> layer_tensors(const DecoderLayer& layer, const std
       put(name + ".weight", linear.weight, dtype);
       return;
     }
-    const QuantizedWeight& weight = *linear.quantized;
-    put(name + ".weight_packed", pack_to_int32(weight.codes, weight.spec.num_bits), at::kInt);
-    put(name + ".weight_scale", weight.qparams.scale, weight.spec.scale_dtype);
-    put(name + ".weight_shape", at::tensor({weight.codes.size(0), weight.codes.size(1)}, at::kLong), at::kLong);
-    if (weight.qparams.zero_point.defined()) {
-      put(name + ".weight_zero_point", pack_zero_points(weight.qparams.zero_point, weight.spec.num_bits), at::kInt);
-    }
+    tensors.merge(quantized_weight_tensors(prefix + name, *linear.quantized));
     if (!linear.lora.defined()) return;
     put(name + ".lora_A", linear.lora.A, linear.lora.A.scalar_type());
     put(name + ".lora_B", linear.lora.B, linear.lora.B.scalar_type());
