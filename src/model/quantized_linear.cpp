@@ -28,8 +28,8 @@ Tensor read_codes(const Checkpoint& checkpoint, const std::string& name, const L
     return codes.clone();
   }
   const Tensor shape = checkpoint.tensor(name + ".weight_shape");
-  TORCH_CHECK(at::isIntegralType(shape.scalar_type(), /*includeBool=*/false) && shape.numel() == 2, name,
-              ".weight_shape: expected two integers");
+  TORCH_CHECK(at::isIntegralType(shape.scalar_type(), /*includeBool=*/false) && shape.dim() == 1 && shape.numel() == 2,
+              name, ".weight_shape: expected two integers");
   const int64_t rows = shape[0].item<int64_t>(), columns = shape[1].item<int64_t>();
   const Tensor packed = checkpoint.tensor(name + ".weight_packed");
   TORCH_CHECK(packed.dim() == 2 && packed.scalar_type() == at::kInt && packed.numel() > 0, name, ".weight_packed: is ",
@@ -44,6 +44,11 @@ Tensor read_codes(const Checkpoint& checkpoint, const std::string& name, const L
     codes = unpack_from_int32(packed.reshape({-1, 1}), num_bits, per_word).view({packed.size(0), -1});
     codes = codes.narrow(1, 0, columns).contiguous();
   } else {
+    // columns * num_bits might not fit in 64 bits.
+    const int64_t words = packed.size(1);
+    TORCH_CHECK(columns <= words * 32 / num_bits && columns > (words - 1) * 32 / num_bits, name,
+                ".weight_packed: size is ", packed.sizes(), " but weight_shape says ", columns, " columns of ",
+                num_bits, " bits");
     codes = unpack_from_int32(packed, num_bits, columns);
   }
   TORCH_CHECK(codes.size(0) == rows, name, ": weight_packed has ", codes.size(0), " rows but weight_shape says ", rows);
@@ -75,6 +80,8 @@ Tensor read_zero_points(const Checkpoint& checkpoint, const std::string& name, c
     const Tensor zero_points = unpack_from_int32(words, spec.num_bits, per_word).view({stored.size(1), -1});
     return zero_points.narrow(1, 0, scale.size(0)).t().to(at::kFloat).contiguous();
   }
+  TORCH_CHECK(stored.dim() == 2 && stored.size(0) == (scale.size(0) * spec.num_bits + 31) / 32, full, ": size is ",
+              stored.sizes(), " but weight_scale has ", scale.size(0), " rows");
   return unpack_zero_points(stored, spec.num_bits, scale.size(0));
 }
 

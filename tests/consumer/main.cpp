@@ -5,7 +5,7 @@
 #include <cstdio>
 #include <iostream>
 
-baseq::PackedLinear rotated_linear(const at::Tensor& weight, const at::Tensor& inputs);  // alone.cpp
+at::Tensor rotated_weight(const at::Tensor& weight, const at::Tensor& inputs);  // alone.cpp
 
 int main(int argc, char** argv) {
   if (argc != 4) return 2;
@@ -15,8 +15,7 @@ int main(int argc, char** argv) {
       baseq::gptq(w, baseq::second_moments(x), {.num_bits = 4, .strategy = baseq::Strategy::kGroup, .group_size = 64});
   const at::Tensor packed = baseq::pack_to_int32(q.weight.codes, q.weight.spec.num_bits);
   if (!(q.relative_error < 0.02) || packed.numel() != 256 * 512 / 8) return 1;
-  const at::Tensor y = baseq::decode_linear(rotated_linear(w, x), baseq::hadamard_transform(x[0])),
-                   exact = at::mv(w, x[0]);
+  const at::Tensor y = at::mv(rotated_weight(w, x), baseq::hadamard_transform(x[0])), exact = at::mv(w, x[0]);
   if (!((y - exact).norm().item<float>() < 0.2 * exact.norm().item<float>())) return 1;
 
   // A checkpoint, with progress of its own.
@@ -33,10 +32,10 @@ int main(int argc, char** argv) {
   baseq::quantize(job);
   if (num_blocks == 0) return 1;
 
-  // The quantized model.
-  const baseq::Model model(baseq::open_model(argv[3]));
+  // The quantized model's forward, resident.
+  const baseq::Decoder decoder = baseq::Model(baseq::open_model(argv[3])).load();
   const at::Tensor ids = baseq::token_ids(baseq::open_tokenizer(argv[3]), "The quick brown fox");
-  std::cout << model.logits(ids).argmax(-1) << "\n";
+  std::cout << decoder.logits(ids).argmax(-1) << "\n";
 
   // Errors are sentences.
   try {

@@ -100,7 +100,9 @@ TEST(ForeignFiles, TensorsThatDoNotFitAreRefusedByName) {
         changed.tensors[part] = wrong;
         try {
           // What has no influence may be anything: zero points of symmetric grids, a shape that int8 codes have anyway.
-          EXPECT_TRUE(at::equal(changed.weight(), found.expected));
+          // Another number of columns is seen by Model, which knows how many there are.
+          const Tensor weight = changed.weight();
+          EXPECT_TRUE(weight.sizes() != found.expected.sizes() || at::equal(weight, found.expected));
         } catch (const c10::Error& error) {
           const std::string message = error.what_without_backtrace();
           EXPECT_NE(message.find(kLinear), std::string::npos) << message;

@@ -110,6 +110,21 @@ TEST(Plan, AQuantizedCheckpointIsAProblem) {
   EXPECT_NE(plan.problems[0].find("already quantized"), std::string::npos);
 }
 
+TEST(Plan, OtherWindowsThanTheRecipeAsksForAreAWarning) {
+  const TempDirectory directory;
+  test::write_checkpoint(directory / "in", TinyShape{});
+  Job job{.model = directory / "in",
+          .recipe = planned_recipe(kGptq),
+          .windows = some_windows(),
+          .output = directory / "out"};
+  const RunPlan other = baseq::plan(job);
+  ASSERT_EQ(other.warnings.size(), 1U);
+  EXPECT_NE(other.warnings[0].find("2 windows of 16 tokens, but the recipe asks for 128 of 2048"), std::string::npos);
+  job.recipe.num_samples = 2;
+  job.recipe.seq_len = 16;
+  EXPECT_TRUE(baseq::plan(job).warnings.empty());
+}
+
 TEST(Plan, WindowsThatAreMissingAndAModelThatIsNotThereAreProblems) {
   const TempDirectory directory;
   test::write_checkpoint(directory / "in", TinyShape{});
@@ -202,8 +217,7 @@ TEST(Plan, WhatTheOutputWouldLackIsAProblemOrAWarning) {
   test::write_checkpoint(directory / "in", config, tensors);
   test::write_bytes(directory / "in/evil.py", "import os");
   std::filesystem::create_symlink("nowhere", directory / "in/tokenizer.json");
-  const RunPlan plan =
-      baseq::plan(test::job_of(directory / "in", planned_recipe(kGptq), some_windows(), directory / "out"));
+  const RunPlan plan = baseq::plan(test::job_of(directory / "in", planned_recipe(rounded(4)), {}, directory / "out"));
   EXPECT_EQ(plan.problems.size(), 3U) << text_of(plan.problems);
   for (const char* part :
        {"k_proj.bias\" is not used", "layers.2.mlp.up_proj.weight\" is not used", "link to nothing"}) {
