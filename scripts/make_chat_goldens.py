@@ -144,6 +144,7 @@ GRANITE31 = ("""{%- if messages[0]['role'] == 'system' %}
 {%- endif %}
 {{- '<|start_of_role|>system<|end_of_role|>' + system_message + '<|end_of_text|>\\n' }}
 {%- for message in loop_messages %}""" + GRANITE_TURN + "{%- endfor %}" + GRANITE_ANSWER)
+GRANITE33 = GRANITE31.replace("2024.\\nToday", "2024. Today").replace('".\\nYou', '". You')
 ZEPHYR = """{% for message in messages %}
 {% if message['role'] == 'user' %}
 {{ '<|user|>\\n' + message['content'] + eos_token }}
@@ -187,6 +188,7 @@ FAMILIES = [
     ("Phi-4", "Phi-4", PHI4, IM + ["<|im_sep|>"], {}),
     ("Granite 3.0", "Granite", GRANITE30, ROLES, {}),
     ("Granite 3.1", "Granite", GRANITE31, ROLES, {}),
+    ("Granite 3.3", "Granite", GRANITE33, ROLES, {}),
     ("Zephyr", "Zephyr", ZEPHYR, PHI[:3] + S, {"eos": "</s>"}),
 ]
 
