@@ -37,7 +37,8 @@ QWEN3 = """
 {%- for message in messages %}
     {%- if message.role == 'user' %}{{- '<|im_start|>user\\n' + message.content + '<|im_end|>\\n' }}
     {%- elif message.role == 'assistant' %}
-        {%- set content = message.content.split('</think>')[-1].lstrip('\\n') %}
+        {%- set content = message.content %}
+        {%- if '</think>' in content %}{%- set content = content.split('</think>')[-1].lstrip('\\n') %}{%- endif %}
         {{- '<|im_start|>assistant\\n' + content + '<|im_end|>\\n' }}
     {%- endif %}
 {%- endfor %}

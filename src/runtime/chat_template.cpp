@@ -156,7 +156,8 @@ class ChatTemplateReader {
 
   Shape smollm3() const {
     const std::vector<std::string> defaults = literals("You are a helpful AI assistant named SmolLM");
-    if (defaults.size() != 2 || !has("Knowledge Cutoff Date: June 2025")) refuse("it is another one than SmolLM3-3B's");
+    if (defaults.size() != 2 || !has("Knowledge Cutoff Date: June 2025") || !has("Today Date: "))
+      refuse("it is another one than SmolLM3-3B's");
     return {.family = ChatFamily::kSmolLm3,
             .name = "SmolLM3",
             .end_of_turn = "<|im_end|>",
