@@ -37,7 +37,8 @@ QWEN3 = """
 {%- for message in messages %}
     {%- if message.role == 'user' %}{{- '<|im_start|>user\\n' + message.content + '<|im_end|>\\n' }}
     {%- elif message.role == 'assistant' %}
-        {%- set content = message.content.split('</think>')[-1].lstrip('\\n') %}
+        {%- set content = message.content %}
+        {%- if '</think>' in content %}{%- set content = content.split('</think>')[-1].lstrip('\\n') %}{%- endif %}
         {{- '<|im_start|>assistant\\n' + content + '<|im_end|>\\n' }}
     {%- endif %}
 {%- endfor %}
@@ -144,6 +145,7 @@ GRANITE31 = ("""{%- if messages[0]['role'] == 'system' %}
 {%- endif %}
 {{- '<|start_of_role|>system<|end_of_role|>' + system_message + '<|end_of_text|>\\n' }}
 {%- for message in loop_messages %}""" + GRANITE_TURN + "{%- endfor %}" + GRANITE_ANSWER)
+GRANITE33 = GRANITE31.replace("2024.\\nToday", "2024. Today").replace('".\\nYou', '". You')
 ZEPHYR = """{% for message in messages %}
 {% if message['role'] == 'user' %}
 {{ '<|user|>\\n' + message['content'] + eos_token }}
@@ -187,6 +189,7 @@ FAMILIES = [
     ("Phi-4", "Phi-4", PHI4, IM + ["<|im_sep|>"], {}),
     ("Granite 3.0", "Granite", GRANITE30, ROLES, {}),
     ("Granite 3.1", "Granite", GRANITE31, ROLES, {}),
+    ("Granite 3.3", "Granite", GRANITE33, ROLES, {}),
     ("Zephyr", "Zephyr", ZEPHYR, PHI[:3] + S, {"eos": "</s>"}),
 ]
 

@@ -100,7 +100,8 @@ void merge_sampling(GenerateArguments& arguments, const GenerationConfig& config
 
 nlohmann::json to_json(const TokenLogprobs& logprobs, const Tokenizer& tokenizer) {
   const auto token = [&](int32_t id, double logprob) -> nlohmann::json {
-    return {{"id", id}, {"text", tokenizer.decode(std::vector{id})}, {"logprob", logprob}};
+    const std::string text = tokenizer.has_token(id) ? tokenizer.decode(std::vector{id}) : "";
+    return {{"id", id}, {"text", text}, {"logprob", logprob}};
   };
   nlohmann::json json = token(logprobs.id, logprobs.logprob);
   json["top"] = nlohmann::json::array();

@@ -62,7 +62,7 @@ __attribute__((target("avx512f"))) void multiply_avx512() {
   for (int64_t i = 0; i < kRounds; ++i) asm volatile(BASEQ_TWELVE("vpdpbusd", "zmm")::: BASEQ_VECTORS);
 }
 __attribute__((target("avx2"))) void multiply_avxvnni() {
-  for (int64_t i = 0; i < kRounds; ++i) asm volatile(BASEQ_TWELVE("{vex} vpdpbusd", "ymm")::: BASEQ_VECTORS);
+  for (int64_t i = 0; i < kRounds; ++i) asm volatile(BASEQ_TWELVE("%{vex%} vpdpbusd", "ymm")::: BASEQ_VECTORS);
 }
 // Without VNNI a product is followed by an addition of pairs and one of sums; the product is the scarce one.
 __attribute__((target("avx2"))) void multiply_avx2() {

@@ -326,13 +326,11 @@ class ChatTemplate::Writer {
   }
 
   std::vector<TextPart> granite() {
-    if (!has_system_ && shape_.date_in_default) {
+    if (const size_t at = shape_.default_system.find(Shape::kDate); !has_system_ && at != std::string::npos) {
       has_system_ = true;
-      system_ = fmt::format(
-          "Knowledge Cutoff Date: April 2024.\nToday's Date: {} {:02}, {}.\nYou are Granite, developed by IBM. You are "
-          "a "
-          "helpful AI assistant.",
-          month(), today_.day, today_.year);
+      system_ = shape_.default_system;
+      system_.replace(at, std::string_view(Shape::kDate).size(),
+                      fmt::format("{} {:02}, {}", month(), today_.day, today_.year));
     }
     const auto start = [&](const std::string& role) {
       token("<|start_of_role|>");

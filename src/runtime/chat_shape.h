@@ -33,6 +33,8 @@ struct ChatTemplate::Shape {
     kRequired,  ///< a turn of its own; without one the template writes something that is not known
   };
 
+  static constexpr const char* kDate = "%date";  ///< where default_system tells the date, as "March 05, 2026"
+
   std::string path;
   ChatFamily family = ChatFamily::kChatMl;
   const char* name = "";
@@ -42,11 +44,10 @@ struct ChatTemplate::Shape {
   bool bos_each_turn = false;
   bool trim = false;  ///< white space around contents goes
   System system = System::kTurn;
-  std::string default_system;    ///< the system message where the user gives none; empty: none is written
-  std::string quiet_system;      ///< SmolLM3: that without thinking
-  std::string date;              ///< Llama 3.1: what the template says; empty: today's
-  bool date_in_default = false;  ///< Granite: the default system message tells the date
-  bool opens_thinking = false;   ///< the answer starts within <think>
+  std::string default_system;   ///< the system message where the user gives none; empty: none is written
+  std::string quiet_system;     ///< SmolLM3: that without thinking
+  std::string date;             ///< Llama 3.1: what the template says; empty: today's
+  bool opens_thinking = false;  ///< the answer starts within <think>
   // Mistral.
   std::string open, close;  ///< around a user message
   std::string before_answer, after_answer;

@@ -74,6 +74,16 @@ class ChatTemplateReader {
     }
   }
 
+  /// Whether the filter or method, as "trim" or "strip(", is applied to what somebody said.
+  bool applies_to_content(std::string_view name) const {
+    constexpr std::string_view kContent = "content";
+    for (size_t at = text_.find(name); at != text_.npos; at = text_.find(name, at + 1)) {
+      const size_t end = text_.substr(0, at).find_last_not_of(" |.'\"]");
+      if (end != text_.npos && text_.substr(0, end + 1).ends_with(kContent)) return true;
+    }
+    return false;
+  }
+
   /// The string literal that `text` starts with, behind its quote; nothing when it has no end.
   std::optional<std::string> literal(std::string_view text, char quote) const {
     std::string value;
@@ -131,11 +141,12 @@ class ChatTemplateReader {
       if (!has_any({"split('</think>')[-1].lstrip('\\n')", "split(\"</think>\")[-1].lstrip(\"\\n\")"})) {
         refuse("it treats </think> in its own way");
       }
+      if (has("if not enable_thinking")) refuse("it does not think unless asked to");
       shape.family = ChatFamily::kQwen3;
       shape.name = "Qwen3";
       shape.opens_thinking =
           has_line("<|im_start|>assistant", "<think>\\n'") || has_line("<|im_start|>assistant", "<think>\\n\"");
-    } else if (has_any({"trim", "strip("})) {
+    } else if (applies_to_content("trim") || applies_to_content("strip(")) {
       refuse("it trims what is said");
     }
     if (has_any({"set system_message", "default_system"})) refuse("it makes a system message in its own way");
@@ -145,7 +156,8 @@ class ChatTemplateReader {
 
   Shape smollm3() const {
     const std::vector<std::string> defaults = literals("You are a helpful AI assistant named SmolLM");
-    if (defaults.size() != 2 || !has("Knowledge Cutoff Date: June 2025")) refuse("it is another one than SmolLM3-3B's");
+    if (defaults.size() != 2 || !has("Knowledge Cutoff Date: June 2025") || !has("Today Date: "))
+      refuse("it is another one than SmolLM3-3B's");
     return {.family = ChatFamily::kSmolLm3,
             .name = "SmolLM3",
             .end_of_turn = "<|im_end|>",
@@ -177,12 +189,16 @@ class ChatTemplateReader {
     if (!has("<|end_of_role|>") || !has_line("<|end_of_text|>")) refuse("its turns are not those of Granite 3");
     Shape shape{.family = ChatFamily::kGranite, .name = "Granite", .end_of_turn = "<|end_of_text|>"};
     if (!has_any({"set system_message", "default_system"})) return shape;
-    if (!has("Knowledge Cutoff Date: April 2024.\\nToday's Date: ") || !has("You are Granite, developed by IBM.") ||
+    const std::string cutoff = "Knowledge Cutoff Date: April 2024.";
+    const bool lines = has_line(cutoff, "Today's Date: ");
+    if (!(lines || has(cutoff + " Today's Date: ")) || !has("You are Granite, developed by IBM.") ||
         !has("\" You are a helpful AI assistant.\"")) {
       shape.system = Shape::System::kRequired;
       return shape;
     }
-    shape.date_in_default = true;
+    const std::string space = lines ? "\n" : " ";
+    shape.default_system = cutoff + space + "Today's Date: " + Shape::kDate + "." + space +
+                           "You are Granite, developed by IBM. You are a helpful AI assistant.";
     return shape;
   }
 

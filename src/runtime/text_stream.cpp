@@ -8,6 +8,7 @@
 namespace baseq {
 
 std::string TextStream::push(int32_t id) {
+  if (!tokenizer_.has_token(id)) return "";
   window_.push_back(id);
   const Tokenizer::PartialText partial = tokenizer_.decode_partial(window_, /*skip_special_tokens=*/true);
   std::string piece;

@@ -241,6 +241,8 @@ Tokenizer::PartialText Tokenizer::decode_partial(std::span<const int32_t> ids, b
   return result;
 }
 
+bool Tokenizer::has_token(int32_t id) const { return impl_->tokens.contains(id); }
+
 int64_t Tokenizer::vocab_size() const { return static_cast<int64_t>(impl_->tokens.size()); }
 
 }  // namespace baseq

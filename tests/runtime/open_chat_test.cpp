@@ -1,7 +1,7 @@
 #include <gtest/gtest.h>
 
-#include "baseq/formats/open_model.h"
 #include "../io/temp_directory.h"
+#include "baseq/formats/open_model.h"
 
 namespace baseq {
 namespace {

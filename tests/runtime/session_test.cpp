@@ -14,8 +14,10 @@ using test::Ids;
 
 class SessionTest : public testing::Test {
  protected:
-  SessionTest() { test::write_checkpoint(directory.path(), test::TinyShape{}); }
-
+  static StoredModel tiny_model(const std::filesystem::path& path) {
+    test::write_checkpoint(path, test::TinyShape{});
+    return open_model(path);
+  }
   /// The same without any cache.
   Tensor expected(const Ids& sequence) const {
     return model.logits(at::tensor(std::vector<int64_t>(sequence.begin(), sequence.end())).view({1, -1}))[0][-1];
@@ -26,7 +28,7 @@ class SessionTest : public testing::Test {
   }
 
   test::TempDirectory directory;
-  const Model model{open_model(directory.path())};
+  const Model model{tiny_model(directory.path())};
   const Decoder decoder = model.load();
 };
 

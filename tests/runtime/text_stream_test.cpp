@@ -90,6 +90,12 @@ TEST(TextStream, GivesTextAsSoonAsItIsSettled) {
   EXPECT_EQ(pieces, (std::vector<std::string>{"a", "", "é", "", "", "", "\U0001f600", "b"}));
 }
 
+TEST(TextStream, IdsWithoutATokenAreNoText) {
+  const Tokenizer tokenizer = test::load(test::byte_tokenizer());
+  TextStream stream(tokenizer);
+  EXPECT_EQ(stream.push('a') + stream.push(99999) + stream.push(-1) + stream.push('b') + stream.finish(), "ab");
+}
+
 TEST(TextStream, BytesWaitForTheEndOfTheirRun) {
   const Tokenizer tokenizer =
       test::load(llama_tokenizer(sequence_of({replace("▁", " "), step("ByteFallback"), step("Fuse"), strip(1, 0)})));

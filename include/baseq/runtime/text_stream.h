@@ -10,7 +10,7 @@
 namespace baseq {
 
 /// The text of tokens as they come. Every piece is valid UTF-8; all pieces together are Tokenizer::decode of all
-/// tokens, special ones left out. What a later token may change is held back.
+/// tokens, special ones and ids without a token left out. What a later token may change is held back.
 class TextStream {
  public:
   /// @param tokenizer must outlive this stream

@@ -62,6 +62,8 @@ class Tokenizer {
     size_t settled = 0;  ///< its first bytes, which stay whatever follows; the end of a character
   };
   PartialText decode_partial(std::span<const int32_t> ids, bool skip_special_tokens = false) const;
+  /// Whether an id stands for a token; models may have more rows than their tokenizer has tokens.
+  bool has_token(int32_t id) const;
   int64_t vocab_size() const;  ///< added tokens included
 
  private:
