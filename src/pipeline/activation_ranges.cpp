@@ -21,31 +21,34 @@ ActivationRange range_of(const Tensor& values, int64_t row_size) {
 
 }  // namespace
 
+void observe_ranges(DecoderLayer& layer, std::map<std::string, ActivationRange>& ranges) {
+  for (const SiteInfo& info : sites()) {
+    if (info.point.empty()) continue;
+    QuantPoint& point = layer.point(info.site);
+    // A point that is off and gives its shift back shows x, one that does not shows x - shift.
+    const Tensor hidden = point.add_shift_back ? point.shift : Tensor();
+    const auto [groups, features] = layer.shape(info.site);
+    point.enabled = false;
+    point.observer = [&ranges, name = std::string(info.point), hidden, row_size = features / groups](const Tensor& x) {
+      if (!ranges.contains(name)) ranges[name] = range_of(hidden.defined() ? x - hidden : x, row_size);
+    };
+  }
+}
+
 std::map<std::string, ActivationRange> activation_ranges(const DecoderLayer& layer, const Tensor& windows,
                                                          const RotaryEmbedding& rope) {
   const c10::NoGradGuard no_grad;
   DecoderLayer probe = layer;
   std::map<std::string, ActivationRange> ranges;
-  for (const SiteInfo& info : sites()) {
-    if (info.point.empty()) continue;
-    QuantPoint& point = probe.point(info.site);
-    // A point that is off and gives its shift back shows x, one that does not shows x - shift.
-    const Tensor hidden = point.add_shift_back ? point.shift : Tensor();
-    const auto [groups, features] = probe.shape(info.site);
-    point.enabled = false;
-    point.observer = [&range = ranges[std::string(info.point)], hidden, row_size = features / groups](const Tensor& x) {
-      range = range_of(hidden.defined() ? x - hidden : x, row_size);
-    };
-  }
+  observe_ranges(probe, ranges);
   probe.input_of(Site::kDown, windows, rope);
   return ranges;
 }
 
 std::vector<PointMeasured> measure_points(int64_t block, const std::map<std::string, ActivationRange>& before,
-                                          const DecoderLayer& layer, const Tensor& windows,
-                                          const RotaryEmbedding& rope) {
+                                          const std::map<std::string, ActivationRange>& after,
+                                          const DecoderLayer& layer) {
   std::vector<PointMeasured> points;
-  const auto after = activation_ranges(layer, windows, rope);
   layer.for_each_quant_point([&](const std::string& name, const QuantPoint& point) {
     PointMeasured measured{
         .block = block, .name = name, .before = before.at(name), .after = after.at(name), .enabled = point.enabled};

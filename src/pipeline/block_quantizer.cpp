@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "../quant/finite.h"
+#include "block_walk.h"
 #include "merge.h"
 #include "steps.h"
 
@@ -120,8 +121,15 @@ std::map<std::string, ActivationRange> BlockQuantizer::original_ranges(const Dec
 }
 
 /// Passes the full-precision stream and returns the weights of its tokens.
-Tensor BlockQuantizer::weigh_tokens(const DecoderLayer& original, int64_t block, bool quiet) {
-  advance(original, streams_.full_precision, target_, streams_.rope, options_.pass);
+/// @param ranges of the points of `original`; null: not asked for
+Tensor BlockQuantizer::weigh_tokens(const DecoderLayer& original, int64_t block, bool quiet,
+                                    std::map<std::string, ActivationRange>* ranges) {
+  DecoderLayer observed;
+  if (ranges != nullptr) {
+    observed = original;
+    observe_ranges(observed, *ranges);
+  }
+  advance(ranges != nullptr ? observed : original, streams_.full_precision, target_, streams_.rope, options_.pass);
   Tensor weights = token_weights(target_, recipe_.token_weights, options_.compute);
   const auto ignored = weights.eq(0).sum().item<int64_t>();
   if (ignored > 0 && !quiet) {
@@ -141,13 +149,16 @@ BlockQuantizer::Result BlockQuantizer::quantize(int64_t pass, int64_t block, Blo
   if (reached) state = state_from_tensors(reached->state, grids_, options_.compute.device());
   const int64_t begin = reached ? std::exchange(reached, std::nullopt)->num_steps : 0;
   std::map<std::string, ActivationRange> before;
-  bool measure = windows_.defined();  // once, when the block is read for the first time
+  // Once, when the block is read for the first time; the pass below does it where the basis is the same.
+  const bool in_passing = residual_.empty() && options_.pass.tokens_per_batch <= kMeasuredTokens;
+  bool measure = windows_.defined() && !in_passing;
   OpenBlock open(std::move(state), place, [&] {
     DecoderLayer layer = read_block(block);
     if (std::exchange(measure, false)) before = original_ranges(layer.to(options_.compute));
     return in_stream_basis(std::move(layer));
   });
-  const Tensor weights = windows_.defined() ? weigh_tokens(open.original(), block, begin > 0) : Tensor{};
+  const Tensor weights =
+      windows_.defined() ? weigh_tokens(open.original(), block, begin > 0, in_passing ? &before : nullptr) : Tensor{};
   const BlockTask task{.place = place,
                        .grids = grids_,
                        .rounding = rounding_,
@@ -155,7 +166,8 @@ BlockQuantizer::Result BlockQuantizer::quantize(int64_t pass, int64_t block, Blo
                        .target = target_,
                        .token_weights = weights,
                        .seed = options_.seed,
-                       .report = options_.report};
+                       .report = options_.report,
+                       .storage = options_.storage};
   const std::vector<Step>& steps = recipe_.passes.at(static_cast<size_t>(pass)).steps;
   for (auto step = steps.begin() + begin; step != steps.end(); ++step) {
     apply_any(*step, open, task);
@@ -163,16 +175,23 @@ BlockQuantizer::Result BlockQuantizer::quantize(int64_t pass, int64_t block, Blo
       step_ended({step + 1 - steps.begin(), name_of(*step), state_tensors(open.state())});
     }
   }
+  OpenBlock::Passed passed = open.take_passed();
   Result result{open.state(), open.take_layer()};
   merge_corrections(result.layer);
   if (windows_.defined()) {
     if (pass + 1 == num_passes()) {
-      for (const PointMeasured& point :
-           measure_points(block, before, result.layer, measured(streams_.quantized), streams_.rope)) {
+      if (passed.ranges.empty()) {
+        passed.ranges = activation_ranges(result.layer, measured(streams_.quantized), streams_.rope);
+      }
+      for (const PointMeasured& point : measure_points(block, before, passed.ranges, result.layer)) {
         options_.report(point);
       }
     }
-    advance(result.layer, streams_.quantized, streams_.quantized, streams_.rope, options_.pass);
+    if (passed.after_attention.defined()) {
+      advance_mlp(result.layer, passed.after_attention, streams_.quantized, streams_.rope, options_.pass);
+    } else {
+      advance(result.layer, streams_.quantized, streams_.quantized, streams_.rope, options_.pass);
+    }
     std::swap(streams_.full_precision, target_);
   }
   return result;

@@ -68,7 +68,8 @@ class BlockQuantizer {
   DecoderLayer in_stream_basis(DecoderLayer layer) const;
   Tensor measured(const Tensor& stream) const;
   std::map<std::string, ActivationRange> original_ranges(const DecoderLayer& layer) const;
-  Tensor weigh_tokens(const DecoderLayer& original, int64_t block, bool quiet);
+  Tensor weigh_tokens(const DecoderLayer& original, int64_t block, bool quiet,
+                      std::map<std::string, ActivationRange>* ranges);
 
   const Model& model_;
   const Recipe& recipe_;

@@ -216,6 +216,12 @@ Footprint quantization_memory(const ModelConfig& config, const Recipe& recipe, c
     memory.parts.push_back({"the rotated embedding", config.vocab_size * config.hidden_size * value});
   }
   if (tokens > 0 && !shape.activations_on_disk) memory.parts.push_back({"three activation streams", 3 * stream});
+  if (tokens > 0 && !shape.activations_on_disk && recipe.rounding_needs_moments()) {
+    // The inputs of o_proj, in whose place the stream after attention comes where it is as wide.
+    const int64_t heads = config.num_attention_heads * config.head_dim;
+    const int64_t width = heads == config.hidden_size ? heads : heads + config.hidden_size;
+    memory.parts.push_back({"a stream inside the block", tokens * width * kFloatBytes});
+  }
   memory.parts.push_back({"what the allocator keeps between", block / 20});
   memory.parts.push_back({"the program", kProcessBytes});
   return memory;

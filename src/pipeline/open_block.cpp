@@ -11,16 +11,19 @@ void OpenBlock::edit(const std::function<void(BlockState&)>& edit) {
   edit(state_);
   layer_.reset();
   measured_.reset();
+  passed_ = {};
 }
 
 void OpenBlock::edit_points(const std::function<void(BlockState&)>& edit) {
   edit(state_);
+  passed_ = {};
   if (layer_) realize_points(*layer_, split_transforms(state_, place_), state_, place_);
 }
 
 void OpenBlock::round(const std::string& name, WeightState weight) {
   layer();
   measured_.reset();
+  passed_ = {};
   round_linear(layer_->linear(name), weight, place_);
   state_.weights[name] = std::move(weight);
 }

@@ -1,7 +1,10 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <optional>
+#include <string>
+#include <utility>
 
 #include "baseq/pipeline/activations.h"
 #include "baseq/pipeline/progress.h"
@@ -19,7 +22,8 @@ struct BlockTask {
   Tensor target;              ///< the full-precision block's output, [num_samples, seq, hidden_size]
   Tensor token_weights;       ///< [num_samples, seq], mean 1; see token_weights()
   uint64_t seed = 0;
-  ProgressFn report{};  ///< may be empty
+  ProgressFn report{};          ///< may be empty
+  ActivationStorage storage{};  ///< of what is kept of all windows
 
   const Tensor& stream(Stream stream) const {
     return stream == Stream::kQuantized ? inputs.quantized : inputs.full_precision;
@@ -54,6 +58,14 @@ class OpenBlock {
   const BlockMoments& moments(const BlockTask& task, Stream stream, Site last);
   /// To be called after a change that moments() does not look past: of a gain.
   void forget_moments() { measured_.reset(); }
+  /// What a step saw of the quantized stream on its way through layer(), for who passes it next. Every change of the
+  /// block ends it.
+  struct Passed {
+    Tensor after_attention;                         ///< the residual stream there; undefined: not known
+    std::map<std::string, ActivationRange> ranges;  ///< see activation_ranges()
+  };
+  void keep_passed(Passed passed) { passed_ = std::move(passed); }
+  Passed take_passed() { return std::exchange(passed_, {}); }
   /// Ends the work: layer() without a copy.
   DecoderLayer take_layer();
 
@@ -68,6 +80,7 @@ class OpenBlock {
     BlockMoments moments;
   };
   std::optional<Measured> measured_;
+  Passed passed_;
 };
 
 }  // namespace baseq

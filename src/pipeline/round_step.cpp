@@ -9,6 +9,8 @@
 #include "../quant/finite.h"
 #include "../quant/input_factor.h"
 #include "../quant/product.h"
+#include "baseq/pipeline/activation_ranges.h"
+#include "block_walk.h"
 #include "steps.h"
 
 namespace baseq {
@@ -47,17 +49,17 @@ void finish(Statistics& sums, double total) {
 
 /// Weighted second moments of what the readers of `site` see.
 Statistics collect(Site site, const DecoderLayer& layer, const DecoderLayer& unrounded, const RoundStep& step,
-                   const BlockTask& task) {
+                   const BlockTask& task, BlockWalk& walk) {
   const BlockInputs& inputs = task.inputs;
   Statistics result;
   const bool magnitudes = step.low_rank && step.low_rank->method == LowRank::kL2qer;
   double dropped = 0;
   const int64_t num_tokens = task.token_weights.numel();
-  const auto add = [&](int64_t begin, const Tensor& windows) {
-    Tensor x = layer.input_of(site, windows, inputs.rope).flatten(0, 1), full;
-    Tensor weight = task.token_weights.narrow(0, begin, windows.size(0)).reshape({-1, 1});
+  const auto add = [&](int64_t begin, const Tensor& seen) {
+    Tensor x = seen.flatten(0, 1), full;
+    Tensor weight = task.token_weights.narrow(0, begin, seen.size(0)).reshape({-1, 1});
     if (step.compensate_streams) {
-      full = inputs.full_precision.narrow(0, begin, windows.size(0)).to(inputs.compute());
+      full = inputs.full_precision.narrow(0, begin, seen.size(0)).to(inputs.compute());
       full = unrounded.input_of(site, full, inputs.rope).flatten(0, 1);
     }
     dropped += drop_tokens_not_finite({&x, &full}, weight);
@@ -67,12 +69,12 @@ Statistics collect(Site site, const DecoderLayer& layer, const DecoderLayer& unr
       result.tokens.narrow(0, first, x.size(0)).copy_(x).mul_(weight.sqrt());
       return;
     }
-    const Tensor weighted = x * weight;
+    const Tensor weighted = weight.eq(1).all().item<bool>() ? x : x * weight;
     accumulate(result.hessian, symmetric_product(weighted, x));
     if (magnitudes) accumulate(result.mean_magnitude, weighted.abs().sum(0, /*keepdim=*/false, at::kDouble));
     if (full.defined()) accumulate(result.cross, matrix_product((full - x).t(), weighted));
   };
-  for_each_batch(inputs.quantized, inputs.compute(), add, inputs.pass);
+  walk.visit(site, layer, add);
   finish(result, task.token_weights.sum(at::kDouble).item<double>() - dropped);
   return result;
 }
@@ -186,6 +188,12 @@ DecoderLayer with_points(DecoderLayer layer, bool enabled) {
   return layer;
 }
 
+bool has_enabled_point(const DecoderLayer& layer) {
+  bool found = false;
+  layer.for_each_quant_point([&](const std::string&, const QuantPoint& point) { found = found || point.enabled; });
+  return found;
+}
+
 }  // namespace
 
 bool takes_tokens(const RoundStep& step, int64_t num_tokens, int64_t features) {
@@ -209,12 +217,16 @@ void apply(const RoundStep& step, OpenBlock& block, const BlockTask& task) {
   DecoderLayer unrounded;  // held, and with it the exact weights, only where it is asked for
   if (step.compensate_streams) unrounded = with_points(block.layer(), false);
   bool all_known = true;
+  BlockWalk walk(task);
+  OpenBlock::Passed passed;
   for (const SiteInfo& info : sites()) {
     if (!info.is_input()) continue;
     Statistics statistics;
-    // Its activation quantizers are off unless the step wants them while rounding.
     if (moments) {
-      statistics = collect(info.site, with_points(block.layer(), step.quantized_inputs), unrounded, step, task);
+      // Its activation quantizers are off unless the step wants them while rounding.
+      DecoderLayer layer = with_points(block.layer(), step.quantized_inputs);
+      if (!has_enabled_point(block.layer())) observe_ranges(layer, passed.ranges);
+      statistics = collect(info.site, layer, unrounded, step, task, walk);
     }
     if (all_known && !statistics.known) {
       task.tell(
@@ -227,6 +239,10 @@ void apply(const RoundStep& step, OpenBlock& block, const BlockTask& task) {
       task.inputs.pass.step();
       task.tell(round_linear_of(block, std::string(reader), step, statistics, task));
     }
+  }
+  if (moments && !has_enabled_point(block.layer())) {
+    passed.after_attention = walk.after_attention();
+    block.keep_passed(std::move(passed));
   }
 }
 

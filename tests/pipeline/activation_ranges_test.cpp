@@ -64,7 +64,8 @@ TEST_F(ActivationRanges, AreOfWhatTheGridIsGiven) {
   point.clip = at::full({1, 2}, 0.75, at::kDouble);
   for (const bool merged : {false, true}) {
     if (merged) merge_corrections(layer);
-    const auto points = measure_points(7, activation_ranges(layer, windows, rope), layer, windows, rope);
+    const auto ranges = activation_ranges(layer, windows, rope);
+    const auto points = measure_points(7, ranges, ranges, layer);
     ASSERT_EQ(points.size(), 6U);
     const PointMeasured& last = points.back();
     EXPECT_EQ(last.name, "mlp.down_proj.input_quant");

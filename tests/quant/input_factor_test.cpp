@@ -13,7 +13,8 @@ namespace {
 
 /// Inputs whose channels share directions that fall off to `last` of the first, as activations do.
 Tensor inputs_of(int64_t tokens, int64_t features, double last = -1.5) {
-  const Tensor mixing = at::randn({features, features}, at::kDouble) * at::logspace(0, last, features, 10, at::kDouble).unsqueeze(1);
+  const Tensor mixing =
+      at::randn({features, features}, at::kDouble) * at::logspace(0, last, features, 10, at::kDouble).unsqueeze(1);
   return at::mm(at::randn({tokens, features}, at::kDouble), mixing) / std::sqrt(static_cast<double>(tokens));
 }
 
