@@ -85,7 +85,7 @@ TEST_P(QuantizeVariant, ReloadedBlocksAreTheOnesThatWereMade) {
   BlockInputs inputs{.full_precision = exact.embed(windows).to(at::kFloat), .quantized = {}, .rope = rope};
   inputs.quantized = inputs.full_precision.clone();
   Tensor stream = Model(*original).embed(ids);
-  const RotaryEmbedding short_rope = test::tiny_rope(shape, ids.size(1), at::kFloat);
+  const RotaryEmbedding short_rope = quantized.rotary(ids.size(1));
   for (int64_t i = 0; i < shape.num_layers; ++i) {
     const Tensor target = at::empty_like(inputs.full_precision);
     advance(exact.layer(i).to(at::kFloat), inputs.full_precision, target, rope);

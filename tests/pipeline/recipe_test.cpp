@@ -108,7 +108,10 @@ TEST(Recipe, EveryFieldSurvivesTheRoundTrip) {
       "weights": {"num_bits": 3, "symmetric": false, "strategy": "group", "group_size": 16, "dynamic": false,
                   "scale_dtype": "bfloat16"},
       "input_activations": {"num_bits": 6, "symmetric": true},
-      "kv_cache": {"num_bits": 3, "symmetric": true}},
+      "kv_cache": {"num_bits": 3, "symmetric": true},
+      "head": {"num_bits": 8, "symmetric": true, "strategy": "channel", "dynamic": false, "scale_dtype": "float16"},
+      "embedding": {"num_bits": 4, "symmetric": false, "strategy": "group", "group_size": 8, "dynamic": false,
+                    "scale_dtype": "float32"}},
     "token_weights": "inverse_energy",
     "calibration": {"num_samples": 5, "seq_len": 6, "activations_dtype": "bfloat16"},
     "passes": [
