@@ -25,7 +25,10 @@ void multiply_by_vnni(const VnniFunctions& functions, bool pairs, const WeightPa
     return;
   }
   const bool in_pairs = pairs && x.planes == 1 && x.max_code <= kPairOffset && weights.num_bits <= 4;
-  const int64_t kind = in_pairs ? 2 : x.planes - 1;
+  const auto kind = static_cast<size_t>(in_pairs             ? TileKind::kPairs
+                                        : x.planes == 2      ? TileKind::kTwoPlanes
+                                        : weights.groups > 1 ? TileKind::kGroups
+                                                             : TileKind::kOneGroup);
   const int64_t columns = weights.groups * weights.group_columns, of_panels = 2 * weights.groups * kPanelRows;
   const int64_t code_rows = code_rows_of_block(columns);
   auto* memory = static_cast<uint8_t*>(scratch);
