@@ -133,7 +133,7 @@ struct Avx2Registers {
 };
 
 struct AvxVnniRegisters : Avx2Registers {
-  static constexpr int kTilePanels = 1, kTileRows = 6, kGroupTileRows = 3, kTwoPlaneTileRows = 4, kPairTileRows = 4;
+  static constexpr int kTilePanels = 1, kTileRows = 6, kGroupTileRows = 6, kTwoPlaneTileRows = 4, kPairTileRows = 4;
 
   [[gnu::always_inline]] static void dot(Ints& sum, const Words& weights, const Words& codes) {
     asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(weights), "x"(codes));

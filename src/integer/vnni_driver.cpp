@@ -5,6 +5,9 @@
 namespace baseq {
 namespace {
 
+/// Columns of a group from which pairs gain: each group corrects its sums.
+constexpr int64_t kPairColumns = 128;
+
 /// The next `count` values of the scratch memory.
 template <class T>
 T* take(uint8_t*& scratch, int64_t count) {
@@ -24,7 +27,8 @@ void multiply_by_vnni(const VnniFunctions& functions, bool pairs, const WeightPa
     for (int64_t index = begin; index < end; ++index) narrow(weights, x, index, y);
     return;
   }
-  const bool in_pairs = pairs && x.planes == 1 && x.max_code <= kPairOffset && weights.num_bits <= 4;
+  const bool in_pairs = pairs && x.planes == 1 && x.max_code <= kPairOffset && weights.num_bits <= 4 &&
+                        (weights.groups == 1 || weights.group_columns >= kPairColumns);
   const auto kind = static_cast<size_t>(in_pairs             ? TileKind::kPairs
                                         : x.planes == 2      ? TileKind::kTwoPlanes
                                         : weights.groups > 1 ? TileKind::kGroups

@@ -64,7 +64,7 @@ template <class Isa, TileKind kKind, int kRows, int kPanels>
   using Floats = typename Isa::Floats;
   constexpr bool kPairs = kKind == TileKind::kPairs;
   // Floats that every group adds to stay in registers, where there are any left; one group finds them in memory.
-  constexpr bool kInRegisters = kKind == TileKind::kGroups || kKind == TileKind::kTwoPlanes;
+  constexpr bool kInRegisters = Isa::kRegisters == 32 && (kKind == TileKind::kGroups || kKind == TileKind::kTwoPlanes);
   constexpr int kPlanes = planes_of(kKind), kTokens = kRows / kPlanes, kVector = kVectors<Isa>;
   constexpr int kAcross = kPanels * kVector;
   constexpr int64_t kWidth = kPanels * kPanelRows;
