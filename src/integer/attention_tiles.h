@@ -92,6 +92,17 @@ template <class Isa>
   block.sum[row] = static_cast<float>(sum) * scale;
 }
 
+/// float16 values from i on, infinities and NaN too.
+template <class Isa>
+[[gnu::always_inline]] inline typename Isa::Floats half_values(const void* values, int64_t i) {
+  using Words = typename Isa::Words;
+  const auto finite = reinterpret_cast<Words>(load_stored<Isa, StoredType::kHalf>(values, i));
+  // One where all bits of the exponent are set, and with it those of a float's exponent.
+  const Words special = ((Isa::widen_shorts(static_cast<const uint16_t*>(values) + i) & 0x7c00U) + 0x0400U) >> 15;
+  const Words exponent = (Words{} - (special & 1U)) & 0x7f800000U;
+  return reinterpret_cast<typename Isa::Floats>(finite | exponent);
+}
+
 /// A page of keys as int16 or float32, values as float32.
 template <class Isa>
 [[gnu::always_inline]] inline void unpack_page(const AttentionBlock& block, const uint8_t* page) {
@@ -125,8 +136,8 @@ template <class Isa>
     }
   } else if (layout.type == CachedType::kHalf) {
     for (int64_t i = 0; i < count; i += Isa::kLanes) {
-      store<Isa>(block.keys + i, load_stored<Isa, StoredType::kHalf>(page, i));
-      store<Isa>(block.values + i, load_stored<Isa, StoredType::kHalf>(values, i));
+      store<Isa>(block.keys + i, half_values<Isa>(page, i));
+      store<Isa>(block.values + i, half_values<Isa>(values, i));
     }
   } else {
     std::memcpy(block.keys, page, static_cast<size_t>(count) * sizeof(float));
