@@ -17,7 +17,7 @@ ALLOWED = {
     "tokenizer": {"io"},
     "quant": set(),
     "transform": set(),
-    "conv": {"quant"},
+    "conv": {"quant", "integer"},
     "integer": {"quant"},
     "model": {"io", "tokenizer", "quant", "transform", "integer"},
     "formats": {"io", "tokenizer", "quant", "transform", "model"},

@@ -7,20 +7,17 @@
 #include <memory>
 
 #include "exact_product.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "integer/registers.h"
 
 namespace baseq {
 namespace {
 
 constexpr int64_t kLanes = 16;  // columns of a register
 constexpr int64_t kGroup = 4;   // codes of a column that one instruction takes
-// Sixteen sums stay in registers; g++ moves those of larger blocks to memory.
-constexpr int64_t kRows = 4, kSets = 4;
+// Rows by registers of columns: 24 sums stay in registers.
+constexpr int64_t kRows = 6, kSets = 4;
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(__clang__)
 /// One product of packed weights: `sets` registers of columns.
 struct Block {
   const uint8_t* a;
@@ -30,48 +27,51 @@ struct Block {
   int64_t depth, columns, stored;  ///< `stored` of the columns from `out` on exist
 };
 
-template <int64_t kBlockRows, int64_t kBlockSets>
-__attribute__((target("avx512f,avx512vnni"))) void multiply_block(const Block& block) {
+template <int kBlockRows, int kBlockSets>
+[[gnu::always_inline]] inline void add_products(const Block& block) {
+  using Isa = Avx512Registers;
   const int64_t groups = (block.depth + kGroup - 1) / kGroup;
-  __m512i sums[kBlockRows][kBlockSets];
-  for (int64_t s = 0; s < kBlockSets; ++s) {
-    const __m512i first = _mm512_loadu_si512(block.start + s * kLanes);
-    for (int64_t r = 0; r < kBlockRows; ++r) sums[r][s] = first;
-  }
+  Isa::Ints sums[kBlockRows * kBlockSets];
+  repeat<kBlockSets>([&](auto s) __attribute__((always_inline)) {
+    const auto first = *reinterpret_cast<const Isa::Ints*>(block.start + s * kLanes);
+    repeat<kBlockRows>([&](auto r) __attribute__((always_inline)) { sums[r * kBlockSets + s] = first; });
+  });
   for (int64_t g = 0; g < groups; ++g) {
-    __m512i weights[kBlockSets];
-    for (int64_t s = 0; s < kBlockSets; ++s) {
-      weights[s] = _mm512_loadu_si512(block.packed + (s * groups + g) * kLanes * kGroup);
-    }
-    for (int64_t r = 0; r < kBlockRows; ++r) {
-      int32_t four;
-      std::memcpy(&four, block.a + r * block.depth + g * kGroup, sizeof(four));
-      const __m512i codes = _mm512_set1_epi32(four);
-      for (int64_t s = 0; s < kBlockSets; ++s) sums[r][s] = _mm512_dpbusd_epi32(sums[r][s], codes, weights[s]);
-    }
+    Isa::Words weights[kBlockSets];
+    repeat<kBlockSets>([&](auto s) __attribute__((always_inline)) {
+      weights[s] = *reinterpret_cast<const Isa::Words*>(block.packed + (s * groups + g) * kLanes * kGroup);
+    });
+    repeat<kBlockRows>([&](auto r) __attribute__((always_inline)) {
+      const Isa::Words codes = Isa::broadcast(block.a + r * block.depth + g * kGroup);
+      repeat<kBlockSets>([&](auto s)
+                             __attribute__((always_inline)) { Isa::dot(sums[r * kBlockSets + s], codes, weights[s]); });
+    });
   }
-  if (block.stored >= kBlockSets * kLanes) {
-    for (int64_t r = 0; r < kBlockRows; ++r) {
-      for (int64_t s = 0; s < kBlockSets; ++s) {
-        _mm512_storeu_si512(block.out + r * block.columns + s * kLanes, sums[r][s]);
+  repeat<kBlockSets>([&](auto s) __attribute__((always_inline)) {
+    const int64_t rest = std::min(kLanes, block.stored - s * kLanes);
+    repeat<kBlockRows>([&](auto r) __attribute__((always_inline)) {
+      int32_t* out = block.out + r * block.columns + s * kLanes;
+      if (rest == kLanes) {
+        *reinterpret_cast<Isa::Ints*>(out) = sums[r * kBlockSets + s];
+      } else {
+        const Isa::Ints kept = sums[r * kBlockSets + s];
+        std::memcpy(out, &kept, static_cast<size_t>(rest) * sizeof(int32_t));
       }
-    }
-    return;
-  }
-  for (int64_t s = 0; s < kBlockSets; ++s) {
-    const int64_t rest = block.stored - s * kLanes;
-    const auto mask = static_cast<__mmask16>(rest >= kLanes ? 0xffff : (1 << rest) - 1);
-    for (int64_t r = 0; r < kBlockRows; ++r) {
-      _mm512_mask_storeu_epi32(block.out + r * block.columns + s * kLanes, mask, sums[r][s]);
-    }
-  }
+    });
+  });
+}
+
+template <int kBlockRows, int kBlockSets>
+__attribute__((target("avx512f,avx512bw,avx512vnni,fma"))) void multiply_block(const Block& block) {
+  add_products<kBlockRows, kBlockSets>(block);
 }
 
 using MultiplyBlock = void (*)(const Block&);
-template <int64_t kBlockRows>
+template <int kBlockRows>
 constexpr MultiplyBlock kOfRows[] = {multiply_block<kBlockRows, 1>, multiply_block<kBlockRows, 2>,
                                      multiply_block<kBlockRows, 3>, multiply_block<kBlockRows, 4>};
-constexpr const MultiplyBlock* kBlocks[kRows] = {kOfRows<1>, kOfRows<2>, kOfRows<3>, kOfRows<4>};
+constexpr const MultiplyBlock* kBlocks[kRows] = {kOfRows<1>, kOfRows<2>, kOfRows<3>,
+                                                 kOfRows<4>, kOfRows<5>, kOfRows<6>};
 
 void multiply_packed(const uint8_t* a, const int8_t* packed, const int32_t* start, int64_t rows, int64_t columns,
                      int64_t depth, int32_t* out) {
@@ -79,7 +79,7 @@ void multiply_packed(const uint8_t* a, const int8_t* packed, const int32_t* star
   for (int64_t set = 0; set < all_sets; set += kSets) {
     const int64_t sets = std::min(kSets, all_sets - set);
     for (int64_t row = 0; row < rows;) {
-      // The last rows are shared out evenly: 6 are 3 and 3, not 4 and 2.
+      // The last rows are shared out evenly: 8 are 4 and 4, not 6 and 2.
       const int64_t left = rows - row;
       const int64_t take = left > kRows && left < 2 * kRows ? (left + 1) / 2 : std::min(kRows, left);
       const Block block{a + row * depth,
@@ -99,8 +99,8 @@ void multiply_packed(const uint8_t* a, const int8_t* packed, const int32_t* star
 }  // namespace
 
 bool has_vnni() {
-#if defined(__x86_64__)
-  return __builtin_cpu_supports("avx512vnni") != 0;
+#if defined(__x86_64__) && !defined(__clang__)
+  return __builtin_cpu_supports("avx512bw") != 0 && __builtin_cpu_supports("avx512vnni") != 0;
 #else
   return false;
 #endif
@@ -129,7 +129,7 @@ void Int8Weights::multiply(const uint8_t* a, int64_t rows, int32_t* out) const {
     exact_products(codes.get(), wide_.const_data_ptr<int16_t>(), products_, rows, columns_, depth_, out);
     return;
   }
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(__clang__)
   const int64_t sets = (columns_ + kLanes - 1) / kLanes, groups = (depth_ + kGroup - 1) / kGroup;
   for (int64_t p = 0; p < products_; ++p) {
     multiply_packed(a + p * rows * depth_, packed_.data() + p * sets * groups * kLanes * kGroup,

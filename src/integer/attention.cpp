@@ -5,6 +5,7 @@
 #include <c10/util/Half.h>
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -40,6 +41,26 @@ Place value_place(CachedType type, int64_t features, int64_t token, int64_t feat
 /// The numbers of a page: scales and bases of its keys, then of its values.
 float* numbers_of(uint8_t* page, const CacheLayout& layout, bool keys) {
   return reinterpret_cast<float*>(page + 2 * layout.matrix_bytes()) + (keys ? 0 : 2 * kPageTokens);
+}
+
+__attribute__((target_clones("avx512f", "avx2", "default"))) bool all_values_finite(const float* values, int64_t n) {
+  int32_t finite = 0;
+  for (int64_t i = 0; i < n; ++i) finite += std::abs(values[i]) <= FLT_MAX ? 1 : 0;
+  return finite == n;
+}
+
+/// Codes from 0 on, rounded half to even.
+__attribute__((target_clones("avx512f", "avx2", "default"))) void unsigned_codes(const float* values, int64_t n,
+                                                                                 const Grid& on, float offset,
+                                                                                 uint8_t* codes) {
+  constexpr float kRounder = 12582912.0F;  // 1.5 * 2^23, whose last bit is worth 1
+  const Grid grid = on;
+  for (int64_t i = 0; i < n; ++i) {
+    float position = (values[i] - grid.base) / grid.scale;
+    position = position < grid.low ? grid.low : position;
+    position = position > grid.high ? grid.high : position;
+    codes[i] = static_cast<uint8_t>(static_cast<int32_t>(((position + kRounder) - kRounder) + offset));
+  }
 }
 
 AttentionRows rows_of(const AttentionRequest& request) {
@@ -106,26 +127,36 @@ void HeadCache::append(const float* keys, const float* values, int64_t tokens, i
 }
 
 void HeadCache::append_codes(const float* token, float clip, bool key) {
-  const int64_t head_dim = layout_.head_dim, at = length_ % kPageTokens;
-  float bad = 0;
-  for (int64_t i = 0; i < head_dim; ++i) bad += token[i] * 0;
+  const int64_t head_dim = layout_.head_dim, features = layout_.features(), at = length_ % kPageTokens;
+  const bool finite = all_values_finite(token, head_dim);
   const Grid grid = grid_over(find_range(token, head_dim), clip, *grid_).grid;
   uint8_t* stored = page(length_);
   float* numbers = numbers_of(stored, layout_, key);
   // Codes of symmetric grids count from the lowest one here.
   const float offset = grid_->symmetric ? -grid.low : 0;
-  numbers[at] = grid.scale + bad;
-  numbers[kPageTokens + at] = grid.base - offset * grid.scale + bad;
-  if (!key) stored += layout_.matrix_bytes();
-  for (int64_t i = 0; i < head_dim; ++i) {
-    float position = (token[i] - grid.base) / grid.scale;
-    position = position < grid.low ? grid.low : position;
-    position = position > grid.high ? grid.high : position;
-    const int code = bad == 0 ? static_cast<int>(std::nearbyint(position) + offset) : 0;
-    const Place place = key ? key_place(layout_.type, at, i) : value_place(layout_.type, layout_.features(), at, i);
-    const int mask = layout_.type == CachedType::kNibbles ? 15 : 255;
-    uint8_t& byte = stored[place.at];
-    byte = static_cast<uint8_t>((byte & ~(mask << place.shift)) | code << place.shift);
+  constexpr float kNone = std::numeric_limits<float>::quiet_NaN();
+  numbers[at] = finite ? grid.scale : kNone;
+  numbers[kPageTokens + at] = finite ? grid.base - offset * grid.scale : kNone;
+  uint8_t codes[kMaxHeadDim] = {};
+  if (finite) unsigned_codes(token, head_dim, grid, offset, codes);
+  if (!key) {
+    uint8_t* out = stored + layout_.matrix_bytes();
+    if (layout_.type == CachedType::kBytes) {
+      std::memcpy(out + at * features, codes, static_cast<size_t>(features));
+      return;
+    }
+    out += at * features / 2;
+    for (int64_t i = 0; i < features; i += 32, out += 16) {
+      for (int64_t k = 0; k < 16; ++k) out[k] = static_cast<uint8_t>(codes[i + k] | codes[i + 16 + k] << 4);
+    }
+    return;
+  }
+  const int64_t step = layout_.type == CachedType::kNibbles ? 4 : 2;
+  uint8_t* out = stored + 2 * at;
+  for (int64_t i = 0; i < features; i += step, out += 2 * kPageTokens) {
+    for (int64_t k = 0; k < 2; ++k) {
+      out[k] = static_cast<uint8_t>(step == 4 ? codes[i + k] | codes[i + 2 + k] << 4 : codes[i + k]);
+    }
   }
 }
 

@@ -24,6 +24,7 @@ struct AttentionBlock {
   float* keys = nullptr;           ///< float caches: [features, 64], the same memory
   float* values = nullptr;         ///< [64, features]
   float* scores = nullptr;         ///< [kTileQueries, 64], then the weights of the values
+  uint32_t* seen = nullptr;        ///< [64]: all bits of the tokens that the tile sees
   const float* numbers = nullptr;  ///< the page's key scale and base, value scale and base
   int16_t* codes = nullptr;        ///< queries [rows, features]
   float* queries = nullptr;        ///< float caches: times the scaling, the same memory
@@ -91,6 +92,17 @@ template <class Isa>
   block.sum[row] = static_cast<float>(sum) * scale;
 }
 
+/// float16 values from i on, infinities and NaN too.
+template <class Isa>
+[[gnu::always_inline]] inline typename Isa::Floats half_values(const void* values, int64_t i) {
+  using Words = typename Isa::Words;
+  const auto finite = reinterpret_cast<Words>(load_stored<Isa, StoredType::kHalf>(values, i));
+  // One where all bits of the exponent are set, and with it those of a float's exponent.
+  const Words special = ((Isa::widen_shorts(static_cast<const uint16_t*>(values) + i) & 0x7c00U) + 0x0400U) >> 15;
+  const Words exponent = (Words{} - (special & 1U)) & 0x7f800000U;
+  return reinterpret_cast<typename Isa::Floats>(finite | exponent);
+}
+
 /// A page of keys as int16 or float32, values as float32.
 template <class Isa>
 [[gnu::always_inline]] inline void unpack_page(const AttentionBlock& block, const uint8_t* page) {
@@ -124,8 +136,8 @@ template <class Isa>
     }
   } else if (layout.type == CachedType::kHalf) {
     for (int64_t i = 0; i < count; i += Isa::kLanes) {
-      store<Isa>(block.keys + i, load_stored<Isa, StoredType::kHalf>(page, i));
-      store<Isa>(block.values + i, load_stored<Isa, StoredType::kHalf>(values, i));
+      store<Isa>(block.keys + i, half_values<Isa>(page, i));
+      store<Isa>(block.values + i, half_values<Isa>(values, i));
     }
   } else {
     std::memcpy(block.keys, page, static_cast<size_t>(count) * sizeof(float));
@@ -195,21 +207,18 @@ template <class Isa, int kRows>
 
 /// One row's scores become the weights of its values; what it has so far is scaled to the new largest score.
 template <class Isa>
-[[gnu::always_inline]] inline void softmax_step(const AttentionBlock& block, int64_t row, float* scores,
-                                                const TokenRange& range) {
+[[gnu::always_inline]] inline void softmax_step(const AttentionBlock& block, int64_t row, float* scores) {
   using Floats = typename Isa::Floats;
-  using Ints = typename Isa::Ints;
+  using Words = typename Isa::Words;
   constexpr int kParts = 16 / Isa::kLanes;
   const bool quantized = block.task.layout.quantized();
   const float *scale = block.numbers + 2 * kPageTokens, *base = block.numbers + 3 * kPageTokens;
-  Floats largest = Floats{} - std::numeric_limits<float>::infinity();
-  const auto seen = [&](int64_t token) __attribute__((always_inline)) {
-    const Ints at = lane_numbers<Isa>() + static_cast<int32_t>(token);
-    return (at >= static_cast<int32_t>(range.begin)) & (at < static_cast<int32_t>(range.end));
-  };
+  const auto hidden = reinterpret_cast<Words>(Floats{} - std::numeric_limits<float>::infinity());
+  Floats largest = reinterpret_cast<Floats>(hidden);
   for (int64_t token = 0; token < kPageTokens; token += Isa::kLanes) {
-    const Floats score = load<Isa>(scores + token);
-    largest = seen(token) & (score > largest) ? score : largest;
+    const Words seen = *reinterpret_cast<const Words*>(block.seen + token);
+    const Words score = *reinterpret_cast<const Words*>(scores + token);
+    largest = larger<Isa>(largest, reinterpret_cast<Floats>((score & seen) | (hidden & ~seen)));
   }
   const float before = block.largest[row], now = std::max(before, largest_lane<Isa>(largest));
   Floats weights[kParts], bases[kParts];
@@ -217,13 +226,13 @@ template <class Isa>
   for (int64_t token = 0; token < kPageTokens; token += 16) {
     repeat<kParts>([&](auto part) __attribute__((always_inline)) {
       const int64_t at = token + part * Isa::kLanes;
-      const auto mask = seen(at);
+      const Words seen = *reinterpret_cast<const Words*>(block.seen + at);
       Floats weight = exp_of_negative<Isa>(load<Isa>(scores + at) - now);
-      weight = mask ? weight : Floats{};
+      weight = reinterpret_cast<Floats>(reinterpret_cast<Words>(weight) & seen);
       weights[part] = weights[part] + weight;
       if (quantized) {
-        const Floats zero = {}, of_token = load<Isa>(base + at);
-        Isa::fma(bases[part], weight, mask ? of_token : zero);
+        const Words of_token = *reinterpret_cast<const Words*>(base + at);
+        Isa::fma(bases[part], weight, reinterpret_cast<Floats>(of_token & seen));
         weight = weight * load<Isa>(scale + at);
       }
       store<Isa>(scores + at, weight);
@@ -272,7 +281,10 @@ template <class Isa, int kRows>
 template <class Isa, int kRows>
 [[gnu::always_inline]] inline void attend_tile(const AttentionBlock& block, int64_t row, const TokenRange& range) {
   score_rows<Isa, kRows>(block, row);
-  for (int r = 0; r < kRows; ++r) softmax_step<Isa>(block, row + r, block.scores + r * kPageTokens, range);
+  for (int64_t token = 0; token < kPageTokens; ++token) {
+    block.seen[token] = token >= range.begin && token < range.end ? ~0U : 0U;
+  }
+  for (int r = 0; r < kRows; ++r) softmax_step<Isa>(block, row + r, block.scores + r * kPageTokens);
   add_values<Isa, kRows>(block, row, range);
 }
 
@@ -326,6 +338,7 @@ template <class Isa>
   block.key_codes = reinterpret_cast<int16_t*>(block.keys);
   block.values = take(features * kPageTokens);
   block.scores = take(kTileQueries * kPageTokens);
+  block.seen = reinterpret_cast<uint32_t*>(take(kPageTokens));
   block.queries = take(kQueryRows * features);
   block.codes = reinterpret_cast<int16_t*>(block.queries);
   block.out = take(kQueryRows * features);

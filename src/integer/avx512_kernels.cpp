@@ -23,14 +23,14 @@ __attribute__((target("avx512f,avx512bw,avx512vnni,fma"))) void unpack(const Til
   unpack_panels<Isa, kPairs, kBits, kPanels>(pass, index);
 }
 
-template <bool kPairs, int kPlanes>
+template <TileKind kKind>
 __attribute__((target("avx512f,avx512bw,avx512vnni,fma"))) void pack(const TilePass& pass) {
-  pack_tiles<Isa, kPairs, kPlanes>(pass);
+  pack_tiles<Isa, kKind>(pass);
 }
 
-template <bool kPairs, int kPlanes, int kPanels>
+template <TileKind kKind, int kPanels>
 __attribute__((target("avx512f,avx512bw,avx512vnni,fma"))) void multiply_panels(const TilePass& pass, int64_t index) {
-  multiply_tiles<Isa, kPairs, kPlanes, kPanels>(pass, index);
+  multiply_tiles<Isa, kKind, kPanels>(pass, index);
 }
 
 __attribute__((target("avx512f,avx512bw,avx512vnni,fma"))) void project(const FactorPanels& factors,
@@ -51,9 +51,9 @@ constexpr std::array<VnniFunctions::Unpack, sizeof...(i)> unpack_table(std::inte
   // Pairs are made of up to 4 bits.
   return {unpack < kPairs, 1 + i / kNumWidths, kPairs ? std::min(2 + i % kNumWidths, 4) : 2 + i % kNumWidths > ...};
 }
-template <bool kPairs, int kPlanes, int... i>
+template <TileKind kKind, int... i>
 constexpr std::array<VnniFunctions::Unpack, sizeof...(i)> tile_table(std::integer_sequence<int, i...>) {
-  return {multiply_panels<kPairs, kPlanes, 1 + i>...};
+  return {multiply_panels<kKind, 1 + i>...};
 }
 
 constexpr std::make_integer_sequence<int, Isa::kTilePanels> kPanelCounts{};
@@ -61,18 +61,21 @@ constexpr std::make_integer_sequence<int, Isa::kTilePanels * kNumWidths> kWidths
 constexpr auto kNarrowOne = narrow_table<1>(std::make_integer_sequence<int, kNumWidths * kNarrowCodeRows>{});
 constexpr auto kNarrowTwo = narrow_table<2>(std::make_integer_sequence<int, kNumWidths * kNarrowCodeRows / 2>{});
 constexpr auto kUnpackPlain = unpack_table<false>(kWidths), kUnpackPairs = unpack_table<true>(kWidths);
-constexpr auto kTilesOne = tile_table<false, 1>(kPanelCounts), kTilesTwo = tile_table<false, 2>(kPanelCounts);
-constexpr auto kTilesPairs = tile_table<true, 1>(kPanelCounts);
+constexpr auto kOneGroup = tile_table<TileKind::kOneGroup>(kPanelCounts);
+constexpr auto kTwoPlanes = tile_table<TileKind::kTwoPlanes>(kPanelCounts);
+constexpr auto kPairs = tile_table<TileKind::kPairs>(kPanelCounts);
+constexpr auto kGroups = tile_table<TileKind::kGroups>(kPanelCounts);
 
-constexpr VnniFunctions kFunctions{.tile_panels = Isa::kTilePanels,
-                                   .narrow = {kNarrowOne.data(), kNarrowTwo.data()},
-                                   .unpack = {kUnpackPlain.data(), kUnpackPairs.data()},
-                                   .pack = {pack<false, 1>, pack<false, 2>, pack<true, 1>},
-                                   .tiles = {kTilesOne.data(), kTilesTwo.data(), kTilesPairs.data()}};
+constexpr VnniFunctions kFunctions{
+    .tile_panels = Isa::kTilePanels,
+    .narrow = {kNarrowOne.data(), kNarrowTwo.data()},
+    .unpack = {kUnpackPlain.data(), kUnpackPairs.data()},
+    .pack = {pack<TileKind::kOneGroup>, pack<TileKind::kTwoPlanes>, pack<TileKind::kPairs>, pack<TileKind::kGroups>},
+    .tiles = {kOneGroup.data(), kTwoPlanes.data(), kPairs.data(), kGroups.data()}};
 
-template <bool kPairs>
+template <bool kInPairs>
 void multiply(const WeightPanels& weights, const CodeRows& x, int64_t begin, int64_t end, void* scratch, float* y) {
-  multiply_by_vnni(kFunctions, kPairs, weights, x, begin, end, scratch, y);
+  multiply_by_vnni(kFunctions, kInPairs, weights, x, begin, end, scratch, y);
 }
 
 bool supported() { return __builtin_cpu_supports("avx512bw") != 0 && __builtin_cpu_supports("avx512vnni") != 0; }

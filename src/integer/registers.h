@@ -36,7 +36,7 @@ struct Avx512Registers {
   using ByteQuarters = uint8_t __attribute__((vector_size(16), aligned(1), may_alias));
   using ByteHalves = uint8_t __attribute__((vector_size(32), aligned(1), may_alias));
   /// Rows of a tile by panels of 16 columns. Pairs keep sums of codes beside those of products.
-  static constexpr int kTilePanels = 2, kTileRows = 12, kTwoPlaneTileRows = 8, kPairTileRows = 8;
+  static constexpr int kTilePanels = 2, kTileRows = 12, kGroupTileRows = 6, kTwoPlaneTileRows = 8, kPairTileRows = 8;
 
   /// Four unsigned bytes by four signed ones in each lane.
   [[gnu::always_inline]] static void dot(Ints& sum, const Words& weights, const Words& codes) {
@@ -133,7 +133,7 @@ struct Avx2Registers {
 };
 
 struct AvxVnniRegisters : Avx2Registers {
-  static constexpr int kTilePanels = 1, kTileRows = 6, kTwoPlaneTileRows = 4, kPairTileRows = 4;
+  static constexpr int kTilePanels = 1, kTileRows = 6, kGroupTileRows = 6, kTwoPlaneTileRows = 4, kPairTileRows = 4;
 
   [[gnu::always_inline]] static void dot(Ints& sum, const Words& weights, const Words& codes) {
     asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(weights), "x"(codes));

@@ -5,6 +5,9 @@
 namespace baseq {
 namespace {
 
+/// Columns of a group from which pairs gain: each group corrects its sums.
+constexpr int64_t kPairColumns = 128;
+
 /// The next `count` values of the scratch memory.
 template <class T>
 T* take(uint8_t*& scratch, int64_t count) {
@@ -24,8 +27,12 @@ void multiply_by_vnni(const VnniFunctions& functions, bool pairs, const WeightPa
     for (int64_t index = begin; index < end; ++index) narrow(weights, x, index, y);
     return;
   }
-  const bool in_pairs = pairs && x.planes == 1 && x.max_code <= kPairOffset && weights.num_bits <= 4;
-  const int64_t kind = in_pairs ? 2 : x.planes - 1;
+  const bool in_pairs = pairs && x.planes == 1 && x.max_code <= kPairOffset && weights.num_bits <= 4 &&
+                        (weights.groups == 1 || weights.group_columns >= kPairColumns);
+  const auto kind = static_cast<size_t>(in_pairs             ? TileKind::kPairs
+                                        : x.planes == 2      ? TileKind::kTwoPlanes
+                                        : weights.groups > 1 ? TileKind::kGroups
+                                                             : TileKind::kOneGroup);
   const int64_t columns = weights.groups * weights.group_columns, of_panels = 2 * weights.groups * kPanelRows;
   const int64_t code_rows = code_rows_of_block(columns);
   auto* memory = static_cast<uint8_t*>(scratch);

@@ -55,10 +55,11 @@ template <class Isa, int kBits, int kSlice>
   return codes;
 }
 
-/// Adds sums of kPlanes planes of one row of activations, zero points of the activations' sums applied, to its floats.
+/// Adds sums of kPlanes planes of one row of activations, the zero points subtracted, to its floats.
 template <class Isa, int kPlanes>
 [[gnu::always_inline]] inline void add_scaled(const typename Isa::Ints& first, const typename Isa::Ints& second,
-                                              const typename Isa::Floats& scales, const float* scale, float* total) {
+                                              const typename Isa::Floats& scales, const float* scale,
+                                              typename Isa::Floats& total) {
   using Floats = typename Isa::Floats;
   Floats value = __builtin_convertvector(first, Floats);
   if constexpr (kPlanes == 2) {
@@ -66,9 +67,7 @@ template <class Isa, int kPlanes>
     value = __builtin_convertvector(second, Floats);
     Isa::fma(value, high, Floats{} + 128.0F);
   }
-  Floats sum = *reinterpret_cast<const Floats*>(total);
-  Isa::fma(sum, value, scales * broadcast_float<Isa>(scale));
-  *reinterpret_cast<Floats*>(total) = sum;
+  Isa::fma(total, value, scales * broadcast_float<Isa>(scale));
 }
 
 /// factor_row of kRows rows, whose totals are total_stride apart.

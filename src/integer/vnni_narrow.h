@@ -59,7 +59,7 @@ template <class Isa, int kBits, int kPlanes, int kRows>
       repeat<kTokens>([&](auto r) __attribute__((always_inline)) {
         add_scaled<Isa, kPlanes>(sums[r * kPlanes * kVector + v], sums[(r * kPlanes + kPlanes - 1) * kVector + v],
                                  scales, x.scale + (x.scales_per_row == 1 ? r : r * groups + group),
-                                 total + r * kPanelRows + v * Isa::kLanes);
+                                 *reinterpret_cast<Floats*>(total + r * kPanelRows + v * Isa::kLanes));
       });
     });
   }

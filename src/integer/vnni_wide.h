@@ -5,6 +5,12 @@
 /// Products of many rows of activations: tiles of sums in registers, over a panel or two unpacked to bytes.
 namespace baseq {
 
+/// What a tile multiplies: one plane with one group of columns, two planes, one plane by pairs, one plane with several
+/// groups.
+enum class TileKind { kOneGroup, kTwoPlanes, kPairs, kGroups };
+constexpr int kTileKinds = 4;
+constexpr int planes_of(TileKind kind) { return kind == TileKind::kTwoPlanes ? 2 : 1; }
+
 /// A block of rows of activations while it is multiplied with a pair of panels.
 struct TilePass {
   const WeightPanels& weights;
@@ -52,11 +58,15 @@ template <class Isa, bool kPairs, int kRows, int kPanels>
 }
 
 /// kRows rows of codes, planes counted, from code row `code_row` of the block on, with panels from `index` on.
-template <class Isa, bool kPairs, int kPlanes, int kRows, int kPanels>
+template <class Isa, TileKind kKind, int kRows, int kPanels>
 [[gnu::always_inline]] inline void multiply_tile(const TilePass& pass, int64_t code_row, int64_t index) {
   using Ints = typename Isa::Ints;
   using Floats = typename Isa::Floats;
-  constexpr int kTokens = kRows / kPlanes, kVector = kVectors<Isa>, kAcross = kPanels * kVector;
+  constexpr bool kPairs = kKind == TileKind::kPairs;
+  // Floats that every group adds to stay in registers, where there are any left; one group finds them in memory.
+  constexpr bool kInRegisters = Isa::kRegisters == 32 && (kKind == TileKind::kGroups || kKind == TileKind::kTwoPlanes);
+  constexpr int kPlanes = planes_of(kKind), kTokens = kRows / kPlanes, kVector = kVectors<Isa>;
+  constexpr int kAcross = kPanels * kVector;
   constexpr int64_t kWidth = kPanels * kPanelRows;
   const WeightPanels& weights = pass.weights;
   const CodeRows& x = pass.x;
@@ -70,6 +80,14 @@ template <class Isa, bool kPairs, int kPlanes, int kRows, int kPanels>
       vnni_factors<Isa>(weights.up, index + j, x.projected + row * weights.up.columns, kTokens, total + j * kPanelRows,
                         kWidth);
     }
+  }
+  Floats kept[kInRegisters ? kTokens * kAcross : 1];
+  const auto place = [&](int r, int j) __attribute__((always_inline))->Floats& {
+    return *reinterpret_cast<Floats*>(total + r * kWidth + j * Isa::kLanes);
+  };
+  if constexpr (kInRegisters) {
+    repeat<kTokens * kAcross>([&](auto i)
+                                  __attribute__((always_inline)) { kept[i] = place(i / kAcross, i % kAcross); });
   }
   for (int64_t group = 0; group < groups; ++group) {
     Ints sums[kRows * kAcross];
@@ -96,11 +114,19 @@ template <class Isa, bool kPairs, int kPlanes, int kRows, int kPanels>
       }
       const Floats scales = *reinterpret_cast<const Floats*>(pass.scales + at);
       repeat<kTokens>([&](auto r) __attribute__((always_inline)) {
-        add_scaled<Isa, kPlanes>(sums[r * kPlanes * kAcross + j], sums[(r * kPlanes + kPlanes - 1) * kAcross + j],
-                                 scales, x.scale + (x.scales_per_row == 1 ? row + r : (row + r) * groups + group),
-                                 total + r * kWidth + j * Isa::kLanes);
+        const float* scale = x.scale + (x.scales_per_row == 1 ? row + r : (row + r) * groups + group);
+        const Ints &first = sums[r * kPlanes * kAcross + j], &second = sums[(r * kPlanes + kPlanes - 1) * kAcross + j];
+        if constexpr (kInRegisters) {
+          add_scaled<Isa, kPlanes>(first, second, scales, scale, kept[r * kAcross + j]);
+        } else {
+          add_scaled<Isa, kPlanes>(first, second, scales, scale, place(r, j));
+        }
       });
     });
+  }
+  if constexpr (kInRegisters) {
+    repeat<kTokens * kAcross>([&](auto i)
+                                  __attribute__((always_inline)) { place(i / kAcross, i % kAcross) = kept[i]; });
   }
   for (int r = 0; r < kTokens; ++r) {
     for (int j = 0; j < kPanels; ++j) {
@@ -220,24 +246,27 @@ template <int kTile, int kPlanes, class Fn>
 }
 
 /// Rows of a tile.
-template <class Isa, bool kPairs, int kPlanes>
-constexpr int kTileOf = kPairs         ? Isa::kPairTileRows
-                        : kPlanes == 2 ? Isa::kTwoPlaneTileRows
-                                       : Isa::kTileRows;
+template <class Isa, TileKind kKind>
+constexpr int kTileOf = kKind == TileKind::kPairs       ? Isa::kPairTileRows
+                        : kKind == TileKind::kTwoPlanes ? Isa::kTwoPlaneTileRows
+                        : kKind == TileKind::kGroups    ? Isa::kGroupTileRows
+                                                        : Isa::kTileRows;
 
-template <class Isa, bool kPairs, int kPlanes>
+template <class Isa, TileKind kKind>
 [[gnu::always_inline]] inline void pack_tiles(const TilePass& pass) {
-  for_each_tile<kTileOf<Isa, kPairs, kPlanes>, kPlanes>(
+  constexpr int kPlanes = planes_of(kKind);
+  for_each_tile<kTileOf<Isa, kKind>, kPlanes>(
       pass.rows * kPlanes, [&](auto rows, int64_t row) __attribute__((always_inline)) {
-        pack_tile<Isa, kPairs, decltype(rows)::value>(pass, row);
+        pack_tile<Isa, kKind == TileKind::kPairs, decltype(rows)::value>(pass, row);
       });
 }
 
-template <class Isa, bool kPairs, int kPlanes, int kPanels>
+template <class Isa, TileKind kKind, int kPanels>
 [[gnu::always_inline]] inline void multiply_tiles(const TilePass& pass, int64_t index) {
-  for_each_tile<kTileOf<Isa, kPairs, kPlanes>, kPlanes>(
+  constexpr int kPlanes = planes_of(kKind);
+  for_each_tile<kTileOf<Isa, kKind>, kPlanes>(
       pass.rows * kPlanes, [&](auto rows, int64_t row) __attribute__((always_inline)) {
-        multiply_tile<Isa, kPairs, kPlanes, decltype(rows)::value, kPanels>(pass, row, index);
+        multiply_tile<Isa, kKind, decltype(rows)::value, kPanels>(pass, row, index);
       });
 }
 
