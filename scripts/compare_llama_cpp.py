@@ -85,13 +85,20 @@ def measure_baseq(model: Path, options: list[str], threads: int, work: Path) -> 
     return {"prefill": rows[PREFILL]["prefill_tokens_per_second"]} | {depth: rows[depth]["decode_tokens_per_second"] for depth in DEPTHS}
 
 
-def table(best: dict[str, dict], baseline: str) -> str:
-    columns = ["prefill", *DEPTHS]
-    lines = ["| | prefill 512 | " + " | ".join(f"decode at {depth}" for depth in DEPTHS) + " |", "|---|" + "--:|" * len(columns)]
-    for name, speeds in best.items():
-        cells = [f"{speeds[column]:.0f} ({speeds[column] / best[baseline][column]:.2f}x)" for column in columns]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+COLUMNS = ["prefill", *DEPTHS]
+TITLES = [f"prefill {PREFILL}", *(f"decode at {depth}" for depth in DEPTHS)]
+
+
+def table(titles: list[str], rows: dict[str, list[str]]) -> str:
+    lines = ["| | " + " | ".join(titles) + " |", "|---|" + "--:|" * len(titles)]
+    return "\n".join(lines + [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()])
+
+
+def ratios(best: dict[str, dict], baseline: str) -> str:
+    """How many times as fast as another one each of ours is."""
+    rows = {name: [f"{speeds[column] / best[baseline][column]:.2f}" for column in COLUMNS]
+            for name, speeds in best.items() if name.startswith("baseq")}
+    return f"Times {baseline}:\n\n" + table(TITLES, rows)
 
 
 def main() -> None:
@@ -117,8 +124,10 @@ def main() -> None:
         for name, measure in contestants.items():
             speeds = measure()
             best[name] = {key: max(value, best.get(name, {}).get(key, 0)) for key, value in speeds.items()}
-    print(f"{arguments.model.name}, {arguments.threads} thread(s), tokens a second (times llama.cpp Q4_0), best of {arguments.rounds} rounds\n")
-    print(table(best, "llama.cpp Q4_0"))
+    print(f"{arguments.model.name}, {arguments.threads} thread(s), tokens a second, best of {arguments.rounds} rounds\n")
+    print(table(TITLES, {name: [f"{speeds[column]:.0f}" for column in COLUMNS] for name, speeds in best.items()}))
+    for baseline in ("llama.cpp Q4_0", "llama.cpp F16", "baseq float32"):
+        print("\n" + ratios(best, baseline))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ void add_arithmetic_options(CLI::App& command, LoadOptions& options) {
   command
       .add_option("--arithmetic", options.arithmetic,
                   "integer: defined to the bit; float: products of dequantized weights")
-      ->transform(CLI::CheckedTransformer(names))
+      ->transform(CLI::CheckedTransformer(names).description("{integer,float}"))
       ->default_str("integer");
   command
       .add_option("--activation-bits", options.activation_bits,

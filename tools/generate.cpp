@@ -29,7 +29,7 @@ using Clock = std::chrono::steady_clock;
 constexpr int64_t kConversationTokens = 8192;
 
 struct GenerateArguments {
-  CommonOptions common{.json = {}};
+  CommonOptions common;
   LoadOptions load;
   std::string model, file;
   std::optional<std::string> prompt, system;
@@ -77,7 +77,6 @@ std::string read_prompt(const std::string& path) {
 }
 
 void check_arguments(const GenerateArguments& arguments) {
-  arguments.generate.sampling.check();
   TORCH_CHECK(!arguments.system || arguments.chat,
               "--system needs --chat: without it the prompt is continued as it is");
   TORCH_CHECK(arguments.prompt || !arguments.file.empty() || arguments.chat,
@@ -117,7 +116,6 @@ class Generator {
         model_(open_model(arguments.model), {.device = apply(arguments.common)}),
         tokenizer_(open_tokenizer(arguments.model)) {
     merge_sampling(arguments_, read_generation_config(model_.checkpoint()));
-    check_arguments(arguments_);
     if (!arguments_.chat) return;
     chat_.emplace(open_chat(arguments_.model));
     if (const auto id = tokenizer_.added_token(chat_->end_of_turn())) arguments_.generate.eos.push_back(*id);

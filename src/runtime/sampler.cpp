@@ -31,20 +31,19 @@ std::span<const float> values_of(const Tensor& logits) {
   return {logits.const_data_ptr<float>(), static_cast<size_t>(logits.numel())};
 }
 
-Candidates penalized(std::span<const float> logits, std::span<const int32_t> sequence, double penalty) {
-  Candidates candidates(logits.size());
-  for (size_t i = 0; i < logits.size(); ++i) {
-    TORCH_CHECK(logits[i] < std::numeric_limits<float>::infinity(), "the logits are not finite at position ",
-                sequence.size(), ": that of token ", i, " is ", logits[i]);
-    candidates[i] = {static_cast<int32_t>(i), logits[i]};
+std::vector<double> penalized(std::span<const float> logits, std::span<const int32_t> sequence, double penalty) {
+  std::vector<double> result(logits.begin(), logits.end());
+  for (const float& logit : logits) {
+    TORCH_CHECK(logit < std::numeric_limits<float>::infinity(), "the logits are not finite at position ",
+                sequence.size(), ": that of token ", &logit - logits.data(), " is ", logit);
   }
-  if (penalty == 1.0) return candidates;
+  if (penalty == 1.0) return result;
   for (const int32_t id : std::unordered_set<int32_t>(sequence.begin(), sequence.end())) {
-    if (id < 0 || static_cast<size_t>(id) >= candidates.size()) continue;
-    double& logit = candidates[static_cast<size_t>(id)].logit;
+    if (id < 0 || static_cast<size_t>(id) >= result.size()) continue;
+    double& logit = result[static_cast<size_t>(id)];
     logit = logit > 0 ? logit / penalty : logit * penalty;
   }
-  return candidates;
+  return result;
 }
 
 double total_weight(const Candidates& candidates) {
@@ -96,19 +95,22 @@ double random_unit(uint64_t seed, uint64_t position) {
 }
 
 int32_t sample(const Tensor& logits, std::span<const int32_t> sequence, const SamplingOptions& options) {
-  Candidates candidates = penalized(values_of(logits), sequence, options.repetition_penalty);
-  const Candidate best = *std::ranges::min_element(candidates, more_probable);
-  if (options.temperature == 0) return best.id;
+  const std::vector<double> values = penalized(values_of(logits), sequence, options.repetition_penalty);
+  const auto max = std::ranges::max_element(values);  // the first of equal ones
+  const auto best = static_cast<int32_t>(max - values.begin());
+  if (options.temperature == 0) return best;
+  Candidates candidates(values.size());
+  for (size_t i = 0; i < values.size(); ++i) candidates[i] = {static_cast<int32_t>(i), values[i]};
   keep_top_k(candidates, options.top_k);
   for (Candidate& candidate : candidates) {
     // All logits may be -inf; the difference would be NaN.
-    const double below = candidate.logit == best.logit ? 0 : candidate.logit - best.logit;
+    const double below = candidate.logit == *max ? 0 : candidate.logit - *max;
     candidate.weight = std::exp(below / options.temperature);
   }
   keep_top_p(candidates, options.top_p);
   std::erase_if(candidates, [&](const Candidate& candidate) { return candidate.weight < options.min_p; });
   double left = random_unit(options.seed, sequence.size()) * total_weight(candidates);
-  int32_t drawn = best.id;
+  int32_t drawn = best;
   for (const Candidate& candidate : candidates) {
     if (candidate.weight == 0) continue;
     drawn = candidate.id;

@@ -48,7 +48,7 @@ TEST_F(SessionTest, LogitsAreThoseOfTheWholeSequenceWhateverWasSeenBefore) {
   check();
 }
 
-TEST_F(SessionTest, PassesOfAnyLengthGiveTheSameBits) {
+TEST_F(SessionTest, PassesOfAnyLengthGiveTheSameLogits) {
   const Ids sequence = random_sequence(50, 3);
   Session whole(decoder, {.context = 50});
   const Tensor logits = whole.next_logits(sequence);
