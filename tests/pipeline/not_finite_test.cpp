@@ -76,7 +76,6 @@ TEST_P(TokensThatAreNotFinite, WhereNoneIsFiniteOneWarningNamesTheBlock) {
 }
 
 TEST_P(TokensThatAreNotFinite, LearningLeavesTheirWindowsOut) {
-  using Kind = TransformStep::Kind;
   grids.input_activations = test::grids_of_bits(4, shape).input_activations;
   const auto points = [](const std::vector<Site>& at) {
     return PointsStep{.at = at, .clip = 0.8, .shift = PointsStep::Shift::kMean};
@@ -89,8 +88,8 @@ TEST_P(TokensThatAreNotFinite, LearningLeavesTheirWindowsOut) {
     warnings.clear();
     stages.clear();
     OpenBlock block = open_block();
-    run(block, {TransformStep{.kind = Kind::kScale, .at = {Site::kValue, Site::kO, Site::kDown}},
-                TransformStep{.kind = Kind::kMatrix, .at = {Site::kValue}}, points({Site::kO, Site::kDown}), transforms,
+    run(block, {TransformStep{.kind = TransformStep::Kind::kScale, .at = {Site::kValue, Site::kO, Site::kDown}},
+                TransformStep{.kind = TransformStep::Kind::kMatrix, .at = {Site::kValue}}, points({Site::kO, Site::kDown}), transforms,
                 points({Site::kQkv, Site::kGateUp}), activations});
     for (const std::string& warning : warnings) EXPECT_EQ(warning.find("NaN"), std::string::npos) << warning;
     EXPECT_EQ(stages.size(), broken == kSamples ? 0U : 2U);
