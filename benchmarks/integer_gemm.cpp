@@ -1,20 +1,23 @@
-/// Products of PreparedLinear: GOP/s for many tokens next to at::mm in float32, GB/s for one token next to reading
-/// memory.
+/// Products of PreparedLinear: GOP/s for many tokens next to LibTorch's best float32 product, GB/s for one token next
+/// to reading memory, and what a low-rank correction adds next to two products of LibTorch.
 ///
 ///     integer_gemm [threads] [rounds] [tokens]
 ///
-/// Both are ratios within one process. One-token products take the next of several copies, so that no weight is still
+/// All are ratios within one process. One-token products take the next of several copies, so that no weight is still
 /// in a cache when its turn comes.
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
 #include <vector>
 
 #include "integer/prepared_linear.h"
+#include "integer/weight_memory.h"
+#include "quant/product.h"
 #include "timing.h"
 
 namespace {
@@ -63,29 +66,40 @@ baseq::Activations activations(const Tensor& x, const baseq::ColumnGroups& colum
 }
 
 void benchmark_many_tokens(int64_t tokens, int64_t out, int64_t in, int rounds) {
-  const Tensor x = at::randn({tokens, in}), weight = at::randn({out, in}).t();
+  const Tensor x = at::randn({tokens, in}), weight = at::randn({out, in});
   const double operations = 2.0 * static_cast<double>(tokens * out * in);
   for (const Variant& v : kVariants) {
     const baseq::PreparedLinear linear(random_weight(out, in, v), random_factors(out, in, v));
     const baseq::Activations codes = activations(x, linear.columns(), v);
     const auto best =
-        microseconds(rounds, 1, {[&](int64_t) { at::mm(x, weight); }, [&](int64_t) { linear.forward(codes); }});
-    std::printf("%5lld tokens %5lld x %5lld  %-22s %6.1f GOP/s, at::mm float32 %6.1f: %.2f x\n",
+        microseconds(rounds, 1,
+                     {[&](int64_t) { at::linear(x, weight); }, [&](int64_t) { baseq::linear_product(x, weight); },
+                      [&](int64_t) { linear.forward(codes); }});
+    const double float32 = std::min(best[0], best[1]);
+    std::printf("%5lld tokens %5lld x %5lld  %-22s %6.1f GOP/s, float32 %6.1f: %.2f x\n",
                 static_cast<long long>(tokens), static_cast<long long>(out), static_cast<long long>(in), v.name,
-                operations / best[1] / 1e3, operations / best[0] / 1e3, best[0] / best[1]);
+                operations / best[2] / 1e3, operations / float32 / 1e3, float32 / best[2]);
   }
+}
+
+/// Copies of a linear, more than caches hold.
+std::vector<baseq::PreparedLinear> copies_of(const baseq::QuantizedWeight& weight,
+                                             const baseq::LowRankFactors& factors) {
+  std::vector<baseq::PreparedLinear> copies;
+  do {
+    copies.emplace_back(weight, factors);
+  } while (static_cast<int64_t>(copies.size()) <= kBytesOfCopies / copies[0].bytes());
+  return copies;
 }
 
 void benchmark_one_token(int64_t out, int64_t in, int rounds) {
   const Tensor x = at::randn({1, in});
   for (const Variant& v : kVariants) {
-    const baseq::QuantizedWeight weight = random_weight(out, in, v);
-    const baseq::LowRankFactors factors = random_factors(out, in, v);
-    std::vector<baseq::PreparedLinear> copies{baseq::PreparedLinear(weight, factors)};
-    const int64_t bytes = copies[0].bytes(), count = kBytesOfCopies / bytes + 1;
-    while (static_cast<int64_t>(copies.size()) < count) copies.emplace_back(weight, factors);
+    const auto copies = copies_of(random_weight(out, in, v), random_factors(out, in, v));
+    const auto count = static_cast<int64_t>(copies.size());
+    const int64_t bytes = copies[0].bytes();
     const baseq::Activations codes = activations(x, copies[0].columns(), v);
-    const Tensor memory = at::zeros({count, bytes}, at::kByte);
+    const Tensor memory = baseq::weight_memory(count * bytes).view({count, bytes}).fill_(1);
     const auto read = [&](int64_t i) {
       at::parallel_for(0, bytes, bytes / 16, [&](int64_t begin, int64_t end) {
         const char* first = static_cast<const char*>(memory.const_data_ptr()) + i * bytes;
@@ -96,6 +110,42 @@ void benchmark_one_token(int64_t out, int64_t in, int rounds) {
     std::printf("  one token  %5lld x %5lld  %-22s %6.2f GB/s, reading %6.2f: %3.0f %%\n", static_cast<long long>(out),
                 static_cast<long long>(in), v.name, static_cast<double>(bytes) / best[1] / 1e3,
                 static_cast<double>(bytes) / best[0] / 1e3, 100 * best[0] / best[1]);
+  }
+}
+
+/// What a correction adds to a one-token product, beside two products in bfloat16 and an addition behind it.
+void benchmark_corrections(int64_t out, int64_t in, int rounds) {
+  const Tensor x = at::randn({1, in});
+  for (const int64_t bits : {4, 3}) {
+    const Variant plain{"", bits, 64, 15, true};
+    const baseq::QuantizedWeight weight = random_weight(out, in, plain);
+    const auto without = copies_of(weight, {});
+    const baseq::Activations codes = activations(x, without[0].columns(), plain);
+    for (const int64_t rank : {16, 32, 64, 128}) {
+      Variant corrected = plain;
+      corrected.rank = rank;
+      const baseq::LowRankFactors factors = random_factors(out, in, corrected);
+      const auto with = copies_of(weight, factors);
+      const auto count = static_cast<int64_t>(std::min(with.size(), without.size()));
+      std::vector<Tensor> down, up;
+      for (int64_t i = 0; i < count; ++i) {
+        down.push_back(factors.A.clone());
+        up.push_back(factors.B.clone());
+      }
+      const auto separate = [&](int64_t i) {
+        const Tensor t = at::linear(x.to(at::kBFloat16), down[i]);
+        without[i].forward(codes).add_(at::linear(t, up[i]));
+      };
+      const auto best = microseconds(
+          rounds, count,
+          {[&](int64_t i) { without[i].forward(codes); }, [&](int64_t i) { with[i].forward(codes); }, separate});
+      std::printf(
+          "  one token  %5lld x %5lld  W%lld groups of 64, A15, rank %3lld: %6.1f us more than %6.1f us, separate "
+          "products %6.1f us more: %3.0f %%\n",
+          static_cast<long long>(out), static_cast<long long>(in), static_cast<long long>(bits),
+          static_cast<long long>(rank), best[1] - best[0], best[0], best[2] - best[0],
+          100 * (best[1] - best[0]) / (best[2] - best[0]));
+    }
   }
 }
 
@@ -111,5 +161,6 @@ int main(int argc, char** argv) {
   benchmark_many_tokens(tokens, 1536, 576, 4 * rounds);
   benchmark_many_tokens(tokens, 4096, 4096, rounds);
   benchmark_one_token(4096, 4096, rounds);
+  benchmark_corrections(4096, 4096, rounds);
   return 0;
 }

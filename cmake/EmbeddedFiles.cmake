@@ -4,10 +4,10 @@ foreach(group methods export ablation)  # as they are listed
   file(GLOB recipes CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/configs/${group}/*.json)
   list(APPEND baseq_recipes ${recipes})
 endforeach()
-set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS src/model/modeling_baseq.py ${baseq_recipes})
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS src/formats/native/modeling_baseq.py ${baseq_recipes})
 
-file(READ src/model/modeling_baseq.py BASEQ_MODELING)
-configure_file(src/model/modeling_source.cpp.in modeling_source.cpp @ONLY)
+file(READ src/formats/native/modeling_baseq.py BASEQ_MODELING)
+configure_file(src/formats/native/modeling_source.cpp.in modeling_source.cpp @ONLY)
 
 foreach(recipe ${baseq_recipes})
   file(READ ${recipe} text)

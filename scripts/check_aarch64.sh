@@ -30,7 +30,7 @@ echo "compiled for aarch64: ${#sources[@]} files"
 # The integer kernels need no LibTorch, so they run as well.
 if command -v qemu-aarch64 >/dev/null; then
   aarch64-linux-gnu-g++ -std=c++20 -O2 -ffp-contract=off -Isrc tests/integer/compare_kernels.cpp \
-    src/integer/{integer,scalar,neon}_kernels.cpp -o $build/compare_kernels
+    src/integer/{integer,scalar,neon}_kernels.cpp src/integer/portable_rows.cpp -o $build/compare_kernels
   qemu-aarch64 -cpu max -L /usr/aarch64-linux-gnu $build/compare_kernels 300
 else
   echo "check_aarch64: NOT RUN: the integer kernels need qemu-aarch64; install qemu-user" >&2

@@ -25,10 +25,13 @@ ALLOWED = {
     "pipeline": {"io", "tokenizer", "quant", "transform", "model", "formats"},
     "export": {"io", "tokenizer", "quant", "transform", "model", "formats", "pipeline"},
     "eval": {"io", "tokenizer", "quant", "transform", "model", "formats", "pipeline"},
+    "report": {"io", "quant", "model", "pipeline", "eval"},
 }
 EVERYWHERE = {"baseq/tensor.h", "baseq/version.h"}
 # Each costs every user of a header many seconds per file; <ATen/core/Tensor.h> declares the type.
 NOT_IN_PUBLIC_HEADERS = {"torch/torch.h", "torch/all.h", "ATen/ATen.h"}
+
+UMBRELLA = "baseq.h"  # for whoever does not mind
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
 SUFFIXES = {".h", ".hpp", ".cuh", ".cpp", ".cu", ".inl"}
@@ -77,7 +80,7 @@ def violations_in(root: Path, file: PurePosixPath) -> list[str]:
         if not (match := INCLUDE.match(line)):
             continue
         name = match[2]
-        if file.is_relative_to("include") and name in NOT_IN_PUBLIC_HEADERS:
+        if file.is_relative_to("include") and name in NOT_IN_PUBLIC_HEADERS and file.name != UMBRELLA:
             found.append(f"{file}:{number}: a public header includes <{name}>; include <ATen/core/Tensor.h>")
         target = resolve(root, file, match[1] == '"', name)
         if target is None or module is None or target.relative_to(target.parts[0]).as_posix() in EVERYWHERE:

@@ -27,10 +27,12 @@ configure() {
     "${@:3}" 2>&1
 }
 
-configure tests/consumer "$work/build" -DCMAKE_DISABLE_FIND_PACKAGE_Eigen3=ON -DCMAKE_DISABLE_FIND_PACKAGE_fmt=ON >"$work/log" ||
+configure tests/consumer "$work/build" -DCMAKE_DISABLE_FIND_PACKAGE_Eigen3=ON -DCMAKE_DISABLE_FIND_PACKAGE_fmt=ON -DCMAKE_DISABLE_FIND_PACKAGE_spdlog=ON >"$work/log" ||
   { cat "$work/log"; exit 1; }
 cmake --build "$work/build"
-"$work/build/consumer"
+cp -r tests/data/tiny_llama_base "$work/model"
+cp tests/consumer/tokenizer.json "$work/model"
+"$work/build/consumer" "$work/model" README.md "$work/quantized"
 
 # expect TEXT NAME: an optional baseq is not found, for this reason, and CMake succeeds.
 expect() {

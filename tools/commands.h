@@ -71,5 +71,7 @@ void add_compare(CLI::App& app);
 void add_sweep(CLI::App& app);
 void add_update(CLI::App& app);
 void add_recipes(CLI::App& app);
+void add_generate(CLI::App& app);
+void add_bench(CLI::App& app);
 
 }  // namespace baseq::cli

@@ -16,6 +16,7 @@ namespace {
 struct CompareArguments {
   CommonOptions common;
   WindowOptions windows;
+  LoadOptions load;
   std::vector<std::string> models;
   std::string reference;
 };
@@ -54,7 +55,8 @@ void run(const CompareArguments& arguments) {
                                  format_bytes(summary.num_bytes)};
     if (evaluated) {
       entry.update(evaluate_model(path, model, read_windows(arguments.windows, model.checkpoint()),
-                                  {.reference = reference ? &*reference : nullptr,
+                                  {.load = arguments.load,
+                                   .reference = reference ? &*reference : nullptr,
                                    .activations_directory = {},
                                    .logits = {},
                                    .quiet = arguments.common.quiet}));
@@ -79,6 +81,8 @@ void add_compare(CLI::App& app) {
       ->required()
       ->transform(checkpoint_path());
   add_window_options(*command, arguments->windows);
+  add_arithmetic_options(*command, arguments->load);
+  begin_group(*command, "Comparison");
   command->add_option("--reference", arguments->reference, "Checkpoint for KL divergence and top-1 agreement")
       ->transform(checkpoint_path());
   add_common_options(*command, arguments->common, {.device = true, .threads = true, .quiet = true});

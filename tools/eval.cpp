@@ -6,6 +6,7 @@
 
 #include "baseq/pipeline/progress.h"
 #include "commands.h"
+#include "eval/evaluation_memory.h"
 #include "evaluation.h"
 #include "help.h"
 #include "output_files.h"
@@ -16,6 +17,7 @@ namespace {
 struct EvalArguments {
   CommonOptions common;
   WindowOptions windows;
+  LoadOptions load;
   std::string model, reference, logits;
   uint64_t memory = 0;  ///< bytes; 0: no limit
 };
@@ -69,7 +71,8 @@ void run(const EvalArguments& arguments) {
     write_logits = [&](const Tensor& rows) { logits->append("logits", rows); };
   }
   nlohmann::json json = evaluate_model(arguments.model, model, windows,
-                                       {.reference = reference ? &*reference : nullptr,
+                                       {.load = arguments.load,
+                                        .reference = reference ? &*reference : nullptr,
                                         .activations_directory = choose_activations(arguments, model.config(), windows),
                                         .logits = write_logits,
                                         .quiet = arguments.common.quiet});
@@ -103,6 +106,7 @@ void add_eval(CLI::App& app) {
       ->required()
       ->transform(checkpoint_path());
   add_window_options(*command, arguments->windows);
+  add_arithmetic_options(*command, arguments->load);
   begin_group(*command, "Comparison and output");
   command->add_option("--reference", arguments->reference, "Checkpoint to compare with: KL divergence, top-1 agreement")
       ->transform(checkpoint_path());

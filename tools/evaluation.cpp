@@ -3,7 +3,7 @@
 #include <spdlog/spdlog.h>
 
 #include "baseq/model/unused_tensors.h"
-#include "baseq/pipeline/calibration.h"
+#include "baseq/tokenizer/token_windows.h"
 #include "help.h"
 #include "progress_display.h"
 
@@ -22,6 +22,21 @@ void add_window_options(CLI::App& command, WindowOptions& options) {
       ->capture_default_str()
       ->check(CLI::Range(2, 1 << 24));
   command.add_option("--max-windows", options.max_windows, "Only the first N windows")->check(CLI::Range(1, 1 << 30));
+}
+
+void add_arithmetic_options(CLI::App& command, LoadOptions& options) {
+  begin_group(command, "Arithmetic of quantized checkpoints");
+  const std::map<std::string, Arithmetic> names{{"integer", Arithmetic::kInteger}, {"float", Arithmetic::kFloat}};
+  command
+      .add_option("--arithmetic", options.arithmetic,
+                  "integer: defined to the bit; float: products of dequantized weights")
+      ->transform(CLI::CheckedTransformer(names))
+      ->default_str("integer");
+  command
+      .add_option("--activation-bits", options.activation_bits,
+                  "Bits of inputs that the checkpoint does not quantize, with integers")
+      ->check(CLI::IsMember({8, 15}))
+      ->capture_default_str();
 }
 
 void warn_of_unused(const Model& model) {
@@ -65,9 +80,11 @@ nlohmann::json evaluate_model(const std::string& name, const Model& model, const
       release_free_memory();
       display.step(done, total, "blocks");
     };
-    result = evaluate(
-        model, windows, context.reference,
-        {.activations_directory = context.activations_directory, .progress = block_done, .logits = context.logits});
+    result = evaluate(model, windows, context.reference,
+                      {.load = context.load,
+                       .activations_directory = context.activations_directory,
+                       .progress = block_done,
+                       .logits = context.logits});
   }
   nlohmann::json json{{"model", name},
                       {"perplexity", result.perplexity},

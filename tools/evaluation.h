@@ -18,6 +18,9 @@ struct WindowOptions {
 /// --text, --tokens, --tokenizer, --seq-len and --max-windows.
 void add_window_options(CLI::App& command, WindowOptions& options);
 
+/// --arithmetic and --activation-bits.
+void add_arithmetic_options(CLI::App& command, LoadOptions& options);
+
 /// The windows [n, seq_len]; text is tokenized as `checkpoint` does, or by the tokenizer named.
 Tensor read_windows(const WindowOptions& options, const Checkpoint& checkpoint);
 
@@ -28,6 +31,7 @@ void warn_of_unused(const Model& model);
 Model opened(const std::string& path, at::Device device);
 
 struct EvaluationContext {
+  LoadOptions load;
   Reference* reference = nullptr;               ///< may be null
   std::filesystem::path activations_directory;  ///< see EvaluateOptions
   std::function<void(const Tensor&)> logits;    ///< see EvaluateOptions; may be empty

@@ -8,7 +8,6 @@
 
 #include "baseq/export/export_checkpoint.h"
 #include "baseq/formats/open_model.h"
-#include "baseq/io/dtype_name.h"
 #include "baseq/pipeline/quantize_checkpoint.h"
 #include "help.h"
 #include "output_files.h"
@@ -24,23 +23,15 @@ const std::map<std::string, at::ScalarType> kDtypes = {
 
 struct ExportArguments {
   CommonOptions common;
-  std::string model, format, output, dtype, gguf_type = "Q4_0";
+  std::string model, format, output, dtype, gguf_type = "Q4_0", gguf_head_type;
   int64_t shard_megabytes = 4768;
   bool dry_run = false, force = false;
 };
 
-std::string type_of(const PlannedTensor& tensor) {
-  return tensor.block_type.empty() ? dtype_name(tensor.dtype) : tensor.block_type;
-}
-
-const std::vector<int64_t>& shape_of(const PlannedTensor& tensor) {
-  return tensor.block_type.empty() ? tensor.shape : tensor.logical_shape;
-}
-
 nlohmann::json to_json(const ExportArguments& arguments, const ExportPlan& plan) {
   nlohmann::json tensors = nlohmann::json::array();
-  for (const PlannedTensor& tensor : plan.tensors) {
-    tensors.push_back({{"name", tensor.name}, {"dtype", type_of(tensor)}, {"shape", shape_of(tensor)}});
+  for (const auto& [name, type, shape] : plan.exported_tensors()) {
+    tensors.push_back({{"name", name}, {"dtype", type}, {"shape", shape}});
   }
   return {{"model", arguments.model},  {"format", arguments.format}, {"dry_run", arguments.dry_run},
           {"bytes", plan.num_bytes()}, {"config", plan.config},      {"tensors", tensors},
@@ -55,6 +46,7 @@ void run(const ExportArguments& arguments) {
   if (arguments.output.empty() && !arguments.dry_run) throw CLI::RequiredError("--output or --dry-run");
   const StoredModel model = open_model(arguments.model);
   ExportOptions options{.format = export_format(arguments.format), .gguf_type = arguments.gguf_type};
+  if (!arguments.gguf_head_type.empty()) options.gguf_head_type = arguments.gguf_head_type;
   if (!arguments.dtype.empty()) options.dtype = kDtypes.at(arguments.dtype);
   const ExportPlan plan = plan_export(model, options);
   const CheckpointWriter::Options output{.shard_bytes = arguments.shard_megabytes << 20, .force = arguments.force};
@@ -62,8 +54,8 @@ void run(const ExportArguments& arguments) {
   for (const std::string& warning : plan.warnings) spdlog::warn("{}", warning);
   nlohmann::json report = to_json(arguments, plan);
   if (arguments.dry_run) {
-    for (const PlannedTensor& tensor : plan.tensors) {
-      print_text("  {:<60} {:<5} [{}]\n", tensor.name, type_of(tensor), fmt::join(shape_of(tensor), ", "));
+    for (const auto& [name, type, shape] : plan.exported_tensors()) {
+      print_text("  {:<60} {:<5} [{}]\n", name, type, fmt::join(shape, ", "));
     }
   } else {
     if (!arguments.common.quiet) {
@@ -109,6 +101,10 @@ void add_export(CLI::App& app) {
       ->capture_default_str()
       ->check(CLI::IsMember({"F16", "Q8_0", "Q4_0", "Q4_1"}));
   command
+      ->add_option("--gguf-head-type", arguments->gguf_head_type,
+                   "Type of embedding and head, with --format gguf (default: Q8_0 beside quantized linears)")
+      ->check(CLI::IsMember({"F16", "Q8_0"}));
+  command
       ->add_option("--dtype", arguments->dtype,
                    "Of what stays in floating point, with other formats than gguf (default: float16 for gptq and awq, "
                    "else bfloat16)")
@@ -131,8 +127,8 @@ void add_export(CLI::App& app) {
       "  baseq export out --format gguf --gguf-type Q4_0 --output out.gguf");
   command->callback([arguments, command] {
     const bool gguf = arguments->format == "gguf";
-    for (const char* option : {"--gguf-type", "--dtype", "--shard-size"}) {
-      const bool of_gguf = std::string(option) == "--gguf-type";
+    for (const char* option : {"--gguf-type", "--gguf-head-type", "--dtype", "--shard-size"}) {
+      const bool of_gguf = std::string_view(option).starts_with("--gguf");
       if (command->count(option) == 0 || of_gguf == gguf) continue;
       throw CLI::ValidationError(option, of_gguf ? "only --format gguf has types" : "not with --format gguf");
     }

@@ -68,6 +68,8 @@ void run(const InspectArguments& arguments) {
     num_values += info.numel();
     tensors.push_back({{"name", name}, {"dtype", dtype_name(info.dtype)}, {"shape", info.shape}});
   }
+  nlohmann::json bits_by_linear = nlohmann::json::object();
+  for (const auto& [linear, stored] : stored_bits(model.stored())) bits_by_linear[linear] = stored.per_weight();
   print_text("{}\n  format        {}\n  architecture  {}\n", arguments.model, describe_format(model.stored()),
              config.architecture);
   print_text("  layers        {}, hidden {}, heads {} of {}, key/value heads {}, ffn {}, vocabulary {}\n",
@@ -96,6 +98,7 @@ void run(const InspectArguments& arguments) {
                                 {"format", model.stored().format},
                                 {"bytes_by_type", model.stored().bytes_by_type},
                                 {"bits_per_weight", bits_per_weight(model.stored())},
+                                {"bits_by_linear", bits_by_linear},
                                 {"tensors", tensors},
                                 {"unused_tensors", model.unused_names()}});
 }

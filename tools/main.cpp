@@ -62,6 +62,8 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   baseq::cli::add_quantize(app);
   baseq::cli::add_eval(app);
+  baseq::cli::add_generate(app);
+  baseq::cli::add_bench(app);
   baseq::cli::add_inspect(app);
   baseq::cli::add_tokenize(app);
   baseq::cli::add_export(app);

@@ -1,9 +1,11 @@
 #include "preflight.h"
 
+#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
 
-#include "baseq/pipeline/calibration.h"
+#include <algorithm>
+
 #include "output_files.h"
 
 namespace baseq::cli {
@@ -23,21 +25,16 @@ QuantizeOptions options_of(const QuantizeArguments& arguments) {
 }
 
 /// Makes the run fit --memory and says how, or says what would be enough.
-void fit(const QuantizeArguments& arguments, PreparedRun& prepared, std::vector<std::string>& problems) {
-  QuantizeOptions& options = prepared.run.options;
-  const Recipe& recipe = prepared.run.recipe;
-  const Tensor& windows = prepared.run.windows;
-  const int64_t num_windows = windows.defined() ? windows.size(0) : 0;
-  const MemoryFit fit = fit_memory(*prepared.checkpoint, recipe, num_windows, windows.defined() ? windows.size(1) : 0,
-                                   static_cast<int64_t>(arguments.memory));
-  const std::string budget = format_bytes(static_cast<int64_t>(arguments.memory));
-  if (!fit.choice) {
-    problems.push_back(
-        fmt::format("--memory {}: too little; at least {} are needed with activations on disk and {} tokens a batch{}",
-                    budget, format_bytes(fit.smallest.bytes), fit.smallest.tokens_per_batch,
-                    num_windows > 0 ? " (a smaller calibration.seq_len needs less)" : ""));
-    return;
-  }
+void fit(const QuantizeArguments& arguments, PreparedRun& prepared) {
+  QuantizeOptions& options = prepared.job.options;
+  const auto bytes = static_cast<int64_t>(arguments.memory);
+  const MemoryFit fit = fit_memory(prepared.job, bytes);
+  const std::string budget = format_bytes(bytes);
+  TORCH_CHECK(
+      fit.choice.has_value(),
+      fmt::format("--memory {}: too little; at least {} are needed with activations on disk and {} tokens a batch{}",
+                  budget, format_bytes(fit.smallest.bytes), fit.smallest.tokens_per_batch,
+                  prepared.job.windows.defined() ? " (a smaller calibration.seq_len needs less)" : ""));
   options.tokens_per_batch = fit.choice->tokens_per_batch;
   if (fit.choice->activations_on_disk) options.activations_directory = beside(arguments.output);
   prepared.memory_choice = fmt::format("--memory {}: activations {}, {} tokens a batch; about {} needed", budget,
@@ -70,7 +67,7 @@ void check_quantize_outputs(const QuantizeArguments& arguments) {
 
 PreparedRun prepare(const QuantizeArguments& arguments) {
   PreparedRun prepared;
-  StoredRun& run = prepared.run;
+  Job& job = prepared.job;
   std::vector<std::string> problems;
   // What one step finds wrong does not keep the others from looking.
   const auto attempt = [&](const auto& step) {
@@ -82,38 +79,33 @@ PreparedRun prepare(const QuantizeArguments& arguments) {
       return false;
     }
   };
-  run.model = arguments.model;
-  run.output = arguments.output;
-  attempt([&] { run.options = options_of(arguments); });
+  job.model = std::filesystem::path(arguments.model);
+  job.output = arguments.output;
+  attempt([&] { job.options = options_of(arguments); });
   attempt([&] { check_quantize_outputs(arguments); });
-  const bool has_recipe = attempt([&] { run.recipe = read_recipe(arguments.recipe, arguments.overrides); });
-  attempt([&] { prepared.checkpoint = std::make_unique<Checkpoint>(run.model); });
+  const bool has_recipe = attempt([&] { job.recipe = read_recipe(arguments.recipe, arguments.overrides); });
   if (has_recipe) {
-    attempt([&] {
-      TORCH_CHECK(!arguments.calibration.empty() || !run.recipe.needs_calibration(), "recipe \"", run.recipe.name,
+    const bool has_windows = attempt([&] {
+      TORCH_CHECK(!arguments.calibration.empty() || !job.recipe.needs_calibration(), "recipe \"", job.recipe.name,
                   "\" needs calibration data: pass --calibration FILE");
-      if (arguments.calibration.empty()) return;
-      const Tensor windows = read_calibration(
-          arguments.calibration, run.model / "tokenizer.json",
-          {.num_samples = run.recipe.num_samples, .seq_len = run.recipe.seq_len, .seed = arguments.common.seed});
-      const nlohmann::json known =
-          prepared.checkpoint ? prepared.checkpoint->config().value("vocab_size", nlohmann::json()) : nlohmann::json();
-      if (known.is_number_integer()) check_token_ids(windows, known.get<int64_t>(), arguments.calibration);
-      run.windows = windows;
+      if (!arguments.calibration.empty()) job.windows = calibration_windows(arguments.calibration, job);
     });
+    // The rest is looked at as if they were there.
+    if (!has_windows) job.windows = at::zeros({job.recipe.num_samples, job.recipe.seq_len}, at::kLong);
+    if (arguments.memory > 0) attempt([&] { fit(arguments, prepared); });
+    prepared.plan = plan(job);
+  } else {
+    attempt([&] { (void)Checkpoint(arguments.model); });
   }
-  if (has_recipe && prepared.checkpoint) {
-    if (arguments.memory > 0) attempt([&] { fit(arguments, prepared, problems); });
-    attempt([&] { prepared.plan = plan_run(*prepared.checkpoint, run.recipe, run.windows, run.output, run.options); });
-    problems.insert(problems.end(), prepared.plan.problems.begin(), prepared.plan.problems.end());
+  for (const std::string& problem : prepared.plan.problems) {
+    if (std::find(problems.begin(), problems.end(), problem) == problems.end()) problems.push_back(problem);
   }
   if (!problems.empty()) throw_problems(problems);
   return prepared;
 }
 
-void print_plan(const QuantizeArguments& arguments, const PreparedRun& prepared, double seconds) {
-  const RunPlan& plan = prepared.plan;
-  print_text("{}: {} blocks, nothing found that would stop this run\n", prepared.run.model.string(), plan.num_blocks);
+void print_plan(const QuantizeArguments& arguments, const RunPlan& plan, double seconds) {
+  print_text("{}: {} blocks, nothing found that would stop this run\n", arguments.model, plan.num_blocks);
   print_text("  memory  {}, estimated\n", format_bytes(plan.memory.bytes()));
   nlohmann::json memory = nlohmann::json::object(), disk = nlohmann::json::object();
   for (const auto& [what, bytes] : plan.memory.parts) {

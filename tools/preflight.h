@@ -1,6 +1,5 @@
 #pragma once
 
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -22,12 +21,11 @@ struct QuantizeArguments {
 /// The recipe of a name or a file with the values of --set, "KEY=VALUE".
 Recipe read_recipe(const std::string& recipe, const std::vector<std::string>& overrides);
 
-/// A run that the command line describes, looked at from all sides before it starts.
+/// A job that the command line describes, looked at from all sides before it starts.
 struct PreparedRun {
-  StoredRun run;
-  std::unique_ptr<Checkpoint> checkpoint;
-  RunPlan plan;
-  std::string memory_choice;  ///< what --memory led to, a sentence; empty without it
+  Job job{};
+  RunPlan plan{};
+  std::string memory_choice{};  ///< what --memory led to, a sentence; empty without it
 };
 
 /// Checks the files of --json and --log-json, see check_outputs().
@@ -40,6 +38,6 @@ PreparedRun prepare(const QuantizeArguments& arguments);
 [[noreturn]] void throw_problems(const std::vector<std::string>& problems);
 
 /// What --dry-run says: needs of memory, disk and time.
-void print_plan(const QuantizeArguments& arguments, const PreparedRun& prepared, double seconds);
+void print_plan(const QuantizeArguments& arguments, const RunPlan& plan, double seconds);
 
 }  // namespace baseq::cli

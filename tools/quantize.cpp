@@ -46,18 +46,17 @@ nlohmann::json describe_blocks(const RunRecord& record) {
 /// The run of --resume, with what it was started with.
 PreparedRun stored_run(const QuantizeArguments& arguments) {
   check_quantize_outputs(arguments);
-  PreparedRun prepared{.run = read_stored_run(arguments.resume)};
-  const std::filesystem::path& output = prepared.run.output;
+  StoredRun stored = read_stored_run(arguments.resume);
+  const std::filesystem::path& output = stored.job.output;
   const bool taken = std::filesystem::exists(output) && !std::filesystem::is_empty(output);
-  TORCH_CHECK(prepared.run.options.output.force || !taken, "--resume ", arguments.resume, ": ", output.string(),
+  TORCH_CHECK(stored.job.options.output.force || !taken, "--resume ", arguments.resume, ": ", output.string(),
               " exists. If it is the result of this run, ", arguments.resume, " is no longer needed; move ",
               output.string(), " away to have it written again");
   CommonOptions common = arguments.common;
-  common.threads = static_cast<int>(prepared.run.num_threads);
-  common.device = prepared.run.options.device.str();
+  common.threads = static_cast<int>(stored.num_threads);
+  common.device = stored.job.options.device.str();
   apply(common);
-  prepared.checkpoint = std::make_unique<Checkpoint>(prepared.run.model);
-  return prepared;
+  return {.job = std::move(stored.job)};
 }
 
 void say(const QuantizeArguments& arguments, const PreparedRun& prepared) {
@@ -73,8 +72,8 @@ void run(const QuantizeArguments& arguments) {
   const auto start = std::chrono::steady_clock::now();
   return_freed_memory(kLargestPiece);
   PreparedRun prepared = arguments.resume.empty() ? prepare(arguments) : stored_run(arguments);
-  auto& [model, output, recipe, windows, options, num_threads] = prepared.run;
-  const Checkpoint& checkpoint = *prepared.checkpoint;
+  Job& job = prepared.job;
+  QuantizeOptions& options = job.options;
   if (!arguments.dry_run) {
     // Also without a work directory: a run that is asked to stop removes what it wrote.
     catch_stop_signals();
@@ -82,20 +81,20 @@ void run(const QuantizeArguments& arguments) {
   }
   say(arguments, prepared);
   if (arguments.dry_run) {
-    print_plan(arguments, prepared, estimate_seconds(checkpoint, recipe, windows, options));
+    print_plan(arguments, prepared.plan, estimate_seconds(job));
     return;
   }
   if (!options.activations_directory.empty()) std::filesystem::create_directories(options.activations_directory);
   EventLog log(arguments.log);
   {
     ProgressDisplay display(arguments.common.quiet);
-    options.progress = [&](const ProgressEvent& event) {
+    job.progress = [&](const ProgressEvent& event) {
       display.show(event);
       log.write(event);
       if (std::holds_alternative<BlockFinished>(event)) release_free_memory();
     };
     try {
-      quantize_checkpoint(checkpoint, recipe, windows, output, options);
+      quantize(job);
     } catch (const Interrupted& interrupted) {
       if (options.work_directory.empty()) throw;
       throw Interrupted(fmt::format("{}; continue with: baseq quantize --resume {}", interrupted.what(),
@@ -103,20 +102,21 @@ void run(const QuantizeArguments& arguments) {
     }
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  const int64_t bytes = Checkpoint(output).num_bytes();
-  const bool untied = recipe.rotates_residual() && checkpoint.config().value("tie_word_embeddings", false);
+  const Checkpoint original(std::get<std::filesystem::path>(job.model));
+  const int64_t bytes = Checkpoint(job.output).num_bytes();
+  const bool untied = job.recipe.rotates_residual() && original.config().value("tie_word_embeddings", false);
   print_text("{}\n  recipe       {}\n  size         {} (original {}{})\n  time         {}\n  peak memory  {}\n",
-             output.string(), recipe.name, format_bytes(bytes), format_bytes(checkpoint.num_bytes()),
+             job.output.string(), job.recipe.name, format_bytes(bytes), format_bytes(original.num_bytes()),
              untied ? "; once rotated, head and embedding differ and are both stored" : "", format_seconds(seconds),
              format_bytes(peak_memory_bytes()));
   if (!options.work_directory.empty() && !arguments.common.quiet) {
     spdlog::info("{} is no longer needed", options.work_directory.string());
   }
-  write_json(arguments.common, {{"recipe", recipe.to_json()},
+  write_json(arguments.common, {{"recipe", job.recipe.to_json()},
                                 {"seconds", seconds},
                                 {"peak_memory_bytes", peak_memory_bytes()},
                                 {"output_bytes", bytes},
-                                {"blocks", describe_blocks(read_run_log(output / kRunLogFile))}});
+                                {"blocks", describe_blocks(read_run_log(job.output / kRunLogFile))}});
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-#include "baseq/eval/report.h"
+#include "baseq/report/report.h"
 
 #include <fmt/format.h>
 

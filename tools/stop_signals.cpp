@@ -7,12 +7,13 @@
 namespace baseq::cli {
 namespace {
 
-std::atomic<bool> requested{false};
+std::atomic<bool> requested{false}, other_than_interrupt{false};
 std::atomic<void (*)(int)> forward_to{nullptr};
 
 void handle(int signal) {
   const int error = errno;
   requested = true;
+  if (signal != SIGINT) other_than_interrupt = true;
   if (const auto forward = forward_to.load()) {
     forward(signal);
   } else if (signal == SIGINT || signal == SIGTERM) {
@@ -42,5 +43,15 @@ void forward_stop_signals(void (*forward)(int)) {
 }
 
 bool stop_requested() { return requested; }
+
+bool only_interrupted() { return requested && !other_than_interrupt; }
+
+void release_stop_signals() {
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGPIPE}) {
+    struct sigaction action {};
+    if (::sigaction(signal, nullptr, &action) == 0 && action.sa_handler == handle) std::signal(signal, SIG_DFL);
+  }
+  requested = other_than_interrupt = false;
+}
 
 }  // namespace baseq::cli

@@ -5,8 +5,9 @@
 #include <filesystem>
 #include <memory>
 
+#include "baseq/formats/open_model.h"
 #include "baseq/io/safetensors.h"
-#include "baseq/pipeline/calibration.h"
+#include "baseq/tokenizer/token_windows.h"
 #include "help.h"
 #include "output_files.h"
 
@@ -24,16 +25,9 @@ void run(const TokenizeArguments& arguments) {
   const OutputFile output{"--output", arguments.output, kTokenIdsMark};
   check_outputs(arguments.common, {output});
   const auto start = std::chrono::steady_clock::now();
-  const std::filesystem::path model(arguments.model);
-  const Tokenizer tokenizer(std::filesystem::is_directory(model) ? model / "tokenizer.json" : model);
-  Tensor ids = tokenize_file(arguments.text, tokenizer).to(at::kInt);
+  Tensor ids = tokenize_file(arguments.text, open_tokenizer(arguments.model)).to(at::kInt);
   const int64_t num_tokens = ids.numel();
-  if (arguments.seq_len > 0) {
-    const int64_t num_windows = num_tokens / arguments.seq_len;
-    TORCH_CHECK(num_windows > 0, arguments.text, ": holds ", num_tokens, " tokens but a window needs ",
-                arguments.seq_len);
-    ids = ids.narrow(0, 0, num_windows * arguments.seq_len).view({num_windows, arguments.seq_len});
-  }
+  if (arguments.seq_len > 0) ids = split_windows(ids, arguments.seq_len);
   check_output_file(output.option, output.path, output.mark);
   save_safetensors(arguments.output, {{"input_ids", ids}}, {{"baseq", "token ids"}, {"format", "pt"}});
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -56,7 +50,7 @@ void add_tokenize(CLI::App& app) {
   auto arguments = std::make_shared<TokenizeArguments>();
   CLI::App* command =
       app.add_subcommand("tokenize", "Token ids of a text, for eval --tokens and quantize --calibration");
-  command->add_option("model", arguments->model, "Checkpoint directory, org/name, or a tokenizer.json")
+  command->add_option("model", arguments->model, "Checkpoint directory, GGUF file, org/name, or a tokenizer.json")
       ->required()
       ->transform(CLI::ExistingFile | checkpoint_directory());
   begin_group(*command, "Text and output");

@@ -2,9 +2,9 @@
 
 #include <memory>
 
-#include "baseq/model/modeling_source.h"
-#include "baseq/model/update_modeling.h"
+#include "baseq/formats/update_modeling.h"
 #include "baseq/version.h"
+#include "formats/native/modeling_source.h"
 #include "help.h"
 #include "output_files.h"
 

@@ -4,7 +4,9 @@
 
 namespace baseq {
 
-/// The version of the library that runs, such as "0.1.0".
+/// The version of the library that runs, such as "0.1.0"; `find_package(baseq 0.1)` asks for that of the headers.
+///
+///     std::printf("baseq %s, %s\n", baseq::version().c_str(), baseq::instruction_set().c_str());
 std::string version();
 
 /// The properties of this processor that the last bits of a result depend on: LibTorch's choice of kernels, and the

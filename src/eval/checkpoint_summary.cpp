@@ -15,14 +15,18 @@ namespace {
 /// The tensors of a linear that count.
 constexpr std::string_view kParts[] = {".weight", ".weight_packed", ".weight_scale", ".weight_zero_point",
                                        ".lora_A", ".lora_B",        ".lora_A_scale", ".lora_B_scale"};
+constexpr std::string_view kShape = ".weight_shape";
 
 }  // namespace
 
-double bits_per_weight(const StoredModel& model) {
-  double bits = 0, weights = 0;
+std::map<std::string, StoredBits> stored_bits(const StoredModel& model) {
+  std::map<std::string, StoredBits> found;
   for (const std::string& name : model.tensors.names()) {
     if (!name.starts_with("model.layers.")) continue;
-    if (name.ends_with(".weight_shape")) weights += model.tensors.tensor(name).to(at::kDouble).prod().item<double>();
+    if (name.ends_with(kShape)) {
+      found[name.substr(0, name.size() - kShape.size())].weights +=
+          model.tensors.tensor(name).to(at::kDouble).prod().item<double>();
+    }
     const auto* part =
         std::find_if(std::begin(kParts), std::end(kParts), [&](auto end) { return name.ends_with(end); });
     if (part == std::end(kParts)) continue;
@@ -30,18 +34,28 @@ double bits_per_weight(const StoredModel& model) {
     const auto count = static_cast<double>(info.numel());
     const bool is_matrix = *part == ".weight";
     if (is_matrix && info.shape.size() != 2) continue;  // a norm
+    const std::string linear = name.substr(0, name.size() - part->size());
     double value_bits = 8.0 * static_cast<double>(c10::elementSize(info.dtype));
-    const auto linear = model.linears.find(name.substr(0, name.size() - part->size()));
+    const auto format = model.linears.find(linear);
     // Reading GPTQ, AWQ and GGUF unpacks codes and zero points.
     const bool is_code = is_matrix || *part == ".weight_zero_point";
-    if (is_code && linear != model.linears.end() && linear->second.codes == LinearFormat::Codes::kInt8 &&
-        linear->second.weights && model.format != "compressed-tensors") {
-      value_bits = static_cast<double>(linear->second.weights->num_bits);
+    if (is_code && format != model.linears.end() && format->second.codes == LinearFormat::Codes::kInt8 &&
+        format->second.weights && model.format != "compressed-tensors") {
+      value_bits = static_cast<double>(format->second.weights->num_bits);
     }
-    bits += count * value_bits;
-    if (is_matrix) weights += count;
+    found[linear].bits += count * value_bits;
+    if (is_matrix) found[linear].weights += count;
   }
-  return weights > 0 ? bits / weights : 0;
+  return found;
+}
+
+double bits_per_weight(const StoredModel& model) {
+  StoredBits all;
+  for (const auto& [linear, stored] : stored_bits(model)) {
+    all.bits += stored.bits;
+    all.weights += stored.weights;
+  }
+  return all.per_weight();
 }
 
 std::string describe(const std::optional<QuantSpec>& spec) {
@@ -82,6 +96,8 @@ CheckpointSummary summarize(const Model& model) {
   if (quantization && quantization->lora_rank > 0) {
     summary.weights += fmt::format(", corrections of rank {}", quantization->lora_rank);
   }
+  if (quantization && quantization->head) summary.weights += "; head " + describe(quantization->head);
+  if (quantization && quantization->embedding) summary.weights += "; embedding " + describe(quantization->embedding);
   summary.input_activations = describe(quantization ? quantization->input_activations : std::nullopt);
   summary.kv_cache = describe(quantization ? quantization->kv_cache : std::nullopt);
   summary.format = model.stored().format;
@@ -94,6 +110,8 @@ CheckpointSummary summarize(const Model& model) {
     }
   }
   summary.bits_per_weight = bits_per_weight(model.stored());
+  summary.linears = stored_bits(model.stored());
+  summary.uniform = !quantization || quantization->uniform;
   return summary;
 }
 

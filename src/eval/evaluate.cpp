@@ -7,8 +7,11 @@
 #include <algorithm>
 #include <cmath>
 
-#include "../quant/finite.h"
+#include "baseq/formats/layer_tensors.h"
 #include "baseq/pipeline/activations.h"
+#include "baseq/pipeline/footprint.h"
+#include "eval/evaluation_memory.h"
+#include "quant/finite.h"
 
 namespace baseq {
 namespace {
@@ -38,8 +41,8 @@ class FiniteCheck {
         "values stop being finite in {}, first in window {} of {}: {}", place, window + 1, num_windows_,
         tensor.empty() ? "its tensors are finite, so its activations overflow" : tensor + " holds NaN or infinity");
   }
-  void look_at_head(bool finite, int64_t window, const Linear& head) {
-    look(finite, window, "the head", [&] { return first_not_finite({{"its weight", head.weight}}); });
+  void look_at_head(bool finite, int64_t window, const Model& model) {
+    look(finite, window, "the head", [&] { return first_not_finite({{"its weight", model.lm_head().weight}}); });
   }
   const std::string& found() const { return found_; }
 
@@ -49,8 +52,9 @@ class FiniteCheck {
 };
 
 /// Hidden states after the last norm, [n, seq, hidden].
-Tensor hidden_states(const Model& model, const Tensor& windows, const std::filesystem::path& directory,
+Tensor hidden_states(const Model& model, const Tensor& windows, const EvaluateOptions& options,
                      const std::function<void()>& block_done, FiniteCheck& check) {
+  const std::filesystem::path& directory = options.activations_directory;
   const std::vector<int64_t> shape{windows.size(0), windows.size(1), model.config().hidden_size};
   const auto compute = at::TensorOptions().dtype(model.options().dtype).device(model.options().device);
   const ActivationStorage storage{.dtype = model.options().dtype, .directory = directory};
@@ -62,17 +66,18 @@ Tensor hidden_states(const Model& model, const Tensor& windows, const std::files
   }
   const RotaryEmbedding rope = model.rotary(windows.size(1));
   for (int64_t i = 0; i < model.config().num_hidden_layers; ++i) {
-    const DecoderLayer layer = model.layer(i);
+    const DecoderLayer layer = model.layer(i, options.load);
     for (int64_t n = 0; n < hidden.size(0); ++n) {
       const Tensor window = hidden.narrow(0, n, 1);
       const Tensor output = layer.forward(window.to(compute), rope);
-      check.look(all_finite(output), n, fmt::format("model.layers.{}", i),
-                 [&] { return first_not_finite(layer_tensors(layer, layer_prefix(i), model.options().dtype)); });
+      check.look(all_finite(output), n, fmt::format("model.layers.{}", i), [&] {
+        return first_not_finite(layer_tensors(model.layer(i), layer_prefix(i), model.options().dtype));
+      });
       window.copy_(output);
     }
     block_done();
   }
-  const RmsNorm norm = model.final_norm();
+  const RmsNorm norm = model.final_norm(options.load);
   for (int64_t n = 0; n < hidden.size(0); ++n) {
     const Tensor normed = norm.forward(hidden[n].to(compute));
     check.look(all_finite(normed), n, "the final norm", [&] {
@@ -83,8 +88,8 @@ Tensor hidden_states(const Model& model, const Tensor& windows, const std::files
   return hidden;
 }
 
-bool is_known(const Reference& reference, const Tensor& windows) {
-  return reference.windows.defined() && at::equal(reference.windows, windows);
+bool is_known(const Reference& reference, const Tensor& windows, const LoadOptions& load) {
+  return reference.windows.defined() && at::equal(reference.windows, windows) && reference.load == load;
 }
 
 /// Of the tokens `targets`, summed; not finite as soon as one value of a row of logits is not.
@@ -94,14 +99,6 @@ double loss_of(const Tensor& log_probabilities, const Tensor& targets) {
 
 }  // namespace
 
-Tensor split_windows(const Tensor& ids, int64_t seq_len, int64_t max_windows) {
-  TORCH_CHECK(seq_len >= 2, "split_windows: seq_len is ", seq_len, " but a window needs at least 2 tokens");
-  int64_t n = ids.numel() / seq_len;
-  TORCH_CHECK(n > 0, "split_windows: the text has ", ids.numel(), " tokens but a window needs ", seq_len);
-  if (max_windows > 0) n = std::min(n, max_windows);
-  return ids.reshape({-1}).narrow(0, 0, n * seq_len).view({n, seq_len});
-}
-
 Evaluation evaluate(const Model& model, const Tensor& windows, Reference* reference, const EvaluateOptions& options) {
   const c10::NoGradGuard no_grad;
   TORCH_CHECK(windows.dim() == 2 && windows.size(1) >= 2, "evaluate: expected windows [n, seq_len >= 2], got ",
@@ -109,7 +106,7 @@ Evaluation evaluate(const Model& model, const Tensor& windows, Reference* refere
   TORCH_CHECK(!reference || reference->model.config().vocab_size == model.config().vocab_size,
               "evaluate: the reference has a vocabulary of ", reference ? reference->model.config().vocab_size : 0,
               " but the model one of ", model.config().vocab_size);
-  const bool runs_reference = reference && !is_known(*reference, windows);
+  const bool runs_reference = reference && !is_known(*reference, windows, options.load);
   int64_t done = 0;
   const int64_t total =
       model.config().num_hidden_layers + (runs_reference ? reference->model.config().num_hidden_layers : 0);
@@ -117,16 +114,16 @@ Evaluation evaluate(const Model& model, const Tensor& windows, Reference* refere
     if (options.progress) options.progress(++done, total);
   };
   FiniteCheck finite(windows.size(0));
-  const Tensor hidden = hidden_states(model, windows, options.activations_directory, block_done, finite);
+  const Tensor hidden = hidden_states(model, windows, options, block_done, finite);
   FiniteCheck reference_finite(windows.size(0), reference && !runs_reference ? reference->not_finite : "");
   if (runs_reference) {
     reference->hidden_states.reset();
-    reference->hidden_states =
-        hidden_states(reference->model, windows, options.activations_directory, block_done, reference_finite);
+    reference->hidden_states = hidden_states(reference->model, windows, options, block_done, reference_finite);
     reference->windows = windows;
+    reference->load = options.load;
   }
-  const Linear head = model.lm_head();
-  const Linear reference_head = reference ? reference->model.lm_head() : Linear();
+  const Linear head = model.lm_head(options.load);
+  const Linear reference_head = reference ? reference->model.lm_head(options.load) : Linear();
 
   const int64_t predictions = windows.size(1) - 1;
   double loss = 0, kl = 0, agreed = 0;
@@ -140,11 +137,11 @@ Evaluation evaluate(const Model& model, const Tensor& windows, Reference* refere
       log_p = at::log_softmax(log_p, -1);
       const Tensor next = targets.narrow(0, begin, count);
       const double model_loss = loss_of(log_p, next);
-      finite.look_at_head(std::isfinite(model_loss), n, head);
+      finite.look_at_head(std::isfinite(model_loss), n, model);
       loss += model_loss;
       if (!reference) continue;
       const Tensor log_r = at::log_softmax(reference_head.forward(rows(reference->hidden_states)), -1);
-      reference_finite.look_at_head(std::isfinite(loss_of(log_r, next)), n, reference_head);
+      reference_finite.look_at_head(std::isfinite(loss_of(log_r, next)), n, reference->model);
       agreed += (log_p.argmax(-1) == log_r.argmax(-1)).sum().item<double>();
       kl += (log_r.exp() * (log_r - log_p)).sum(-1).sum(at::kDouble).item<double>();
     }

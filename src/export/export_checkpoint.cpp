@@ -11,10 +11,10 @@
 #include "baseq/io/apart.h"
 #include "baseq/io/output_file.h"
 #include "baseq/io/side_files.h"
-#include "baseq/model/modeling_source.h"
 #include "baseq/model/unused_tensors.h"
 #include "baseq/pipeline/run_log.h"
 #include "formats/export_source.h"
+#include "formats/native/modeling_source.h"
 #include "io/files.h"
 #include "pipeline/run_description.h"
 
@@ -42,7 +42,7 @@ ExportPlan plan_format(std::shared_ptr<const ExportSource> source, at::ScalarTyp
     case ExportFormat::kPeft:
       return plan_peft(std::move(source), dtype);
     case ExportFormat::kGguf:
-      return plan_gguf(std::move(source), options.gguf_type);
+      return plan_gguf(std::move(source), options.gguf_type, options.gguf_head_type);
   }
   TORCH_INTERNAL_ASSERT(false, "unknown ExportFormat");
 }
@@ -59,7 +59,7 @@ std::vector<std::string> check_source(const ExportSource& source) {
 
 /// The side files that an export copies: none into a file, and none of those next to one, which need not belong to it.
 SideFiles side_files(const Checkpoint& checkpoint, const ExportPlan& plan) {
-  if (plan.write_file || checkpoint.directory() != checkpoint.path()) return {};
+  if (plan.single_file || checkpoint.directory() != checkpoint.path()) return {};
   nlohmann::json config = checkpoint.config();
   const nlohmann::json own{{"AutoModelForCausalLM", kModelingClass}};
   if (config.value("auto_map", nlohmann::json()) == own) config.erase("auto_map");
@@ -78,8 +78,9 @@ std::string source_readme(const Checkpoint& checkpoint, const ExportPlan& plan) 
 /// Bytes on the disk: of tensors, their entries in headers and index, configuration and side files.
 int64_t written_bytes(const Checkpoint& checkpoint, const ExportPlan& plan) {
   constexpr int64_t kEntry = 128, kConfiguration = 32 << 10;
-  int64_t bytes = plan.num_bytes() + plan.num_extra_bytes + side_files(checkpoint, plan).num_bytes();
-  if (!plan.write_file) bytes += kEntry * static_cast<int64_t>(plan.tensors.size()) + kConfiguration;
+  int64_t bytes = plan.num_bytes() + side_files(checkpoint, plan).num_bytes();
+  bytes += plan.single_file ? plan.single_file->num_header_bytes
+                            : kEntry * static_cast<int64_t>(plan.tensors.size()) + kConfiguration;
   for (const auto& [name, content] : plan.files) bytes += static_cast<int64_t>(content.size());
   return bytes;
 }
@@ -128,9 +129,9 @@ ExportPlan plan_export(const StoredModel& model, const ExportOptions& options) {
 void check_export_place(const Checkpoint& checkpoint, const ExportPlan& plan, const std::filesystem::path& output,
                         const CheckpointWriter::Options& options) {
   const int64_t num_bytes = written_bytes(checkpoint, plan);
-  if (plan.write_file) {
+  if (plan.single_file) {
     check_apart(output, checkpoint.path());
-    return check_gguf_output(output, options.force, num_bytes);
+    return plan.single_file->check_output(output, options.force, num_bytes);
   }
   CheckpointWriter::check_place(output, writer_options(checkpoint, options));
   check_disk_space("export", output, num_bytes);
@@ -140,9 +141,9 @@ void write_export(const Checkpoint& checkpoint, const ExportPlan& plan, const st
                   const CheckpointWriter::Options& options,
                   const std::function<void(int64_t done, int64_t total)>& progress) {
   const c10::NoGradGuard no_grad;
-  if (plan.write_file) {
+  if (plan.single_file) {
     check_apart(output, checkpoint.path());
-    return plan.write_file(plan, output, options.force, progress);
+    return plan.single_file->write(plan, output, options.force, progress);
   }
   CheckpointWriter writer(output, writer_options(checkpoint, options));
   const auto total = static_cast<int64_t>(plan.tensors.size());

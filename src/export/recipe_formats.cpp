@@ -32,7 +32,9 @@ bool transforms_online(const Recipe& recipe) {
 }  // namespace
 
 std::vector<std::string> export_formats(const Recipe& recipe) {
-  const auto& [weights, activations, cache] = recipe.grids;
+  const auto& weights = recipe.grids.weights;
+  const auto& activations = recipe.grids.input_activations;
+  const auto& cache = recipe.grids.kv_cache;
   const RoundStep* round = recipe.round_step();
   const bool low_rank = round != nullptr && round->low_rank;
   const bool weights_alone = !activations && !cache;

@@ -37,13 +37,12 @@ ExportPlan plan_dense_parts(std::shared_ptr<const ExportSource> source, at::Scal
                             const std::function<void(ExportPlan&, const SourceLinear&)>& plan_linear,
                             const std::function<void(const Checkpoint&, const SourceLinear&)>& check_linear) {
   ExportPlan plan;
-  const Checkpoint& checkpoint = source->checkpoint();
-  const auto other = [&checkpoint, dtype](const std::string& name) {
-    const Tensor tensor = checkpoint.tensor(name);
+  const auto other = [&from = *source, dtype](const std::string& name) {
+    const Tensor tensor = from.other(name);
     return tensor.is_floating_point() ? tensor.to(dtype) : tensor;
   };
   for (const std::string& name : source->others()) {
-    const TensorInfo stored = checkpoint.info(name);
+    const TensorInfo stored = source->other_info(name);
     plan.tensors.push_back({name, at::isFloatingType(stored.dtype) ? dtype : stored.dtype, stored.shape,
                             [other, name, source] { return other(name); }});
   }

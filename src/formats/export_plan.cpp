@@ -4,6 +4,7 @@
 
 #include <numeric>
 
+#include "baseq/io/dtype_name.h"
 #include "formats/export_source.h"
 
 namespace baseq {
@@ -21,6 +22,13 @@ Tensor made(const PlannedTensor& planned) {
 int64_t PlannedTensor::num_bytes() const {
   const int64_t count = std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
   return count * static_cast<int64_t>(c10::elementSize(dtype));
+}
+
+std::vector<ExportedTensor> ExportPlan::exported_tensors() const {
+  if (single_file) return single_file->tensors;
+  std::vector<ExportedTensor> exported;
+  for (const PlannedTensor& tensor : tensors) exported.push_back({tensor.name, dtype_name(tensor.dtype), tensor.shape});
+  return exported;
 }
 
 int64_t ExportPlan::num_bytes() const {

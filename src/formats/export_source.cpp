@@ -6,7 +6,8 @@
 #include <algorithm>
 #include <set>
 
-#include "model/native_tensors.h"
+#include "baseq/model/named_tensors.h"
+#include "model/quantized_linear.h"
 
 namespace baseq {
 namespace {
@@ -54,11 +55,9 @@ ExportSource::ExportSource(StoredModel stored) : model_(std::move(stored)) {
   const Checkpoint& checkpoint = this->checkpoint();
   if (model_.quantization()) quantization_ = *model_.quantization();
   TORCH_CHECK(
-      checkpoint.contains("model.embed_tokens.weight"), path(),
+      checkpoint.contains("model.embed_tokens.weight") || is_table("model.embed_tokens.weight"), path(),
       ": the names of the tensors have no \"model.\" in front, as a model without a head is saved; export reads ",
       config().architecture, "'s names");
-  TORCH_CHECK(!checkpoint.contains("lm_head.weight_scale"), path(),
-              ": lm_head is quantized, which export does not read; eval does");
   std::set<std::string> of_blocks;
   for (int64_t block = 0; block < config().num_hidden_layers; ++block) {
     const std::string prefix = layer_prefix(block);
@@ -75,16 +74,39 @@ ExportSource::ExportSource(StoredModel stored) : model_(std::move(stored)) {
       for (const char* part : {".clip", ".gain", ".shift"}) {
         if (checkpoint.contains(point + part)) quant_tensors_.push_back(point + part);
       }
-      for (std::string& name : transform_names(prefix, info.site, model_.online_kinds(block, info.site))) {
-        of_blocks.insert(std::move(name));
+      const auto& online = model_.stored().online;
+      if (const auto it = online.find({block, info.site}); it != online.end()) {
+        of_blocks.insert(it->second.names.begin(), it->second.names.end());
       }
     }
   }
   for (const SourceLinear& linear : linears_) (is_attention(linear) ? attention_bias_ : mlp_bias_) |= linear.bias;
   of_blocks.insert(quant_tensors_.begin(), quant_tensors_.end());
   for (const std::string& name : checkpoint.names()) {
-    if (!of_blocks.contains(name)) others_.push_back(name);
+    if (of_blocks.contains(name)) continue;
+    const size_t end = name.rfind(".weight_");
+    std::string whole = end == name.npos ? name : name.substr(0, end) + ".weight";
+    if (!is_table(whole)) {
+      others_.push_back(name);
+    } else if (name == whole || name.ends_with(".weight_packed")) {
+      others_.push_back(std::move(whole));
+    }
   }
+}
+
+bool ExportSource::is_table(const std::string& name) const {
+  return name.ends_with(".weight") && model_.stored().linears.contains(name.substr(0, name.rfind('.')));
+}
+
+Tensor ExportSource::other(const std::string& name) const {
+  if (!is_table(name)) return checkpoint().tensor(name);
+  const std::string table = name.substr(0, name.rfind('.'));
+  return read_quantized_weight(checkpoint(), table, model_.stored().linears.at(table)).weight;
+}
+
+TensorInfo ExportSource::other_info(const std::string& name) const {
+  if (!is_table(name)) return checkpoint().info(name);
+  return {at::kFloat, {config().vocab_size, config().hidden_size}};
 }
 
 void ExportSource::add_linears(int64_t block) {

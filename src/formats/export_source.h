@@ -1,5 +1,6 @@
 #pragma once
 
+#include <filesystem>
 #include <memory>
 
 #include "baseq/formats/export_plan.h"
@@ -29,6 +30,9 @@ class ExportSource {
   const std::vector<SourceLinear>& linears() const { return linears_; }  ///< block by block
   /// The tensors that are neither of a linear nor of a quant point or its transform.
   const std::vector<std::string>& others() const { return others_; }
+  /// One of them, a quantized embedding or head dequantized to float32.
+  Tensor other(const std::string& name) const;
+  TensorInfo other_info(const std::string& name) const;
   /// Whether config.json says by `attention_bias` or `mlp_bias` that the linear has a bias; else the architecture does.
   bool has_bias_flag(const SourceLinear& linear) const;
   /// Whether an export gives the linear a bias: a flag of config.json stands for all linears of its group, and those
@@ -53,6 +57,8 @@ class ExportSource {
 
  private:
   void add_linears(int64_t block);
+  /// Whether it is the quantized embedding or head.
+  bool is_table(const std::string& name) const;
   bool has_bias(const std::string& full_name, const std::string& name) const;
   Model model_;
   QuantizationConfig quantization_;
@@ -121,9 +127,19 @@ ExportPlan plan_compressed_tensors(std::shared_ptr<const ExportSource> source, a
 ExportPlan plan_gptq(std::shared_ptr<const ExportSource> source, at::ScalarType dtype);
 ExportPlan plan_awq(std::shared_ptr<const ExportSource> source, at::ScalarType dtype);
 ExportPlan plan_peft(std::shared_ptr<const ExportSource> source, at::ScalarType dtype);
-ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::string& type);
+ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::string& type,
+                     const std::optional<std::string>& head_type);
 
-/// Throws unless a GGUF file of `num_bytes` can be written and nothing is lost by it.
-void check_gguf_output(const std::filesystem::path& output, bool force, int64_t num_bytes);
+/// What a format that is one file adds to a plan, whose PlannedTensors are then the bytes of its tensors.
+struct ExportFile {
+  std::vector<ExportedTensor> tensors;  ///< what those bytes stand for, in the same order
+  int64_t num_header_bytes = 0;
+  /// Throws unless a file of `num_bytes` can be written and nothing is lost by it.
+  std::function<void(const std::filesystem::path& output, bool force, int64_t num_bytes)> check_output;
+  /// Writes, checks and names the file.
+  std::function<void(const ExportPlan& plan, const std::filesystem::path& output, bool force,
+                     const std::function<void(int64_t done, int64_t total)>& progress)>
+      write;
+};
 
 }  // namespace baseq

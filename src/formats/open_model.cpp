@@ -18,7 +18,8 @@ StoredModel open_model(const std::filesystem::path& path) {
 
 Tokenizer open_tokenizer(const std::filesystem::path& path) {
   std::error_code error;
-  if (!std::filesystem::is_regular_file(path, error)) return Tokenizer(path / "tokenizer.json");
+  if (std::filesystem::is_directory(path, error)) return Tokenizer(path / "tokenizer.json");
+  if (!is_gguf(path)) return Tokenizer(path);
   const GgufFile file(path);
   return Tokenizer(gguf_tokenizer_json(file), file.name());
 }

@@ -33,29 +33,70 @@ Activations empty_rows(int64_t rows, int64_t planes, int64_t scales, int64_t num
           .scale = at::empty({rows, scales}, at::kFloat)};
 }
 
-bool all_finite(const float* values, int64_t n) {
-  int64_t finite = 0;
-  for (int64_t i = 0; i < n; ++i) finite += std::abs(values[i]) <= FLT_MAX ? 1 : 0;
-  return finite == n;
-}
-
 /// Rounds to the nearest whole number, halves to even; |value| < 2^22.
-float round_to_even(float value) {
+[[gnu::always_inline]] inline float round_to_even(float value) {
   constexpr float kRounder = 12582912.0F;  // 1.5 * 2^23, whose last bit is worth 1
   return (value + kRounder) - kRounder;
 }
 
-void sum_codes(Activations& x) {
-  const int64_t group = x.columns.padded_group(), count = x.sums.numel();
-  const auto* codes = x.codes.const_data_ptr<int8_t>();
-  auto* sums = x.sums.mutable_data_ptr<int32_t>();
-  at::parallel_for(0, count, 1 + kValuesPerTask / group, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      int32_t sum = 0;
-      for (int64_t k = 0; k < group; ++k) sum += codes[i * group + k];
-      sums[i] = sum;
-    }
-  });
+__attribute__((target_clones("avx512f", "avx2", "default"))) bool all_finite(const float* values, int64_t n) {
+  int32_t finite = 0;
+  for (int64_t i = 0; i < n; ++i) finite += std::abs(values[i]) <= FLT_MAX ? 1 : 0;
+  return finite == n;
+}
+
+/// The codes of n values, less `offset`. Returns their sum.
+__attribute__((target_clones("avx512f", "avx2", "default"))) int32_t round_to_grid(const float* values, int64_t n,
+                                                                                   const Grid& on, float offset,
+                                                                                   int8_t* codes) {
+  const Grid grid = on;
+  int32_t sum = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    float position = (values[i] - grid.base) / grid.scale;
+    position = position < grid.low ? grid.low : position;
+    position = position > grid.high ? grid.high : position;
+    const auto code = static_cast<int32_t>(round_to_even(position) - offset);
+    codes[i] = static_cast<int8_t>(code);
+    sum += code;
+  }
+  return sum;
+}
+
+/// Fixed-point codes of n values, in one plane or, where `second` is not null, in two.
+__attribute__((target_clones("avx512f", "avx2", "default"))) void round_to_fixed_point(const float* values, int64_t n,
+                                                                                       float step, float limit,
+                                                                                       int8_t* first, int8_t* second,
+                                                                                       int32_t* sums) {
+  int32_t first_sum = 0, second_sum = 0;
+  const int32_t shift = second != nullptr ? 7 : 0;
+  for (int64_t i = 0; i < n; ++i) {
+    float position = round_to_even(values[i] / step);
+    position = position < -limit ? -limit : position;
+    position = position > limit ? limit : position;
+    const int32_t code = static_cast<int32_t>(position) >> shift;
+    first[i] = static_cast<int8_t>(code);
+    first_sum += code;
+  }
+  for (int64_t i = 0; second != nullptr && i < n; ++i) {
+    float position = round_to_even(values[i] / step);
+    position = position < -limit ? -limit : position;
+    position = position > limit ? limit : position;
+    const int32_t code = static_cast<int32_t>(position) & 127;
+    second[i] = static_cast<int8_t>(code);
+    second_sum += code;
+  }
+  sums[0] = first_sum;
+  sums[1] = second_sum;
+}
+
+__attribute__((target_clones("avx512f", "avx2", "default"))) void values_of_codes(const int8_t* first,
+                                                                                  const int8_t* second, int64_t n,
+                                                                                  float scale, float base, float* out) {
+  if (second == nullptr) {
+    for (int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(first[i]) * scale + base;
+  } else {
+    for (int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(128 * first[i] + second[i]) * scale + base;
+  }
 }
 
 template <class Fn>
@@ -71,21 +112,31 @@ void for_each_row(const Tensor& x, const Fn& quantize) {
 
 int64_t ColumnGroups::padded_group() const { return (group_size + kChunkColumns - 1) / kChunkColumns * kChunkColumns; }
 
-Tensor Activations::dequantized() const {
-  const auto whole = codes.to(at::kFloat).view({rows(), planes(), columns.count(), columns.padded_group()});
-  Tensor values = planes() == 1 ? whole.select(1, 0) : whole.select(1, 0) * 128 + whole.select(1, 1);
-  values = values.narrow(2, 0, columns.group_size).contiguous();
-  auto* out = values.mutable_data_ptr<float>();
+Tensor Activations::padded_values() const {
+  const int64_t groups = columns.count(), padded = columns.padded_group(), width = columns.padded_columns();
+  const Tensor values = at::zeros({rows(), width}, at::kFloat);
+  const auto* stored = codes.const_data_ptr<int8_t>();
   const auto* scales = scale.const_data_ptr<float>();
-  const int64_t groups = columns.count(), size = columns.group_size;
-  for (int64_t row = 0; row < rows(); ++row) {
-    const float low = base.defined() ? base.const_data_ptr<float>()[row] : 0;
-    for (int64_t group = 0; group < groups; ++group, out += size) {
-      const float step = scales[scale.size(1) == 1 ? row : row * groups + group];
-      for (int64_t k = 0; k < size; ++k) out[k] = out[k] * step + low;
+  auto* out = values.mutable_data_ptr<float>();
+  at::parallel_for(0, rows(), 1 + kValuesPerTask / width, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const float low = base.defined() ? base.const_data_ptr<float>()[row] : 0;
+      for (int64_t group = 0; group < groups; ++group) {
+        const int8_t* first = stored + row * planes() * width + group * padded;
+        const int8_t* second = planes() == 2 ? first + width : nullptr;
+        const float step = scales[scale.size(1) == 1 ? row : row * groups + group];
+        values_of_codes(first, second, columns.group_size, step, low, out + row * width + group * padded);
+      }
     }
-  }
-  return values.view({rows(), columns.features});
+  });
+  return values;
+}
+
+Tensor Activations::dequantized() const {
+  return padded_values()
+      .view({rows(), columns.count(), columns.padded_group()})
+      .narrow(2, 0, columns.group_size)
+      .reshape({rows(), columns.features});
 }
 
 Activations quantize_rows(const Tensor& x, const ColumnGroups& columns, const QuantSpec& spec, double clip) {
@@ -100,24 +151,18 @@ Activations quantize_rows(const Tensor& x, const ColumnGroups& columns, const Qu
   auto* codes = result.codes.mutable_data_ptr<int8_t>();
   auto* scale = result.scale.mutable_data_ptr<float>();
   auto* base = spec.symmetric ? nullptr : result.base.mutable_data_ptr<float>();
+  auto* sums = result.sums.mutable_data_ptr<int32_t>();
   const int64_t size = columns.group_size, padded = columns.padded_group(), groups = columns.count();
   for_each_row(input, [&](int64_t row, const float* values) {
     const bool finite = all_finite(values, columns.features);
     const Grid grid = grid_over(find_range(values, columns.features), static_cast<float>(clip), spec).grid;
     scale[row] = finite ? grid.scale : std::numeric_limits<float>::quiet_NaN();
     if (base != nullptr) base[row] = grid.base + offset * grid.scale;
-    if (!finite) return;
     for (int64_t group = 0; group < groups; ++group) {
       int8_t* out = codes + row * columns.padded_columns() + group * padded;
-      for (int64_t k = 0; k < size; ++k) {
-        float position = (values[group * size + k] - grid.base) / grid.scale;
-        position = position < grid.low ? grid.low : position;
-        position = position > grid.high ? grid.high : position;
-        out[k] = static_cast<int8_t>(round_to_even(position) - offset);
-      }
+      sums[row * groups + group] = finite ? round_to_grid(values + group * size, size, grid, offset, out) : 0;
     }
   });
-  sum_codes(result);
   return result;
 }
 
@@ -131,23 +176,22 @@ Activations fixed_point_rows(const Tensor& x, const ColumnGroups& columns, int64
   const float limit = num_bits == 15 ? 16383 : 127;
   auto* codes = result.codes.mutable_data_ptr<int8_t>();
   auto* scale = result.scale.mutable_data_ptr<float>();
+  auto* sums = result.sums.mutable_data_ptr<int32_t>();
   for_each_row(input, [&](int64_t row, const float* values) {
     for (int64_t group = 0; group < groups; ++group, values += size) {
       int8_t* first = codes + row * planes * columns.padded_columns() + group * padded;
-      int8_t* second = first + columns.padded_columns();
-      float largest = 0;
-      for (int64_t k = 0; k < size; ++k) largest = std::max(largest, std::abs(values[k]));
+      const Extremes range = find_range(values, size);
       const bool finite = all_finite(values, size);
-      const float step = std::max(largest / limit, FLT_MIN);
+      const float step = std::max(std::max(range.high, -range.low) / limit, FLT_MIN);
       scale[row * groups + group] = finite ? step : std::numeric_limits<float>::quiet_NaN();
-      for (int64_t k = 0; finite && k < size; ++k) {
-        const auto code = static_cast<int32_t>(std::clamp(round_to_even(values[k] / step), -limit, limit));
-        first[k] = static_cast<int8_t>(planes == 2 ? code >> 7 : code);
-        if (planes == 2) second[k] = static_cast<int8_t>(code & 127);
+      int32_t of_planes[2] = {};
+      if (finite) {
+        int8_t* second = planes == 2 ? first + columns.padded_columns() : nullptr;
+        round_to_fixed_point(values, size, step, limit, first, second, of_planes);
       }
+      for (int64_t plane = 0; plane < planes; ++plane) sums[(row * planes + plane) * groups + group] = of_planes[plane];
     }
   });
-  sum_codes(result);
   return result;
 }
 

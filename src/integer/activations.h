@@ -28,6 +28,8 @@ struct Activations {
   int64_t planes() const { return codes.size(1); }
   /// float32 [rows, features]
   Tensor dequantized() const;
+  /// The same in groups with their padding, zeros there: float32 [rows, padded columns].
+  Tensor padded_values() const;
 };
 
 /// The codes that fake_quantize_dynamic rounds to, one scale per row.

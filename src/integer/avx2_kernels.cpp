@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "panel_arithmetic.h"
+#include "row_functions.h"
 
 /// vpmaddubsw multiplies unsigned bytes by signed ones and adds two neighbours in int16 with saturation. Several of its
 /// results are added in int16 before they are widened, as many as cannot overflow: the sums stay exact.
@@ -362,11 +363,18 @@ __attribute__((target("avx2,fma"))) void project(const FactorPanels& factors, co
   }
 }
 
+#if defined(__clang__)
+using Rows = PortableRows;
+#else
+using Rows = Avx2Rows;
+#endif
+
 bool supported() { return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0; }
 
 }  // namespace
 
-const IntegerKernels kAvx2Kernels{"avx2", supported, multiply, project};
+const IntegerKernels kAvx2Kernels{"avx2",       supported,      multiply,           project,
+                                  Rows::attend, Rows::rms_norm, Rows::silu_product, Rows::rope};
 
 }  // namespace baseq
 

@@ -4,10 +4,15 @@
 #include <cstring>
 #include <iterator>
 
+#include "panel_arithmetic.h"
+
 namespace baseq {
 
 const IntegerKernels* const kIntegerKernels[] = {
 #if defined(__x86_64__)
+#if !defined(__clang__)
+    &kAvx512PairsKernels, &kAvx512Kernels, &kAvxVnniKernels,
+#endif
     &kAvx2Kernels,
 #elif defined(__aarch64__)
     &kNeonKernels,
@@ -16,8 +21,10 @@ const IntegerKernels* const kIntegerKernels[] = {
 const int64_t kNumIntegerKernels = std::size(kIntegerKernels);
 
 int64_t scratch_bytes(const WeightPanels& weights) {
-  const int64_t columns = weights.groups * weights.group_columns;
-  return 2 * columns * kPanelRows + weights.groups * kPanelRows * int64_t{sizeof(float) + sizeof(int32_t)};
+  const int64_t columns = weights.groups * weights.group_columns, block = code_rows_of_block(columns);
+  // Two panels unpacked, three numbers for each of their groups and rows; a block of codes with its offsets.
+  return 2 * columns * kPanelRows + 2 * weights.groups * kPanelRows * 3 * int64_t{sizeof(int32_t)} +
+         block * (columns + weights.groups * int64_t{sizeof(int32_t)});
 }
 
 const IntegerKernels* find_integer_kernels() {

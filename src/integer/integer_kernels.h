@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "attention_kernels.h"
+
 /// Products of quantized weights with quantized activations: exact integer sums, then float operations in one order.
 /// docs/arithmetic.md defines the results to the bit. Plain pointers, so that the kernels compile without LibTorch.
 namespace baseq {
@@ -29,8 +31,9 @@ struct FactorPanels {
   int64_t panels = 0, columns = 0;
 };
 
-/// Weight (code - zero point) * scale, with codes from 0 to 2^b - 1. A panel holds its chunks, then its scales
-/// [groups, 16] in their stored type, then its zero points uint8 [groups, 16], and starts at a multiple of 64 bytes.
+/// Weight (code - zero point) * scale, with codes from 0 to 2^b - 1. A panel holds its scales [groups, 16] in their
+/// stored type, its zero points uint8 [groups, 16] and, from a multiple of 64 bytes on, its chunks: read from its start
+/// to its end, panels are one stream. A panel starts at a multiple of 64 bytes.
 struct WeightPanels {
   const uint8_t* panels = nullptr;
   int64_t panel_bytes = 0, num_panels = 0;
@@ -43,6 +46,15 @@ struct WeightPanels {
   const float* bias = nullptr;      ///< [panels * 16] or null
   FactorPanels up;                  ///< B of a low-rank correction, [panels of rows, rank, 16]; no values: none
 };
+/// Bytes of a panel before its chunks.
+constexpr int64_t panel_header_bytes(int64_t groups, StoredType scale_type, bool zero_points) {
+  const int64_t bytes = groups * kPanelRows * (bytes_of(scale_type) + (zero_points ? 1 : 0));
+  return (bytes + kBlockBytes - 1) / kBlockBytes * kBlockBytes;
+}
+/// Bytes of its chunks.
+constexpr int64_t panel_code_bytes(int64_t columns, int64_t num_bits) {
+  return columns / kChunkColumns * num_bits * kBlockBytes;
+}
 
 /// Activation code * scale + base. With two planes, the code is 128 * first + second.
 struct CodeRows {
@@ -66,8 +78,13 @@ struct IntegerKernels {
   void (*multiply)(const WeightPanels& weights, const CodeRows& x, int64_t begin, int64_t end, void* scratch, float* y);
   /// out[row, 16 p + i] = sum of factors * values over the columns. values [rows, columns], out [rows, panels * 16].
   void (*project)(const FactorPanels& factors, const float* values, int64_t rows, float* out);
+  /// attention_kernels.h; scratch of attention_scratch_bytes().
+  void (*attend)(const AttentionRows& task, void* scratch);
+  /// rows.h, one row or head.
+  void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* y);
+  void (*silu_product)(const float* gate, const float* up, const float* factor, int64_t n, float* y);
+  void (*rope)(float* x, const float* cos, const float* sin, int64_t half);
 };
-
 /// The best first, the scalar reference last.
 extern const IntegerKernels* const kIntegerKernels[];
 extern const int64_t kNumIntegerKernels;
@@ -79,6 +96,9 @@ const IntegerKernels* find_integer_kernels();
 extern const IntegerKernels kScalarKernels;
 #if defined(__x86_64__)
 extern const IntegerKernels kAvx2Kernels;
+#if !defined(__clang__)
+extern const IntegerKernels kAvx512PairsKernels, kAvx512Kernels, kAvxVnniKernels;
+#endif
 #elif defined(__aarch64__)
 extern const IntegerKernels kNeonKernels;
 #endif

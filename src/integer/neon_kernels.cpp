@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "panel_arithmetic.h"
+#include "row_functions.h"
 
 /// SDOT multiplies four signed bytes by four signed bytes and adds the products to an int32 lane. Codes of up to 7 bits
 /// are the same number signed or unsigned; 128 is subtracted from 8-bit ones, and from their zero points.
@@ -103,7 +104,14 @@ bool supported() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
 
 }  // namespace
 
-const IntegerKernels kNeonKernels{"neon", supported, multiply, project};
+const IntegerKernels kNeonKernels{"neon",
+                                  supported,
+                                  multiply,
+                                  project,
+                                  PortableRows::attend,
+                                  PortableRows::rms_norm,
+                                  PortableRows::silu_product,
+                                  PortableRows::rope};
 
 }  // namespace baseq
 

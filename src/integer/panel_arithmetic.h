@@ -10,6 +10,14 @@
 /// one is written as such: the sources of this folder are compiled without contraction.
 namespace baseq {
 
+/// So many rows of codes, planes counted, are multiplied with a panel that is unpacked once: as many as fit a cache,
+/// a multiple of all tiles.
+constexpr int64_t code_rows_of_block(int64_t columns) {
+  constexpr int64_t kBlockOfCodes = 1 << 18, kMost = 480, kMultiple = 24;
+  const int64_t rows = kBlockOfCodes / columns / kMultiple * kMultiple;
+  return rows < kMultiple ? kMultiple : rows > kMost ? kMost : rows;
+}
+
 /// A panel while its products are computed.
 struct Panel {
   const WeightPanels& weights;
@@ -54,10 +62,9 @@ template <StoredType kType>
   auto* low = static_cast<uint8_t*>(scratch);
   auto* high = low + columns * kPanelRows;
   auto* scales = reinterpret_cast<float*>(high + columns * kPanelRows);
-  Panel panel{weights, x,    index,  weights.panels + index * weights.panel_bytes,
-              low,     high, scales, reinterpret_cast<int32_t*>(scales + count),
-              y};
-  const uint8_t* stored = panel.chunks + columns / kChunkColumns * weights.num_bits * kBlockBytes;
+  const uint8_t* stored = weights.panels + index * weights.panel_bytes;
+  const uint8_t* chunks = stored + panel_header_bytes(weights.groups, weights.scale_type, weights.zero_points);
+  Panel panel{weights, x, index, chunks, low, high, scales, reinterpret_cast<int32_t*>(scales + count), y};
   if (weights.scale_type == StoredType::kFloat) {
     read_values<StoredType::kFloat>(stored, count, scales);
   } else if (weights.scale_type == StoredType::kBFloat16) {

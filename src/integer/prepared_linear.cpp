@@ -8,6 +8,7 @@
 
 #include "../quant/grid.h"
 #include "weight_layout.h"
+#include "weight_memory.h"
 
 namespace baseq {
 namespace {
@@ -68,6 +69,13 @@ Tensor padded_rows(const Tensor& vector, int64_t rows) {
   return at::constant_pad_nd(vector.to(at::kFloat), {0, rows - vector.size(0)}).contiguous();
 }
 
+/// A copy in the memory of weights.
+Tensor beside_weights(const Tensor& t) {
+  const Tensor copy = weight_memory(static_cast<int64_t>(t.nbytes()));
+  std::memcpy(copy.mutable_data_ptr(), t.const_data_ptr(), t.nbytes());
+  return copy.view(t.scalar_type()).view(t.sizes());
+}
+
 FactorPanels view_of(const Tensor& factors) {
   return {factors.const_data_ptr(), stored_type(factors.scalar_type()), factors.size(0), factors.size(1)};
 }
@@ -112,8 +120,9 @@ void PreparedLinear::pack_panels(const QuantizedWeight& weight) {
   const Tensor zero_panels = has_zero_points_ ? in_panels(zeros, groups) : Tensor();
   const int64_t scale_bytes = groups * kPanelRows * scale_panels.element_size();
   const int64_t zero_bytes = has_zero_points_ ? groups * kPanelRows : 0;
-  const int64_t code_bytes = columns_.padded_columns() / kChunkColumns * num_bits_ * kBlockBytes;
-  panels_ = at::zeros({num_panels, rounded_up(code_bytes + scale_bytes + zero_bytes, kBlockBytes)}, at::kByte);
+  const int64_t header = panel_header_bytes(groups, stored_type(scale_dtype_), has_zero_points_);
+  const int64_t code_bytes = panel_code_bytes(columns_.padded_columns(), num_bits_);
+  panels_ = weight_memory(num_panels * (header + code_bytes)).view({num_panels, header + code_bytes});
   row_sums_ = at::zeros({num_panels * kPanelRows}, at::kFloat);
   auto* sums = row_sums_.mutable_data_ptr<float>();
   at::parallel_for(0, num_panels, 1 + kProductsPerTask / columns_.padded_columns(), [&](int64_t begin, int64_t end) {
@@ -122,11 +131,10 @@ void PreparedLinear::pack_panels(const QuantizedWeight& weight) {
       const int64_t first = p * kPanelRows, rows = std::min(kPanelRows, out_features_ - first);
       const PanelSource source{codes.const_data_ptr<int8_t>() + first * columns_.features, rows, columns_.features,
                                columns_.group_size, num_bits_};
-      pack_panel_codes(source, out);
-      std::memcpy(out + code_bytes, static_cast<const char*>(scale_panels.const_data_ptr()) + p * scale_bytes,
-                  scale_bytes);
+      pack_panel_codes(source, out + header);
+      std::memcpy(out, static_cast<const char*>(scale_panels.const_data_ptr()) + p * scale_bytes, scale_bytes);
       if (zero_bytes > 0) {
-        std::memcpy(out + code_bytes + scale_bytes, zero_panels.const_data_ptr<uint8_t>() + p * zero_bytes, zero_bytes);
+        std::memcpy(out + scale_bytes, zero_panels.const_data_ptr<uint8_t>() + p * zero_bytes, zero_bytes);
       }
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t at = (first + r) * groups;
@@ -147,8 +155,8 @@ void PreparedLinear::pack_low_rank(const LowRankFactors& low_rank) {
   const int64_t rank = A.size(0), padded_rank = rounded_up(rank, kPanelRows);
   const Tensor grouped = at::constant_pad_nd(A.reshape({rank, columns_.count(), columns_.group_size}),
                                              {0, columns_.padded_group() - columns_.group_size});
-  down_ = in_panels(grouped.reshape({rank, -1}), columns_.padded_columns());
-  up_ = in_panels(B, padded_rank);
+  down_ = beside_weights(in_panels(grouped.reshape({rank, -1}), columns_.padded_columns()));
+  up_ = beside_weights(in_panels(B, padded_rank));
   if (stored_type(A.scalar_type()) != StoredType::kInt8) return;
   TORCH_CHECK(A_scale.defined() && B_scale.defined() && A_scale.numel() == rank && B_scale.numel() == rank,
               "PreparedLinear: int8 factors have no scales [", rank, "]");
@@ -175,9 +183,7 @@ WeightPanels PreparedLinear::panels() const {
 /// t = A x, float32 [rows, padded rank].
 Tensor PreparedLinear::project(const Activations& x, const IntegerKernels& kernels) const {
   const int64_t rank = up_.size(1), columns = columns_.padded_columns();
-  const Tensor exact = x.dequantized().view({x.rows(), columns_.count(), columns_.group_size});
-  const Tensor values =
-      at::constant_pad_nd(exact, {0, columns_.padded_group() - columns_.group_size}).view({x.rows(), columns});
+  const Tensor values = x.padded_values();
   const Tensor t = at::empty({x.rows(), rank}, at::kFloat);
   at::parallel_for(0, x.rows(), 1 + kProductsPerTask / (columns * rank), [&](int64_t begin, int64_t end) {
     kernels.project(view_of(down_), values.const_data_ptr<float>() + begin * columns, end - begin,

@@ -1,4 +1,5 @@
 #include "panel_arithmetic.h"
+#include "row_functions.h"
 
 /// The reference: every other instruction set computes the bits that these loops compute.
 namespace baseq {
@@ -61,6 +62,13 @@ void project(const FactorPanels& factors, const float* values, int64_t rows, flo
 
 }  // namespace
 
-const IntegerKernels kScalarKernels{"scalar", [] { return true; }, multiply, project};
+const IntegerKernels kScalarKernels{"scalar",
+                                    [] { return true; },
+                                    multiply,
+                                    project,
+                                    PortableRows::attend,
+                                    PortableRows::rms_norm,
+                                    PortableRows::silu_product,
+                                    PortableRows::rope};
 
 }  // namespace baseq

@@ -2,10 +2,9 @@
 
 #include <ATen/ATen.h>
 
-#include <cmath>
-
-#include "../quant/product.h"
-#include "learned_attention.h"
+#include "../integer/prepared_linear.h"
+#include "../integer/rows.h"
+#include "exact_transform.h"
 
 namespace baseq {
 namespace {
@@ -42,58 +41,15 @@ DecoderLayer mapped(DecoderLayer layer, Fn&& fn) {
 
 }  // namespace
 
-Tensor Linear::forward(const Tensor& x) const {
-  if (weight.scalar_type() == x.scalar_type()) return linear_product(x, weight, bias);
-  const Tensor product = at::linear(x.to(weight.scalar_type()), weight).to(x.scalar_type());
-  return bias.defined() ? product + bias : product;
+Tensor RmsNorm::forward(const Tensor& x) const {
+  return exact ? rms_norm_rows(x, weight, eps, integer_kernels()) : at::rms_norm(x, {x.size(-1)}, weight, eps);
 }
 
-Tensor Linear::dequantized() const {
-  TORCH_CHECK(quantized, "Linear::dequantized: the layer has no codes");
-  Tensor sum = quantized->dequantized();
-  if (lora.defined()) sum += lora.product().to(sum.device());
-  return sum;
-}
-
-Tensor RmsNorm::forward(const Tensor& x) const { return at::rms_norm(x, {x.size(-1)}, weight, eps); }
-
-Tensor Attention::query(const Tensor& x) const {
-  const Tensor q = q_proj.forward(x).view({x.size(0), x.size(1), num_heads, head_dim});
-  return q_norm.weight.defined() ? q_norm.forward(q) : q;
-}
-
-Tensor Attention::heads(const Tensor& x, const RotaryEmbedding& rope) const {
-  const auto batch = x.size(0), seq = x.size(1);
-  Tensor q = query(x);
-  Tensor k = k_proj.forward(x).view({batch, seq, num_kv_heads, head_dim});
-  if (k_norm.weight.defined()) k = k_norm.forward(k);
-  Tensor v = v_proj.forward(x);
-  if (use_rope) {
-    q = rope.forward(q);
-    k = rope.forward(k);
+Tensor Mlp::gated(const LinearInput& x) const {
+  if (exact) {
+    const Tensor product = silu_product_rows(gate_proj.forward(x), up_proj.forward(x), down_scale, integer_kernels());
+    return exact_transform(down_transform, product);
   }
-  q = apply_inverse_transpose(query_key_transform, q);
-  k = apply_transform(query_key_transform, k);
-  k = k_cache.forward(k.reshape({batch, seq, num_kv_heads * head_dim})).view({batch, seq, num_kv_heads, head_dim});
-  v = v_cache.forward(v).view({batch, seq, num_kv_heads, head_dim});
-  // A window as long as the sequence hides nothing, and without a mask attention is faster.
-  std::optional<Tensor> mask;
-  if (sliding_window > 0 && sliding_window < seq) {
-    mask = at::ones({seq, seq}, x.options().dtype(at::kBool)).tril_().triu_(1 - sliding_window);
-  }
-  q = q.transpose(1, 2);
-  k = k.transpose(1, 2);
-  v = v.transpose(1, 2);
-  const at::ScalarType products = v_proj.weight.scalar_type();
-  const bool learning = v.requires_grad() && products != x.scalar_type() && !mask;
-  const Tensor attended =
-      learning ? learned_attention(q, k, v, scaling.value_or(1 / std::sqrt(static_cast<double>(head_dim))), products)
-               : at::scaled_dot_product_attention(q, k, v, mask, /*dropout_p=*/0.0, /*is_causal=*/!mask, scaling,
-                                                  /*enable_gqa=*/num_heads != num_kv_heads);
-  return apply_transform(o_transform, attended.transpose(1, 2).reshape({batch, seq, num_heads * head_dim}));
-}
-
-Tensor Mlp::gated(const Tensor& x) const {
   Tensor product = at::silu(gate_proj.forward(x)) * up_proj.forward(x);
   if (down_scale.defined()) product = product * down_scale;
   return apply_transform(down_transform, product);
@@ -131,29 +87,49 @@ Tensor DecoderLayer::add(const Tensor& residual, const Tensor& branch) const {
   return residual_multiplier == 1 ? residual + branch : residual + branch * residual_multiplier;
 }
 
-Tensor DecoderLayer::after_attention(const Tensor& x, const RotaryEmbedding& rope) const {
-  return add(x, self_attn.o_proj.forward(input_of(Site::kO, x, rope)));
+namespace {
+
+/// What the readers of a site get: prepared ones round to codes.
+LinearInput quantized_by(const QuantPoint& point, bool exact, Tensor x) {
+  return exact ? LinearInput(std::move(x), point) : LinearInput(point.forward(x));
 }
 
-Tensor DecoderLayer::mlp_input(const Tensor& middle) const {
-  return mlp.input.forward(apply_transform(mlp.input_transform, post_attention_layernorm.forward(middle)));
+Tensor transformed(const Transform& transform, bool exact, const Tensor& x) {
+  return exact ? exact_transform(transform, x) : apply_transform(transform, x);
 }
 
-Tensor DecoderLayer::forward(const Tensor& x, const RotaryEmbedding& rope) const {
-  const Tensor middle = after_attention(x, rope);
-  return add(middle, mlp.down_proj.forward(mlp.down_input.forward(mlp.gated(mlp_input(middle)))));
+}  // namespace
+
+LinearInput DecoderLayer::attention_input(const Tensor& x) const {
+  return quantized_by(self_attn.input, self_attn.exact,
+                      transformed(self_attn.input_transform, self_attn.exact, input_layernorm.forward(x)));
+}
+
+Tensor DecoderLayer::after_attention(const Tensor& x, const RotaryEmbedding& rope, const CachedRows* cached) const {
+  return add(x, self_attn.o_proj.forward(quantized_by(self_attn.o_input, self_attn.exact,
+                                                      self_attn.heads(attention_input(x), rope, cached))));
+}
+
+LinearInput DecoderLayer::mlp_input(const Tensor& middle) const {
+  return quantized_by(mlp.input, mlp.exact,
+                      transformed(mlp.input_transform, mlp.exact, post_attention_layernorm.forward(middle)));
+}
+
+Tensor DecoderLayer::forward(const Tensor& x, const RotaryEmbedding& rope, const CachedRows* cached) const {
+  const Tensor middle = after_attention(x, rope, cached);
+  return add(middle, mlp.down_proj.forward(quantized_by(mlp.down_input, mlp.exact, mlp.gated(mlp_input(middle)))));
 }
 
 Tensor DecoderLayer::input_of(Site site, const Tensor& x, const RotaryEmbedding& rope) const {
   switch (site) {
     case Site::kQkv:
-      return self_attn.input.forward(apply_transform(self_attn.input_transform, input_layernorm.forward(x)));
+      return attention_input(x).values();
     case Site::kO:
-      return self_attn.o_input.forward(self_attn.heads(input_of(Site::kQkv, x, rope), rope));
+      return self_attn.o_input.forward(self_attn.heads(attention_input(x), rope));
     case Site::kGateUp:
-      return mlp_input(after_attention(x, rope));
+      return mlp_input(after_attention(x, rope, nullptr)).values();
     case Site::kDown:
-      return mlp.down_input.forward(mlp.gated(input_of(Site::kGateUp, x, rope)));
+      return mlp.down_input.forward(mlp.gated(mlp_input(after_attention(x, rope, nullptr))));
     default:
       throw_missing(site, "readers of one input");
   }

@@ -8,13 +8,17 @@
 #include <algorithm>
 #include <unordered_set>
 
+#include "../integer/float_linear.h"
 #include "baseq/io/dtype_name.h"
-#include "baseq/transform/hadamard.h"
-#include "native_tensors.h"
+#include "baseq/model/decoder.h"
+#include "baseq/model/named_tensors.h"
+#include "exact_rotary.h"
 #include "quantized_linear.h"
 
 namespace baseq {
 namespace {
+
+constexpr const char* kTable = "model.embed_tokens";
 
 /// More missing names than this are counted, not listed.
 constexpr size_t kMaxListedNames = 20;
@@ -87,8 +91,8 @@ Model::Model(StoredModel stored, const Options& options)
     : stored_(std::move(stored)),
       options_(options),
       // A quantized checkpoint holds the seven linears under LlamaForCausalLM's names whatever the original had.
-      tensors_(stored_.tensors, stored_.config, /*fused=*/stored_.config.fused_projections && !stored_.quantization) {
-  if (quantization()) online_ = find_transforms(checkpoint(), config(), *quantization());
+      tensors_(std::make_shared<const NamedTensors>(
+          stored_.tensors, stored_.config, /*fused=*/stored_.config.fused_projections && !stored_.quantization)) {
   check_tensors();
 }
 
@@ -103,8 +107,8 @@ void Model::for_each_name(const std::function<void(const std::string& name, bool
     for (const char* part : {".weight_shape", ".weight_zero_point", ".weight_g_idx"}) fn(linear + part, false);
   });
   if (!quantization()) return;
-  for (const auto& [place, kinds] : online_) {
-    for (const std::string& name : transform_names(layer_prefix(place.first), place.second, kinds)) fn(name, false);
+  for (const auto& [place, transform] : stored_.online) {
+    for (const std::string& name : transform.names) fn(name, false);
   }
   std::vector<std::string> points;
   DecoderLayer{}.for_each_quant_point([&](const std::string& name, const QuantPoint&) { points.push_back(name); });
@@ -128,7 +132,7 @@ void Model::for_each_name(const std::function<void(const std::string& name, bool
 std::vector<std::string> Model::unused_names() const {
   std::unordered_set<std::string> used;
   for_each_name([&](const std::string& name, bool) {
-    std::string stored = tensors_.stored_name(name);
+    std::string stored = tensors_->stored_name(name);
     if (checkpoint().contains(stored)) used.insert(std::move(stored));
   });
   std::vector<std::string> unused = checkpoint().names();
@@ -139,8 +143,8 @@ std::vector<std::string> Model::unused_names() const {
 void Model::check_tensors() const {
   std::vector<std::string> missing;
   for_each_name([&](const std::string& name, bool required) {
-    if (!required || tensors_.contains(name)) return;
-    const std::string stored = tensors_.stored_name(name);
+    if (!required || tensors_->contains(name)) return;
+    const std::string stored = tensors_->stored_name(name);
     if (missing.empty() || missing.back() != stored) missing.push_back(stored);  // the parts of a fused one in turn
   });
   const size_t listed = std::min(missing.size(), kMaxListedNames);
@@ -151,45 +155,63 @@ void Model::check_tensors() const {
 
 Tensor Model::read(const std::string& name, OptionalType dtype) const {
   // Views of the mapped file become memory of their own even when no conversion is due.
-  const Tensor stored = tensors_.tensor(name);
+  const Tensor stored = tensors_->tensor(name);
   const at::ScalarType type = dtype.value_or(at::promote_types(stored.scalar_type(), at::kFloat));
   return stored.to(options_.device, type, /*non_blocking=*/false, /*copy=*/true);
 }
 
 Tensor Model::embedding() const {
-  Tensor weight = read("model.embed_tokens.weight");
+  Tensor weight = read_linear(kTable, /*with_bias=*/false, options_.dtype, Weights::kFloat).weight;
   expect_shape(weight, {config().vocab_size, config().hidden_size}, "model.embed_tokens.weight");
   return weight;
 }
 
 Tensor Model::embed(const Tensor& input_ids) const {
+  TORCH_CHECK(at::isIntegralType(input_ids.scalar_type(), /*includeBool=*/false), "embed: token ids are ",
+              input_ids.toString(), ", expected integers");
   const Tensor ids = input_ids.to(at::kLong);
   TORCH_CHECK(ids.numel() == 0 || (ids.min().item<int64_t>() >= 0 && ids.max().item<int64_t>() < config().vocab_size),
               "embed: token ids run from ", ids.min().item<int64_t>(), " to ", ids.max().item<int64_t>(),
               " but the model knows 0 to ", config().vocab_size - 1);
-  // Rows are gathered in the stored dtype: the table is never converted as a whole.
-  const Tensor table = tensors_.tensor("model.embed_tokens.weight");
-  expect_shape(table, {config().vocab_size, config().hidden_size}, "model.embed_tokens.weight");
-  const Tensor rows = at::embedding(table, ids).to(options_.device, options_.dtype);
+  const Tensor rows = embedding_rows(ids).to(options_.device, options_.dtype);
   return config().embedding_multiplier == 1 ? rows : rows * config().embedding_multiplier;
 }
 
-Linear Model::read_linear(const std::string& name, bool with_bias, OptionalType dtype) const {
+/// As stored: the table is never converted or unpacked as a whole.
+Tensor Model::embedding_rows(const Tensor& ids) const {
+  const std::string name = std::string(kTable) + ".weight";
+  const LinearFormat& stored = format(kTable);
+  if (!stored.weights) {
+    const Tensor table = tensors_->tensor(name);
+    expect_shape(table, {config().vocab_size, config().hidden_size}, name);
+    return at::embedding(table, ids);
+  }
+  const Tensor shape = checkpoint().tensor(name + "_shape");
+  TORCH_CHECK(at::equal(shape.to(at::kLong), at::tensor({config().vocab_size, config().hidden_size}, at::kLong)), name,
+              "_shape: is ", shape, " but config.json says ", config().vocab_size, ", ", config().hidden_size);
+  std::vector<int64_t> sizes = ids.sizes().vec();
+  sizes.push_back(config().hidden_size);
+  return read_quantized_rows(checkpoint(), kTable, stored, ids.flatten().cpu()).view(sizes);
+}
+
+Linear Model::read_linear(const std::string& name, bool with_bias, OptionalType dtype, Weights weights) const {
   Linear linear;
   // Corrections put biases where the original has none; one that an original does not promise is not the model's.
-  if (with_bias || (quantization() && tensors_.contains(name + ".bias"))) linear.bias = read(name + ".bias", dtype);
+  if (with_bias || (quantization() && tensors_->contains(name + ".bias"))) linear.bias = read(name + ".bias", dtype);
   const LinearFormat& stored = format(name);
   if (!stored.weights) {
     linear.weight = read(name + ".weight", dtype);
     return linear;
   }
-  Linear quantized = read_quantized_weight(checkpoint(), name, stored);
+  Linear quantized = read_quantized_weight(checkpoint(), name, stored, weights == Weights::kFloat);
   linear.quantized = std::move(quantized.quantized);
-  if (quantization()->lora_rank == 0) {
-    linear.weight = quantized.weight.to(options_.device, options_.dtype);
+  // Corrections stand next to the linears of blocks alone.
+  if (quantization()->lora_rank == 0 || !name.starts_with("model.layers.")) {
+    if (quantized.weight.defined()) linear.weight = quantized.weight.to(options_.device, options_.dtype);
     return linear;
   }
-  const int64_t rows = quantized.weight.size(0), columns = quantized.weight.size(1);
+  const Tensor& sized = linear.quantized ? linear.quantized->codes : quantized.weight;
+  const int64_t rows = sized.size(0), columns = sized.size(1);
   const int64_t rank = std::min({quantization()->lora_rank, rows, columns});
   const auto read_factor = [&](const std::string& part, at::IntArrayRef sizes, at::IntArrayRef scale_sizes,
                                Tensor& values, Tensor& scale) {
@@ -203,7 +225,8 @@ Linear Model::read_linear(const std::string& name, bool with_bias, OptionalType 
   };
   read_factor(name + ".lora_A", {rank, columns}, {rank, 1}, linear.lora.A, linear.lora.A_scale);
   read_factor(name + ".lora_B", {rows, rank}, {1, rank}, linear.lora.B, linear.lora.B_scale);
-  linear.weight = linear.dequantized().to(options_.device, options_.dtype);
+  if (weights == Weights::kFloat || !linear.quantized)
+    linear.weight = linear.dequantized().to(options_.device, options_.dtype);
   return linear;
 }
 
@@ -244,31 +267,29 @@ void Model::read_input_points(const std::string& prefix, DecoderLayer& layer) co
   }
 }
 
-Linear Model::linear(int64_t index, const std::string& name) const { return read_linear(index, name, options_.dtype); }
+Linear Model::linear(int64_t index, const std::string& name) const {
+  return read_linear(index, name, options_.dtype, Weights::kFloat);
+}
 
-Linear Model::read_linear(int64_t index, const std::string& name, OptionalType dtype) const {
+Linear Model::read_linear(int64_t index, const std::string& name, OptionalType dtype, Weights weights) const {
   const LinearShape shape = linear_shape(config(), name);
   const std::string full_name = layer_prefix(index) + name;
-  Linear linear = read_linear(full_name, shape.bias, dtype);
-  expect_shape(linear.weight, {shape.out_features, shape.in_features}, full_name + ".weight");
+  Linear linear = read_linear(full_name, shape.bias, dtype, weights);
+  expect_shape(linear.weight.defined() ? linear.weight : linear.quantized->codes,
+               {shape.out_features, shape.in_features}, full_name + ".weight");
   if (linear.bias.defined()) expect_shape(linear.bias, {shape.out_features}, full_name + ".bias");
   return linear;
 }
 
 std::vector<Factor::Kind> Model::online_kinds(int64_t block, Site site) const {
-  const auto it = online_.find({block, site});
-  return it == online_.end() ? std::vector<Factor::Kind>{} : it->second;
+  const auto it = stored_.online.find({block, site});
+  return it == stored_.online.end() ? std::vector<Factor::Kind>{} : it->second.kinds;
 }
 
 Transform Model::online_transform(int64_t block, Site site) const {
-  const std::vector<Factor::Kind> kinds = online_kinds(block, site);
-  if (kinds.empty()) return {};
-  const int64_t width = site_shape(site, config()).width();
-  if (!quantization()->hadamards.empty()) {
-    const int64_t order = hadamard_block_size(width);
-    return {hadamard_factor(order, width / order)};
-  }
-  Transform transform = read_transform(checkpoint(), layer_prefix(block), site, kinds, width);
+  const auto it = stored_.online.find({block, site});
+  if (it == stored_.online.end()) return {};
+  Transform transform = it->second.read();
   for (Factor& factor : transform) {
     factor = factor.to(at::TensorOptions().dtype(options_.dtype).device(options_.device));
   }
@@ -277,12 +298,26 @@ Transform Model::online_transform(int64_t block, Site site) const {
 
 DecoderLayer Model::layer(int64_t index) const { return read_layer(index, options_.dtype); }
 
+bool Model::runs_integers(const LoadOptions& options) const {
+  return quantization() && options.arithmetic == Arithmetic::kInteger && options_.dtype == at::kFloat &&
+         options_.device.is_cpu();
+}
+
+DecoderLayer Model::layer(int64_t index, const LoadOptions& options) const {
+  if (!runs_integers(options)) return layer(index);
+  DecoderLayer layer = read_layer(index, options_.dtype, Weights::kCodes);
+  layer.prepare(options.activation_bits);
+  return layer;
+}
+
+Decoder Model::load(const LoadOptions& options) const { return {*this, options}; }
+
 DecoderLayer Model::stored_layer(int64_t index) const {
   TORCH_CHECK(!quantization(), "stored_layer: the model is quantized");
   return read_layer(index, std::nullopt);
 }
 
-DecoderLayer Model::read_layer(int64_t index, OptionalType dtype) const {
+DecoderLayer Model::read_layer(int64_t index, OptionalType dtype, Weights weights) const {
   TORCH_CHECK(index >= 0 && index < config().num_hidden_layers, "layer: index ", index, " but the model has ",
               config().num_hidden_layers, " layers");
   const std::string prefix = layer_prefix(index);
@@ -293,7 +328,8 @@ DecoderLayer Model::read_layer(int64_t index, OptionalType dtype) const {
     weight = read(stored, dtype);
     expect_shape(weight, {features}, stored);
   }
-  layer.for_each_linear([&](const std::string& name, Linear& target) { target = read_linear(index, name, dtype); });
+  layer.for_each_linear(
+      [&](const std::string& name, Linear& target) { target = read_linear(index, name, dtype, weights); });
   for (const SiteInfo& info : sites()) {
     if (info.online) layer.transform(info.site) = online_transform(index, info.site);
   }
@@ -314,25 +350,49 @@ DecoderLayer Model::read_layer(int64_t index, OptionalType dtype) const {
   return layer;
 }
 
-RmsNorm Model::final_norm() const {
-  RmsNorm norm{read("model.norm.weight"), config().rms_norm_eps};
+RmsNorm Model::final_norm(const LoadOptions& options) const {
+  RmsNorm norm{.weight = read("model.norm.weight"), .eps = config().rms_norm_eps, .exact = runs_integers(options)};
   expect_shape(norm.weight, {config().hidden_size}, "model.norm.weight");
   return norm;
 }
 
-Linear Model::lm_head() const {
-  Linear head = config().tie_word_embeddings ? Linear{.weight = embedding()}
-                                             : read_linear("lm_head", /*with_bias=*/false, options_.dtype);
-  expect_shape(head.weight, {config().vocab_size, config().hidden_size}, "lm_head.weight");
-  if (config().logits_scaling != 1) head.weight.div_(config().logits_scaling);
-  return head;
+Linear Model::lm_head(const LoadOptions& options) const {
+  const bool integers = runs_integers(options), scaled = config().logits_scaling != 1;
+  const std::string name = config().tie_word_embeddings ? kTable : "lm_head";
+  Linear head;
+  if (integers && !scaled && !format(name).weights) {
+    head.weight = tensors_->tensor(name + ".weight");  // panels keep its dtype
+  } else {
+    head =
+        read_linear(name, /*with_bias=*/false, options_.dtype, integers && !scaled ? Weights::kCodes : Weights::kFloat);
+  }
+  const Tensor& sized = head.weight.defined() ? head.weight : head.quantized->codes;
+  expect_shape(sized, {config().vocab_size, config().hidden_size}, name + ".weight");
+  if (scaled) {
+    head.weight.div_(config().logits_scaling);
+    head.quantized.reset();
+  }
+  if (!integers) return head;
+  Linear prepared;
+  prepared.fixed_point_bits = options.activation_bits;
+  if (head.weight.defined()) {
+    prepared.panels = std::make_shared<const FloatLinear>(head.weight, head.bias);
+  } else {
+    prepared.prepared = std::make_shared<const PreparedLinear>(*head.quantized, head.lora, head.bias);
+  }
+  return prepared;
 }
 
 RotaryEmbedding Model::rotary(int64_t seq_len) const {
+  if (runs_integers({})) {
+    return exact_rotary(rotary_frequencies(config().rope, config().head_dim, config().max_position_embeddings, seq_len),
+                        seq_len);
+  }
   return RotaryEmbedding::create(config(), seq_len, at::TensorOptions().dtype(options_.dtype).device(options_.device));
 }
 
 Tensor Model::logits(const Tensor& input_ids) const {
+  TORCH_CHECK(input_ids.dim() == 2, "logits: token ids are of size ", input_ids.sizes(), ", expected [batch, seq]");
   const c10::NoGradGuard no_grad;
   Tensor hidden = embed(input_ids);
   const RotaryEmbedding rope = rotary(input_ids.size(1));

@@ -28,8 +28,8 @@ Tensor read_codes(const Checkpoint& checkpoint, const std::string& name, const L
     return codes.clone();
   }
   const Tensor shape = checkpoint.tensor(name + ".weight_shape");
-  TORCH_CHECK(at::isIntegralType(shape.scalar_type(), /*includeBool=*/false) && shape.numel() == 2, name,
-              ".weight_shape: expected two integers");
+  TORCH_CHECK(at::isIntegralType(shape.scalar_type(), /*includeBool=*/false) && shape.dim() == 1 && shape.numel() == 2,
+              name, ".weight_shape: expected two integers");
   const int64_t rows = shape[0].item<int64_t>(), columns = shape[1].item<int64_t>();
   const Tensor packed = checkpoint.tensor(name + ".weight_packed");
   TORCH_CHECK(packed.dim() == 2 && packed.scalar_type() == at::kInt && packed.numel() > 0, name, ".weight_packed: is ",
@@ -44,6 +44,11 @@ Tensor read_codes(const Checkpoint& checkpoint, const std::string& name, const L
     codes = unpack_from_int32(packed.reshape({-1, 1}), num_bits, per_word).view({packed.size(0), -1});
     codes = codes.narrow(1, 0, columns).contiguous();
   } else {
+    // columns * num_bits might not fit in 64 bits.
+    const int64_t words = packed.size(1);
+    TORCH_CHECK(columns <= words * 32 / num_bits && columns > (words - 1) * 32 / num_bits, name,
+                ".weight_packed: size is ", packed.sizes(), " but weight_shape says ", columns, " columns of ",
+                num_bits, " bits");
     codes = unpack_from_int32(packed, num_bits, columns);
   }
   TORCH_CHECK(codes.size(0) == rows, name, ": weight_packed has ", codes.size(0), " rows but weight_shape says ", rows);
@@ -75,6 +80,8 @@ Tensor read_zero_points(const Checkpoint& checkpoint, const std::string& name, c
     const Tensor zero_points = unpack_from_int32(words, spec.num_bits, per_word).view({stored.size(1), -1});
     return zero_points.narrow(1, 0, scale.size(0)).t().to(at::kFloat).contiguous();
   }
+  TORCH_CHECK(stored.dim() == 2 && stored.size(0) == (scale.size(0) * spec.num_bits + 31) / 32, full, ": size is ",
+              stored.sizes(), " but weight_scale has ", scale.size(0), " rows");
   return unpack_zero_points(stored, spec.num_bits, scale.size(0));
 }
 
@@ -103,7 +110,8 @@ std::vector<std::string> quantized_weight_names(const std::string& name, const L
   return names;
 }
 
-Linear read_quantized_weight(const Checkpoint& checkpoint, const std::string& name, const LinearFormat& format) {
+Linear read_quantized_weight(const Checkpoint& checkpoint, const std::string& name, const LinearFormat& format,
+                             bool dequantized) {
   const QuantSpec& spec = *format.weights;
   QuantizedWeight quantized{.spec = spec};
   quantized.codes = read_codes(checkpoint, name, format);
@@ -126,7 +134,7 @@ Linear read_quantized_weight(const Checkpoint& checkpoint, const std::string& na
   }
   Linear linear;
   if (!format.group_index) {
-    linear.weight = quantized.dequantized();
+    if (dequantized) linear.weight = quantized.dequantized();
     linear.quantized = std::move(quantized);
     return linear;
   }
@@ -137,6 +145,61 @@ Linear read_quantized_weight(const Checkpoint& checkpoint, const std::string& na
   if (!spec.symmetric) linear.weight -= qparams.zero_point.index_select(1, index);
   linear.weight *= qparams.scale.index_select(1, index);
   return linear;
+}
+
+Tensor read_quantized_rows(const Checkpoint& checkpoint, const std::string& name, const LinearFormat& format,
+                           const Tensor& ids) {
+  TORCH_CHECK(format.codes == Codes::kPacked && !format.group_index, name, ": rows are read of packed codes alone");
+  const QuantSpec& spec = *format.weights;
+  const Tensor shape = checkpoint.tensor(name + ".weight_shape");
+  const Tensor packed = checkpoint.tensor(name + ".weight_packed");
+  TORCH_CHECK(shape.numel() == 2 && packed.dim() == 2 && packed.size(0) == shape[0].item<int64_t>(), name,
+              ".weight_packed: size is ", packed.sizes(), " but weight_shape is ", shape);
+  const int64_t rows = packed.size(0);
+  QuantizedWeight selected{.spec = spec};
+  selected.codes = unpack_from_int32(packed.index_select(0, ids), spec.num_bits, shape[1].item<int64_t>());
+  const auto of_rows = [&](const Tensor& qparam) { return qparam.size(0) == 1 ? qparam : qparam.index_select(0, ids); };
+  const Tensor scale = by_group(checkpoint.tensor(name + ".weight_scale"), spec, rows, name + ".weight_scale");
+  selected.qparams.scale = of_rows(scale);
+  if (!spec.symmetric) {
+    selected.qparams.zero_point = of_rows(read_zero_points(checkpoint, name, format, scale, rows));
+  }
+  return selected.dequantized();
+}
+
+QuantizedWeight select_rows(const QuantizedWeight& weight, const Tensor& ids) {
+  QuantizedWeight selected{.spec = weight.spec, .codes = weight.codes.index_select(0, ids)};
+  selected.qparams.scale = weight.qparams.scale.index_select(0, ids);
+  const Tensor& zero_point = weight.qparams.zero_point;
+  if (zero_point.defined()) selected.qparams.zero_point = zero_point.index_select(0, ids);
+  return selected;
+}
+
+std::map<std::string, Tensor> quantized_weight_tensors(const std::string& name, const QuantizedWeight& weight) {
+  const int64_t num_bits = weight.spec.num_bits;
+  std::map<std::string, Tensor> tensors;
+  const auto put = [&](const char* part, const Tensor& tensor) {
+    tensors[name + part] = tensor.detach().to(at::kCPU).contiguous();
+  };
+  put(".weight_packed", pack_to_int32(weight.codes, num_bits));
+  put(".weight_scale", weight.qparams.scale.to(weight.spec.scale_dtype));
+  put(".weight_shape", at::tensor({weight.codes.size(0), weight.codes.size(1)}, at::kLong));
+  if (weight.qparams.zero_point.defined()) {
+    put(".weight_zero_point", pack_zero_points(weight.qparams.zero_point, num_bits));
+  }
+  return tensors;
+}
+
+std::map<std::string, TensorInfo> quantized_weight_infos(const std::string& name, const QuantSpec& spec,
+                                                         int64_t out_features, int64_t in_features) {
+  const auto words = [&](int64_t codes) { return (codes * spec.num_bits + 31) / 32; };
+  const int64_t rows = spec.strategy == Strategy::kTensor ? 1 : out_features;
+  const int64_t groups = spec.strategy == Strategy::kGroup ? in_features / spec.group_size : 1;
+  std::map<std::string, TensorInfo> infos = {{name + ".weight_packed", {at::kInt, {out_features, words(in_features)}}},
+                                             {name + ".weight_scale", {spec.scale_dtype, {rows, groups}}},
+                                             {name + ".weight_shape", {at::kLong, {2}}}};
+  if (!spec.symmetric) infos[name + ".weight_zero_point"] = {at::kInt, {words(rows), groups}};
+  return infos;
 }
 
 QParams read_input_scale(const Checkpoint& checkpoint, const std::vector<std::string>& names, const QuantSpec& spec) {

@@ -105,9 +105,13 @@ RotaryFrequencies rotary_frequencies(const RopeParameters& rope, int64_t head_di
 }
 
 RotaryEmbedding RotaryEmbedding::create(const ModelConfig& config, int64_t seq_len, const at::TensorOptions& options) {
-  const RotaryFrequencies frequencies =
-      rotary_frequencies(config.rope, config.head_dim, config.max_position_embeddings, seq_len);
-  const Tensor angles = at::outer(at::arange(seq_len, at::kFloat), frequencies.inverse).repeat({1, 2});
+  return create(rotary_frequencies(config.rope, config.head_dim, config.max_position_embeddings, seq_len), 0, seq_len,
+                options);
+}
+
+RotaryEmbedding RotaryEmbedding::create(const RotaryFrequencies& frequencies, int64_t first, int64_t count,
+                                        const at::TensorOptions& options) {
+  const Tensor angles = at::outer(at::arange(first, first + count, at::kFloat), frequencies.inverse).repeat({1, 2});
   Tensor cos = at::cos(angles), sin = at::sin(angles);
   if (frequencies.attention_factor != 1) {
     cos.mul_(frequencies.attention_factor);

@@ -19,16 +19,6 @@ void for_each_linear_name(const ModelConfig& config, const std::function<void(co
 
 }  // namespace
 
-StoredModel::StoredModel(Checkpoint checkpoint)
-    : tensors(std::move(checkpoint)), config(ModelConfig::from_json(tensors.config(), config_path(tensors))) {
-  const auto it = tensors.config().find("quantization_config");
-  if (it == tensors.config().end() || it->is_null()) return;
-  quantization = quantization_config_from_json(*it, config_path(tensors) + ": quantization_config");
-  format = QuantizationConfig::kMethod;
-  const LinearFormat all{.weights = quantization->weights, .input_activations = quantization->input_activations};
-  for_each_linear_name(config, [&](const std::string& name) { linears[name] = all; });
-}
-
 StoredModel::StoredModel(Checkpoint checkpoint, std::string format_name,
                          const std::function<LinearFormat(const std::string& linear)>& format_of)
     : tensors(std::move(checkpoint)),

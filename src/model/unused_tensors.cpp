@@ -11,6 +11,7 @@
 #include <system_error>
 
 #include "../io/strict_json.h"
+#include "baseq/model/named_tensors.h"
 
 namespace baseq {
 namespace {
@@ -54,6 +55,7 @@ bool is_linear_bias(std::string_view name, const ModelConfig& config) {
 }
 
 bool repeats_embedding(const Model& model) {
+  if (model.stored().linears.contains("model.embed_tokens")) return false;  // codes have no such twin
   const Tensor head = model.checkpoint().tensor(kHead);
   const Tensor embedding = model.tensors().tensor("model.embed_tokens.weight");
   if (head.sizes() != embedding.sizes() || head.dim() == 0) return false;

@@ -59,7 +59,7 @@ BlockQuantizer::BlockQuantizer(const Model& model, const Recipe& recipe, const T
   if (const RoundStep* round = recipe.round_step()) rounding_ = round->gptq;
 }
 
-void BlockQuantizer::start(const Tensor& embedding) {
+void BlockQuantizer::start(const std::function<Tensor(const Tensor& ids)>& embedding) {
   if (!windows_.defined()) return;
   const ModelConfig& config = model_.config();
   const at::TensorOptions& compute = options_.compute;
@@ -71,7 +71,7 @@ void BlockQuantizer::start(const Tensor& embedding) {
     const Tensor ids = windows_.narrow(0, n, 1);
     const Tensor exact = model_.embed(ids);
     streams_.full_precision.narrow(0, n, 1).copy_(apply_transform(residual_, exact));
-    const Tensor written = at::embedding(embedding, ids.to(compute.device())).to(compute);
+    const Tensor written = embedding(ids).to(compute);
     streams_.quantized.narrow(0, n, 1).copy_(written * config.embedding_multiplier);
   }
   streams_.rope = RotaryEmbedding::create(config, windows_.size(1), compute);

@@ -46,8 +46,8 @@ class BlockQuantizer {
   const Transform& residual() const { return residual_; }
   const Grids& grids() const { return grids_; }
   /// Puts the streams before the first block; to be called for each pass.
-  /// @param embedding as the quantized model has it, [vocab_size, hidden_size]
-  void start(const Tensor& embedding);
+  /// @param embedding the rows of the quantized model's table by token ids, [..., hidden_size]
+  void start(const std::function<Tensor(const Tensor& ids)>& embedding);
   /// The streams by name, to be stored and filled again between two blocks; empty when there is no calibration.
   std::map<std::string, Tensor*> streams();
   /// Takes the full-precision stream through a block, to the same bits as quantize() does.

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "baseq/model/model.h"
+#include "model/quantized_linear.h"
 #include "steps.h"
 
 namespace baseq {
@@ -129,17 +130,19 @@ int64_t learning_bytes(const ModelConfig& config, const Recipe& recipe, const Ru
   return largest;
 }
 
-int64_t grid_bytes(const QuantSpec& spec, int64_t rows, int64_t columns) {
-  const int64_t groups = spec.strategy == Strategy::kGroup && spec.group_size > 0 ? columns / spec.group_size : 1;
-  const int64_t scales = (spec.strategy == Strategy::kTensor ? 1 : rows) * groups;
-  const int64_t words = (columns * spec.num_bits + 31) / 32;
-  const int64_t zero_points = spec.symmetric ? 0 : (scales / groups * spec.num_bits + 31) / 32 * groups;
-  return rows * words * 4 + scales * size_of(spec.scale_dtype) + zero_points * 4 + 2 * 8 + 3 * kHeaderBytes;
+/// A matrix as it is written.
+int64_t matrix_bytes(const std::optional<QuantSpec>& grid, int64_t rows, int64_t columns, int64_t unquantized) {
+  if (!grid) return rows * columns * unquantized + kHeaderBytes;
+  int64_t bytes = 0;
+  for (const auto& [name, info] : quantized_weight_infos("", *grid, rows, columns)) {
+    bytes += info.numel() * size_of(info.dtype) + kHeaderBytes;
+  }
+  return bytes;
 }
 
 /// A linear of a block as it is written, with the bias that corrections may give it.
 int64_t linear_bytes(const Recipe& recipe, int64_t rows, int64_t columns, int64_t matrix) {
-  int64_t bytes = recipe.grids.weights ? grid_bytes(*recipe.grids.weights, rows, columns) : rows * columns * matrix;
+  int64_t bytes = matrix_bytes(recipe.grids.weights, rows, columns, matrix);
   if (const LowRankOptions* low_rank = low_rank_of(recipe)) {
     const int64_t rank = low_rank_values(recipe, {"", rows, columns, false});
     bytes += rank * size_of(low_rank->dtype) + 4 * kHeaderBytes;
@@ -209,8 +212,8 @@ Footprint quantization_memory(const ModelConfig& config, const Recipe& recipe, c
     memory.parts.push_back({"the states of all blocks between two passes", state * config.num_hidden_layers});
   }
   if (recipe.rotates_residual()) {
-    memory.parts.push_back({"the rotated embedding", config.vocab_size * config.hidden_size *
-                                                         size_of(recipe.dtype.value_or(shape.checkpoint_dtype))});
+    const int64_t value = recipe.grids.embedding ? 1 : size_of(recipe.dtype.value_or(shape.checkpoint_dtype));
+    memory.parts.push_back({"the rotated embedding", config.vocab_size * config.hidden_size * value});
   }
   if (tokens > 0 && !shape.activations_on_disk) memory.parts.push_back({"three activation streams", 3 * stream});
   if (tokens > 0 && !shape.activations_on_disk && recipe.rounding_needs_moments()) {
@@ -229,16 +232,16 @@ OutputBytes output_bytes(const ModelConfig& config, const Recipe& recipe, at::Sc
   // Blocks are alike; a rotation of the residual stream gives the head weights of its own.
   ModelConfig one = config;
   one.num_hidden_layers = 1;
-  one.tie_word_embeddings = config.tie_word_embeddings && !recipe.rotates_residual();
+  one.tie_word_embeddings = config.tie_word_embeddings && recipe.keeps_tied_head();
   OutputBytes bytes{.block = kLogBytes + point_bytes(config, recipe) + transform_bytes(config, recipe),
                     .surroundings = kFilesBytes};
   for_each_tensor(one, [&](const std::string& name, at::IntArrayRef shape) {
     int64_t& sum = name.starts_with("model.layers.") ? bytes.block : bytes.surroundings;
-    sum += kHeaderBytes;
     if (shape.size() == 1) {
-      sum += shape[0] * kFloatBytes;
+      sum += shape[0] * kFloatBytes + kHeaderBytes;
     } else if (&sum == &bytes.surroundings) {
-      sum += shape[0] * shape[1] * matrix;
+      sum += matrix_bytes(name.starts_with("lm_head") ? recipe.grids.head : recipe.grids.embedding, shape[0], shape[1],
+                          matrix);
     } else {
       sum += linear_bytes(recipe, shape[0], shape[1], matrix);
     }

@@ -11,7 +11,9 @@
 #include "baseq/io/machine_limits.h"
 #include "baseq/io/side_files.h"
 #include "baseq/io/units.h"
+#include "baseq/model/named_tensors.h"
 #include "baseq/model/unused_tensors.h"
+#include "baseq/pipeline/footprint.h"
 #include "baseq/transform/hadamard.h"
 #include "finite_weights.h"
 #include "instruction_set.h"
@@ -111,12 +113,25 @@ void for_each_step(const Recipe& recipe, const Visit& visit) {
 /// Grids and transforms against the sizes of the model.
 void check_recipe(const ModelConfig& config, const Recipe& recipe, RunPlan& plan) {
   if (recipe.grids.weights) check_groups(config, *recipe.grids.weights, plan);
+  const std::pair<const char*, const std::optional<QuantSpec>*> tables[] = {{"head", &recipe.grids.head},
+                                                                            {"embedding", &recipe.grids.embedding}};
+  for (const auto& [key, grid] : tables) {
+    if (!*grid || (*grid)->strategy != Strategy::kGroup || config.hidden_size % (*grid)->group_size == 0) continue;
+    plan.problems.push_back(fmt::format("grids.{}.group_size: {} does not divide {}, the hidden size", key,
+                                        (*grid)->group_size, config.hidden_size));
+  }
   for_each_step<TransformStep>(recipe, [&](const TransformStep& step, const std::string& path) {
     check_hadamards(config, step, path + ".at", plan);
   });
 }
 
-void check_windows(const ModelConfig& config, const Tensor& windows, const RunShape& shape, RunPlan& plan) {
+void check_windows(const Job& job, const ModelConfig& config, const RunShape& shape, RunPlan& plan) {
+  const Tensor& windows = job.windows;
+  if (windows.defined() && job.recipe.needs_calibration() &&
+      (shape.num_windows != job.recipe.num_samples || shape.seq_len != job.recipe.seq_len)) {
+    plan.warnings.push_back(fmt::format("calibration: {} windows of {} tokens, but the recipe asks for {} of {}",
+                                        shape.num_windows, shape.seq_len, job.recipe.num_samples, job.recipe.seq_len));
+  }
   if (windows.defined() && windows.numel() > 0) {
     const auto low = windows.min().item<int64_t>(), high = windows.max().item<int64_t>();
     if (low < 0 || high >= config.vocab_size) {
@@ -130,9 +145,9 @@ void check_windows(const ModelConfig& config, const Tensor& windows, const RunSh
   }
 }
 
-void check_products(const Recipe& recipe, const QuantizeOptions& options, RunPlan& plan) {
-  if (!options.device.is_cpu()) return;
-  for_each_step<LearnStep>(recipe, [&](const LearnStep& step, const std::string& path) {
+void check_products(const Job& job, RunPlan& plan) {
+  if (!job.options.device.is_cpu()) return;
+  for_each_step<LearnStep>(job.recipe, [&](const LearnStep& step, const std::string& path) {
     if (step.epochs == 0 || multiplies(step.products)) return;
     plan.warnings.push_back(
         fmt::format("{}.products: this processor has no products of {}; learning with \"float32\" is faster here, to "
@@ -179,13 +194,33 @@ ModelConfig config_of(const Checkpoint& checkpoint) {
   return ModelConfig::from_json(checkpoint.config(), (checkpoint.path() / "config.json").string());
 }
 
+/// Without looking at config.json, which may be wrong.
+Checkpoint checkpoint_of(const Job& job) {
+  if (const auto* path = std::get_if<fs::path>(&job.model)) return Checkpoint(*path);
+  return std::get<StoredModel>(job.model).tensors;
+}
+
+/// What memory and disk depend on besides model and recipe.
+RunShape shape_of(const Job& job, const Checkpoint& checkpoint) {
+  RunShape shape{.tokens_per_batch = job.options.tokens_per_batch,
+                 .activations_on_disk = !job.options.activations_directory.empty(),
+                 .checkpoint_dtype = dtype_of(checkpoint)};
+  if (job.windows.defined() || job.recipe.needs_calibration()) {
+    shape.num_windows = job.windows.defined() ? job.windows.size(0) : job.recipe.num_samples;
+    shape.seq_len = job.windows.defined() ? job.windows.size(1) : job.recipe.seq_len;
+  }
+  return shape;
+}
+
 /// Output, work directory and streams, in this order.
-std::vector<Footprint::Part> disk_needs(const ModelConfig& config, const Recipe& recipe, const RunShape& shape,
-                                        int64_t side_files, const fs::path& output, const QuantizeOptions& options) {
+std::vector<Footprint::Part> disk_needs(const Job& job, const ModelConfig& config, const RunShape& shape,
+                                        int64_t side_files) {
+  const Recipe& recipe = job.recipe;
+  const QuantizeOptions& options = job.options;
   const OutputBytes written = output_bytes(config, recipe, shape.checkpoint_dtype);
   const int64_t blocks = written.block * config.num_hidden_layers;
   std::vector<Footprint::Part> disk = {
-      {fs::absolute(output).parent_path().string(), blocks + written.surroundings + side_files}};
+      {fs::absolute(job.output).parent_path().string(), blocks + written.surroundings + side_files}};
   const int64_t stream = shape.num_windows * shape.seq_len * config.hidden_size *
                          static_cast<int64_t>(c10::elementSize(recipe.activations_dtype));
   if (!options.work_directory.empty()) {
@@ -199,43 +234,35 @@ std::vector<Footprint::Part> disk_needs(const ModelConfig& config, const Recipe&
 
 }  // namespace
 
-RunPlan plan_run(const Checkpoint& checkpoint, const Recipe& recipe, const Tensor& windows, const fs::path& output,
-                 const QuantizeOptions& options) {
+RunPlan plan(const Job& job) {
   RunPlan plan;
-  try {
-    recipe.validate();
-  } catch (const c10::Error& error) {  // no need that follows from it means anything
-    plan.problems.push_back(text_of(error));
-    return plan;
-  }
-  RunShape shape{.tokens_per_batch = options.tokens_per_batch,
-                 .activations_on_disk = !options.activations_directory.empty(),
-                 .checkpoint_dtype = dtype_of(checkpoint)};
-  if (windows.defined() || recipe.needs_calibration()) {
-    shape.num_windows = windows.defined() ? windows.size(0) : recipe.num_samples;
-    shape.seq_len = windows.defined() ? windows.size(1) : recipe.seq_len;
-  }
-  plan.problems = find_obstacles(checkpoint.path(), output, options);
+  std::optional<Checkpoint> opened;
   ModelConfig config;
   try {
-    config = config_of(checkpoint);
-  } catch (const c10::Error& error) {  // nothing else can be said of this model
+    job.recipe.validate();
+    plan.problems = find_obstacles(job);
+    opened = checkpoint_of(job);
+    config = config_of(*opened);
+  } catch (const c10::Error& error) {  // nothing that follows from it means anything
     plan.problems.push_back(text_of(error));
     return plan;
   }
+  const Checkpoint& checkpoint = *opened;
+  const RunShape shape = shape_of(job, checkpoint);
+  if (!job.windows.defined() && job.recipe.needs_calibration()) plan.problems.push_back(needs_windows(job.recipe));
   check_model(checkpoint, plan);
-  check_recipe(config, recipe, plan);
-  check_windows(config, windows, shape, plan);
-  check_products(recipe, options, plan);
+  check_recipe(config, job.recipe, plan);
+  check_windows(job, config, shape, plan);
+  check_products(job, plan);
 
   plan.num_blocks = config.num_hidden_layers;
-  plan.memory = quantization_memory(config, recipe, shape);
-  plan.disk = disk_needs(config, recipe, shape, check_side_files(checkpoint, plan), output, options);
+  plan.memory = quantization_memory(config, job.recipe, shape);
+  plan.disk = disk_needs(job, config, shape, check_side_files(checkpoint, plan));
   std::vector<DiskNeed> needs;
   for (const Footprint::Part& part : plan.disk) needs.push_back({part.what, part.bytes});
   for (std::string& problem : find_disk_problems(needs)) plan.problems.push_back(std::move(problem));
   const std::optional<int64_t> available = available_memory();
-  if (options.device.is_cpu() && available && plan.memory.bytes() > *available) {
+  if (job.options.device.is_cpu() && available && plan.memory.bytes() > *available) {
     plan.warnings.push_back(
         fmt::format("memory: about {} needed, {} available; a `memory` budget finds a way with less",
                     format_bytes(plan.memory.bytes()), format_bytes(*available)));
@@ -243,25 +270,23 @@ RunPlan plan_run(const Checkpoint& checkpoint, const Recipe& recipe, const Tenso
   return plan;
 }
 
-MemoryFit fit_memory(const Checkpoint& checkpoint, const Recipe& recipe, int64_t num_windows, int64_t seq_len,
-                     int64_t budget) {
-  recipe.validate();
+MemoryFit fit_memory(const Job& job, int64_t budget) {
+  job.recipe.validate();
+  const Checkpoint checkpoint = checkpoint_of(job);
   const ModelConfig config = config_of(checkpoint);
+  RunShape shape = shape_of(job, checkpoint);
   MemoryFit fit;
   const auto consider = [&](int64_t tokens_per_batch, bool on_disk) {
-    const RunShape shape{.num_windows = num_windows,
-                         .seq_len = seq_len,
-                         .tokens_per_batch = tokens_per_batch,
-                         .activations_on_disk = on_disk,
-                         .checkpoint_dtype = dtype_of(checkpoint)};
-    fit.smallest = {tokens_per_batch, on_disk, quantization_memory(config, recipe, shape).bytes()};
+    shape.tokens_per_batch = tokens_per_batch;
+    shape.activations_on_disk = on_disk;
+    fit.smallest = {tokens_per_batch, on_disk, quantization_memory(config, job.recipe, shape).bytes()};
     if (!fit.choice && fit.smallest.bytes <= budget) fit.choice = fit.smallest;
   };
   consider(kTokensPerBatch, false);
-  if (num_windows == 0) return fit;
+  if (shape.num_windows == 0) return fit;
   for (int64_t tokens = kTokensPerBatch; tokens >= 1; tokens /= 2) {
     consider(tokens, true);
-    if (tokens <= seq_len) break;  // a batch is at least one window
+    if (tokens <= shape.seq_len) break;  // a batch is at least one window
   }
   return fit;
 }

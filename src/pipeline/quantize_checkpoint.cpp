@@ -9,13 +9,19 @@
 #include <chrono>
 #include <utility>
 
+#include "baseq/formats/layer_tensors.h"
 #include "baseq/io/hub_cache.h"
 #include "baseq/io/run_journal.h"
 #include "baseq/io/side_files.h"
 #include "baseq/model/model.h"
-#include "baseq/model/modeling_source.h"
+#include "baseq/model/named_tensors.h"
 #include "baseq/pipeline/run_log.h"
+#include "baseq/quant/gptq.h"
+#include "baseq/tokenizer/token_windows.h"
 #include "block_quantizer.h"
+#include "formats/native/config.h"
+#include "formats/native/modeling_source.h"
+#include "model/quantized_linear.h"
 #include "run_description.h"
 
 namespace baseq {
@@ -27,53 +33,97 @@ using Clock = std::chrono::steady_clock;
 /// 1.5 passes on average where quantizing a block takes at least five, and a run writes 1.25 streams a block, not 2.
 constexpr int64_t kBlocksPerFullPrecisionStream = 4;
 
-/// Rows of the embedding that are rotated in float64 at a time.
+/// Rows of embedding or head that are rotated in float64 or rounded at a time.
 constexpr int64_t kRowsPerChunk = 4096;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-/// `matrix` [rows, hidden] with its columns scaled and transformed in float64, rounded to `dtype`.
-Tensor transform_rows(const Tensor& matrix, const Tensor& column_gain, const Transform& transform,
-                      at::ScalarType dtype) {
-  Tensor result = at::empty(matrix.sizes(), matrix.options().dtype(dtype));
+/// Embedding or head of the output, [vocab_size, hidden_size].
+struct Table {
+  Tensor values;                         ///< undefined when there are codes
+  std::optional<QuantizedWeight> codes;  ///< on the CPU
+
+  /// Rows by token, [..., hidden_size].
+  Tensor rows(const Tensor& ids) const {
+    if (!codes) return at::embedding(values, ids.to(values.device()));
+    std::vector<int64_t> sizes = ids.sizes().vec();
+    sizes.push_back(codes->codes.size(1));
+    return select_rows(*codes, ids.flatten().cpu()).dequantized().view(sizes);
+  }
+};
+
+/// @param matrix       as the checkpoint has it
+/// @param column_gain  may be undefined
+/// @param transform    in float64, of the rows
+/// @param grid         absent: the table is rounded to `dtype`
+Table make_table(const Tensor& matrix, const Tensor& column_gain, const Transform& transform,
+                 const std::optional<QuantSpec>& grid, at::ScalarType dtype) {
+  if (transform.empty() && !grid) return {matrix.to(dtype), std::nullopt};
+  Table table;
+  if (!grid) table.values = at::empty(matrix.sizes(), matrix.options().dtype(dtype));
+  std::vector<Tensor> codes, scales, zero_points;
   for (int64_t begin = 0; begin < matrix.size(0); begin += kRowsPerChunk) {
     const int64_t rows = std::min(kRowsPerChunk, matrix.size(0) - begin);
-    Tensor chunk = matrix.narrow(0, begin, rows).to(at::kDouble);
-    if (column_gain.defined()) chunk = chunk * column_gain;
-    result.narrow(0, begin, rows).copy_(apply_transform(transform, chunk));
+    Tensor chunk = matrix.narrow(0, begin, rows);
+    if (!transform.empty()) {
+      chunk = chunk.to(at::kDouble);
+      if (column_gain.defined()) chunk = chunk * column_gain;
+      chunk = apply_transform(transform, chunk);
+    }
+    if (!grid) {
+      table.values.narrow(0, begin, rows).copy_(chunk);
+      continue;
+    }
+    const QuantizedWeight rounded = round_to_nearest(chunk.to(at::kCPU, at::kFloat), *grid, /*mse_clip=*/false);
+    codes.push_back(rounded.codes);
+    scales.push_back(rounded.qparams.scale);
+    if (rounded.qparams.zero_point.defined()) zero_points.push_back(rounded.qparams.zero_point);
   }
-  return result;
+  if (!grid) return table;
+  table.codes = QuantizedWeight{.spec = *grid, .codes = at::cat(codes), .qparams = {.scale = at::cat(scales)}};
+  if (!zero_points.empty()) table.codes->qparams.zero_point = at::cat(zero_points);
+  return table;
+}
+
+/// The tensors of a table in a checkpoint.
+std::map<std::string, Tensor> tensors_of(const Table& table, const std::string& name) {
+  if (table.codes) return quantized_weight_tensors(name, *table.codes);
+  return {{name + ".weight", table.values.cpu()}};
 }
 
 /// One run over the blocks of a checkpoint.
 class Run {
  public:
-  Run(const Checkpoint& checkpoint, const Recipe& recipe, const Tensor& windows, const QuantizeOptions& options)
-      : checkpoint_(checkpoint),
-        recipe_(recipe),
-        options_(options),
-        // What is rotated is rotated in float64; else weights come as what they are computed with.
-        model_(checkpoint, {.dtype = recipe.rotates_residual() ? at::kDouble : at::kFloat, .device = options.device}),
-        windows_(windows),
-        blocks_(model_, recipe_, windows_, block_options()) {
-    TORCH_CHECK(!model_.quantization(), checkpoint.path().string(),
+  explicit Run(const Job& job)
+      : job_(job),
+        options_(job.options),
+        recipe_(job.recipe),
+        // The residual rotation is merged in float64; otherwise weights are loaded as float32.
+        model_(stored_model(job),
+               {.dtype = recipe_.rotates_residual() ? at::kDouble : at::kFloat, .device = options_.device}),
+        blocks_(model_, recipe_, job.windows, block_options()) {
+    TORCH_CHECK(!model_.quantization(), checkpoint().path().string(),
                 ": is already quantized; quantize the original checkpoint instead");
-    TORCH_CHECK(windows.defined() || !recipe.needs_calibration(), "quantize: recipe \"", recipe.name,
-                "\" needs calibration windows");
-    recipe_.grids = blocks_.grids();  // for this model
+    TORCH_CHECK(windows().defined() || !recipe_.needs_calibration(), needs_windows(recipe_));
+    if (windows().defined()) check_token_ids(windows(), model_.config().vocab_size, "quantize: calibration windows");
+    recipe_.grids = blocks_.grids();                           // for this model
+    if (windows().defined() && recipe_.needs_calibration()) {  // what the checkpoint says was used
+      recipe_.num_samples = windows().size(0);
+      recipe_.seq_len = windows().size(1);
+    }
     dtype_ = recipe_.dtype.value_or(model_.tensors().info("model.embed_tokens.weight").dtype);
   }
 
-  void write(const std::filesystem::path& output) {
-    const std::vector<std::string> obstacles = find_obstacles(checkpoint_.path(), output, options_);
+  void write() {
+    const std::vector<std::string> obstacles = find_obstacles(job_);
     TORCH_CHECK(obstacles.empty(), obstacles.front());
     // Before the writer removes what an earlier process left: that one may still be at work.
     if (!options_.work_directory.empty()) {
-      journal_.emplace(options_.work_directory, describe_run(checkpoint_, recipe_, windows_, output, options_));
+      journal_.emplace(options_.work_directory, describe_run(job_, checkpoint(), recipe_));
     }
-    CheckpointWriter writer(output, writer_options(checkpoint_.path(), options_));
+    CheckpointWriter writer(job_.output, writer_options(job_));
     embedding_ = quantized_embedding();
-    blocks_.start(embedding_);
+    start_blocks(embedding_);
     const auto run_start = Clock::now();
     const RunStarted started = start_event();
     log_ = log_line(to_json(started));
@@ -86,23 +136,23 @@ class Run {
     if (first > 0 || reached.step) tell(RunResumed{first, num_turns(), reached.step ? reached.step->name : ""});
     if (first < num_turns()) restore_streams(first);
     for (int64_t turn = first; turn < num_turns(); ++turn) {
-      if (turn > first && block_of(turn) == 0) blocks_.start(embedding_);
+      if (turn > first && block_of(turn) == 0) start_blocks(embedding_);
       take_turn(writer, turn, std::exchange(reached, {}));
     }
     if (has_modeling_file()) writer.write_file(kModelingFile, modeling_source());
     writer.write_file(kRunLogFile, log_);
-    writer.copy_side_files(checkpoint_.path());
+    writer.copy_side_files(checkpoint().path());
     writer.finish(output_config());
     tell(RunFinished{seconds_since(run_start)});
   }
 
   /// Takes the first block through all passes and forgets it; seconds without what a run does once.
   double time_first_block() {
-    const Tensor embedding = quantized_embedding();
+    const Table embedding = quantized_embedding();
     double seconds = 0;
     BlockState state;
     for (int64_t pass = 0; pass < blocks_.num_passes(); ++pass) {
-      blocks_.start(embedding);
+      start_blocks(embedding);
       const auto start = Clock::now();
       const BlockQuantizer::Result result = blocks_.quantize(pass, 0, std::move(state));
       (void)layer_tensors(result.layer, layer_prefix(0), dtype_);
@@ -113,6 +163,9 @@ class Run {
   }
 
  private:
+  const Checkpoint& checkpoint() const { return model_.checkpoint(); }
+  const Tensor& windows() const { return job_.windows; }
+
   /// What an earlier process did in the block that comes next.
   struct Reached {
     std::optional<BlockQuantizer::StepEnd> step;
@@ -121,7 +174,7 @@ class Run {
   };
 
   void tell(const ProgressEvent& event) const {
-    if (options_.progress) options_.progress(event);
+    if (job_.progress) job_.progress(event);
   }
 
   BlockQuantizer::Options block_options() {
@@ -252,55 +305,68 @@ class Run {
   }
 
   RunStarted start_event() const {
-    return {.model = model_name(checkpoint_.path()),
+    return {.model = model_name(checkpoint().path()),
             .num_blocks = model_.config().num_hidden_layers,
-            .num_samples = windows_.defined() ? windows_.size(0) : 0,
-            .seq_len = windows_.defined() ? windows_.size(1) : 0,
+            .num_samples = windows().defined() ? windows().size(0) : 0,
+            .seq_len = windows().defined() ? windows().size(1) : 0,
             .seed = options_.seed,
             .device = options_.device.str(),
             .num_threads = at::get_num_threads()};
   }
 
-  /// The table as the quantized model has it, [vocab_size, hidden_size].
-  Tensor quantized_embedding() const {
+  Table quantized_embedding() const {
     const Tensor table = model_.tensors().tensor("model.embed_tokens.weight").to(options_.device);
-    return blocks_.residual().empty() ? table.to(dtype_) : transform_rows(table, {}, blocks_.residual(), dtype_);
+    return make_table(table, {}, blocks_.residual(), recipe_.grids.embedding, dtype_);
   }
 
-  /// A tensor of the output that is in no block.
+  void start_blocks(const Table& embedding) {
+    blocks_.start([&](const Tensor& ids) { return embedding.rows(ids); });
+  }
+
+  /// Tensors of the output that are in no block.
   struct Surrounding {
-    std::string name;
-    TensorInfo info;
-    std::function<Tensor()> make;
+    std::map<std::string, TensorInfo> infos;
+    std::function<std::map<std::string, Tensor>()> make;
   };
+
+  Surrounding table(const std::string& name, const std::optional<QuantSpec>& grid,
+                    const std::function<Table()>& make) const {
+    const int64_t rows = model_.config().vocab_size, columns = model_.config().hidden_size;
+    Surrounding result{.infos = {{name + ".weight", {dtype_, {rows, columns}}}}, .make = {}};
+    if (grid) result.infos = quantized_weight_infos(name, *grid, rows, columns);
+    result.make = [name, make] { return tensors_of(make(), name); };
+    return result;
+  }
 
   /// Embedding, final norm and head, in the order in which they are written.
   std::vector<Surrounding> surroundings() const {
+    const std::string norm_name = "model.norm.weight";
     const Tensor norm = model_.final_norm().weight;
     const bool rotated = !blocks_.residual().empty(), tied = model_.config().tie_word_embeddings;
-    const TensorInfo table{dtype_, {model_.config().vocab_size, model_.config().hidden_size}};
-    Surrounding final_norm{.name = "model.norm.weight", .info = {at::kFloat, norm.sizes().vec()}, .make = {}};
-    final_norm.make = [rotated, norm] {
-      return rotated ? at::ones_like(norm, at::kFloat).cpu() : norm.to(at::kFloat).cpu();
+    Surrounding final_norm{.infos = {{norm_name, {at::kFloat, norm.sizes().vec()}}}, .make = {}};
+    final_norm.make = [rotated, norm, norm_name] {
+      const Tensor written = rotated ? at::ones_like(norm, at::kFloat) : norm.to(at::kFloat);
+      return std::map<std::string, Tensor>{{norm_name, written.cpu()}};
     };
-    Surrounding head{.name = "lm_head.weight", .info = table, .make = {}};
-    head.make = [this, norm, rotated, tied] {
+    const Surrounding head = table("lm_head", recipe_.grids.head, [this, norm, tied] {
       const Tensor stored = model_.tensors().tensor(tied ? "model.embed_tokens.weight" : "lm_head.weight");
-      if (!rotated) return stored.to(dtype_);
-      return transform_rows(stored.to(options_.device), norm, blocks_.residual(), dtype_).cpu();
-    };
-    Surrounding embedding{.name = "model.embed_tokens.weight", .info = table, .make = {}};
-    embedding.make = [this] { return embedding_; };
+      return make_table(stored.to(options_.device), norm, blocks_.residual(), recipe_.grids.head, dtype_);
+    });
+    const Surrounding embedding = table("model.embed_tokens", recipe_.grids.embedding, [this] { return embedding_; });
     if (rotated) return {head, final_norm, embedding};
-    if (tied) return {final_norm, embedding};
+    if (stays_tied()) return {final_norm, embedding};
     return {final_norm, head, embedding};
   }
+
+  bool stays_tied() const { return model_.config().tie_word_embeddings && recipe_.keeps_tied_head(); }
 
   /// Writes what surrounds the blocks, and says what follows: blocks with the tensors of the first one.
   void write_surroundings(CheckpointWriter& writer, const RunJournal::Tensors& first_block) {
     const std::vector<Surrounding> parts = surroundings();
     std::vector<CheckpointWriter::Expected> expected;
-    for (const auto& [name, info, make] : parts) expected.push_back({name, info});
+    for (const Surrounding& part : parts) {
+      for (const auto& [name, info] : part.infos) expected.push_back({name, info});
+    }
     for (int64_t block = 0; block < model_.config().num_hidden_layers; ++block) {
       for (const auto& [name, tensor] : first_block) {
         expected.push_back(
@@ -308,17 +374,19 @@ class Run {
       }
     }
     writer.expect(expected);
-    for (const auto& [name, info, make] : parts) writer.add(name, make());
-    embedding_ = Tensor();
-    checkpoint_.release_pages();
+    for (const Surrounding& part : parts) {
+      for (const auto& [name, tensor] : part.make()) writer.add(name, tensor);
+    }
+    embedding_ = {};
+    checkpoint().release_pages();
   }
 
   bool has_modeling_file() const { return model_.config().architecture == kModelingArchitecture; }
 
   nlohmann::json output_config() const {
-    nlohmann::json config = checkpoint_.config();
+    nlohmann::json config = checkpoint().config();
     remove_code_references(config);
-    if (!blocks_.residual().empty()) config["tie_word_embeddings"] = false;
+    if (!recipe_.keeps_tied_head()) config["tie_word_embeddings"] = false;
     nlohmann::json quantization = to_json(recipe_.quantization_config());
     quantization["recipe"] = recipe_.to_json();
     config["quantization_config"] = quantization;
@@ -326,13 +394,12 @@ class Run {
     return config;
   }
 
-  const Checkpoint& checkpoint_;
-  Recipe recipe_;
+  const Job& job_;
   const QuantizeOptions& options_;
+  Recipe recipe_;  ///< with the grids of this model
   Model model_;
-  Tensor windows_;
   at::ScalarType dtype_;
-  Tensor embedding_;  ///< as the output has it, until it is written
+  Table embedding_;  ///< as the output has it, until it is written
   std::optional<RunJournal> journal_;
   std::string log_;  ///< kRunLogFile so far
   nlohmann::json block_events_ = nlohmann::json::array();
@@ -344,8 +411,9 @@ class Run {
 };
 
 /// Throws for what a run cannot begin with.
-void check_input(const Recipe& recipe, const Tensor& windows) {
-  recipe.validate();
+void check_input(const Job& job) {
+  job.recipe.validate();
+  const Tensor& windows = job.windows;
   TORCH_CHECK(!windows.defined() || (windows.dim() == 2 && at::isIntegralType(windows.scalar_type(), false)),
               "quantize: windows are ", windows.sizes(), " of ", windows.dtype(),
               ", expected token ids [num_windows, seq_len]");
@@ -353,35 +421,34 @@ void check_input(const Recipe& recipe, const Tensor& windows) {
 
 }  // namespace
 
-void quantize_checkpoint(const Checkpoint& checkpoint, const Recipe& recipe, const Tensor& windows,
-                         const std::filesystem::path& output, const QuantizeOptions& options) {
-  check_input(recipe, windows);
+void quantize(const Job& job) {
+  check_input(job);
   const c10::NoGradGuard no_grad;
-  Run(checkpoint, recipe, windows, options).write(output);
+  Run(job).write();
 }
 
-double estimate_seconds(const Checkpoint& checkpoint, const Recipe& recipe, const Tensor& windows,
-                        const QuantizeOptions& options) {
-  check_input(recipe, windows);
+double estimate_seconds(const Job& job) {
+  check_input(job);
   const c10::NoGradGuard no_grad;
   // What a window adds is measured apart from what a block takes whatever their number.
   constexpr int64_t kFewWindows = 4;
-  QuantizeOptions quiet = options;
+  Job quiet = job;
+  quiet.model = stored_model(job);  // opened once
   quiet.progress = {};
-  quiet.activations_directory.clear();
+  quiet.options.activations_directory.clear();
   const auto block_with = [&](int64_t num_windows) {
-    const Tensor some = windows.defined() ? windows.narrow(0, 0, num_windows) : Tensor{};
-    return Run(checkpoint, recipe, some, quiet).time_first_block();
+    if (job.windows.defined()) quiet.windows = job.windows.narrow(0, 0, num_windows);
+    return Run(quiet).time_first_block();
   };
   double block = 0;
-  const int64_t n = windows.defined() ? windows.size(0) : 0;
+  const int64_t n = job.windows.defined() ? job.windows.size(0) : 0;
   if (n <= kFewWindows) {
     block = block_with(n);
   } else {
     const double few = block_with(kFewWindows), one = block_with(1);  // the first of them reads the file
     block = one + std::max(0.0, few - one) / (kFewWindows - 1) * static_cast<double>(n - 1);
   }
-  return block * static_cast<double>(Model(checkpoint).config().num_hidden_layers);
+  return block * static_cast<double>(std::get<StoredModel>(quiet.model).config.num_hidden_layers);
 }
 
 }  // namespace baseq

@@ -8,6 +8,7 @@
 #include <concepts>
 
 #include "baseq/pipeline/activations.h"
+#include "formats/native/config.h"
 #include "recipe_rules.h"
 
 namespace baseq {
@@ -220,7 +221,15 @@ void visit_fields(Visitor& visit, S& grid) {
   visit.boolean("symmetric", grid.symmetric);
 }
 
-/// All but the grid of the weights, which checkpoints have as well.
+/// The static grids, which checkpoints have as well.
+struct StaticGrid {
+  const char* key;
+  std::optional<QuantSpec> Grids::*grid;
+};
+constexpr StaticGrid kStaticGrids[] = {
+    {"weights", &Grids::weights}, {"head", &Grids::head}, {"embedding", &Grids::embedding}};
+
+/// All but the static ones.
 template <class Visitor, Is<Grids> S>
 void visit_fields(Visitor& visit, S& grids) {
   visit.section("input_activations", grids.input_activations, Grids::kPerToken);
@@ -237,8 +246,10 @@ void visit_calibration(Visitor& visit, S& recipe) {
 Grids read_grids(JsonObject object) {
   Grids grids;
   Reader visit{std::move(object), grids};
-  visit.object.ignore("weights");
-  if (visit.object.contains("weights")) grids.weights = quant_spec_from_json(visit.object.object("weights"), {});
+  for (const auto& [key, grid] : kStaticGrids) {
+    visit.object.ignore(key);
+    if (visit.object.contains(key)) grids.*grid = quant_spec_from_json(visit.object.object(key), {});
+  }
   visit_fields(visit, grids);
   visit.object.finish();
   return grids;
@@ -247,7 +258,8 @@ Grids read_grids(JsonObject object) {
 json write_grids(const Grids& grids) {
   Writer visit;
   visit_fields(visit, grids);
-  visit.object["weights"] = grids.weights ? to_json(*grids.weights) : json(nullptr);
+  for (const auto& [key, grid] : kStaticGrids)
+    visit.object[key] = grids.*grid ? to_json(*(grids.*grid)) : json(nullptr);
   return visit.object;
 }
 

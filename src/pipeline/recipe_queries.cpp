@@ -79,7 +79,9 @@ QuantizationConfig Recipe::quantization_config() const {
   QuantizationConfig config{.weights = grids.weights,
                             .lora_rank = round && round->low_rank ? round->low_rank->rank : 0,
                             .input_activations = grids.input_activations,
-                            .kv_cache = grids.kv_cache};
+                            .kv_cache = grids.kv_cache,
+                            .head = grids.head,
+                            .embedding = grids.embedding};
   return config;
 }
 

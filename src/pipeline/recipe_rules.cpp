@@ -200,6 +200,13 @@ class Order {
 void check_grids(const Grids& grids, const std::string& path) {
   TORCH_CHECK(!grids.weights || (!grids.weights->dynamic && grids.weights->strategy != Strategy::kToken), path,
               ": grids.weights: expected strategy \"tensor\", \"channel\" or \"group\" and a static grid");
+  const std::pair<const char*, const std::optional<QuantSpec>*> tables[] = {{"head", &grids.head},
+                                                                            {"embedding", &grids.embedding}};
+  for (const auto& [key, grid] : tables) {
+    const bool by_rows = !*grid || (*grid)->strategy == Strategy::kChannel || (*grid)->strategy == Strategy::kGroup;
+    TORCH_CHECK(by_rows && !(*grid && (*grid)->dynamic), path, ": grids.", key,
+                ": expected strategy \"channel\" or \"group\" and a static grid");
+  }
   const auto check = [&](const char* key, const std::optional<QuantSpec>& grid, QuantSpec like, const char* expected) {
     if (!grid) return;
     like.num_bits = grid->num_bits;

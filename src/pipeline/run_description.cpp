@@ -4,12 +4,12 @@
 
 #include <chrono>
 
-#include "../io/partial_directory.h"
 #include "baseq/io/apart.h"
-#include "baseq/model/modeling_source.h"
 #include "baseq/model/quantization_config.h"
 #include "baseq/pipeline/run_log.h"
+#include "formats/native/modeling_source.h"
 #include "instruction_set.h"
+#include "io/partial_directory.h"
 
 namespace baseq {
 namespace {
@@ -24,8 +24,20 @@ int64_t modified(const fs::path& file) {
 
 }  // namespace
 
-RunJournal::Description describe_run(const Checkpoint& checkpoint, const Recipe& recipe, const Tensor& windows,
-                                     const fs::path& output, const QuantizeOptions& options) {
+StoredModel stored_model(const Job& job) {
+  if (const auto* path = std::get_if<fs::path>(&job.model)) return Checkpoint(*path);
+  return std::get<StoredModel>(job.model);
+}
+
+fs::path model_path(const Job& job) {
+  if (const auto* path = std::get_if<fs::path>(&job.model)) return *path;
+  return std::get<StoredModel>(job.model).tensors.path();
+}
+
+std::string needs_windows(const Recipe& recipe) { return "recipe \"" + recipe.name + "\" needs calibration `windows`"; }
+
+RunJournal::Description describe_run(const Job& job, const Checkpoint& checkpoint, const Recipe& recipe) {
+  const QuantizeOptions& options = job.options;
   const std::string path = fs::absolute(checkpoint.path()).string();
   json known_files = json::object(), known_times = json::object();
   if (RunJournal::exists(options.work_directory)) {
@@ -56,12 +68,12 @@ RunJournal::Description describe_run(const Checkpoint& checkpoint, const Recipe&
                                                    {"tokens_per_batch", options.tokens_per_batch}},
                                       .details = {{"model", path},
                                                   {"modified", times},
-                                                  {"output", fs::absolute(output).string()},
+                                                  {"output", fs::absolute(job.output).string()},
                                                   {"shard_bytes", options.output.shard_bytes},
                                                   {"force", options.output.force},
                                                   {"activations_directory", options.activations_directory.string()}},
                                       .inputs = {}};
-  if (windows.defined()) description.inputs["input_ids"] = windows;
+  if (job.windows.defined()) description.inputs["input_ids"] = job.windows;
   return description;
 }
 
@@ -70,17 +82,18 @@ StoredRun read_stored_run(const fs::path& work_directory) {
   const auto& [identity, details, inputs] = description;
   try {
     StoredRun run;
-    run.model = details.at("model").get<std::string>();
-    run.output = details.at("output").get<std::string>();
-    run.recipe = Recipe::from_json(identity.at("recipe"), (work_directory / "run.json").string() + ": recipe");
-    if (const auto it = inputs.find("input_ids"); it != inputs.end()) run.windows = it->second;
-    run.options.device = at::Device(identity.at("device").get<std::string>());
-    run.options.seed = identity.at("seed").get<uint64_t>();
-    run.options.output.shard_bytes = details.at("shard_bytes").get<int64_t>();
-    run.options.output.force = details.at("force").get<bool>();
-    run.options.activations_directory = details.at("activations_directory").get<std::string>();
-    run.options.work_directory = work_directory;
-    run.options.tokens_per_batch = identity.value("tokens_per_batch", kTokensPerBatch);
+    Job& job = run.job;
+    job.model = fs::path(details.at("model").get<std::string>());
+    job.output = details.at("output").get<std::string>();
+    job.recipe = Recipe::from_json(identity.at("recipe"), (work_directory / "run.json").string() + ": recipe");
+    if (const auto it = inputs.find("input_ids"); it != inputs.end()) job.windows = it->second;
+    job.options.device = at::Device(identity.at("device").get<std::string>());
+    job.options.seed = identity.at("seed").get<uint64_t>();
+    job.options.output.shard_bytes = details.at("shard_bytes").get<int64_t>();
+    job.options.output.force = details.at("force").get<bool>();
+    job.options.activations_directory = details.at("activations_directory").get<std::string>();
+    job.options.work_directory = work_directory;
+    job.options.tokens_per_batch = identity.value("tokens_per_batch", kTokensPerBatch);
     run.num_threads = identity.at("threads").get<int64_t>();
     return run;
   } catch (const json::exception& error) {
@@ -90,14 +103,14 @@ StoredRun read_stored_run(const fs::path& work_directory) {
 
 std::set<std::string> own_files() { return {kModelingFile, kRunLogFile, "README.md", "adapter"}; }
 
-CheckpointWriter::Options writer_options(const fs::path& model, const QuantizeOptions& options) {
-  CheckpointWriter::Options result = options.output;
-  result.source = model;
+CheckpointWriter::Options writer_options(const Job& job) {
+  CheckpointWriter::Options result = job.options.output;
+  result.source = model_path(job);
   result.own_files = own_files();
   return result;
 }
 
-std::vector<std::string> find_obstacles(const fs::path& model, const fs::path& output, const QuantizeOptions& options) {
+std::vector<std::string> find_obstacles(const Job& job) {
   std::vector<std::string> found;
   const auto attempt = [&](const auto& step) {
     try {
@@ -106,13 +119,13 @@ std::vector<std::string> find_obstacles(const fs::path& model, const fs::path& o
       found.emplace_back(error.what_without_backtrace());
     }
   };
-  const fs::path& work = options.work_directory;
+  const fs::path &work = job.options.work_directory, &output = job.output;
   if (!work.empty() && RunJournal::is_held(work)) {
     found.push_back(work.string() + ": another process works in this directory");
   }
-  attempt([&] { CheckpointWriter::check_place(output, writer_options(model, options)); });
+  attempt([&] { CheckpointWriter::check_place(output, writer_options(job)); });
   if (work.empty()) return found;
-  attempt([&] { check_apart(work, model); });
+  attempt([&] { check_apart(work, model_path(job)); });
   if (lies_in(work, output) || lies_in(work, PartialDirectory::path_of(output)) || lies_in(output, work)) {
     found.push_back(work.string() + ": the work directory and the output " + output.string() +
                     " lie in one another; choose two directories apart");

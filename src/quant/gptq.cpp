@@ -205,7 +205,12 @@ Tensor Hessian::mean() const {
   return sum_ / static_cast<double>(num_tokens_);
 }
 
-Tensor QuantizedWeight::dequantized() const { return dequantize(codes, qparams, spec); }
+Tensor second_moments(const Tensor& x) {
+  TORCH_CHECK(x.dim() >= 1, "second_moments: x is a scalar, expected inputs [..., features]");
+  Hessian hessian(x.size(-1));
+  hessian.add(x);
+  return hessian.mean();
+}
 
 double quadratic_form(const Tensor& matrix, const Tensor& hessian) {
   constexpr int64_t kColumns = 512;

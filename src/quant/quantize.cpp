@@ -130,4 +130,6 @@ Tensor fake_quantize(const Tensor& x, const QParams& qparams, const QuantSpec& s
   return from_grid(codes, qparams).to(x.scalar_type()).view(x.sizes());
 }
 
+Tensor QuantizedWeight::dequantized() const { return dequantize(codes, qparams, spec); }
+
 }  // namespace baseq

@@ -26,9 +26,9 @@ class AddedTokenFinder {
   void add(const AddedToken& token, std::string_view content);
 
   /// Calls `on_id(id)` for each token found in valid UTF-8 `text` and `on_text(begin, end)` with the bytes between
-  /// them.
-  template <class OnText, class OnId>
-  void split(std::string_view text, OnText&& on_text, OnId&& on_id) const;
+  /// them. Tokens count where `allowed(id, begin, end)`.
+  template <class OnText, class OnId, class Allowed>
+  void split(std::string_view text, OnText&& on_text, OnId&& on_id, Allowed&& allowed) const;
 
  private:
   struct Found {
@@ -51,8 +51,8 @@ class AddedTokenFinder {
   std::vector<bool> starts_;  // of each byte: whether a content starts with it
 };
 
-template <class OnText, class OnId>
-void AddedTokenFinder::split(std::string_view text, OnText&& on_text, OnId&& on_id) const {
+template <class OnText, class OnId, class Allowed>
+void AddedTokenFinder::split(std::string_view text, OnText&& on_text, OnId&& on_id, Allowed&& allowed) const {
   size_t done = 0;
   size_t space_end = 0;  // of white space that was looked through last
   for (size_t i = 0; i < text.size();) {
@@ -61,7 +61,7 @@ void AddedTokenFinder::split(std::string_view text, OnText&& on_text, OnId&& on_
       continue;
     }
     const auto [token, token_end] = find_at(text, i);
-    if (token == nullptr) {
+    if (token == nullptr || !allowed(token->id, i, token_end)) {
       ++i;
       continue;
     }

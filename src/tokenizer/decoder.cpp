@@ -1,5 +1,6 @@
 #include "decoder.h"
 
+#include <algorithm>
 #include <charconv>
 #include <optional>
 #include <string_view>
@@ -108,7 +109,37 @@ void apply(const decoders::Metaspace& step, Tokens& tokens, size_t /*original*/)
   }
 }
 
+template <class Step>
+bool is(const Decoder& step) {
+  return std::holds_alternative<Step>(step);
+}
+
+// Whether more tokens only add to the text, but for a character or a run of bytes that is cut.
+bool only_appends(const std::vector<Decoder>& steps) {
+  bool joined = false;
+  for (const Decoder& step : steps) {
+    if (joined) {
+      const auto* strip = std::get_if<decoders::Strip>(&step);
+      if (!is<decoders::Fuse>(step) && !(strip != nullptr && strip->stop == 0)) return false;
+    }
+    joined = joined || is<decoders::Fuse>(step) || is<decoders::ByteLevel>(step);
+  }
+  return true;
+}
+
 }  // namespace
+
+size_t settled_bytes(const std::vector<Decoder>& steps, std::vector<std::string> tokens, std::string_view text) {
+  constexpr std::string_view kReplacement = "\uFFFD";
+  if (!only_appends(steps)) return 0;
+  if (std::ranges::any_of(steps, is<decoders::ByteFallback>) && !tokens.empty() && fallback_byte(tokens.back())) {
+    // Another byte may turn all of the run into U+FFFD.
+    while (!tokens.empty() && fallback_byte(tokens.back())) tokens.pop_back();
+    return decode(steps, std::move(tokens)).size();
+  }
+  const bool cut = std::ranges::any_of(steps, is<decoders::ByteLevel>) && text.ends_with(kReplacement);
+  return cut ? text.size() - kReplacement.size() : text.size();
+}
 
 std::string decode(const std::vector<Decoder>& steps, std::vector<std::string> tokens) {
   if (steps.empty()) {  // as the package does, though no model wants it

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <variant>
 #include <vector>
 
@@ -35,5 +36,9 @@ using Decoder = std::variant<decoders::ByteLevel, decoders::ByteFallback, decode
 
 /// The text of `tokens` after all `steps`, valid UTF-8; U+FFFD stands where tokens cut a character.
 std::string decode(const std::vector<Decoder>& steps, std::vector<std::string> tokens);
+
+/// How many bytes at the start of `text`, the one of `tokens`, stay whatever tokens follow. 0 for steps that look at
+/// the end of the text.
+size_t settled_bytes(const std::vector<Decoder>& steps, std::vector<std::string> tokens, std::string_view text);
 
 }  // namespace baseq

@@ -39,6 +39,62 @@ class WordCache {
   std::vector<Entry> entries_;
 };
 
+// A text and which added tokens each stretch of it may have.
+class TextSources {
+ public:
+  explicit TextSources(std::string_view text) : text_(text), ends_{{text.size(), AddedTokens::kAll}} {}
+  explicit TextSources(std::span<const TextPart> parts) {
+    for (const TextPart& part : parts) {
+      joined_ += part.text;
+      if (!part.text.empty()) ends_.push_back({joined_.size(), part.recognized});
+    }
+    text_ = joined_;
+  }
+  TextSources(const TextSources&) = delete;
+  TextSources& operator=(const TextSources&) = delete;
+
+  std::string_view text() const { return text_; }
+  // That of the part that [begin, end) lies in; nothing when it is cut by a border.
+  std::optional<AddedTokens> only_source(size_t begin, size_t end) const {
+    const auto part = at(begin);
+    if (part == ends_.end() || part->end < end) return std::nullopt;
+    return part->recognized;
+  }
+  // fn(begin, end, recognized): cut where parts of kAll begin and end. What a stretch of several others allows is what
+  // all of them allow.
+  template <class Fn>
+  void for_each_stretch(size_t begin, size_t end, Fn&& fn) const {
+    const auto is_all = [](const auto& part) { return part->recognized == AddedTokens::kAll; };
+    for (auto part = at(begin); begin < end;) {
+      AddedTokens recognized = part->recognized;
+      while (part->end < end && is_all(std::next(part)) == is_all(part)) {
+        recognized = std::max(recognized, (++part)->recognized);
+      }
+      const size_t stop = std::min(end, part->end);
+      fn(begin, stop, recognized);
+      begin = stop;
+      ++part;
+    }
+  }
+
+ private:
+  struct Part {
+    size_t end = 0;
+    AddedTokens recognized = AddedTokens::kAll;
+  };
+  std::vector<Part>::const_iterator at(size_t offset) const {
+    return std::ranges::upper_bound(ends_, offset, {}, &Part::end);
+  }
+  std::string joined_;
+  std::string_view text_;
+  std::vector<Part> ends_;
+};
+
+void check_utf8(std::string_view text) {
+  const size_t invalid = find_invalid_utf8(text);
+  TORCH_CHECK(invalid == std::string_view::npos, "tokenizer: text is not valid UTF-8 at byte ", invalid);
+}
+
 // A message that starts with the file, whichever part of the reading failed.
 template <class Fn>
 auto naming_file(const std::string& name, Fn&& fn) {
@@ -64,6 +120,7 @@ struct Tokenizer::Impl {
     for (const AddedToken& token : file.added_tokens) {
       tokens.emplace(token.id, token.content);
       if (token.special) special_ids.insert(token.id);
+      added_ids.emplace(token.content, token.id);
       if (token.normalized) {
         const std::string content = normalize(normalizer, token.content).text;
         TORCH_CHECK(!content.empty(), "nothing is left of the added token '", token.content, "' after the normalizer");
@@ -74,7 +131,24 @@ struct Tokenizer::Impl {
     }
   }
 
-  void encode(std::string_view text, std::vector<int32_t>& ids) const {
+  bool allows(AddedTokens recognized, int32_t id) const {
+    return recognized == AddedTokens::kAll || (recognized == AddedTokens::kNotSpecial && !special_ids.contains(id));
+  }
+
+  std::vector<std::string> tokens_of(std::span<const int32_t> ids, bool skip_special_tokens) const {
+    std::vector<std::string> result;
+    result.reserve(ids.size());
+    for (size_t i = 0; i < ids.size(); ++i) {
+      const auto found = tokens.find(ids[i]);
+      TORCH_CHECK(found != tokens.end(), "tokenizer: id ", ids[i], " at position ", i,
+                  " stands for no token of the vocabulary of ", tokens.size());
+      if (!skip_special_tokens || !special_ids.contains(ids[i])) result.push_back(found->second);
+    }
+    return result;
+  }
+
+  void encode(const TextSources& sources, std::vector<int32_t>& ids) const {
+    const std::string_view text = sources.text();
     ids.reserve(ids.size() + text.size() / 3);
     WordCache cache(text.size());
     Bpe::Workspace workspace;
@@ -94,7 +168,7 @@ struct Tokenizer::Impl {
     PreTokenization pre_tokenization(pre_tokenizer, add_word);
     std::deque<std::string> normalized;  // the cache has views of them
     const auto add_id = [&](int32_t id) { ids.push_back(id); };
-    const auto add_part = [&](size_t begin, size_t end) {
+    const auto add_stretch = [&](size_t begin, size_t end, AddedTokens recognized) {
       std::string_view part = text.substr(begin, end - begin);
       size_t first_size = 1;
       if (!normalizer.empty()) {
@@ -105,9 +179,14 @@ struct Tokenizer::Impl {
       const auto add_text = [&](size_t from, size_t to) {
         pre_tokenization.run(part.substr(from, to - from), begin == 0 && from < first_size);
       };
-      normalized_added_tokens.split(part, add_text, add_id);
+      const auto allowed = [&](int32_t id, size_t, size_t) { return allows(recognized, id); };
+      normalized_added_tokens.split(part, add_text, add_id, allowed);
     };
-    added_tokens.split(text, add_part, add_id);
+    const auto add_part = [&](size_t begin, size_t end) { sources.for_each_stretch(begin, end, add_stretch); };
+    added_tokens.split(text, add_part, add_id, [&](int32_t id, size_t begin, size_t end) {
+      const auto source = sources.only_source(begin, end);
+      return source && allows(*source, id);
+    });
   }
 
   AddedTokenFinder added_tokens, normalized_added_tokens;
@@ -118,6 +197,7 @@ struct Tokenizer::Impl {
   std::vector<Decoder> decoder;
   std::unordered_map<int32_t, std::string> tokens;
   std::unordered_set<int32_t> special_ids;
+  std::unordered_map<std::string, int32_t> added_ids;
 };
 
 Tokenizer::Tokenizer(const std::filesystem::path& tokenizer_json)
@@ -129,27 +209,39 @@ Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
 Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
 
 std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special_tokens) const {
-  const size_t invalid = find_invalid_utf8(text);
-  TORCH_CHECK(invalid == std::string_view::npos, "tokenizer: text is not valid UTF-8 at byte ", invalid);
+  check_utf8(text);
   std::vector<int32_t> ids;
   const auto& [before, after] = impl_->post_processor;
   if (add_special_tokens) ids.insert(ids.end(), before.begin(), before.end());
-  impl_->encode(text, ids);
+  impl_->encode(TextSources(text), ids);
   if (add_special_tokens) ids.insert(ids.end(), after.begin(), after.end());
   return ids;
 }
 
-std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special_tokens) const {
-  std::vector<std::string> tokens;
-  tokens.reserve(ids.size());
-  for (size_t i = 0; i < ids.size(); ++i) {
-    const auto found = impl_->tokens.find(ids[i]);
-    TORCH_CHECK(found != impl_->tokens.end(), "tokenizer: id ", ids[i], " at position ", i,
-                " stands for no token of the vocabulary of ", vocab_size());
-    if (!skip_special_tokens || !impl_->special_ids.contains(ids[i])) tokens.push_back(found->second);
-  }
-  return baseq::decode(impl_->decoder, std::move(tokens));
+std::vector<int32_t> Tokenizer::encode(std::span<const TextPart> parts) const {
+  for (const TextPart& part : parts) check_utf8(part.text);
+  std::vector<int32_t> ids;
+  impl_->encode(TextSources(parts), ids);
+  return ids;
 }
+
+std::optional<int32_t> Tokenizer::added_token(std::string_view content) const {
+  const auto found = impl_->added_ids.find(std::string(content));
+  return found == impl_->added_ids.end() ? std::nullopt : std::optional(found->second);
+}
+
+std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special_tokens) const {
+  return baseq::decode(impl_->decoder, impl_->tokens_of(ids, skip_special_tokens));
+}
+
+Tokenizer::PartialText Tokenizer::decode_partial(std::span<const int32_t> ids, bool skip_special_tokens) const {
+  std::vector<std::string> tokens = impl_->tokens_of(ids, skip_special_tokens);
+  PartialText result{.text = baseq::decode(impl_->decoder, tokens)};
+  result.settled = settled_bytes(impl_->decoder, std::move(tokens), result.text);
+  return result;
+}
+
+bool Tokenizer::has_token(int32_t id) const { return impl_->tokens.contains(id); }
 
 int64_t Tokenizer::vocab_size() const { return static_cast<int64_t>(impl_->tokens.size()); }
 

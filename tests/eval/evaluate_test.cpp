@@ -195,15 +195,5 @@ TEST(Evaluate, RefusesWhatItCannotCompare) {
   expect_error([&] { evaluate(model, windows.flatten(), nullptr); }, {"windows"});
 }
 
-TEST(SplitWindows, CutsWithoutOverlapAndDropsTheTail) {
-  const Tensor ids = at::arange(23, at::kLong);
-  EXPECT_TRUE(at::equal(split_windows(ids, 5, 0), at::arange(20, at::kLong).view({4, 5})));
-  EXPECT_TRUE(at::equal(split_windows(ids, 5, 2), at::arange(10, at::kLong).view({2, 5})));
-  EXPECT_EQ(split_windows(ids, 5, 9).size(0), 4);
-  EXPECT_EQ(split_windows(ids, 23, 0).size(0), 1);
-  expect_error([&] { split_windows(ids, 24, 0); }, {"23", "24"});
-  expect_error([&] { split_windows(ids, 1, 0); }, {"at least 2"});
-}
-
 }  // namespace
 }  // namespace baseq

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "../counted_checkpoint.h"
+#include "../job_of.h"
 #include "../tiny_model.h"
 #include "baseq/pipeline/quantize_checkpoint.h"
 #include "baseq/transform/hadamard.h"
@@ -31,8 +32,8 @@ class Export : public testing::Test {
  protected:
   explicit Export(const TinyShape& tiny = {}) : shape(tiny) { test::write_checkpoint(directory / "in", shape); }
   Checkpoint quantized(const std::string& recipe) {
-    quantize_checkpoint(Checkpoint(directory / "in"), Recipe::from_json(json::parse(recipe), "recipe"), {},
-                        directory / "native", {.output = {.force = true}});
+    quantize(test::job_of(directory / "in", Recipe::from_json(json::parse(recipe), "recipe"), {}, directory / "native",
+                          {.output = {.force = true}}));
     return Checkpoint(directory / "native");
   }
   void run(const Checkpoint& native, const ExportOptions& options, const CheckpointWriter::Options& output = {}) {

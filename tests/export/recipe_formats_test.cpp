@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "../job_of.h"
 #include "../tiny_model.h"
 #include "baseq/export/export_checkpoint.h"
 #include "baseq/pipeline/quantize_checkpoint.h"
@@ -50,7 +51,7 @@ TEST(RecipeFormats, AreThoseThatPlanTheExportOfEveryBuiltInRecipeSlow) {
   for (const BuiltInRecipe& built_in : built_in_recipes()) {
     SCOPED_TRACE(std::string(built_in.name));
     const Recipe recipe = Recipe::read(std::string(built_in.name));
-    quantize_checkpoint(original, shortened(recipe), windows, directory / "out", {.output = {.force = true}});
+    quantize(test::job_of(original, shortened(recipe), windows, directory / "out", {.output = {.force = true}}));
     const Checkpoint quantized(directory / "out");
     const std::vector<std::string> said = export_formats(recipe);
     for (const std::string& format : kFormats) {

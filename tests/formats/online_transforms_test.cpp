@@ -3,6 +3,7 @@
 #include "../tiny_model.h"
 #include "baseq/export/export_checkpoint.h"
 #include "baseq/model/model.h"
+#include "formats/native/config.h"
 
 namespace baseq {
 namespace {

@@ -16,14 +16,14 @@
 #include "baseq/io/json_object.h"
 #include "baseq/io/safetensors.h"
 #include "baseq/model/config.h"
-#include "baseq/model/quantization_config.h"
-#include "baseq/pipeline/calibration.h"
 #include "baseq/pipeline/recipe.h"
 #include "baseq/pipeline/run_log.h"
+#include "baseq/runtime/chat_template.h"
+#include "baseq/tokenizer/token_windows.h"
 #include "baseq/tokenizer/tokenizer.h"
 #include "formats/compressed_tensors/config.h"
 #include "formats/gptq/read.h"
-#include "model/native_tensors.h"
+#include "formats/native/config.h"
 #include "model/quantized_linear.h"
 
 /// What is done with a file nobody vouches for, one function a format: it is read or refused with a c10::Error;
@@ -146,16 +146,27 @@ inline void packed(std::string_view bytes) {
   read_quantized_weight(checkpoint_of(file, nlohmann::json::object()), "m", format);
 }
 
-/// The online transforms of a model with one block.
-inline void transforms(std::string_view bytes) {
-  static const ModelConfig config = ModelConfig::from_json(tiny_config(), "config.json");
+/// A native checkpoint with one block, and its online transforms; the file's metadata may hold a quantization_config.
+inline void native(std::string_view bytes) {
   const auto file = std::make_shared<const SafetensorsFile>(file_of(bytes, ".safetensors"));
-  const Checkpoint checkpoint = checkpoint_of(file, nlohmann::json::object());
-  for (const auto& [place, kinds] : find_transforms(checkpoint, config, QuantizationConfig{})) {
-    const int64_t width = site_shape(place.second, config).width();
-    const Transform transform = read_transform(checkpoint, "model.layers.0.", place.second, kinds, width);
-    apply_inverse_transpose(transform, apply_transform(transform, at::ones({2, width})));
+  nlohmann::json config = tiny_config();
+  const auto text = file->metadata().find("quantization_config");
+  config["quantization_config"] = text == file->metadata().end()
+                                      ? to_json(QuantizationConfig{})
+                                      : nlohmann::json::parse(text->second, nullptr, /*allow_exceptions=*/false);
+  const StoredModel model(checkpoint_of(file, config));
+  for (const auto& [place, stored] : model.online) {
+    const Transform transform = stored.read();
+    apply_inverse_transpose(transform, apply_transform(transform, at::ones({2, transform[0].size()})));
   }
+}
+
+/// A chat template; one that is recognized writes a conversation.
+inline void chat_template(std::string_view bytes) {
+  const ChatTemplate chat({.path = "model", .jinja = std::string(bytes), .bos_token = "<s>", .eos_token = "</s>"});
+  const std::vector<Message> messages{
+      {"system", "s"}, {"user", " a\n"}, {"assistant", "<think>\n</think>b"}, {"user", "c"}};
+  chat.render(messages);
 }
 
 struct Target {
@@ -172,7 +183,8 @@ inline constexpr Target kTargets[] = {{"safetensors", safetensors},
                                       {"compressed_tensors", compressed_tensors},
                                       {"gptq", gptq},
                                       {"packed", packed},
-                                      {"transforms", transforms}};
+                                      {"native", native},
+                                      {"chat_template", chat_template}};
 
 /// Runs the target; a refusal is fine. An assertion that failed is one of ours and no refusal.
 inline void run(const Target& target, std::string_view bytes) {

@@ -7,8 +7,8 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "random_panels.h"
 #include "integer/panel_arithmetic.h"
+#include "random_panels.h"
 
 namespace baseq {
 namespace {
@@ -28,14 +28,14 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
 int64_t exact_sum(const WeightPanels& w, const CodeRows& x, int64_t code_row, int64_t group, int64_t output) {
   const int64_t columns = w.groups * w.group_columns, row = output % kPanelRows;
   const uint8_t* panel = w.panels + output / kPanelRows * w.panel_bytes;
-  const uint8_t* zeros =
-      panel + columns / kChunkColumns * w.num_bits * kBlockBytes + w.groups * kPanelRows * bytes_of(w.scale_type);
+  const uint8_t* zeros = panel + w.groups * kPanelRows * bytes_of(w.scale_type);
+  const uint8_t* chunks = panel + panel_header_bytes(w.groups, w.scale_type, w.zero_points);
   const int64_t zero = w.zero_points ? zeros[group * kPanelRows + row] : w.zero_point;
   int64_t sum = 0;
   for (int64_t k = group * w.group_columns; k < (group + 1) * w.group_columns; ++k) {
     const auto slice = static_cast<int>(k % kChunkColumns / kSliceColumns);
     const int64_t byte = row * kSliceColumns + k % kSliceColumns;
-    const uint8_t* chunk = panel + k / kChunkColumns * w.num_bits * kBlockBytes;
+    const uint8_t* chunk = chunks + k / kChunkColumns * w.num_bits * kBlockBytes;
     sum += (unpacked_code(chunk, static_cast<int>(w.num_bits), slice, byte) - zero) * x.codes[code_row * columns + k];
   }
   return sum;

@@ -71,21 +71,19 @@ class RandomPanels {
 
   void fill_weights(const PanelShape& shape) {
     const int64_t columns = shape.groups * shape.group_columns, count = shape.groups * kPanelRows;
-    const int64_t code_bytes = columns / kChunkColumns * shape.num_bits * kBlockBytes;
-    const int64_t scale_bytes = bytes_of(shape.scale_type);
-    const int64_t used = code_bytes + count * (scale_bytes + (shape.zero_points ? 1 : 0));
-    const int64_t panel_bytes = (used + 63) / 64 * 64;
+    const int64_t header = panel_header_bytes(shape.groups, shape.scale_type, shape.zero_points);
+    const int64_t code_bytes = panel_code_bytes(columns, shape.num_bits), scale_bytes = bytes_of(shape.scale_type);
+    const int64_t panel_bytes = header + code_bytes;
     panels_ = Aligned<uint8_t>(shape.panels * panel_bytes);
     for (int64_t p = 0; p < shape.panels; ++p) {
       uint8_t* bytes = panels_.get() + p * panel_bytes;
       for (int64_t i = 0; i < code_bytes; ++i) {
-        bytes[i] = static_cast<uint8_t>(shape.extreme ? (p % 2 == 0 ? 0xff : 0) : below(256));
+        bytes[header + i] = static_cast<uint8_t>(shape.extreme ? (p % 2 == 0 ? 0xff : 0) : below(256));
       }
-      for (int64_t i = 0; i < count; ++i) store(bytes + code_bytes + i * scale_bytes, shape.scale_type, value());
+      for (int64_t i = 0; i < count; ++i) store(bytes + i * scale_bytes, shape.scale_type, value());
       for (int64_t i = 0; shape.zero_points && i < count; ++i) {
         const uint64_t top = (uint64_t{1} << shape.num_bits) - 1;
-        bytes[code_bytes + count * scale_bytes + i] =
-            static_cast<uint8_t>(shape.extreme ? (p % 2 == 0 ? 0 : top) : below(top + 1));
+        bytes[count * scale_bytes + i] = static_cast<uint8_t>(shape.extreme ? (p % 2 == 0 ? 0 : top) : below(top + 1));
       }
     }
     row_sums_ = values(shape.panels * kPanelRows);

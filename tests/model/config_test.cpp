@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "../tiny_model.h"
-#include "baseq/model/quantization_config.h"
+#include "formats/native/config.h"
 
 namespace baseq {
 namespace {
@@ -221,6 +221,12 @@ TEST(QuantizationConfig, ComesBackFromItsJson) {
       .num_bits = 3, .symmetric = false, .strategy = Strategy::kGroup, .group_size = 64, .scale_dtype = at::kBFloat16};
   config.input_activations = QuantSpec{.num_bits = 8, .strategy = Strategy::kToken, .dynamic = true};
   EXPECT_EQ(quantization_config_from_json(to_json(config), "q"), config);
+  // The newer version is for what older ones have no place for.
+  EXPECT_EQ(to_json(config).at("format_version"), 5);
+  config.head = QuantSpec{.num_bits = 8};
+  config.format_version = 6;
+  EXPECT_EQ(to_json(config).at("format_version"), 6);
+  EXPECT_EQ(quantization_config_from_json(to_json(config), "q"), config);
 }
 
 TEST(QuantizationConfig, FlagsOfOlderVersionsNameSites) {
@@ -247,6 +253,9 @@ TEST(QuantizationConfig, WhatIsReservedIsRefusedByName) {
   const json grid = plain.at("weights");
   const std::pair<const char*, json> reserved[] = {
       {"head", grid}, {"embedding", grid}, {"overrides", {{"mlp.down_proj", grid}}}};
+  json newer = to_json(QuantizationConfig{.head = QuantSpec{}});
+  newer["overrides"] = {{"mlp.down_proj", grid}};
+  expect_error([&] { quantization_config_from_json(newer, "q"); }, {"q: overrides", "reserved"});
   for (const auto& [key, value] : reserved) {
     json config = plain;
     config[key] = value;

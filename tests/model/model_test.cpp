@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 
 #include "../counted_checkpoint.h"
-#include "../tiny_model.h"
 #include "baseq/formats/open_model.h"
+#include "baseq/model/named_tensors.h"
+#include "formats/native/config.h"
+#include "quantized_block.h"
 
 namespace baseq {
 namespace {
@@ -219,6 +221,8 @@ TEST(Model, EmbedRefusesIdsOutsideTheVocabulary) {
   const Checkpoint checkpoint(directory.path());
   const Model model(checkpoint);
   EXPECT_EQ(model.embed(at::tensor({0, 39}, at::kLong).view({1, 2})).sizes(), at::IntArrayRef({1, 2, 32}));
+  expect_error([&] { model.logits(at::zeros({1, 2})); }, {"embed: token ids are", "Float", "expected integers"});
+  expect_error([&] { model.logits(at::zeros({2}, at::kLong)); }, {"logits: token ids are of size [2]"});
   expect_error([&] { model.embed(at::tensor({0, 40}, at::kLong).view({1, 2})); }, {"40", "39"});
   expect_error([&] { model.embed(at::tensor({-1, 3}, at::kLong).view({1, 2})); }, {"-1"});
 }
@@ -284,54 +288,18 @@ TEST_P(SavedLayer, ComesBackExactly) {
       continue;
     }
     QuantizationConfig quantization{.weights = spec, .lora_rank = GetParam().lora_rank};
-    quantization.input_activations = QuantSpec{.symmetric = false, .strategy = Strategy::kToken, .dynamic = true};
-    quantization.kv_cache =
-        QuantSpec{.symmetric = false, .strategy = Strategy::kGroup, .group_size = shape.head_dim, .dynamic = true};
-    nlohmann::json config = test::tiny_config(shape);
-    config["quantization_config"] = to_json(quantization);
-
-    DecoderLayer layer = test::tiny_layer(shape, 5, at::kFloat);
-    layer.for_each_linear([&](const std::string&, Linear& linear) {
-      linear.quantized = round_to_nearest(linear.weight, spec);
-      if (quantization.lora_rank > 0) {
-        const int64_t out = linear.weight.size(0), in = linear.weight.size(1);
-        const int64_t rank = std::min({quantization.lora_rank, out, in});
-        linear.lora = store_factors(test::random_normal({rank, in}, 60, at::kFloat) * 0.1,
-                                    test::random_normal({out, rank}, 61, at::kFloat) * 0.1, GetParam().lora_dtype);
-      }
-      linear.weight = linear.dequantized();
-    });
-    layer.transform(Site::kQueryKey) = {hadamard_factor(shape.head_dim)};
-    layer.transform(Site::kDown) = {hadamard_factor(shape.intermediate_size)};
-    uint64_t seed = 70;
-    const auto vector = [&](int64_t n) { return test::random_normal({n}, seed++, at::kFloat); };
-    layer.for_each_quant_point([&](const std::string&, QuantPoint& point) {
-      const bool cache = &point == &layer.self_attn.k_cache || &point == &layer.self_attn.v_cache;
-      point.enabled = true;
-      point.spec = cache ? *quantization.kv_cache : *quantization.input_activations;
-      point.add_shift_back = false;
-      point.clip = at::full({cache ? shape.num_kv_heads : 1, 1}, 0.9);
-    });
-    layer.mlp.down_input.gain = 1 + 0.1 * vector(shape.intermediate_size).abs();
-    layer.mlp.down_input.shift = 0.1 * vector(shape.intermediate_size);
-    layer.self_attn.k_cache.shift = 0.1 * vector(shape.num_kv_heads * shape.head_dim);
-    layer.self_attn.v_cache.shift = 0.1 * vector(shape.num_kv_heads * shape.head_dim);
-
-    auto tensors = test::tiny_tensors(shape, 1);
-    std::erase_if(tensors, [](const auto& item) { return item.first.starts_with("model.layers."); });
-    for (int64_t i = 0; i < shape.num_layers; ++i) {
-      tensors.merge(layer_tensors(layer, layer_prefix(i), at::kFloat));
-    }
+    quantization.input_activations = test::token_grid(4);
+    quantization.kv_cache = test::cache_grid(shape, 4);
+    const DecoderLayer layer = test::quantized_block(shape, quantization, GetParam().lora_dtype);
     const TempDirectory directory;
-    test::write_checkpoint(directory.path(), config, tensors);
+    test::write_quantized(directory.path(), shape, quantization, layer);
     const Checkpoint checkpoint(directory.path());
     const Model model(checkpoint);
     EXPECT_EQ(model.quantization(), quantization);
     const DecoderLayer loaded = model.layer(0);
 
     std::map<std::string, const Linear*> originals;
-    std::as_const(layer).for_each_linear(
-        [&](const std::string& name, const Linear& linear) { originals[name] = &linear; });
+    layer.for_each_linear([&](const std::string& name, const Linear& linear) { originals[name] = &linear; });
     loaded.for_each_linear([&](const std::string& name, const Linear& linear) {
       const Linear& original = *originals.at(name);
       EXPECT_TRUE(at::equal(linear.weight, original.weight)) << name;
@@ -347,7 +315,7 @@ TEST_P(SavedLayer, ComesBackExactly) {
     EXPECT_TRUE(at::equal(loaded.forward(x, rope), layer.forward(x, rope)));
     // Saved again it is the same: nothing was rounded on the way.
     const auto again = layer_tensors(loaded, layer_prefix(0), at::kFloat);
-    for (const auto& [name, tensor] : again) EXPECT_TRUE(at::equal(tensor, tensors.at(name))) << name;
+    for (const auto& [name, tensor] : again) EXPECT_TRUE(at::equal(tensor, checkpoint.tensor(name))) << name;
     EXPECT_EQ(again.size(), layer_tensors(layer, "", at::kFloat).size());
   }
 }

@@ -49,12 +49,12 @@ TEST_P(Architecture, RotatedCheckpointHasTheLogitsOfTheOriginal) {
   recipe.dtype = at::kFloat;
   recipe.passes[0].steps = {
       TransformStep{.at = {Site::kResidual, Site::kValue, Site::kQueryKey, Site::kO, Site::kDown}}};
-  quantize_checkpoint(original, recipe, {}, directory / "out");
+  quantize(test::job_of(original, recipe, {}, directory / "out"));
   EXPECT_LT(test::relative_error(logits("out"), Model(original, {.dtype = at::kDouble}).logits(ids)), 1e-5);
 }
 
 TEST_P(Architecture, EmptyRecipeKeepsEveryLogit) {
-  quantize_checkpoint(original, Recipe{}, {}, directory / "out");
+  quantize(test::job_of(original, Recipe{}, {}, directory / "out"));
   EXPECT_TRUE(at::equal(logits("out"), Model(original).logits(ids)));
 }
 
@@ -64,8 +64,7 @@ TEST_P(Architecture, QuantizedAtEightBitsReloadsAndEvaluates) {
   const ProgressFn progress = [&](const ProgressEvent& event) {
     if (const auto* block = std::get_if<BlockFinished>(&event)) last_error = block->relative_error;
   };
-  quantize_checkpoint(original, test::at_eight_bits(test::kEverything), windows, directory / "out",
-                      {.progress = progress});
+  quantize(test::job_of(original, test::at_eight_bits(test::kEverything), windows, directory / "out", {}, progress));
   // What separates the two streams is the grid alone: a multiplier or a norm forgotten in one of them would be seen.
   EXPECT_LT(last_error, 0.01);
   EXPECT_LT(test::relative_error(logits("out"), Model(original).logits(ids)), 0.06);

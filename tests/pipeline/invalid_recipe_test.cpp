@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include "../job_of.h"
 #include "../tiny_model.h"
 #include "baseq/pipeline/plan.h"
 #include "baseq/pipeline/quantize_checkpoint.h"
@@ -43,11 +44,11 @@ TEST(InvalidRecipe, IsRefusedByEveryFunctionThatTakesOne) {
   const Checkpoint checkpoint(directory / "in");
   for (const auto& [problem, recipe] : invalid_recipes()) {
     SCOPED_TRACE(problem);
-    expect_error([&] { quantize_checkpoint(checkpoint, recipe, {}, directory / "out"); }, {problem});
+    expect_error([&] { quantize(test::job_of(checkpoint, recipe, {}, directory / "out")); }, {problem});
     EXPECT_EQ(test::list(directory.path()), std::vector<std::string>{"in"});
-    expect_error([&] { estimate_seconds(checkpoint, recipe, {}, {}); }, {problem});
-    expect_error([&] { fit_memory(checkpoint, recipe, 4, 16, int64_t{1} << 40); }, {problem});
-    const RunPlan plan = plan_run(checkpoint, recipe, {}, directory / "out", {});
+    expect_error([&] { estimate_seconds(test::job_of(checkpoint, recipe, {}, {})); }, {problem});
+    expect_error([&] { fit_memory(test::job_of(checkpoint, recipe, {}, {}), int64_t{1} << 40); }, {problem});
+    const RunPlan plan = baseq::plan(test::job_of(checkpoint, recipe, {}, directory / "out"));
     ASSERT_EQ(plan.problems.size(), 1u);
     EXPECT_NE(plan.problems[0].find(problem), std::string::npos) << plan.problems[0];
   }
@@ -61,7 +62,7 @@ TEST(InvalidWindows, AreRefusedByTheirShapeAndDtype) {
   recipe.grids.weights = QuantSpec{.num_bits = 4};
   recipe.passes[0].steps = {RoundStep{.method = RoundStep::Method::kGptq}};
   for (const Tensor& windows : {at::zeros({2, 8}), at::zeros({8}, at::kLong)}) {
-    expect_error([&] { quantize_checkpoint(checkpoint, recipe, windows, directory / "out"); },
+    expect_error([&] { quantize(test::job_of(checkpoint, recipe, windows, directory / "out")); },
                  {"quantize: windows are", "expected token ids [num_windows, seq_len]"});
   }
 }

@@ -4,6 +4,7 @@
 
 #include <utility>
 
+#include "../job_of.h"
 #include "baseq/io/checkpoint.h"
 #include "baseq/pipeline/quantize_checkpoint.h"
 #include "baseq/transform/hadamard.h"
@@ -128,7 +129,7 @@ TEST(RotatedCheckpoint, HasTheLogitsOfTheOriginal) {
       const TempDirectory directory;
       test::write_checkpoint(directory / "in", shape);
       const Checkpoint original(directory / "in");
-      quantize_checkpoint(original, recipe, {}, directory / "out");
+      quantize(test::job_of(original, recipe, {}, directory / "out"));
       const Checkpoint rotated(directory / "out");
       EXPECT_EQ(rotated.contains("lm_head.weight"), !online_everywhere || !shape.tied);
       EXPECT_EQ(rotated.config().at("tie_word_embeddings").get<bool>(), online_everywhere && shape.tied);

@@ -76,6 +76,7 @@ TEST_P(TokensThatAreNotFinite, WhereNoneIsFiniteOneWarningNamesTheBlock) {
 }
 
 TEST_P(TokensThatAreNotFinite, LearningLeavesTheirWindowsOut) {
+  using TransformKind = TransformStep::Kind;
   grids.input_activations = test::grids_of_bits(4, shape).input_activations;
   const auto points = [](const std::vector<Site>& at) {
     return PointsStep{.at = at, .clip = 0.8, .shift = PointsStep::Shift::kMean};
@@ -88,9 +89,9 @@ TEST_P(TokensThatAreNotFinite, LearningLeavesTheirWindowsOut) {
     warnings.clear();
     stages.clear();
     OpenBlock block = open_block();
-    run(block, {TransformStep{.kind = TransformStep::Kind::kScale, .at = {Site::kValue, Site::kO, Site::kDown}},
-                TransformStep{.kind = TransformStep::Kind::kMatrix, .at = {Site::kValue}}, points({Site::kO, Site::kDown}), transforms,
-                points({Site::kQkv, Site::kGateUp}), activations});
+    run(block, {TransformStep{.kind = TransformKind::kScale, .at = {Site::kValue, Site::kO, Site::kDown}},
+                TransformStep{.kind = TransformKind::kMatrix, .at = {Site::kValue}}, points({Site::kO, Site::kDown}),
+                transforms, points({Site::kQkv, Site::kGateUp}), activations});
     for (const std::string& warning : warnings) EXPECT_EQ(warning.find("NaN"), std::string::npos) << warning;
     EXPECT_EQ(stages.size(), broken == kSamples ? 0U : 2U);
     for (const StageLearned& stage : stages) EXPECT_TRUE(stage.loss_after <= stage.loss_before);
@@ -134,7 +135,7 @@ TEST_F(Zeros, ProjectionsOfZerosPassThroughTheWholeRecipe) {
           EXPECT_TRUE(std::isfinite(linear->relative_error));
         }
       };
-      run(Recipe::from_json(text, "recipe"), "out", {.output = {.force = true}, .progress = progress});
+      run(Recipe::from_json(text, "recipe"), "out", {.output = {.force = true}}, progress);
       for (const std::string& warning : warnings) {
         EXPECT_NE(warning.find("no epoch lowered the loss"), std::string::npos) << warning;
       }

@@ -59,7 +59,7 @@ TEST_P(Passes, ASecondOneLearnsOnTheStreamThatTheFirstLeft) {
     before.push_back(stage->loss_before);
     after.push_back(stage->loss_after);
   };
-  run(recipe({steps_of(kRounded), steps_of(kActivations)}), "out", {.progress = progress});
+  run(recipe({steps_of(kRounded), steps_of(kActivations)}), "out", {}, progress);
   ASSERT_EQ(int64_t(before.size()), shape.num_layers);
   for (size_t i = 0; i < before.size(); ++i) EXPECT_LE(after[i], before[i]) << i;
   EXPECT_LT(std::accumulate(after.begin(), after.end(), 0.0), std::accumulate(before.begin(), before.end(), 0.0));

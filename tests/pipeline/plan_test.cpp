@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <limits>
 
+#include "../job_of.h"
 #include "../tiny_model.h"
+#include "baseq/pipeline/footprint.h"
 #include "pipeline/instruction_set.h"
 
 namespace baseq {
@@ -15,7 +17,7 @@ using nlohmann::json;
 using test::TempDirectory;
 using test::TinyShape;
 
-Recipe recipe_of(const json& recipe) { return Recipe::from_json(recipe, "recipe"); }
+Recipe planned_recipe(const json& recipe) { return Recipe::from_json(recipe, "recipe"); }
 
 /// A recipe of weights alone.
 json rounded(int64_t num_bits, const json& round = json::object()) {
@@ -25,6 +27,9 @@ json rounded(int64_t num_bits, const json& round = json::object()) {
 }
 
 const json kGptq = rounded(4, {{"method", "gptq"}});
+
+/// Windows for the tiny models.
+Tensor some_windows() { return test::random_ids({2, 16}, 40, 3); }
 
 ModelConfig config_of(int64_t layers) {
   TinyShape shape{.num_layers = layers};
@@ -38,7 +43,7 @@ TEST(Plan, FindsNothingWhereARunSucceeds) {
     test::write_checkpoint(directory / "in", shape);
     const Checkpoint checkpoint(directory / "in");
     const Tensor windows = test::random_ids({4, 16}, shape.vocab_size, 3);
-    const RunPlan plan = plan_run(checkpoint, recipe_of(kGptq), windows, directory / "out", {});
+    const RunPlan plan = baseq::plan(test::job_of(checkpoint, planned_recipe(kGptq), windows, directory / "out"));
     EXPECT_TRUE(plan.problems.empty()) << plan.problems.front();
     EXPECT_GT(plan.memory.bytes(), kProcessBytes);
   }
@@ -52,8 +57,8 @@ TEST(Plan, OneProblemDoesNotHideTheOthers) {
   test::write_checkpoint(directory / "in", test::tiny_config({}), tensors);
   json recipe = kGptq;
   recipe["grids"]["weights"] = {{"strategy", "group"}, {"group_size", 32}};
-  const RunPlan plan =
-      plan_run(Checkpoint(directory / "in"), recipe_of(recipe), at::full({1, 4}, -1, at::kLong), directory / "in", {});
+  const RunPlan plan = baseq::plan(
+      test::job_of(directory / "in", planned_recipe(recipe), at::full({1, 4}, -1, at::kLong), directory / "in"));
   std::string all;
   for (const std::string& problem : plan.problems) all += problem + "\n";
   for (const char* part : {"is the model itself", "layers.1.mlp.up_proj.weight: shape is [3, 5]",
@@ -79,7 +84,7 @@ TEST(Plan, SizesThatNoModelHasAreAProblemAtOnce) {
     config["head_dim"] = head_dim;
     config["intermediate_size"] = ffn;
     test::write_bytes(directory / "in" / "config.json", config.dump());
-    const RunPlan plan = plan_run(Checkpoint(directory / "in"), recipe_of(recipe), {}, directory / "out", {});
+    const RunPlan plan = baseq::plan(test::job_of(directory / "in", planned_recipe(recipe), {}, directory / "out"));
     ASSERT_EQ(plan.problems.size(), 1U);
     EXPECT_NE(plan.problems[0].find("1048576"), std::string::npos) << plan.problems[0];
   }
@@ -90,7 +95,7 @@ TEST(Plan, SizesThatNoModelHasAreAProblemAtOnce) {
   config["hidden_size"] = config["intermediate_size"] = 1048573;
   config["num_hidden_layers"] = 1 << 12;
   test::write_bytes(directory / "in" / "config.json", config.dump());
-  const RunPlan plan = plan_run(Checkpoint(directory / "in"), recipe_of(recipe), {}, directory / "out", {});
+  const RunPlan plan = baseq::plan(test::job_of(directory / "in", planned_recipe(recipe), {}, directory / "out"));
   EXPECT_GT(plan.memory.bytes(), int64_t{1} << 40);
   EXPECT_FALSE(plan.problems.empty());
 }
@@ -98,10 +103,40 @@ TEST(Plan, SizesThatNoModelHasAreAProblemAtOnce) {
 TEST(Plan, AQuantizedCheckpointIsAProblem) {
   const TempDirectory directory;
   test::write_checkpoint(directory / "in", TinyShape{});
-  quantize_checkpoint(Checkpoint(directory / "in"), recipe_of(rounded(8)), {}, directory / "out");
-  const RunPlan plan = plan_run(Checkpoint(directory / "out"), recipe_of(kGptq), {}, directory / "again", {});
+  quantize(test::job_of(directory / "in", planned_recipe(rounded(8)), {}, directory / "out"));
+  const RunPlan plan =
+      baseq::plan(test::job_of(directory / "out", planned_recipe(kGptq), some_windows(), directory / "again"));
   ASSERT_EQ(plan.problems.size(), 1U);
   EXPECT_NE(plan.problems[0].find("already quantized"), std::string::npos);
+}
+
+TEST(Plan, OtherWindowsThanTheRecipeAsksForAreAWarning) {
+  const TempDirectory directory;
+  test::write_checkpoint(directory / "in", TinyShape{});
+  Job job{.model = directory / "in",
+          .recipe = planned_recipe(kGptq),
+          .windows = some_windows(),
+          .output = directory / "out"};
+  const RunPlan other = baseq::plan(job);
+  ASSERT_EQ(other.warnings.size(), 1U);
+  EXPECT_NE(other.warnings[0].find("2 windows of 16 tokens, but the recipe asks for 128 of 2048"), std::string::npos);
+  job.recipe.num_samples = 2;
+  job.recipe.seq_len = 16;
+  EXPECT_TRUE(baseq::plan(job).warnings.empty());
+}
+
+TEST(Plan, WindowsThatAreMissingAndAModelThatIsNotThereAreProblems) {
+  const TempDirectory directory;
+  test::write_checkpoint(directory / "in", TinyShape{});
+  Job job{.model = directory / "in", .recipe = planned_recipe(kGptq), .output = directory / "out"};
+  const RunPlan without = baseq::plan(job);
+  ASSERT_EQ(without.problems.size(), 1U);
+  EXPECT_NE(without.problems[0].find("needs calibration `windows`"), std::string::npos) << without.problems[0];
+  EXPECT_GT(without.memory.bytes(), kProcessBytes);
+  job.model = directory / "nowhere";
+  const RunPlan nowhere = baseq::plan(job);
+  ASSERT_EQ(nowhere.problems.size(), 1U);
+  EXPECT_NE(nowhere.problems[0].find("nowhere"), std::string::npos) << nowhere.problems[0];
 }
 
 std::string text_of(const std::vector<std::string>& sentences) {
@@ -131,7 +166,7 @@ TEST(Plan, WeightsThatAreNotFiniteAreNamed) {
       expected.push_back("lm_head.weight: 1 of");
     }
     test::write_checkpoint(directory / "in", test::tiny_config(shape), tensors);
-    const RunPlan plan = plan_run(Checkpoint(directory / "in"), recipe_of(rounded(4)), {}, directory / "out", {});
+    const RunPlan plan = baseq::plan(test::job_of(directory / "in", planned_recipe(rounded(4)), {}, directory / "out"));
     EXPECT_EQ(plan.problems.size(), expected.size()) << text_of(plan.problems);
     for (const std::string& part : expected) {
       EXPECT_NE(text_of(plan.problems).find(part), std::string::npos) << part << " in\n" << text_of(plan.problems);
@@ -144,7 +179,8 @@ TEST(Plan, ManyWeightsThatAreNotFiniteAreCounted) {
   auto tensors = test::tiny_tensors({}, 1);
   for (auto& [name, tensor] : tensors) tensor = at::full_like(tensor, std::numeric_limits<float>::quiet_NaN());
   test::write_checkpoint(directory / "in", test::tiny_config({}), tensors);
-  const RunPlan plan = plan_run(Checkpoint(directory / "in"), recipe_of(kGptq), {}, directory / "out", {});
+  const RunPlan plan =
+      baseq::plan(test::job_of(directory / "in", planned_recipe(kGptq), some_windows(), directory / "out"));
   EXPECT_EQ(plan.problems.size(), 11U);
   EXPECT_EQ(plan.problems.back(), "and 10 more tensors with NaN or infinities");
 }
@@ -161,7 +197,7 @@ TEST(Plan, SaysWhereProductsOfFewerBitsAreSlower) {
                                {"products", products},
                                {"epochs", epochs}});
     std::rotate(recipe["steps"].begin(), recipe["steps"].begin() + 1, recipe["steps"].end());
-    const RunPlan plan = plan_run(Checkpoint(directory / "in"), recipe_of(recipe), {}, directory / "out", {});
+    const RunPlan plan = baseq::plan(test::job_of(directory / "in", planned_recipe(recipe), {}, directory / "out"));
     return text_of(plan.warnings).find("steps[1].products") != std::string::npos;
   };
   EXPECT_FALSE(warned("float32", 1));
@@ -181,7 +217,7 @@ TEST(Plan, WhatTheOutputWouldLackIsAProblemOrAWarning) {
   test::write_checkpoint(directory / "in", config, tensors);
   test::write_bytes(directory / "in/evil.py", "import os");
   std::filesystem::create_symlink("nowhere", directory / "in/tokenizer.json");
-  const RunPlan plan = plan_run(Checkpoint(directory / "in"), recipe_of(kGptq), {}, directory / "out", {});
+  const RunPlan plan = baseq::plan(test::job_of(directory / "in", planned_recipe(rounded(4)), {}, directory / "out"));
   EXPECT_EQ(plan.problems.size(), 3U) << text_of(plan.problems);
   for (const char* part :
        {"k_proj.bias\" is not used", "layers.2.mlp.up_proj.weight\" is not used", "link to nothing"}) {
@@ -228,10 +264,10 @@ TEST(Plan, TheDiskNeedsWhatIsWrittenAndLittleMore) {
       test::write_bytes(directory / "in/pytorch_model.bin", std::string(900'000, 'x'));
       const Checkpoint checkpoint(directory / "in");
       const Tensor windows = test::random_ids({4, 16}, shape.vocab_size, 3);
-      const RunPlan plan = plan_run(checkpoint, recipe_of(recipe), windows, directory / "out", {});
+      const RunPlan plan = baseq::plan(test::job_of(checkpoint, planned_recipe(recipe), windows, directory / "out"));
       ASSERT_TRUE(plan.problems.empty()) << plan.problems.front();
       ASSERT_EQ(plan.disk.size(), 1U);
-      quantize_checkpoint(checkpoint, recipe_of(recipe), windows, directory / "out");
+      quantize(test::job_of(checkpoint, planned_recipe(recipe), windows, directory / "out"));
       EXPECT_GE(plan.disk[0].bytes, bytes_of(directory / "out"));
       EXPECT_LE(plan.disk[0].bytes, bytes_of(directory / "out") * 1.2 + (64 << 10));
     }
@@ -240,14 +276,14 @@ TEST(Plan, TheDiskNeedsWhatIsWrittenAndLittleMore) {
 
 TEST(Footprint, MemoryDoesNotDependOnTheNumberOfBlocksButOutputDoes) {
   const RunShape shape{.num_windows = 8, .seq_len = 16};
-  const Recipe recipe = recipe_of(kGptq);
+  const Recipe recipe = planned_recipe(kGptq);
   EXPECT_EQ(quantization_memory(config_of(2), recipe, shape).bytes(),
             quantization_memory(config_of(200), recipe, shape).bytes());
   EXPECT_GT(output_bytes(config_of(2), recipe, at::kFloat).block, 0);
 }
 
 TEST(Footprint, StreamsOnDiskAndSmallerBatchesNeedLess) {
-  const Recipe recipe = recipe_of(kGptq);
+  const Recipe recipe = planned_recipe(kGptq);
   const auto bytes = [&](int64_t tokens, bool on_disk) {
     return quantization_memory(
                config_of(2), recipe,
@@ -289,7 +325,7 @@ TEST(Footprint, MatricesThatStayOnlineCountInMemoryOutputAndWorkDirectory) {
 
 TEST(Footprint, TheStatesOfAllBlocksAreHeldBetweenTwoPasses) {
   const RunShape shape{.num_windows = 8, .seq_len = 16};
-  const Recipe once = recipe_of(kGptq);
+  const Recipe once = planned_recipe(kGptq);
   Recipe twice = once, rounded_last = once;
   twice.passes.push_back(once.passes[0]);
   rounded_last.passes.insert(rounded_last.passes.begin(), Pass{});
@@ -308,8 +344,9 @@ TEST(FitMemory, TakesTheFirstThatFits) {
   const TempDirectory directory;
   test::write_checkpoint(directory / "in", TinyShape{});
   const Checkpoint checkpoint(directory / "in");
-  const Recipe recipe = recipe_of(kGptq);
-  const auto fit = [&](int64_t budget) { return fit_memory(checkpoint, recipe, 4096, 128, budget); };
+  const Recipe recipe = planned_recipe(kGptq);
+  const Job job = test::job_of(checkpoint, recipe, at::zeros({4096, 128}, at::kLong), {});
+  const auto fit = [&](int64_t budget) { return fit_memory(job, budget); };
   const MemoryChoice roomy = fit(int64_t{1} << 40).choice.value();
   EXPECT_FALSE(roomy.activations_on_disk);
   EXPECT_EQ(roomy.tokens_per_batch, kTokensPerBatch);
@@ -329,8 +366,8 @@ TEST(EstimateSeconds, MeasuresAndWritesNothing) {
   test::write_checkpoint(directory / "in", TinyShape{});
   const Checkpoint checkpoint(directory / "in");
   const Tensor windows = test::random_ids({6, 16}, 40, 3);
-  EXPECT_GT(estimate_seconds(checkpoint, recipe_of(kGptq), windows), 0);
-  EXPECT_GT(estimate_seconds(checkpoint, recipe_of(rounded(8)), {}), 0);
+  EXPECT_GT(estimate_seconds(test::job_of(checkpoint, planned_recipe(kGptq), windows, {})), 0);
+  EXPECT_GT(estimate_seconds(test::job_of(checkpoint, planned_recipe(rounded(8)), {}, {})), 0);
   EXPECT_EQ(test::list(directory.path()), std::vector<std::string>{"in"});
 }
 

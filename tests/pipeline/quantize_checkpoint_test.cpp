@@ -45,7 +45,7 @@ TEST_P(QuantizeVariant, EverythingAtOnceRunsAndReloads) {
         EXPECT_LT(block->relative_error, 0.5);
       }
     };
-    run(recipe, recipe.name.c_str(), {.progress = progress});
+    run(recipe, recipe.name.c_str(), {}, progress);
     EXPECT_EQ(finished, shape.num_layers);
     EXPECT_EQ(rounded, 7 * shape.num_layers);
     const Tensor first = logits(recipe.name.c_str());
@@ -125,13 +125,13 @@ TEST_P(QuantizeVariant, LowRankCorrectionsAreStoredAndBringTheModelCloser) {
       round["method"] = rounding;
       if (name.find("none") == std::string::npos) round["low_rank"] = {{"method", method}, {"rank", 6}};
       int64_t events = 0;
-      run(Recipe::from_json(recipe, name), name.c_str(), {.progress = [&](const ProgressEvent& event) {
-            if (const auto* linear = std::get_if<LinearRounded>(&event); linear && linear->block == 0) {
-              // Without calibration the error is that of the weight.
-              errors[name] += linear->name == "self_attn.q_proj" ? linear->relative_error : 0;
-              ++events;
-            }
-          }});
+      run(Recipe::from_json(recipe, name), name.c_str(), {}, [&](const ProgressEvent& event) {
+        if (const auto* linear = std::get_if<LinearRounded>(&event); linear && linear->block == 0) {
+          // Without calibration the error is that of the weight.
+          errors[name] += linear->name == "self_attn.q_proj" ? linear->relative_error : 0;
+          ++events;
+        }
+      });
       EXPECT_EQ(events, 7);
       const Checkpoint out(directory / name);
       const Model model(out);
@@ -167,13 +167,13 @@ TEST_P(QuantizeVariant, FbquantIsWithinHalfAStepInTheFileWhateverItWasLearnedOn)
       recipe["steps"][1]["epochs"] = block_epochs;
       const std::string name = std::string(dtype) + std::to_string(block_epochs);
       int64_t learned = 0;
-      run(Recipe::from_json(recipe, name), name.c_str(), {.progress = [&](const ProgressEvent& event) {
-            const auto* stage = std::get_if<StageLearned>(&event);
-            if (!stage) return;
-            ++learned;
-            EXPECT_EQ(stage->stage, "low_rank");
-            EXPECT_LE(stage->loss_after, stage->loss_before);
-          }});
+      run(Recipe::from_json(recipe, name), name.c_str(), {}, [&](const ProgressEvent& event) {
+        const auto* stage = std::get_if<StageLearned>(&event);
+        if (!stage) return;
+        ++learned;
+        EXPECT_EQ(stage->stage, "low_rank");
+        EXPECT_LE(stage->loss_after, stage->loss_before);
+      });
       EXPECT_EQ(learned, block_epochs > 0 ? shape.num_layers : 0);
       const Checkpoint out(directory / name), in(directory / "in");
       const Model written(out), full(in);
@@ -201,7 +201,7 @@ TEST_P(QuantizeVariant, ActivationsOnDiskGiveTheSameBytes) {
 
 TEST_P(QuantizeVariant, TheLogHoldsWhatHappenedInEveryBlock) {
   std::vector<json> told;
-  run(recipe_of(kEverything), "out", {.progress = [&](const ProgressEvent& event) { told.push_back(to_json(event)); }});
+  run(recipe_of(kEverything), "out", {}, [&](const ProgressEvent& event) { told.push_back(to_json(event)); });
   const RunRecord record = read_run_log(directory / "out" / kRunLogFile);
   ASSERT_TRUE(record.started);
   EXPECT_EQ(record.started->model, "in");
@@ -290,12 +290,12 @@ TEST_F(QuantizeCheckpoint, QuantizedCheckpointIsRefused) {
   const Recipe recipe = recipe_of(test::kRoundToNearest);
   run(recipe, "out");
   const Checkpoint out(directory / "out");
-  expect_error([&] { quantize_checkpoint(out, recipe, {}, directory / "twice"); }, {"already quantized"});
+  expect_error([&] { quantize(test::job_of(out, recipe, {}, directory / "twice")); }, {"already quantized"});
   EXPECT_FALSE(std::filesystem::exists(directory / "twice"));
 }
 
 TEST_F(QuantizeCheckpoint, MissingCalibrationIsRefused) {
-  expect_error([&] { quantize_checkpoint(*original, recipe_of(kOnline), {}, directory / "out"); },
+  expect_error([&] { quantize(test::job_of(*original, recipe_of(kOnline), {}, directory / "out")); },
                {"online", "calibration"});
   EXPECT_EQ(test::list(directory.path()), std::vector<std::string>{"in"});
 }
@@ -312,7 +312,8 @@ TEST_F(QuantizeCheckpoint, ExistingOutputIsRefusedWithoutForce) {
 
 TEST_F(QuantizeCheckpoint, WindowsOutsideTheVocabularyAreRefused) {
   const Tensor wrong = windows + shape.vocab_size;
-  expect_error([&] { quantize_checkpoint(*original, recipe_of(kOnline), wrong, directory / "out"); }, {"embed", "39"});
+  expect_error([&] { quantize(test::job_of(*original, recipe_of(kOnline), wrong, directory / "out")); },
+               {"calibration windows: token ids run", "39"});
   EXPECT_EQ(test::list(directory.path()), std::vector<std::string>{"in"});
 }
 
@@ -328,7 +329,7 @@ TEST_F(QuantizeCheckpoint, EveryBlockIsReadOnce) {
     const Recipe recipe = recipe_of(text);
     SCOPED_TRACE(recipe.name);
     const test::CountedCheckpoint counted(*original);
-    quantize_checkpoint(counted.checkpoint(), recipe, windows, directory / recipe.name, {});
+    quantize(test::job_of(counted.checkpoint(), recipe, windows, directory / recipe.name));
     for (int64_t block = 0; block < shape.num_layers; ++block) {
       for (const LinearShape& linear : linear_shapes(Model(*original).config())) {
         const std::string name = layer_prefix(block) + linear.name + ".weight";

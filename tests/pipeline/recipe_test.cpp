@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <limits>
 
+#include "baseq/io/json_object.h"
 #include "baseq/pipeline/activations.h"
 #include "recipe_texts.h"
 

@@ -62,9 +62,8 @@ TEST_P(Resume, GoesOnAfterTheLastFinishedStage) {
     // The step after the one that follows the event: the stage is at its end by then.
     int64_t after = 0;
     const QuantizeOptions options{.work_directory = directory / "work",
-                                  .should_stop = [&] { return there && ++after == 2; },
-                                  .progress = progress};
-    EXPECT_THROW(run(recipe, "resumed", options), Interrupted);
+                                  .should_stop = [&] { return there && ++after == 2; }};
+    EXPECT_THROW(run(recipe, "resumed", options, progress), Interrupted);
     std::optional<RunResumed> resumed;
     std::vector<json> told;
     steps_after[last] = run_until(recipe, "resumed", -1, [&](const ProgressEvent& event) {
@@ -96,13 +95,10 @@ TEST_P(Resume, AnInterruptSaysWhatIsKept) {
   run_until(recipe, "out", -1);
   forget("out");
   bool rounding = false;
-  const QuantizeOptions options{
-      .work_directory = directory / "work",
-      .should_stop = [&] { return rounding; },
-      .progress =
-          [&](const ProgressEvent& event) { rounding = rounding || std::holds_alternative<LinearRounded>(event); }};
+  const QuantizeOptions options{.work_directory = directory / "work", .should_stop = [&] { return rounding; }};
   try {
-    run(recipe, "out", options);
+    run(recipe, "out", options,
+        [&](const ProgressEvent& event) { rounding = rounding || std::holds_alternative<LinearRounded>(event); });
     FAIL() << "not stopped";
   } catch (const Interrupted& interrupted) {
     const std::string what = interrupted.what();
@@ -117,10 +113,10 @@ TEST_P(Resume, TheWorkDirectoryDescribesTheRun) {
   const Recipe recipe = recipe_of(kEverything);
   run_until(recipe, "out", 1);
   const StoredRun stored = read_stored_run(directory / "work");
-  EXPECT_EQ(stored.recipe.to_json(), recipe.to_json());
-  EXPECT_TRUE(at::equal(stored.windows, windows));
-  EXPECT_EQ(stored.output, directory / "out");
-  EXPECT_EQ(stored.model, directory / "in");
+  EXPECT_EQ(stored.job.recipe.to_json(), recipe.to_json());
+  EXPECT_TRUE(at::equal(stored.job.windows, windows));
+  EXPECT_EQ(stored.job.output, directory / "out");
+  EXPECT_EQ(std::get<std::filesystem::path>(stored.job.model), directory / "in");
 
   const QuantizeOptions options{.work_directory = directory / "work"};
   Recipe changed = recipe;
@@ -143,14 +139,12 @@ TEST_F(ManyBlocks, TheFullPrecisionStreamIsMadeAgainToTheSameBytes) {
     for (int64_t last = 1; last < 6; ++last) {
       SCOPED_TRACE(last);
       bool there = false;
-      const QuantizeOptions options{.work_directory = directory / "work",
-                                    .should_stop = [&] { return there; },
-                                    .progress =
-                                        [&](const ProgressEvent& event) {
-                                          const auto* started = std::get_if<BlockStarted>(&event);
-                                          there = there || (started && started->block == last);
-                                        }};
-      EXPECT_THROW(run(recipe, "resumed", options), Interrupted);
+      const QuantizeOptions options{.work_directory = directory / "work", .should_stop = [&] { return there; }};
+      const auto progress = [&](const ProgressEvent& event) {
+        const auto* started = std::get_if<BlockStarted>(&event);
+        there = there || (started && started->block == last);
+      };
+      EXPECT_THROW(run(recipe, "resumed", options, progress), Interrupted);
       std::vector<std::string> states;
       for (const std::string& name : test::list(directory / "work")) {
         if (name.starts_with("state-")) states.push_back(name);
@@ -174,7 +168,7 @@ class ChangedModel : public test::TinyRun {
     EXPECT_THROW(run(recipe, "out", options), Interrupted);
   }
   void go_on(const std::filesystem::path& model) {
-    quantize_checkpoint(Checkpoint(model), recipe, windows, directory / "out", {.work_directory = directory / "work"});
+    quantize(test::job_of(model, recipe, windows, directory / "out", {.work_directory = directory / "work"}));
   }
   Recipe recipe = recipe_of(kOnline);
 };
@@ -201,7 +195,8 @@ TEST_F(ChangedModel, ACopyIsTheSameModel) {
   std::filesystem::remove_all(directory / "in");
   go_on(directory / "copy");
   EXPECT_TRUE(std::filesystem::exists(directory / "out"));
-  EXPECT_EQ(read_stored_run(directory / "work").model, directory / "copy") << "--resume finds it there";
+  EXPECT_EQ(std::get<std::filesystem::path>(read_stored_run(directory / "work").job.model), directory / "copy")
+      << "--resume finds it there";
 }
 
 TEST_F(ChangedModel, WeightsThatAreNotReadAreNoPartOfIt) {
@@ -239,7 +234,7 @@ TEST_F(EveryMoment, OfARunCanBeItsLastSlow) {
     };
     bool stopped = false;
     try {
-      run(recipe, "resumed", {.work_directory = directory / "work", .progress = progress});
+      run(recipe, "resumed", {.work_directory = directory / "work"}, progress);
     } catch (const std::runtime_error&) {
       stopped = true;
     }

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "../job_of.h"
 #include "../tiny_model.h"
 #include "baseq/pipeline/quantize_checkpoint.h"
 #include "baseq/pipeline/run_log.h"
@@ -98,16 +99,17 @@ class TinyRun : public testing::Test {
     write_bytes(directory / "in" / "tokenizer.json", "{}");
     original.emplace(directory / "in");
   }
-  void run(const Recipe& recipe, const char* output, const QuantizeOptions& options = {}) {
-    quantize_checkpoint(*original, recipe, recipe.needs_calibration() ? windows : Tensor{}, directory / output,
-                        options);
+  void run(const Recipe& recipe, const char* output, const QuantizeOptions& options = {},
+           const ProgressFn& progress = {}) {
+    quantize(test::job_of(*original, recipe, recipe.needs_calibration() ? windows : Tensor{}, directory / output,
+                          options, progress));
   }
   /// Runs in `work` until the n-th step, from 0; returns the steps that were asked for, n + 1 when it was stopped.
   int64_t run_until(const Recipe& recipe, const char* output, int64_t n, const ProgressFn& progress = {}) {
     int64_t steps = 0;
     try {
-      run(recipe, output,
-          {.work_directory = directory / "work", .should_stop = [&] { return steps++ == n; }, .progress = progress});
+      run(recipe, output, {.work_directory = directory / "work", .should_stop = [&] { return steps++ == n; }},
+          progress);
     } catch (const Interrupted& interrupted) {
       message = interrupted.what();
       EXPECT_FALSE(std::filesystem::exists(directory / output));

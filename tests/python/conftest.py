@@ -155,7 +155,7 @@ def logits_of(run, tmp_path_factory):
         ids = torch.randint(vocab_size, windows, generator=torch.Generator().manual_seed(0), dtype=torch.int32)
         save_file({"input_ids": ids.numpy()}, folder / "ids.safetensors")
         done = run("eval", model, "--tokens", folder / "ids.safetensors", "--seq-len", windows[1], "--logits",
-                   folder / "logits.safetensors", "--quiet")
+                   folder / "logits.safetensors", "--arithmetic", "float", "--quiet")
         assert done.returncode == 0, done.stderr
         tensors = load_file(folder / "logits.safetensors")
         return tensors["input_ids"].long(), tensors["logits"]

@@ -59,7 +59,7 @@ def test_threads_that_wait_do_not_spin_for_long(binary, tmp_path):
     assert spin_counts(GOMP_SPINCOUNT="77") == [77]
 
 
-COMMANDS = ["quantize", "eval", "export", "inspect", "tokenize", "report", "compare", "sweep", "update", "recipes"]
+COMMANDS = ["quantize", "eval", "generate", "bench", "export", "inspect", "tokenize", "report", "compare", "sweep", "update", "recipes"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -370,7 +370,8 @@ def test_reports(quantize, evaluate, run, tmp_path):
     assert run("inspect", tmp_path / "out", "--tensors", "--json", tmp_path / "inspect.json").returncode == 0
     inspected = json.loads((tmp_path / "inspect.json").read_text())
     assert set(inspected) == {"baseq", "model", "format", "config", "bytes", "bytes_by_type", "num_values",
-                              "bits_per_weight", "tensors", "unused_tensors"}
+                              "bits_per_weight", "bits_by_linear", "tensors", "unused_tensors"}
+    assert len(inspected["bits_by_linear"]) == 2 * 7 and min(inspected["bits_by_linear"].values()) > 4
     assert inspected["unused_tensors"] == []
     assert {tensor["name"] for tensor in inspected["tensors"]} >= {"model.layers.0.mlp.down_proj.weight_packed",
                                                                    "model.layers.1.mlp.input_quant.clip"}

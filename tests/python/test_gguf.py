@@ -60,8 +60,8 @@ def exported(run, model, tmp_path_factory):
             for command in (("quantize", model, "--recipe", folder / "recipe.json", "--output", folder / "native"),
                             ("export", folder / "native", "--format", "hf", "--dtype", "float32", "--output",
                              folder / "hf"),
-                            ("export", folder / "native", "--format", "gguf", "--gguf-type", name, "--output",
-                             folder / "model.gguf")):
+                            ("export", folder / "native", "--format", "gguf", "--gguf-type", name, "--gguf-head-type",
+                             "F16", "--output", folder / "model.gguf")):
                 done = run(*command, "--quiet")
                 assert done.returncode == 0, done.stderr
             made[name] = folder / "native", folder / "hf", folder / "model.gguf"
@@ -108,6 +108,25 @@ def test_the_gguf_package_reads_the_weights(exported, name):
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
+def test_embedding_and_head_have_eight_bits_beside_quantized_linears(exported, run, tmp_path, name):
+    native, hf, plain = exported(name)
+    done = run("export", native, "--format", "gguf", "--gguf-type", name, "--output", tmp_path / "model.gguf", "--quiet")
+    assert done.returncode == 0, done.stderr
+    expected = load_file(hf / "model.safetensors")
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    for key, source in (("token_embd", "model.embed_tokens"), ("output", "lm_head")):
+        tensor = tensors[f"{key}.weight"]
+        assert tensor.tensor_type.name == ("F16" if name == "F16" else "Q8_0")
+        got = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
+        blocks = expected[f"{source}.weight"].unflatten(1, (-1, 32))
+        # Half a step, and what rounding the scale to float16 moves the largest value by.
+        largest = blocks.abs().amax(-1, keepdim=True)
+        assert ((got.unflatten(1, (-1, 32)) - blocks).abs() <= largest / 127.5 * 0.57).all(), key
+    same = {tensor.name: tensor for tensor in gguf.GGUFReader(plain).tensors}
+    assert all(np.array_equal(tensors[key].data, same[key].data) for key in tensors if key.startswith("blk."))
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
 def test_transformers_computes_the_logits_of_the_native_checkpoint(exported, run, tmp_path, name):
     native, _, file = exported(name)
     if "attention_bias" in (config := json.loads((native / "config.json").read_text())) and config["attention_bias"]:
@@ -115,7 +134,7 @@ def test_transformers_computes_the_logits_of_the_native_checkpoint(exported, run
     ids = torch.randint(VOCAB, (3, 33), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
     save_file({"input_ids": ids}, tmp_path / "ids.safetensors")
     done = run("eval", native, "--tokens", tmp_path / "ids.safetensors", "--seq-len", 33, "--logits",
-               tmp_path / "logits.safetensors", "--quiet")
+               tmp_path / "logits.safetensors", "--arithmetic", "float", "--quiet")
     assert done.returncode == 0, done.stderr
     expected = load_file(tmp_path / "logits.safetensors")["logits"].double()
     loaded = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
@@ -131,7 +150,7 @@ def llama_cpp_error(run, native: Path, file: Path, folder: Path) -> float:
     ids = torch.randint(VOCAB, (1, 48), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
     save_file({"input_ids": ids}, folder / "ids.safetensors")
     done = run("eval", native, "--tokens", folder / "ids.safetensors", "--seq-len", 48, "--logits",
-               folder / "logits.safetensors", "--quiet")
+               folder / "logits.safetensors", "--arithmetic", "float", "--quiet")
     assert done.returncode == 0, done.stderr
     expected = load_file(folder / "logits.safetensors")["logits"][0].double()
     model = type("Model", (llama.LlamaModel,), {"n_vocab": VOCAB})(str(file), llama.LlamaModelParams(), False)
@@ -150,6 +169,25 @@ def test_llama_cpp_computes_the_logits_of_the_native_checkpoint(exported, run, t
     native, _, file = exported(name)
     # Products of quantized blocks round the activations to 8 bits.
     assert llama_cpp_error(run, native, file, tmp_path) < (2e-3 if name == "F16" else 1e-2)
+
+
+def test_embedding_and_head_have_8_bits_unless_told_otherwise(exported, run, tmp_path):
+    native, hf, _ = exported("Q4_0")
+    file = tmp_path / "out.gguf"
+    done = run("export", native, "--format", "gguf", "--output", file)
+    assert done.returncode == 0 and "Embedding and head are Q8_0" in done.stdout, done.stderr
+    expected = load_file(hf / "model.safetensors")
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+    for key, source in (("token_embd.weight", "model.embed_tokens.weight"), ("output.weight", "lm_head.weight")):
+        assert tensors[key].tensor_type.name == "Q8_0"
+        got = torch.from_numpy(gguf.quants.dequantize(tensors[key].data, tensors[key].tensor_type).astype(np.float32))
+        got, values = got.unflatten(-1, (-1, 32)), expected[source].unflatten(-1, (-1, 32))
+        # Half a step of 255, and the rounding of its size to float16.
+        bound = values.abs().amax(-1, keepdim=True) * (0.5 / 127.5 + 2**-10)
+        assert ((got - values).abs() <= bound).all(), key
+    assert llama_cpp_error(run, native, file, tmp_path) < 1.5e-2
+    refused = run("export", native, "--format", "gguf", "--gguf-embedding-type", "Q4_0", "--output", file)
+    assert refused.returncode == 2 and "Q8_0" in refused.stderr
 
 
 FAMILIES = {
@@ -180,8 +218,8 @@ def exported_family(run, tmp_path, family, name) -> str:
     (tmp_path / "recipe.json").write_text(json.dumps(recipe_of(*steps, weights=WEIGHTS[name], dtype="float16")))
     for command in (("quantize", tmp_path / "model", "--recipe", tmp_path / "recipe.json", "--output",
                      tmp_path / "native"),
-                    ("export", tmp_path / "native", "--format", "gguf", "--gguf-type", name, "--output",
-                     tmp_path / "model.gguf")):
+                    ("export", tmp_path / "native", "--format", "gguf", "--gguf-type", name, "--gguf-embedding-type",
+                     "F16", "--output", tmp_path / "model.gguf")):
         done = run(*command, "--quiet")
         assert done.returncode == 0, done.stderr
     return done.stdout
@@ -225,7 +263,8 @@ def test_metadata_is_that_of_the_model(exported):
 
 def test_dry_run_lists_types_and_values(exported, run, tmp_path):
     native, _, file = exported("Q4_0")
-    done = run("export", native, "--format", "gguf", "--dry-run", "--json", tmp_path / "plan.json")
+    done = run("export", native, "--format", "gguf", "--gguf-embedding-type", "F16", "--dry-run", "--json",
+               tmp_path / "plan.json")
     assert done.returncode == 0, done.stderr
     plan = json.loads((tmp_path / "plan.json").read_text())
     tensors = gguf.GGUFReader(file).tensors

@@ -46,6 +46,10 @@ RECIPES = {
     "online": recipe_of(ONLINE, {"step": "points", "at": ["qkv", "gate_up", "k_cache", "v_cache"], "shift": "mean"},
                      {"step": "points", "at": ["o", "down"]}, ROUND, inputs=FOUR, cache=FOUR,
                      weights={"num_bits": 4, "symmetric": False, "scale_dtype": "bfloat16"}),
+    "head and embedding": recipe_of(ROUND, weights=FOUR, head={"num_bits": 8},
+                                    embedding={"num_bits": 4, "symmetric": False, "strategy": "group", "group_size": 8}),
+    "head and embedding in one": recipe_of(ROUND, weights=FOUR, head={"num_bits": 8}, embedding={"num_bits": 8}),
+    "rotated head": recipe_of(hadamard("residual"), ROUND, weights=FOUR, head={"num_bits": 8}),
 }
 
 
@@ -97,7 +101,7 @@ def logits_of(run, made, tmp_path_factory):
         if not logits.is_file():
             save_file({"input_ids": ids_of(model, (8, 33))}, folder / "ids.safetensors")
             done = run("eval", model, "--tokens", folder / "ids.safetensors", "--seq-len", 33, "--logits", logits,
-                       "--quiet")
+                       "--arithmetic", "float", "--quiet")
             assert done.returncode == 0, done.stderr
         tensors = load_file(logits)
         return tensors["input_ids"].long(), tensors["logits"]

@@ -26,7 +26,7 @@ def logits_of_file(run, tmp_path_factory):
 
     def call(model: Path) -> torch.Tensor:
         done = run("eval", model, "--tokens", folder / "ids.safetensors", "--seq-len", IDS.shape[1], "--logits",
-                   folder / "logits.safetensors", "--quiet")
+                   folder / "logits.safetensors", "--arithmetic", "float", "--quiet")
         assert done.returncode == 0, done.stderr
         return load_file(folder / "logits.safetensors")["logits"]
 

@@ -10,7 +10,7 @@ from native_checkpoint import make_older
 from tiny_runs import RTN, TINY
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCE = ROOT / "src" / "model" / "modeling_baseq.py"
+SOURCE = ROOT / "src" / "formats" / "native" / "modeling_baseq.py"
 OLD = "FORMAT_VERSION = 4\n\n\nclass BaseqForCausalLM:\n    pass\n"
 
 

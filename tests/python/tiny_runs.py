@@ -20,9 +20,10 @@ def hadamard(*at: str) -> dict:
     return {"step": "transform", "kind": "hadamard", "at": list(at)}
 
 
-def recipe_of(*steps: dict, weights: dict | None = None, inputs: dict | None = None, cache: dict | None = None, **keys) -> dict:
-    """A recipe of these steps, with the grids of weights, input_activations and kv_cache that are given."""
-    grids = {"weights": weights, "input_activations": inputs, "kv_cache": cache}
+def recipe_of(*steps: dict, weights: dict | None = None, inputs: dict | None = None, cache: dict | None = None,
+              head: dict | None = None, embedding: dict | None = None, **keys) -> dict:
+    """A recipe of these steps, with the grids that are given; `inputs` is input_activations, `cache` is kv_cache."""
+    grids = {"weights": weights, "input_activations": inputs, "kv_cache": cache, "head": head, "embedding": embedding}
     return keys | {"grids": {name: grid for name, grid in grids.items() if grid is not None}, "steps": list(steps)}
 
 

@@ -87,5 +87,44 @@ TEST(AddedTokens, AMegabyteOfThemInWhiteSpaceIsQuick) {
   EXPECT_EQ(tokenizer.encode(std::string(1 << 20, '\r')).size(), size_t{1} << 20);
 }
 
+TEST(AddedTokens, AreRecognizedInThePartsThatAllowThem) {
+  json file = byte_tokenizer({{"a", "b"}});
+  file["added_tokens"] = {added_token("<s>", 257), added_token("<t>", 258), added_token("<n>", 259)};
+  file["added_tokens"][1]["special"] = false;
+  file["added_tokens"][2]["normalized"] = true;
+  const Tokenizer tokenizer = load(file);
+  const auto encoded = [&](const std::vector<TextPart>& parts) { return tokenizer.encode(parts); };
+  using enum AddedTokens;
+  EXPECT_EQ(encoded({{"<s><t><n>", kAll}}), (Ids{257, 258, 259}));
+  EXPECT_EQ(encoded({{"<s><t>", kNotSpecial}}), (Ids{'<', 's', '>', 258}));
+  EXPECT_EQ(encoded({{"<s>", kAll}, {"<s><t><n>", kNone}, {"<n>", kAll}}),
+            (Ids{257, '<', 's', '>', '<', 't', '>', '<', 'n', '>', 259}));
+  // A token across a border is text, and text is one whatever its parts.
+  EXPECT_EQ(encoded({{"<s", kAll}, {">", kAll}}), (Ids{'<', 's', '>'}));
+  EXPECT_EQ(encoded({{"a", kNone}, {"b", kNotSpecial}, {"", kAll}, {"a", kNone}}), (Ids{256, 'a'}));
+  EXPECT_EQ(encoded({}), Ids{});
+  EXPECT_THROW(encoded({{"a", kNone}, {"\xff", kNone}}), c10::Error);
+  EXPECT_EQ(tokenizer.added_token("<t>"), 258);
+  EXPECT_EQ(tokenizer.added_token("a"), std::nullopt);
+}
+
+TEST(AddedTokens, SwallowWhiteSpaceOfTheNextPart) {
+  json file = byte_tokenizer();
+  file["added_tokens"] = {added_token("<x>", 256)};
+  file["added_tokens"][0]["rstrip"] = file["added_tokens"][0]["lstrip"] = true;
+  const std::vector<TextPart> parts{{"a ", AddedTokens::kNone}, {"<x>"}, {" \nb", AddedTokens::kNone}};
+  EXPECT_EQ(load(file).encode(parts), (Ids{'a', 256, 'b'}));
+}
+
+TEST(AddedTokens, OnlyTheFirstPartStartsTheText) {
+  json file = byte_tokenizer();
+  file["pre_tokenizer"] = {{"type", "Metaspace"}, {"replacement", "_"}, {"prepend_scheme", "first"}, {"split", false}};
+  file["added_tokens"] = {added_token("<x>", 256)};
+  const Tokenizer tokenizer = load(file);
+  const std::vector<TextPart> parts{{"a", AddedTokens::kNone}, {"<x>"}, {"b", AddedTokens::kNone}};
+  EXPECT_EQ(tokenizer.encode(parts), tokenizer.encode("a<x>b"));
+  EXPECT_EQ(tokenizer.encode(parts), (Ids{'_', 'a', 256, 'b'}));
+}
+
 }  // namespace
 }  // namespace baseq

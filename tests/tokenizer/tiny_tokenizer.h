@@ -1,6 +1,5 @@
 #pragma once
 
-#include <c10/util/Exception.h>
 #include <gtest/gtest.h>
 
 #include <cstdint>
@@ -13,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "../io/temp_directory.h"
 #include "baseq/tokenizer/tokenizer.h"
 
 /// Small tokenizer.json files, made in the test and changed by it.
@@ -40,16 +40,6 @@ inline Tokenizer load_text(const std::string& text) {
   return Tokenizer(path);
 }
 inline Tokenizer load(const json& file) { return load_text(file.dump()); }
-
-template <class Fn>
-std::string error_of(Fn&& fn) {
-  try {
-    fn();
-  } catch (const c10::Error& error) {
-    return error.what_without_backtrace();
-  }
-  return "nothing was thrown";
-}
 
 inline std::string utf8(char32_t c) {
   const auto tail = [&](int shift) { return static_cast<char>(0x80 | (c >> shift & 0x3F)); };

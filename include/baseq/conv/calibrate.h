@@ -35,11 +35,11 @@ DistilledConv2d distill_conv2d(const Tensor& weight, const Tensor& bias, const T
 
 /// A layer of a network without branches.
 struct ConvLayer {
-  Tensor weight, bias;  ///< float32
-  Padding padding;
-  std::function<Tensor(const Tensor&)> activation;  ///< after the convolution; empty for none
-  ConvAlgorithm2d algorithm;
-  ConvQuantization quantization;
+  Tensor weight{}, bias{};  ///< float32
+  Padding padding{};
+  std::function<Tensor(const Tensor&)> activation{};  ///< after the convolution; empty for none
+  ConvAlgorithm2d algorithm{};
+  ConvQuantization quantization{};
 };
 
 /// Quantizes the layers in order, each on what the quantized ones before it give for `x` and towards what the float

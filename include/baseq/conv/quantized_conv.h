@@ -16,7 +16,7 @@ struct ConvQuantization {
   QuantSpec weights{.num_bits = 8};
   /// kChannel: a scale for each frequency, `[T, T]` in the paper; kTensor: one. Static, from calibration data.
   QuantSpec activations{.num_bits = 8};
-  std::optional<MseSearch> search;  ///< of the scales, by search_qparams; without it they span the whole range
+  std::optional<MseSearch> search{};  ///< of the scales, by search_qparams; without it they span the whole range
 };
 
 /// A convolution of stride 1 whose products are of integers. Both grids are symmetric.

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <map>
 #include <optional>
 #include <string>
 
@@ -10,6 +11,16 @@ namespace baseq {
 /// "4 bits, symmetric, per group of 64", or "full precision".
 std::string describe(const std::optional<QuantSpec>& spec);
 
+/// What a linear takes in a checkpoint: codes, scales, zero points, padding and low-rank corrections, not its bias.
+struct StoredBits {
+  double bits = 0, weights = 0;
+
+  double per_weight() const { return weights > 0 ? bits / weights : 0; }
+};
+
+/// Of every linear of the blocks, by the full name that the checkpoint has for it.
+std::map<std::string, StoredBits> stored_bits(const StoredModel& model);
+
 /// What stands in a row about a checkpoint before it is evaluated.
 struct CheckpointSummary {
   std::string name;     ///< see model_name()
@@ -19,13 +30,14 @@ struct CheckpointSummary {
   std::string input_activations, kv_cache;
   int64_t num_bytes = 0;  ///< of all weight files
   double bits_per_weight = 0;
+  std::map<std::string, StoredBits> linears{};  ///< see stored_bits()
+  bool uniform = true;                          ///< all of them have the same grid
 };
 
 /// The online transforms by their sites, such as "hadamard at qkv, gate_up; scale, hadamard at down"; "nothing".
 std::string describe_online(const Model& model);
 
-/// Stored bits a weight of the decoder blocks' matrices: codes, scales, zero points, padding and low-rank corrections,
-/// not biases.
+/// Stored bits a weight of all of these.
 double bits_per_weight(const StoredModel& model);
 
 /// Reads headers, and the shapes of packed matrices.

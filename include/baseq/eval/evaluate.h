@@ -7,7 +7,6 @@
 #include <string>
 
 #include "baseq/model/model.h"
-#include "baseq/pipeline/footprint.h"
 
 namespace baseq {
 
@@ -29,9 +28,11 @@ struct Reference {
   const Model& model;
   Tensor windows, hidden_states;  ///< of the last evaluation, which fills them: [n, seq_len] and after the last norm
   std::string not_finite{};       ///< of the same, see Evaluation::reference_not_finite
+  LoadOptions load{};             ///< of the same
 };
 
 struct EvaluateOptions {
+  LoadOptions load{};  ///< of the model and of the reference
   /// Directory of mapped files that hold the hidden states of all windows; empty: they stay in memory.
   std::filesystem::path activations_directory;
   std::function<void(int64_t done, int64_t total)> progress;  ///< of blocks; may be empty
@@ -43,17 +44,13 @@ struct EvaluateOptions {
 /// Perplexity with the standard protocol: each window on its own, the loss of its last seq_len - 1 tokens, mean over
 /// windows. With a reference also KL divergence and top-1 agreement over the same predictions. One block of each
 /// model is resident at a time.
+///
+///     const Tensor ids = tokenize_file("wikitext2-test.txt", open_tokenizer("out"));
+///     const double perplexity = evaluate(model, split_windows(ids, 2048), nullptr).perplexity;
+///
 /// @param windows   integer [n, seq_len], see split_windows
 /// @param reference may be null; must share the vocabulary
 Evaluation evaluate(const Model& model, const Tensor& windows, Reference* reference,
                     const EvaluateOptions& options = {});
-
-/// Memory that evaluate needs at its peak, as estimated.
-Footprint evaluation_memory(const ModelConfig& config, int64_t num_windows, int64_t seq_len, bool with_reference,
-                            bool activations_on_disk);
-
-/// Non-overlapping windows of a text that was tokenized once, [n, seq_len]; the tail is dropped.
-/// @param max_windows 0: all
-Tensor split_windows(const Tensor& ids, int64_t seq_len, int64_t max_windows);
 
 }  // namespace baseq

@@ -36,9 +36,18 @@ struct ExportOptions {
   /// Absent: float16 for gptq and awq, whose scales have it, bfloat16 for the others.
   std::optional<at::ScalarType> dtype = {};
   std::string gguf_type = "Q4_0";  ///< of the linears in a GGUF file: "F16", "Q8_0", "Q4_0" or "Q4_1"
+  /// Of embedding and head in a GGUF file: "F16" or "Q8_0". Absent: F16 beside linears of type F16, else Q8_0.
+  std::optional<std::string> gguf_head_type = {};
 };
 
-/// The preflight: reads headers, and of the tensors only the small ones that decide.
+/// The preflight of an export:
+///
+///     const StoredModel model = open_model("out");
+///     const ExportPlan plan = plan_export(model, {.format = ExportFormat::kGguf, .gguf_type = "Q4_0"});
+///     for (const std::string& note : plan.notes) std::puts(note.c_str());
+///     write_export(model.tensors, plan, "out.gguf");
+///
+/// Reads headers, and of the tensors only the small ones that decide.
 /// Throws c10::Error with one sentence saying everything in the checkpoint that the format cannot carry and which
 /// recipe would fit, or what of it would be lost.
 ExportPlan plan_export(const StoredModel& model, const ExportOptions& options);

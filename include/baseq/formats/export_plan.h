@@ -1,9 +1,9 @@
 #pragma once
 
 #include <cstdint>
-#include <filesystem>
 #include <functional>
 #include <map>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -18,14 +18,21 @@ struct PlannedTensor {
   at::ScalarType dtype;
   std::vector<int64_t> shape;
   std::function<Tensor()> make;
-  std::string block_type{};              ///< GGUF only: its name of the type; `make` then gives the bytes
-  std::vector<int64_t> logical_shape{};  ///< GGUF only: of the values that the bytes stand for
-  std::string file{};                    ///< one of a subdirectory; empty: the checkpoint's own
+  std::string file{};  ///< one of a subdirectory; empty: the checkpoint's own
 
   int64_t num_bytes() const;
 };
 
-/// Everything an export will write, before any of it is computed.
+/// A tensor as its format names it: "BF16", or a type of blocks such as "Q4_0", and the shape of the values.
+struct ExportedTensor {
+  std::string name, type;
+  std::vector<int64_t> shape;
+};
+
+/// How a format that is one file is written; known to its writer alone.
+struct ExportFile;
+
+/// Everything an export will write, before any of it is computed; plan_export() makes one.
 struct ExportPlan {
   std::vector<PlannedTensor> tensors;        ///< in the order in which making them is cheap
   nlohmann::json config;                     ///< the new config.json
@@ -36,13 +43,11 @@ struct ExportPlan {
   /// Throws naming the tensor in which a written checkpoint does not hold what the source holds, the weights
   /// dequantized from the written format. Calls `step` before each.
   std::function<void(const Checkpoint& written, const std::function<void()>& step)> check_weights;
-  int64_t num_extra_bytes = 0;  ///< GGUF only: of the file's header, in which the tokenizer is
-  /// GGUF only: writes, checks and names the file.
-  std::function<void(const ExportPlan& plan, const std::filesystem::path& output, bool force,
-                     const std::function<void(int64_t done, int64_t total)>& progress)>
-      write_file;
+  std::shared_ptr<const ExportFile> single_file;  ///< of a format that is one file; null: a directory is written
 
   int64_t num_bytes() const;
+  /// The tensors as users of the format know them.
+  std::vector<ExportedTensor> exported_tensors() const;
 };
 
 }  // namespace baseq

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <string>
 
 #include "baseq/model/stored_model.h"
 #include "baseq/tokenizer/tokenizer.h"
@@ -13,9 +14,20 @@ namespace baseq {
 /// Throws c10::Error naming what is missing or not supported.
 StoredModel open_model(const std::filesystem::path& path);
 
-/// The tokenizer of such a checkpoint: tokenizer.json of a directory, or that of a GGUF file's metadata, which must be
-/// byte-level BPE with a pre-tokenizer of GPT-2, SmolLM, Llama 3 or Qwen 2. Throws c10::Error naming what is missing or
-/// not supported.
+/// The tokenizer of such a checkpoint: tokenizer.json of a directory, that file itself, or the one in a GGUF file's
+/// metadata, which must be byte-level BPE with a pre-tokenizer of GPT-2, SmolLM, Llama 3 or Qwen 2.
+///   const Tensor ids = token_ids(open_tokenizer("SmolLM2-135M-Instruct"), "The quick brown fox");
+/// Throws c10::Error naming what is missing or not supported.
 Tokenizer open_tokenizer(const std::filesystem::path& path);
+
+/// How a checkpoint wants conversations written, see ChatTemplate.
+struct StoredChat {
+  std::string path;   ///< of the checkpoint, for messages
+  std::string jinja;  ///< empty: it has no chat template
+  std::string bos_token{}, eos_token{};
+};
+/// From chat_template.jinja, tokenizer_config.json and special_tokens_map.json, or a GGUF file's metadata. Throws
+/// c10::Error naming a value that is malformed.
+StoredChat open_chat(const std::filesystem::path& path);
 
 }  // namespace baseq

@@ -17,6 +17,11 @@ namespace baseq {
 /// A Hugging Face checkpoint directory: config.json and model.safetensors, or (when there is no such file) shards with
 /// model.safetensors.index.json, whose names count: a tensor that only a shard knows of is not there.
 /// Constructing it reads config.json, the index and the headers of the weight files; tensors are mapped, not read.
+///
+///     const Checkpoint checkpoint("SmolLM2-135M-Instruct");
+///     const Tensor embedding = checkpoint.tensor("model.embed_tokens.weight").to(at::kFloat);
+///
+/// open_model() opens checkpoints of other tools as well.
 class Checkpoint {
  public:
   /// Throws c10::Error naming what is missing or wrong (no config.json, pickled .bin weights, shards or tensors that
@@ -62,6 +67,12 @@ class SafetensorsStream;
 /// directory `<directory>.partial`, from which finish() renames it: a directory that exists is complete. Destroyed
 /// before finish(), it removes what it wrote. One writer at a time for a directory, in whatever process: the sibling is
 /// locked, and marked, so that what an earlier run left is removed and what somebody else put there is not.
+///
+///     CheckpointWriter writer("out", {.force = true, .source = checkpoint.path()});
+///     for (const std::string& name : checkpoint.names()) writer.add(name, checkpoint.tensor(name).to(at::kHalf));
+///     writer.copy_side_files(checkpoint.path());
+///     writer.finish(checkpoint.config());
+///
 class CheckpointWriter {
  public:
   struct Options {

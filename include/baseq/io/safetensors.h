@@ -25,6 +25,10 @@ struct TensorInfo {
 
 /// A memory-mapped safetensors file. Tensors are views of the mapping and keep it alive: they outlive this object, and
 /// replacing the file by rename does not change them (shortening it in place does: the process gets SIGBUS).
+///
+///     const SafetensorsFile file("model.safetensors");
+///     for (const std::string& name : file.names()) std::cout << name << " " << file.tensor(name).sizes() << "\n";
+///
 /// dtypes: F64 F32 F16 BF16 I64 I32 I16 I8 U8 BOOL; a file that holds any other is refused.
 class SafetensorsFile {
  public:

@@ -27,6 +27,9 @@ struct RopeParameters {
 
 /// The fields of a Llama-style config.json that change what the decoder computes, those of every supported architecture
 /// in one place. Hugging Face names; what an architecture does not have is at the value that changes nothing.
+///
+///     const ModelConfig& config = model.config();
+///     const int64_t cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim;  // a token
 struct ModelConfig {
   /// What may differ between the blocks of a model.
   struct Block {

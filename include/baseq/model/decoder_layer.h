@@ -1,8 +1,10 @@
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "baseq/model/config.h"
 #include "baseq/model/rotary_embedding.h"
@@ -14,6 +16,34 @@
 
 namespace baseq {
 
+struct Activations;
+struct CachedRows;
+class FloatLinear;
+class PreparedLinear;
+
+/// What linears with the same input read.
+class LinearInput {
+ public:
+  /// Values as they are.
+  LinearInput(Tensor values) : values_(std::move(values)) {}  // NOLINT(google-explicit-constructor): most inputs are
+  /// What `point` makes of x, for the linears of a prepared layer. The point has to outlive this.
+  /// @param x [..., features]
+  LinearInput(Tensor x, const QuantPoint& point) : x_(std::move(x)), point_(&point) {}
+
+  /// What the point returns.
+  const Tensor& values() const;
+  /// The same as integer codes, quantized once for all readers with the same groups of columns.
+  /// @param fixed_point_bits 8 or 15, for an input that no point quantizes
+  const Activations& codes(const PreparedLinear& reader, int64_t fixed_point_bits) const;
+  at::IntArrayRef sizes() const { return (point_ != nullptr ? x_ : values_).sizes(); }
+
+ private:
+  mutable Tensor values_;
+  Tensor x_;
+  const QuantPoint* point_ = nullptr;
+  mutable std::vector<std::shared_ptr<const Activations>> codes_;
+};
+
 /// y = x W^T + b. The product is computed in the dtype of the weight, sums in at least float32, and returned in that of
 /// x: a layer with bfloat16 weights learns with bfloat16 products and float32 everything else.
 struct Linear {
@@ -21,8 +51,12 @@ struct Linear {
   Tensor bias;                               ///< [out_features]; may be undefined
   std::optional<QuantizedWeight> quantized;  ///< the codes that `weight` was dequantized from
   LowRankFactors lora;                       ///< a correction next to the codes, part of `weight`; may be undefined
+  /// All of the above for integer products, in place of it: see DecoderLayer::prepare. Needs no gradients.
+  std::shared_ptr<const PreparedLinear> prepared;
+  std::shared_ptr<const FloatLinear> panels;  ///< the same of a weight without codes
+  int64_t fixed_point_bits = 15;              ///< of what `prepared` reads where no point quantizes it
 
-  Tensor forward(const Tensor& x) const;
+  Tensor forward(const LinearInput& x) const;
   /// The dequantized codes and the correction, float32: `weight` before its conversion. Only with `quantized`.
   Tensor dequantized() const;
 };
@@ -31,6 +65,7 @@ struct Linear {
 struct RmsNorm {
   Tensor weight;  ///< [features]
   double eps = 1e-6;
+  bool exact = false;  ///< in the order of docs/arithmetic.md: see DecoderLayer::prepare
 
   Tensor forward(const Tensor& x) const;
 };
@@ -54,11 +89,13 @@ struct Attention {
   // Online transforms: of what `input` and `o_input` quantize, and of every head of k after RoPE, of size head_dim. q
   // takes the inverse transpose of that.
   Transform input_transform, o_transform, query_key_transform;
+  bool exact = false;  ///< in the order of docs/arithmetic.md: see DecoderLayer::prepare
 
   /// q before RoPE, [batch, seq, num_heads, head_dim], from the output of `input`.
-  Tensor query(const Tensor& x) const;
+  Tensor query(const LinearInput& x) const;
   /// The concatenated heads, what o_input quantizes: [batch, seq, num_heads * head_dim], from the output of `input`.
-  Tensor heads(const Tensor& x, const RotaryEmbedding& rope) const;
+  /// @param cached see DecoderLayer::forward
+  Tensor heads(const LinearInput& x, const RotaryEmbedding& rope, const CachedRows* cached = nullptr) const;
 };
 
 /// down(silu(gate(x)) * up(x)).
@@ -68,9 +105,10 @@ struct Mlp {
   QuantPoint down_input;  ///< of down_proj; [intermediate_size]
   Tensor down_scale;      ///< [intermediate_size] on up's output while it is learned, then merged into up_proj
   Transform input_transform, down_transform;  ///< online, of what `input` and `down_input` quantize
+  bool exact = false;                         ///< in the order of docs/arithmetic.md: see DecoderLayer::prepare
 
   /// What down_input quantizes: [batch, seq, intermediate_size], from the output of `input`.
-  Tensor gated(const Tensor& x) const;
+  Tensor gated(const LinearInput& x) const;
 };
 
 /// One Llama-style decoder block. The same forward serves every architecture, full precision, learning and the
@@ -85,8 +123,12 @@ struct DecoderLayer {
   /// Block `index` of a model without its tensors and quant points.
   static DecoderLayer create(const ModelConfig& config, int64_t index);
 
-  /// x: [batch, seq, hidden_size].
-  Tensor forward(const Tensor& x, const RotaryEmbedding& rope) const;
+  /// @param x      [batch, seq, hidden_size]
+  /// @param rope   of the positions of x
+  /// @param cached null: each of the batch starts at position 0. Else x is [1, rows, hidden_size] with the rows of all
+  ///               sequences one after the other, rope has the position of every row, and keys and values go to the
+  ///               sequences' caches.
+  Tensor forward(const Tensor& x, const RotaryEmbedding& rope, const CachedRows* cached = nullptr) const;
   /// What the readers of kQkv, kO, kGateUp or kDown see when the block is given x.
   Tensor input_of(Site site, const Tensor& x, const RotaryEmbedding& rope) const;
 
@@ -108,6 +150,12 @@ struct DecoderLayer {
   DecoderLayer to(const at::TensorOptions& options) &&;  ///< gives each tensor back as it is converted
   /// The same block with every tensor cut from the autograd graph.
   DecoderLayer detach() const;
+
+  /// Repacks quantized linears for integer products (docs/arithmetic.md); codes and float weights are let go of. Weights
+  /// without codes and those whose inputs are quantized in groups stay floats, in the order that is defined there. The
+  /// block has to be float32 on the CPU, and computes no gradients from then on.
+  /// @param fixed_point_bits 8 or 15: of inputs that no point quantizes
+  void prepare(int64_t fixed_point_bits);
 
   /// fn(name, linear) for the seven linears, Hugging Face names such as "self_attn.q_proj".
   template <class Fn>
@@ -139,8 +187,9 @@ struct DecoderLayer {
 
  private:
   Tensor add(const Tensor& residual, const Tensor& branch) const;
-  Tensor after_attention(const Tensor& x, const RotaryEmbedding& rope) const;
-  Tensor mlp_input(const Tensor& middle) const;
+  LinearInput attention_input(const Tensor& x) const;
+  Tensor after_attention(const Tensor& x, const RotaryEmbedding& rope, const CachedRows* cached) const;
+  LinearInput mlp_input(const Tensor& middle) const;
   template <class Layer, class Fn>
   static void for_each_linear_of(Layer& layer, Fn& fn) {
     fn("self_attn.q_proj", layer.self_attn.q_proj);

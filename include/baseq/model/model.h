@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -9,10 +10,11 @@
 #include <vector>
 
 #include "baseq/model/decoder_layer.h"
-#include "baseq/model/named_tensors.h"
 #include "baseq/model/stored_model.h"
 
 namespace baseq {
+
+class NamedTensors;
 
 /// One of the seven linears of a block.
 struct LinearShape {
@@ -38,12 +40,29 @@ std::vector<NormShape> norm_shapes(const ModelConfig& config);
 void for_each_tensor(const ModelConfig& config,
                      const std::function<void(const std::string& name, at::IntArrayRef shape)>& fn);
 
+class Decoder;
+
+enum class Arithmetic {
+  kInteger,  ///< quantized linears multiply integers, in an order defined to the bit: docs/arithmetic.md
+  kFloat,    ///< float products of dequantized weights with inputs rounded to their grids
+};
+
+/// How a quantized checkpoint is run. One in full precision computes in floats.
+struct LoadOptions {
+  Arithmetic arithmetic = Arithmetic::kInteger;
+  int64_t activation_bits = 15;  ///< 8 or 15: of the inputs of quantized linears that the checkpoint does not quantize
+
+  bool operator==(const LoadOptions&) const = default;
+};
+
 /// Reads a Llama-style model from a checkpoint of any tool piece by piece: whoever walks through the blocks holds one
 /// of them at a time. It owns what it reads:
 ///   const Model model(open_model("SmolLM2-135M-Instruct"));
 ///   const Tensor logits = model.logits(at::tensor({1, 2, 3}).view({1, 3}));
 class Model {
  public:
+  static constexpr LoadOptions kFloats{.arithmetic = Arithmetic::kFloat};
+
   struct Options {
     at::ScalarType dtype = at::kFloat;  ///< compute dtype of everything returned
     at::Device device = at::kCPU;
@@ -62,7 +81,7 @@ class Model {
 
   const Checkpoint& checkpoint() const { return stored_.tensors; }
   /// The tensors as the checkpoint stores them, under LlamaForCausalLM's names.
-  const NamedTensors& tensors() const { return tensors_; }
+  const NamedTensors& tensors() const { return *tensors_; }
   /// The names in the checkpoint of tensors that the model never reads, sorted.
   std::vector<std::string> unused_names() const;
 
@@ -70,6 +89,13 @@ class Model {
   /// [batch, seq] integers -> [batch, seq, hidden_size], times embedding_multiplier.
   Tensor embed(const Tensor& input_ids) const;
   DecoderLayer layer(int64_t index) const;  ///< leaves nothing of the mapped file in memory
+  /// The same, prepared if runs_integers(options).
+  DecoderLayer layer(int64_t index, const LoadOptions& options) const;
+  /// Whether `options` ask for integers and the model can compute with them: it is quantized, and read in float32 on the
+  /// CPU.
+  bool runs_integers(const LoadOptions& options) const;
+  /// All blocks and the head, to stay in memory.
+  Decoder load(const LoadOptions& options = {}) const;
   /// The same with every tensor in the dtype it is stored in, at least float32; only for a model in full precision.
   DecoderLayer stored_layer(int64_t index) const;
   /// One of `layer(index)`, by its name there ("self_attn.q_proj"), without reading the others.
@@ -79,19 +105,22 @@ class Model {
   /// That of layer(block).transform(site), without reading the weights. A checkpoint stores inverses at kQueryKey
   /// alone: at other sites the factors are for apply_transform and apply_transpose.
   Transform online_transform(int64_t block, Site site) const;
-  RmsNorm final_norm() const;
-  Linear lm_head() const;  ///< the embedding when tied; over logits_scaling
+  RmsNorm final_norm(const LoadOptions& options = kFloats) const;
+  /// The embedding when tied; over logits_scaling.
+  Linear lm_head(const LoadOptions& options = kFloats) const;
   RotaryEmbedding rotary(int64_t seq_len) const;
   /// [batch, seq] integers -> [batch, seq, vocab_size]; one block at a time.
   Tensor logits(const Tensor& input_ids) const;
 
  private:
   using OptionalType = std::optional<at::ScalarType>;  ///< absent: as stored, at least float32
+  enum class Weights { kFloat, kCodes };               ///< kCodes: `weight` stays undefined where there are codes
   Tensor read(const std::string& name, OptionalType dtype) const;
   Tensor read(const std::string& name) const { return read(name, options_.dtype); }
-  Linear read_linear(const std::string& name, bool with_bias, OptionalType dtype) const;
-  Linear read_linear(int64_t index, const std::string& name, OptionalType dtype) const;
-  DecoderLayer read_layer(int64_t index, OptionalType dtype) const;
+  Tensor embedding_rows(const Tensor& ids) const;
+  Linear read_linear(const std::string& name, bool with_bias, OptionalType dtype, Weights weights) const;
+  Linear read_linear(int64_t index, const std::string& name, OptionalType dtype, Weights weights) const;
+  DecoderLayer read_layer(int64_t index, OptionalType dtype, Weights weights = Weights::kFloat) const;
   /// The format of a linear; that of full precision for one that is not quantized.
   const LinearFormat& format(const std::string& name) const;
   void read_quant_point(const std::string& name, QuantPoint& point) const;
@@ -102,15 +131,8 @@ class Model {
 
   StoredModel stored_;
   Options options_;
-  std::map<std::pair<int64_t, Site>, std::vector<Factor::Kind>> online_;
-  NamedTensors tensors_;
+  std::shared_ptr<const NamedTensors> tensors_;
 };
-
-/// The tensors of a block as a native checkpoint stores them, by full name: packed codes with compressed-tensors' names
-/// for quantized linears, `dtype` for other matrices, float32 for vectors (norms, biases, quant points) and for online
-/// transforms, whose inverses are left out where Model::online_transform gives none.
-/// @param prefix such as "model.layers.0."
-std::map<std::string, Tensor> layer_tensors(const DecoderLayer& layer, const std::string& prefix, at::ScalarType dtype);
 
 /// "model.layers.<index>."
 std::string layer_prefix(int64_t index);

@@ -26,6 +26,9 @@ struct RotaryEmbedding {
 
   /// Angles in float32 as transformers computes them, then cast to the dtype of `options`.
   static RotaryEmbedding create(const ModelConfig& config, int64_t seq_len, const at::TensorOptions& options);
+  /// The same of positions first .. first + count - 1.
+  static RotaryEmbedding create(const RotaryFrequencies& frequencies, int64_t first, int64_t count,
+                                const at::TensorOptions& options);
   Tensor forward(const Tensor& x) const;  ///< x: [batch, seq, heads, head_dim]
 };
 

@@ -4,6 +4,7 @@
 #include <functional>
 
 #include "baseq/model/decoder_layer.h"
+#include "baseq/pipeline/job.h"
 
 namespace baseq {
 
@@ -14,16 +15,11 @@ struct ActivationStorage {
   at::ScalarType dtype = at::kFloat;  ///< one of kDtypes
   /// Empty: in host memory. Otherwise in mapped files of this directory, which have no name once they are open and so
   /// vanish with the process.
-  std::filesystem::path directory;
+  std::filesystem::path directory{};
 
   /// Uninitialized host memory. Throws c10::Error when the file cannot be made or the disk has no room for all of it.
   Tensor allocate(at::IntArrayRef sizes) const;
 };
-
-/// Tokens in a batch of a forward pass, in whole windows: enough for efficient matrix products, little next to a
-/// block's weights. Smaller batches use less memory but change the summation order, and with it the last bits of the
-/// result.
-inline constexpr int64_t kTokensPerBatch = 2048;
 
 /// How the stages of a block go over the streams.
 struct PassOptions {

@@ -1,23 +1,10 @@
 #pragma once
 
-#include <string>
-#include <vector>
-
 #include "baseq/model/config.h"
+#include "baseq/pipeline/plan.h"
 #include "baseq/pipeline/recipe.h"
 
 namespace baseq {
-
-/// The memory or disk space of a run by parts, in bytes. An estimate: it counts the large tensors.
-struct Footprint {
-  struct Part {
-    std::string what;
-    int64_t bytes = 0;
-  };
-  std::vector<Part> parts;
-
-  int64_t bytes() const;  ///< of all parts
-};
 
 /// Settings that determine the size of a run, in addition to model and recipe.
 struct RunShape {

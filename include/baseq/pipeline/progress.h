@@ -11,7 +11,11 @@
 
 namespace baseq {
 
-/// What a run tells its caller, in the order of events.
+/// What a run tells its caller, in the order of events:
+///
+///     job.progress = [](const ProgressEvent& event) {
+///       if (const auto* linear = std::get_if<LinearRounded>(&event)) std::puts(linear->name.c_str());
+///     };
 struct RunStarted {
   std::string model;  ///< name of the checkpoint's directory
   int64_t num_blocks = 0;

@@ -21,9 +21,11 @@ struct Grids {
   /// A grid of kv_cache: one scale per token and head. The group is a head; its size depends on the model.
   static constexpr QuantSpec kPerTokenAndHead{.symmetric = false, .strategy = Strategy::kGroup, .dynamic = true};
 
-  std::optional<QuantSpec> weights;            ///< of the linears of a block; needs a round step
-  std::optional<QuantSpec> input_activations;  ///< of what these linears read; needs points steps
-  std::optional<QuantSpec> kv_cache;           ///< of the keys after RoPE and the values; needs points steps
+  std::optional<QuantSpec> weights{};            ///< of the linears of a block; needs a round step
+  std::optional<QuantSpec> input_activations{};  ///< of what these linears read; needs points steps
+  std::optional<QuantSpec> kv_cache{};           ///< of the keys after RoPE and the values; needs points steps
+  /// Of lm_head and of the embedding, rounded to nearest; per channel or in groups. No step is needed.
+  std::optional<QuantSpec> head{}, embedding{};
 };
 
 /// A method as data: grids say what is quantized, steps say how. Read one by its name or from a strict JSON file, or
@@ -42,10 +44,10 @@ struct Recipe {
     kInverseEnergy,
   };
 
-  std::string name;
+  std::string name{};
   /// Dtype of the matrices that stay unquantized; absent: that of the checkpoint.
-  std::optional<at::ScalarType> dtype;
-  Grids grids;
+  std::optional<at::ScalarType> dtype{};
+  Grids grids{};
   TokenWeights token_weights = TokenWeights::kUniform;  ///< in learning, rounding, closed-form scales and means
   int64_t num_samples = 128;                            ///< calibration windows
   int64_t seq_len = 2048;                               ///< tokens per window
@@ -83,6 +85,8 @@ struct Recipe {
   const RoundStep* round_step() const;  ///< the last one; nullptr: none
   bool has_transform(Site site) const;
   bool rotates_residual() const { return has_transform(Site::kResidual); }
+  /// Whether a head that is the embedding stays so: what is rotated or has another grid becomes a matrix of its own.
+  bool keeps_tied_head() const { return !rotates_residual() && grids.head == grids.embedding; }
   bool has_mean_shift() const;
   bool learns() const;                  ///< whether a step takes gradient steps
   bool rounding_needs_moments() const;  ///< whether a round step does, see needs_moments

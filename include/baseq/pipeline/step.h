@@ -27,7 +27,7 @@ struct TransformStep {
     kSmooth,    ///< SmoothQuant's scale, arXiv 2211.10438, Eq. 4
   };
   Kind kind = Kind::kHadamard;
-  std::vector<Site> at;
+  std::vector<Site> at{};
   double strength = 0.5;  ///< alpha of kSmooth: how much of the outliers moves into the weights
 };
 
@@ -35,7 +35,7 @@ struct TransformStep {
 struct PointsStep {
   /// Where a shift begins; kNone: the point has none. kMean: the means that the unquantized block shows on `stream`.
   enum class Shift { kNone, kZero, kMean };
-  std::vector<Site> at;
+  std::vector<Site> at{};
   double clip = 1.0;  ///< share of the range that the grid covers
   Shift shift = Shift::kNone;
   Stream stream = Stream::kFullPrecision;
@@ -53,7 +53,7 @@ struct LearnStep {
   int64_t epochs = 5;
   /// First learning rate by parameter: "<place>.<what>", with "*" for any place. Places are the names of sites and, for
   /// weight_clip and low_rank, of linears. What: scale, matrix, clip, shift, gain, weight_clip, low_rank.
-  std::map<std::string, double> rates;
+  std::map<std::string, double> rates{};
   double final_rate = 0;  ///< each rate falls to this along a cosine
   Stream stream = Stream::kFullPrecision;
   at::ScalarType products = at::kBFloat16;  ///< dtype of the matrix products; sums stay in float32
@@ -79,19 +79,19 @@ struct LowRankOptions {
 struct RoundStep {
   enum class Method { kNearest, kGptq };
   Method method = Method::kNearest;
-  GptqOptions gptq;
+  GptqOptions gptq{};
   /// GPTAQ: rounding makes up for the difference of the two streams as well (arXiv 2504.02692).
   bool compensate_streams = false;
   /// Activations and cache are quantized while the inputs of the rounded linears are collected.
   bool quantized_inputs = false;
-  std::optional<LowRankOptions> low_rank;
+  std::optional<LowRankOptions> low_rank{};
 };
 
 using Step = std::variant<TransformStep, PointsStep, LearnStep, RoundStep>;
 
 /// One walk over all blocks; each block takes all steps before the next one begins.
 struct Pass {
-  std::vector<Step> steps;
+  std::vector<Step> steps{};
 };
 
 }  // namespace baseq

@@ -12,7 +12,7 @@ struct FbquantOptions {
   int64_t rank = 16;
   int64_t steps = 200;                   ///< 0: the start
   bool mse_clip = false;                 ///< ratios searched every ten steps; else the grid covers all of W - B A
-  MseSearch search;                      ///< of the clip ratios, over few of them
+  MseSearch search{};                    ///< of the clip ratios, over few of them
   double learning_rate = 0.1;            ///< of the first step, in units of the root mean square of A at the start
   at::ScalarType dtype = at::kBFloat16;  ///< of the stored factors, see store_factors
   uint64_t seed = 0;                     ///< of the random A
@@ -50,6 +50,10 @@ Tensor feedback_weight(const Tensor& weight, const Tensor& A, const Tensor& B, c
 /// W_F)^T), the grid laid anew over W - B A in every step. Q counts as a constant: a straight-through Q would cancel
 /// the gradient of + B A. The factors are rounded to `dtype` in every step, so the best state, which is returned, is
 /// the one that is stored.
+///
+///     const FbquantResult result = fbquant(w, second_moments(x), {.num_bits = 3}, {.rank = 16});
+///     const Tensor corrected = result.weight.dequantized() + result.lora.product();
+///
 /// @param weight  [out_features, in_features], any floating type
 /// @param moments R, [in_features, in_features]: E[x^T x] of the inputs, may be singular
 /// Throws c10::Error when shapes do not fit or a value is not finite.

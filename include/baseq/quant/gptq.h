@@ -17,6 +17,13 @@ class Hessian {
   int64_t num_tokens_ = 0;
 };
 
+/// E[x^T x] of inputs [..., features] that are all at hand, float64 [features, features]: what gptq(),
+/// reconstruct_error() and fbquant() take. Hessian takes them in parts.
+///
+///     const GptqResult result = gptq(weight, second_moments(inputs), {.num_bits = 4});
+///     weight - result.weight.dequantized();
+Tensor second_moments(const Tensor& x);
+
 struct GptqOptions {
   int64_t block_size = 128;
   double damping = 0.01;         ///< share of the mean diagonal of live inputs; grows tenfold when the factor fails
@@ -25,13 +32,6 @@ struct GptqOptions {
   bool mse_clip = true;          ///< search_qparams instead of compute_qparams
   MseSearch search{};
   double cross_strength = 0.25;  ///< how much of `cross` is made up for; 1 is the optimum for the calibration data
-};
-
-struct QuantizedWeight {
-  QuantSpec spec;
-  Tensor codes;                ///< int8 [out_features, in_features]
-  QParams qparams;             ///< [out_features, groups]
-  Tensor dequantized() const;  ///< float32 [out_features, in_features]
 };
 
 struct GptqResult {

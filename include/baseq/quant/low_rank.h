@@ -24,10 +24,14 @@ struct LowRankCorrection {
 LowRankCorrection reconstruct_error(const Tensor& error, const Tensor& moments, int64_t rank);
 
 /// The two thin matrices of a correction as a checkpoint stores them.
+///
+///     const LowRankCorrection best = reconstruct_error(w - rounded.dequantized(), second_moments(x), 16);
+///     const LowRankFactors lora = store_factors(best.A, best.B, at::kBFloat16);
+///     const Tensor corrected = rounded.dequantized() + lora.product();
 struct LowRankFactors {
-  Tensor A;                 ///< [r, in_features], float32, float16, bfloat16, or int8 codes
-  Tensor B;                 ///< [out_features, r], the same type
-  Tensor A_scale, B_scale;  ///< float32 [r, 1] and [1, r]: steps of int8 codes, else undefined
+  Tensor A{};                   ///< [r, in_features], float32, float16, bfloat16, or int8 codes
+  Tensor B{};                   ///< [out_features, r], the same type
+  Tensor A_scale{}, B_scale{};  ///< float32 [r, 1] and [1, r]: steps of int8 codes, else undefined
 
   bool defined() const { return A.defined(); }
   Tensor dequantized_A() const;  ///< float32

@@ -4,6 +4,13 @@
 
 namespace baseq {
 
+// Words for files and kernels that read compressed-tensors' layout; unpack_* gives back what pack_* was given:
+//
+//     const Tensor words = pack_to_int32(weight.codes, 4);
+//     const Tensor codes = unpack_from_int32(words, 4, weight.codes.size(1));
+//
+// All throw c10::Error for other shapes and dtypes than said, and num_bits outside 2 to 8.
+
 /// Packs signed codes into int32 words as compressed-tensors 0.18 does: `code + 2^(b-1)` as a dense bit stream along
 /// the last dimension, least significant bits first.
 /// @param codes int8 [rows, columns]; returns int32 [rows, ceil(columns * num_bits / 32)]

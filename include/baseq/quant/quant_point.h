@@ -9,6 +9,11 @@ namespace baseq {
 /// An activation or KV cache quantizer with BASE-Q's corrections (arXiv 2506.15689, Eq. 14):
 /// `u = gain * x - shift`, forward returns `Q(u) + shift`. A default-constructed point passes its input through.
 /// The tensors may require gradients: they are what stage 3 of BASE-Q learns.
+///
+///     QuantPoint point{.enabled = true};             // 4 bits, dynamic, per token
+///     point.clip = at::full({1, 1}, 0.9);            // of each token's range
+///     const Tensor y = point.forward(x);             // [.., features]
+///
 struct QuantPoint {
   bool enabled = false;
   QuantSpec spec{.num_bits = 4, .symmetric = false, .strategy = Strategy::kToken, .dynamic = true};

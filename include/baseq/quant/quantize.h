@@ -26,8 +26,21 @@ struct QuantSpec {
 /// Scale and zero point, float32 `[rows, groups]`; `zero_point` is undefined on a symmetric grid.
 /// `dequantized = (code - zero_point) * scale`.
 struct QParams {
-  Tensor scale;
-  Tensor zero_point;
+  Tensor scale{};
+  Tensor zero_point{};
+};
+
+/// A weight on its grid.
+///
+///     const QuantSpec spec{.num_bits = 4, .strategy = Strategy::kGroup, .group_size = 64};
+///     const QParams qparams = compute_qparams(w, spec);  // or search_qparams(w, spec): clips outliers
+///     const QuantizedWeight weight{spec, quantize(w, qparams, spec), qparams};
+///     const Tensor error = w - weight.dequantized();
+struct QuantizedWeight {
+  QuantSpec spec{};
+  Tensor codes{};              ///< int8 [out_features, in_features]
+  QParams qparams{};           ///< [out_features, groups]
+  Tensor dequantized() const;  ///< float32 [out_features, in_features]
 };
 
 /// Views `x` as `[rows, groups, group_size]`, the shape that every function here works on: one row per slice along the

@@ -19,6 +19,10 @@ Tensor hadamard_matrix(int64_t n);
 /// n log n for the power of two in n, m / 4 additions per element for each odd-carrying factor of order m. Half types
 /// are computed in float32. Differentiable any number of times; keeps dtype, shape and device. On a CPU each row's
 /// result is the same bit for bit whatever the number of threads and of rows.
+///
+///     const Tensor rotated = hadamard_transform(x);             // spreads outliers over all n features
+///     const Tensor same = hadamard_transform(rotated, true);    // and back
+///
 /// @param x  [.., n], floating point; throws c10::Error otherwise
 Tensor hadamard_transform(const Tensor& x, bool transpose = false);
 

@@ -40,6 +40,9 @@ struct Factor {
 const char* kind_name(Factor::Kind kind);
 
 /// T = T_1 T_2 ... T_k of one size: the first factor is applied first. Empty: the identity.
+///
+///     const Transform transform = {scale_factor(scale), hadamard_factor(hadamard_block_size(n))};
+///     const Tensor y = at::mm(apply_transform(transform, x), apply_inverse_transpose(transform, w).t());  // x w^T
 using Transform = std::vector<Factor>;
 
 // An inverse that is not given is computed. All throw c10::Error for shapes and dtypes other than those of Factor and

@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
+#include <fstream>
+
 #include "baseq/io/json_object.h"
 #include "baseq/model/model.h"
 #include "baseq/model/rotary_embedding.h"
@@ -210,6 +212,12 @@ class Translation {
 };
 
 }  // namespace
+
+bool is_gguf(const std::filesystem::path& path) {
+  char magic[4] = {};
+  std::ifstream(path, std::ios::binary).read(magic, sizeof magic);
+  return std::string_view(magic, sizeof magic) == "GGUF";
+}
 
 StoredModel read_gguf(const std::filesystem::path& path) {
   return Translation(std::make_shared<const GgufFile>(path)).model();

@@ -7,6 +7,7 @@
 #include "baseq/io/hub_cache.h"
 #include "baseq/io/output_file.h"
 #include "baseq/model/rotary_embedding.h"
+#include "baseq/quant/gptq.h"
 #include "formats/export_source.h"
 #include "formats/gguf/names.h"
 #include "formats/gguf/tokenizer.h"
@@ -102,18 +103,45 @@ Tensor rope_factors(const ExportSource& source) {
   return inverse({.theta = config.rope.theta}) / inverse(config.rope);
 }
 
-struct GgufPlan {
+/// Rows of a table that are rounded at a time.
+constexpr int64_t kRowsPerPiece = 4096;
+
+/// `fn` of a few rows of the table in float32 at a time, one after the other.
+template <class Fn>
+Tensor by_pieces(const Tensor& table, Fn&& fn) {
+  std::vector<Tensor> parts;
+  for (int64_t begin = 0; begin < table.size(0); begin += kRowsPerPiece) {
+    const int64_t rows = std::min(kRowsPerPiece, table.size(0) - begin);
+    parts.push_back(fn(round_to_nearest(
+        table.narrow(0, begin, rows).to(at::kFloat),
+        {.num_bits = 8, .strategy = Strategy::kGroup, .group_size = kColumnsPerBlock, .scale_dtype = at::kHalf})));
+  }
+  return at::cat(parts);
+}
+
+bool is_table(const std::string& name) { return name.ends_with("embed_tokens.weight") || name == "lm_head.weight"; }
+
+struct GgufPlan : ExportFile {
   GgufMetadata metadata;
-  std::vector<GgufTensorInfo> tensors;
+  std::vector<GgufTensorInfo> infos;
   /// What each tensor stands for, float32 and rounded as its type rounds.
   std::vector<std::function<Tensor()>> values;
 };
+
+void check_gguf_output(const fs::path& output, bool force, int64_t num_bytes) {
+  const WriteTarget target = write_target(kWhoWrites, output);
+  TORCH_CHECK(target.regular, kWhoWrites, ": ", output.string(),
+              " is not a regular file; a GGUF export is read back to check it");
+  TORCH_CHECK(force || !path_exists(kWhoWrites, target.path), output.string(), ": exists; pass `force` to replace it");
+  check_output_file(kWhoWrites, output, kVersionKey);
+  check_disk_space(kWhoWrites, output, num_bytes);
+}
 
 void write_gguf(const ExportPlan& plan, const GgufPlan& gguf, const fs::path& output, bool force,
                 const std::function<void(int64_t, int64_t)>& progress) {
   check_gguf_output(output, force, plan.num_bytes());
   FileWriter file(kWhoWrites, output);
-  file.write(gguf_header(gguf.metadata, gguf.tensors));
+  file.write(gguf_header(gguf.metadata, gguf.infos));
   const auto total = static_cast<int64_t>(plan.tensors.size());
   for (int64_t i = 0; i < total; ++i) {
     const Tensor tensor = made(plan.tensors[static_cast<size_t>(i)]).contiguous();
@@ -123,11 +151,11 @@ void write_gguf(const ExportPlan& plan, const GgufPlan& gguf, const fs::path& ou
     if (progress) progress(i + 1, total);
   }
   const GgufFile written(file.temporary());
-  TORCH_CHECK(written.tensors().size() == gguf.tensors.size(), "export: ", output.string(), " holds ",
-              written.tensors().size(), " tensors but ", gguf.tensors.size(), " were planned");
-  for (size_t i = 0; i < gguf.tensors.size(); ++i) {
+  TORCH_CHECK(written.tensors().size() == gguf.infos.size(), "export: ", output.string(), " holds ",
+              written.tensors().size(), " tensors but ", gguf.infos.size(), " were planned");
+  for (size_t i = 0; i < gguf.infos.size(); ++i) {
     if (progress) progress(total, total);
-    const auto& [name, type, shape] = gguf.tensors[i];
+    const auto& [name, type, shape] = gguf.infos[i];
     const GgufFile::Entry& entry = written.tensors().at(name);
     TORCH_CHECK(entry.type == static_cast<uint32_t>(type) && entry.shape == shape, "export: ", name,
                 " was not written as planned");
@@ -139,35 +167,33 @@ void write_gguf(const ExportPlan& plan, const GgufPlan& gguf, const fs::path& ou
 
 }  // namespace
 
-void check_gguf_output(const fs::path& output, bool force, int64_t num_bytes) {
-  const WriteTarget target = write_target(kWhoWrites, output);
-  TORCH_CHECK(target.regular, kWhoWrites, ": ", output.string(),
-              " is not a regular file; a GGUF export is read back to check it");
-  TORCH_CHECK(force || !path_exists(kWhoWrites, target.path), output.string(), ": exists; pass `force` to replace it");
-  check_output_file(kWhoWrites, output, kVersionKey);
-  check_disk_space(kWhoWrites, output, num_bytes);
-}
-
-ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::string& type_name) {
+ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::string& type_name,
+                     const std::optional<std::string>& head_type) {
   const auto it = kTypes.find(type_name);
   TORCH_CHECK(it != kTypes.end(), "export: GGUF type \"", type_name, "\" is not one of F16, Q8_0, Q4_0, Q4_1");
   const GgufType type = it->second;
+  TORCH_CHECK(!head_type || *head_type == "F16" || *head_type == "Q8_0", "export: GGUF type \"", *head_type,
+              "\" of embedding and head is neither F16 nor Q8_0");
   preflight(*source, type);
   const ModelConfig& config = source->config();
-  const Checkpoint& checkpoint = source->checkpoint();
+  const bool divides = config.hidden_size % kColumnsPerBlock == 0;
+  TORCH_CHECK(divides || head_type != "Q8_0", "export: blocks of ", kColumnsPerBlock, " do not divide rows of ",
+              config.hidden_size, "; embedding and head can be F16");
+  const bool rounds_tables = head_type ? *head_type == "Q8_0" : type != GgufType::kF16 && divides;
   const auto gguf = std::make_shared<GgufPlan>();
   gguf->metadata = metadata_of(*source, type);
 
   ExportPlan plan;
   const auto add = [&](const std::string& name, GgufType of, const std::vector<int64_t>& shape,
                        std::function<Tensor()> make, std::function<Tensor()> values) {
-    gguf->tensors.push_back({name, of, shape});
+    gguf->infos.push_back({name, of, shape});
+    gguf->tensors.push_back({name, gguf_type_name(of), shape});
     gguf->values.push_back(std::move(values));
     std::vector<int64_t> stored = shape;
     stored.back() = stored.back() / gguf_block_size(of) * gguf_block_bytes(of);
     const bool floating = gguf_block_size(of) == 1;
     const at::ScalarType dtype = of == GgufType::kF32 ? at::kFloat : of == GgufType::kF16 ? at::kHalf : at::kByte;
-    plan.tensors.push_back({name, dtype, floating ? shape : stored, std::move(make), gguf_type_name(of), shape});
+    plan.tensors.push_back({name, dtype, floating ? shape : stored, std::move(make)});
   };
   const auto add_float = [&](const std::string& name, GgufType of, const std::vector<int64_t>& shape,
                              const std::function<Tensor()>& source_value) {
@@ -182,9 +208,23 @@ ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::stri
       plan.notes.push_back(fmt::format("{} has no place in the file and is left out.", name));
       continue;
     }
-    const std::vector<int64_t> shape = checkpoint.info(name).shape;
+    const std::vector<int64_t> shape = source->other_info(name).shape;
+    if (rounds_tables && is_table(name)) {
+      add(
+          to, GgufType::kQ8_0, shape,
+          [source, name] {
+            return by_pieces(source->other(name), [](const QuantizedWeight& rows) {
+              return gguf_blocks(GgufType::kQ8_0, rows.codes, rows.qparams.scale, Tensor());
+            });
+          },
+          [source, name] {
+            return by_pieces(source->other(name),
+                             [](const QuantizedWeight& rows) { return rows.dequantized(); });
+          });
+      continue;
+    }
     add_float(to, shape.size() == 1 ? GgufType::kF32 : GgufType::kF16, shape,
-              [source, name] { return source->checkpoint().tensor(name); });
+              [source, name] { return source->other(name); });
   }
   if (config.rope.type == RopeParameters::Type::kLlama3) {
     add_float(kRopeFactors, GgufType::kF32, {config.head_dim / 2}, [source] { return rope_factors(*source); });
@@ -230,13 +270,16 @@ ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::stri
   }
   if (type != GgufType::kF16) {
     plan.notes.push_back(
-        "Embedding and head are F16; llama.cpp also quantizes activations, to 8 bits, in its products.");
+        fmt::format("Embedding and head are {}; llama.cpp also quantizes activations, to 8 bits, in its products.",
+                    rounds_tables ? "Q8_0, which rounds them to 8 bits" : "F16"));
   }
-  plan.num_extra_bytes = static_cast<int64_t>(gguf_header(gguf->metadata, gguf->tensors).size());
-  plan.write_file = [gguf](const ExportPlan& written, const fs::path& output, bool force,
-                           const std::function<void(int64_t, int64_t)>& progress) {
-    write_gguf(written, *gguf, output, force, progress);
+  gguf->num_header_bytes = static_cast<int64_t>(gguf_header(gguf->metadata, gguf->infos).size());
+  gguf->check_output = check_gguf_output;
+  gguf->write = [raw = gguf.get()](const ExportPlan& written, const fs::path& output, bool force,
+                                   const std::function<void(int64_t, int64_t)>& progress) {
+    write_gguf(written, *raw, output, force, progress);
   };
+  plan.single_file = gguf;
   return plan;
 }
 

@@ -30,6 +30,7 @@ json find_config(const Checkpoint& checkpoint) {
 struct StoredGrid {
   PackedLayout layout;
   int64_t group_size = 0;  ///< 0: one scale per channel
+  bool scattered = false;  ///< columns were rounded in another order: each linear says which group a column is in
 };
 
 std::string lower(std::string text) {
@@ -65,6 +66,7 @@ StoredGrid read_grid(const json& value, const std::string& path) {
               ": dynamic: settings of single modules are not "
               "supported");
   layout.version = format == "gptq" ? 1 : 2;
+  grid.scattered = grid.group_size > 0 && config.boolean("desc_act", false);
   return grid;
 }
 
@@ -98,8 +100,8 @@ class PackedLinear {
  private:
   std::vector<int64_t> packed_shape(const char* ending) const {
     const auto [dtype, shape] = checkpoint_->info(name_ + ending);
-    TORCH_CHECK(shape.size() == 2 && dtype == at::kInt, name_, ending, ": is ", dtype_name(dtype), " of size ",
-                at::IntArrayRef(shape), ", expected I32 in two dimensions");
+    TORCH_CHECK(shape.size() == 2 && shape[0] > 0 && shape[1] > 0 && dtype == at::kInt, name_, ending, ": is ",
+                dtype_name(dtype), " of size ", at::IntArrayRef(shape), ", expected I32 in two dimensions");
     return shape;
   }
   Tensor words(const char* ending) const { return checkpoint_->tensor(name_ + ending); }
@@ -119,7 +121,7 @@ bool is_gptq_or_awq(const Checkpoint& checkpoint) {
 }
 
 StoredModel read_gptq(const Checkpoint& checkpoint) {
-  const auto [layout, group_size] =
+  const auto [layout, group_size, scattered] =
       read_grid(find_config(checkpoint), (checkpoint.path() / "config.json").string() + ": quantization_config");
   Checkpoint::MadeTensors tensors;
   std::map<std::string, PackedLinear> linears;
@@ -135,7 +137,14 @@ StoredModel read_gptq(const Checkpoint& checkpoint) {
   }
   bool symmetric = true;
   for (const auto& [name, linear] : linears) {
-    symmetric = symmetric && linear.zero_point().make().eq(0).all().item<bool>();
+    const Checkpoint::MadeTensor zero_point = linear.zero_point();
+    const std::vector<int64_t> groups = linear.scale().info.shape;
+    TORCH_CHECK(zero_point.info.shape == groups, name, kQzeros, ": holds zero points ",
+                at::IntArrayRef(zero_point.info.shape), " but ", kScales + 1, " are ", at::IntArrayRef(groups),
+                ", both as [out_features, groups]");
+    TORCH_CHECK(!scattered || checkpoint.contains(name + kGroupIndex), name, kGroupIndex,
+                " is missing, but quantization_config says desc_act: the groups of the columns are not known");
+    symmetric = symmetric && zero_point.make().eq(0).all().item<bool>();
   }
   for (const auto& [name, linear] : linears) {
     for (const char* part : {kQweight, kQzeros, kScales, kGroupIndex}) tensors.erase(name + part);

@@ -1,0 +1,197 @@
+#include "attention.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <c10/util/Half.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <new>
+
+#include "../quant/grid.h"
+
+namespace baseq {
+namespace {
+
+constexpr std::align_val_t kPageAlignment{64};
+
+/// Where feature `feature` of token `token` of a page lies: its byte, and the bits to the right of it.
+struct Place {
+  int64_t at;
+  int shift = 0;
+};
+Place key_place(CachedType type, int64_t token, int64_t feature) {
+  switch (type) {
+    case CachedType::kNibbles:
+      return {(feature / 4 * kPageTokens + token) * 2 + feature % 2, feature % 4 >= 2 ? 4 : 0};
+    case CachedType::kBytes:
+      return {(feature / 2 * kPageTokens + token) * 2 + feature % 2};
+    default:
+      return {feature * kPageTokens + token};
+  }
+}
+Place value_place(CachedType type, int64_t features, int64_t token, int64_t feature) {
+  if (type != CachedType::kNibbles) return {token * features + feature};
+  return {(token * features + feature / 32 * 32) / 2 + feature % 16, feature % 32 >= 16 ? 4 : 0};
+}
+
+/// The numbers of a page: scales and bases of its keys, then of its values.
+float* numbers_of(uint8_t* page, const CacheLayout& layout, bool keys) {
+  return reinterpret_cast<float*>(page + 2 * layout.matrix_bytes()) + (keys ? 0 : 2 * kPageTokens);
+}
+
+AttentionRows rows_of(const AttentionRequest& request) {
+  TORCH_CHECK(request.cache != nullptr && request.rows >= 0 && request.heads >= 1 && request.first_position >= 0 &&
+                  request.first_position + request.rows <= request.cache->length(),
+              "attend: ", request.rows, " queries of ", request.heads, " heads from position ", request.first_position,
+              " on, but the cache holds ", request.cache != nullptr ? request.cache->length() : 0, " tokens");
+  return {.layout = request.cache->layout(),
+          .pages = request.cache->pages().data(),
+          .queries = request.rows,
+          .heads = request.heads,
+          .query_values = request.queries,
+          .out = request.out,
+          .query_stride = request.query_stride,
+          .out_stride = request.out_stride,
+          .first_position = request.first_position,
+          .window = request.window,
+          .scaling = static_cast<float>(request.scaling)};
+}
+
+}  // namespace
+
+int64_t attention_scratch_bytes(const CacheLayout& layout) {
+  const int64_t features = layout.features();
+  return 4 * (2 * features * kPageTokens + 8 * kPageTokens + 2 * kQueryRows * features + 4 * kQueryRows);
+}
+
+void HeadCache::Free::operator()(uint8_t* page) const { ::operator delete[](page, kPageAlignment); }
+
+HeadCache::HeadCache(int64_t head_dim, const std::optional<QuantSpec>& grid, at::ScalarType dtype) : grid_(grid) {
+  TORCH_CHECK(head_dim > 0 && head_dim <= kMaxHeadDim, "HeadCache: heads of ", head_dim, " features, expected 1 to ",
+              kMaxHeadDim);
+  TORCH_CHECK(dtype == at::kHalf || dtype == at::kFloat, "HeadCache: dtype is ", dtype,
+              ", expected float16 or float32");
+  layout_ = {head_dim, dtype == at::kHalf ? CachedType::kHalf : CachedType::kFloat};
+  if (!grid) return;
+  check_spec("HeadCache", *grid);
+  TORCH_CHECK(grid->dynamic && grid->strategy != Strategy::kTensor, "HeadCache: expected a dynamic grid per token");
+  layout_.type = grid->num_bits <= 4 ? CachedType::kNibbles : CachedType::kBytes;
+}
+
+int64_t HeadCache::bytes() const { return static_cast<int64_t>(storage_.size()) * layout_.page_bytes(); }
+
+void HeadCache::reserve(int64_t tokens) {
+  while (static_cast<int64_t>(storage_.size()) * kPageTokens < tokens) {
+    const auto size = static_cast<size_t>(layout_.page_bytes());
+    storage_.emplace_back(new (kPageAlignment) uint8_t[size]());
+    page_starts_.push_back(storage_.back().get());
+  }
+}
+
+void HeadCache::append(const float* keys, const float* values, int64_t tokens, int64_t stride, float key_clip,
+                       float value_clip) {
+  reserve(length_ + tokens);
+  for (int64_t i = 0; i < tokens; ++i, ++length_) {
+    if (grid_) {
+      append_codes(keys + i * stride, key_clip, true);
+      append_codes(values + i * stride, value_clip, false);
+    } else {
+      append_floats(keys + i * stride, true);
+      append_floats(values + i * stride, false);
+    }
+  }
+}
+
+void HeadCache::append_codes(const float* token, float clip, bool key) {
+  const int64_t head_dim = layout_.head_dim, at = length_ % kPageTokens;
+  float bad = 0;
+  for (int64_t i = 0; i < head_dim; ++i) bad += token[i] * 0;
+  const Grid grid = grid_over(find_range(token, head_dim), clip, *grid_).grid;
+  uint8_t* stored = page(length_);
+  float* numbers = numbers_of(stored, layout_, key);
+  // Codes of symmetric grids count from the lowest one here.
+  const float offset = grid_->symmetric ? -grid.low : 0;
+  numbers[at] = grid.scale + bad;
+  numbers[kPageTokens + at] = grid.base - offset * grid.scale + bad;
+  if (!key) stored += layout_.matrix_bytes();
+  for (int64_t i = 0; i < head_dim; ++i) {
+    float position = (token[i] - grid.base) / grid.scale;
+    position = position < grid.low ? grid.low : position;
+    position = position > grid.high ? grid.high : position;
+    const int code = bad == 0 ? static_cast<int>(std::nearbyint(position) + offset) : 0;
+    const Place place = key ? key_place(layout_.type, at, i) : value_place(layout_.type, layout_.features(), at, i);
+    const int mask = layout_.type == CachedType::kNibbles ? 15 : 255;
+    uint8_t& byte = stored[place.at];
+    byte = static_cast<uint8_t>((byte & ~(mask << place.shift)) | code << place.shift);
+  }
+}
+
+void HeadCache::append_floats(const float* token, bool key) {
+  const int64_t at = length_ % kPageTokens;
+  uint8_t* stored = page(length_) + (key ? 0 : layout_.matrix_bytes());
+  for (int64_t i = 0; i < layout_.head_dim; ++i) {
+    const int64_t to = (key ? key_place(layout_.type, at, i) : value_place(layout_.type, layout_.features(), at, i)).at;
+    if (layout_.type == CachedType::kHalf) {
+      reinterpret_cast<uint16_t*>(stored)[to] = c10::Half(token[i]).x;
+    } else {
+      reinterpret_cast<float*>(stored)[to] = token[i];
+    }
+  }
+}
+
+void HeadCache::truncate(int64_t length) {
+  TORCH_CHECK(length >= 0 && length <= length_, "HeadCache: cannot keep ", length, " tokens of ", length_);
+  length_ = length;
+  const auto pages = static_cast<size_t>((length + kPageTokens - 1) / kPageTokens);
+  storage_.resize(pages);
+  page_starts_.resize(pages);
+}
+
+Tensor HeadCache::dequantized(bool keys) const {
+  const Tensor result = at::empty({length_, layout_.head_dim}, at::kFloat);
+  auto* out = result.mutable_data_ptr<float>();
+  for (int64_t token = 0; token < length_; ++token) {
+    uint8_t* page = storage_[static_cast<size_t>(token / kPageTokens)].get();
+    const uint8_t* stored = page + (keys ? 0 : layout_.matrix_bytes());
+    const int64_t at = token % kPageTokens;
+    for (int64_t i = 0; i < layout_.head_dim; ++i, ++out) {
+      const Place place = keys ? key_place(layout_.type, at, i) : value_place(layout_.type, layout_.features(), at, i);
+      if (layout_.type == CachedType::kHalf) {
+        const auto* halves = reinterpret_cast<const uint16_t*>(stored);
+        *out = static_cast<float>(c10::Half(halves[place.at], c10::Half::from_bits()));
+      } else if (layout_.type == CachedType::kFloat) {
+        *out = reinterpret_cast<const float*>(stored)[place.at];
+      } else {
+        const float* numbers = numbers_of(page, layout_, keys);
+        const int code = stored[place.at] >> place.shift & (layout_.type == CachedType::kNibbles ? 15 : 255);
+        *out = static_cast<float>(code) * numbers[at] + numbers[kPageTokens + at];
+      }
+    }
+  }
+  return result;
+}
+
+Tensor HeadCache::dequantized_keys() const { return dequantized(true); }
+Tensor HeadCache::dequantized_values() const { return dequantized(false); }
+
+void attend(const AttentionRequest& request, const IntegerKernels& kernels) { attend(std::span(&request, 1), kernels); }
+
+void attend(std::span<const AttentionRequest> requests, const IntegerKernels& kernels) {
+  int64_t bytes = 0;
+  for (const AttentionRequest& request : requests) {
+    rows_of(request);
+    bytes = std::max(bytes, attention_scratch_bytes(request.cache->layout()));
+  }
+  at::parallel_for(0, static_cast<int64_t>(requests.size()), 1, [&](int64_t begin, int64_t end) {
+    const Tensor scratch = at::empty({bytes}, at::kByte);
+    for (int64_t i = begin; i < end; ++i) {
+      const AttentionRows rows = rows_of(requests[static_cast<size_t>(i)]);
+      if (rows.queries > 0) kernels.attend(rows, scratch.mutable_data_ptr());
+    }
+  });
+}
+
+}  // namespace baseq

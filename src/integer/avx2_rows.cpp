@@ -1,0 +1,29 @@
+#if defined(__x86_64__) && !defined(__clang__)
+
+#include "attention_tiles.h"
+#include "row_functions.h"
+#include "row_kernels.h"
+
+namespace baseq {
+
+__attribute__((target("avx2,fma"))) void Avx2Rows::attend(const AttentionRows& task, void* scratch) {
+  attend_rows<Avx2Registers>(task, scratch);
+}
+
+__attribute__((target("avx2,fma"))) void Avx2Rows::rms_norm(const float* x, const float* weight, float eps, int64_t n,
+                                                            float* y) {
+  rms_norm_row<Avx2Registers>(x, weight, eps, n, y);
+}
+
+__attribute__((target("avx2,fma"))) void Avx2Rows::silu_product(const float* gate, const float* up, const float* factor,
+                                                                int64_t n, float* y) {
+  silu_product_row<Avx2Registers>(gate, up, factor, n, y);
+}
+
+__attribute__((target("avx2,fma"))) void Avx2Rows::rope(float* x, const float* cos, const float* sin, int64_t half) {
+  rope_head<Avx2Registers>(x, cos, sin, half);
+}
+
+}  // namespace baseq
+
+#endif

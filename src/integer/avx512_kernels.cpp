@@ -1,0 +1,101 @@
+#if defined(__x86_64__) && !defined(__clang__)
+
+#include <array>
+
+#include "row_functions.h"
+#include "vnni_driver.h"
+#include "vnni_narrow.h"
+
+/// 512-bit registers: a slice of a panel in each. The attribute stands on every function that is not inlined.
+namespace baseq {
+namespace {
+
+using Isa = Avx512Registers;
+
+template <int kBits, int kPlanes, int kRows>
+__attribute__((target("avx512f,avx512bw,avx512vnni,fma"))) void narrow(const WeightPanels& weights, const CodeRows& x,
+                                                                       int64_t index, float* y) {
+  narrow_panel<Isa, kBits, kPlanes, kRows * kPlanes>(weights, x, index, y);
+}
+
+template <bool kPairs, int kPanels, int kBits>
+__attribute__((target("avx512f,avx512bw,avx512vnni,fma"))) void unpack(const TilePass& pass, int64_t index) {
+  unpack_panels<Isa, kPairs, kBits, kPanels>(pass, index);
+}
+
+template <bool kPairs, int kPlanes>
+__attribute__((target("avx512f,avx512bw,avx512vnni,fma"))) void pack(const TilePass& pass) {
+  pack_tiles<Isa, kPairs, kPlanes>(pass);
+}
+
+template <bool kPairs, int kPlanes, int kPanels>
+__attribute__((target("avx512f,avx512bw,avx512vnni,fma"))) void multiply_panels(const TilePass& pass, int64_t index) {
+  multiply_tiles<Isa, kPairs, kPlanes, kPanels>(pass, index);
+}
+
+__attribute__((target("avx512f,avx512bw,avx512vnni,fma"))) void project(const FactorPanels& factors,
+                                                                        const float* values, int64_t rows, float* out) {
+  const int64_t stride = factors.panels * kPanelRows;
+  for (int64_t panel = 0; panel < factors.panels; ++panel) {
+    vnni_factors<Isa>(factors, panel, values, rows, out + panel * kPanelRows, stride);
+  }
+}
+
+template <int kPlanes, int... i>
+constexpr std::array<VnniFunctions::Narrow, sizeof...(i)> narrow_table(std::integer_sequence<int, i...>) {
+  constexpr int kMost = kNarrowCodeRows / kPlanes;
+  return {narrow<2 + i / kMost, kPlanes, 1 + i % kMost>...};
+}
+template <bool kPairs, int... i>
+constexpr std::array<VnniFunctions::Unpack, sizeof...(i)> unpack_table(std::integer_sequence<int, i...>) {
+  // Pairs are made of up to 4 bits.
+  return {unpack < kPairs, 1 + i / kNumWidths, kPairs ? std::min(2 + i % kNumWidths, 4) : 2 + i % kNumWidths > ...};
+}
+template <bool kPairs, int kPlanes, int... i>
+constexpr std::array<VnniFunctions::Unpack, sizeof...(i)> tile_table(std::integer_sequence<int, i...>) {
+  return {multiply_panels<kPairs, kPlanes, 1 + i>...};
+}
+
+constexpr std::make_integer_sequence<int, Isa::kTilePanels> kPanelCounts{};
+constexpr std::make_integer_sequence<int, Isa::kTilePanels * kNumWidths> kWidths{};
+constexpr auto kNarrowOne = narrow_table<1>(std::make_integer_sequence<int, kNumWidths * kNarrowCodeRows>{});
+constexpr auto kNarrowTwo = narrow_table<2>(std::make_integer_sequence<int, kNumWidths * kNarrowCodeRows / 2>{});
+constexpr auto kUnpackPlain = unpack_table<false>(kWidths), kUnpackPairs = unpack_table<true>(kWidths);
+constexpr auto kTilesOne = tile_table<false, 1>(kPanelCounts), kTilesTwo = tile_table<false, 2>(kPanelCounts);
+constexpr auto kTilesPairs = tile_table<true, 1>(kPanelCounts);
+
+constexpr VnniFunctions kFunctions{.tile_panels = Isa::kTilePanels,
+                                   .narrow = {kNarrowOne.data(), kNarrowTwo.data()},
+                                   .unpack = {kUnpackPlain.data(), kUnpackPairs.data()},
+                                   .pack = {pack<false, 1>, pack<false, 2>, pack<true, 1>},
+                                   .tiles = {kTilesOne.data(), kTilesTwo.data(), kTilesPairs.data()}};
+
+template <bool kPairs>
+void multiply(const WeightPanels& weights, const CodeRows& x, int64_t begin, int64_t end, void* scratch, float* y) {
+  multiply_by_vnni(kFunctions, kPairs, weights, x, begin, end, scratch, y);
+}
+
+bool supported() { return __builtin_cpu_supports("avx512bw") != 0 && __builtin_cpu_supports("avx512vnni") != 0; }
+
+}  // namespace
+
+const IntegerKernels kAvx512PairsKernels{"avx512pairs",
+                                         supported,
+                                         multiply<true>,
+                                         project,
+                                         Avx512Rows::attend,
+                                         Avx512Rows::rms_norm,
+                                         Avx512Rows::silu_product,
+                                         Avx512Rows::rope};
+const IntegerKernels kAvx512Kernels{"avx512",
+                                    supported,
+                                    multiply<false>,
+                                    project,
+                                    Avx512Rows::attend,
+                                    Avx512Rows::rms_norm,
+                                    Avx512Rows::silu_product,
+                                    Avx512Rows::rope};
+
+}  // namespace baseq
+
+#endif

@@ -1,0 +1,26 @@
+#pragma once
+
+#include "vnni_wide.h"
+
+namespace baseq {
+
+/// The loops of vnni_narrow.h and vnni_wide.h for one width of registers.
+constexpr int kNumWidths = 7;  // of weights: 2 to 8 bits
+
+struct VnniFunctions {
+  using Narrow = void (*)(const WeightPanels&, const CodeRows&, int64_t index, float* y);
+  using Unpack = void (*)(const TilePass&, int64_t index);
+  using Pack = void (*)(const TilePass&);
+  int64_t tile_panels;      ///< panels that wide[..] take at once, at most
+  const Narrow* narrow[2];  ///< of 1 and 2 planes: [bits - 2][rows of activations - 1]
+  const Unpack* unpack[2];  ///< without and with pairs: [panels - 1][bits - 2]
+  Pack pack[3];             ///< 1 plane, 2 planes, pairs
+  const Unpack* tiles[3];   ///< likewise: [panels - 1]
+};
+
+/// IntegerKernels::multiply.
+/// @param pairs  Winograd's inner product where its operands fit
+void multiply_by_vnni(const VnniFunctions& functions, bool pairs, const WeightPanels& weights, const CodeRows& x,
+                      int64_t begin, int64_t end, void* scratch, float* y);
+
+}  // namespace baseq

@@ -1,0 +1,18 @@
+#include "resident.h"
+
+#include "baseq/io/machine_limits.h"
+#include "baseq/io/units.h"
+#include "baseq/pipeline/footprint.h"
+
+namespace baseq::cli {
+
+void check_resident_memory(const std::string& name, const Model& model, const LoadOptions& options, int64_t context,
+                           int64_t sequences) {
+  const auto available = available_memory();
+  const int64_t needed = resident_memory(model, options, context, sequences) + kProcessBytes;
+  TORCH_CHECK(!available || needed <= *available || !model.options().device.is_cpu(), name, ": needs about ",
+              format_bytes(needed), " with a context of ", context, " tokens, but ", format_bytes(*available),
+              " of memory are free");
+}
+
+}  // namespace baseq::cli
