@@ -5,11 +5,12 @@
 #
 # MODEL is a checkpoint such as SmolLM2-135M-Instruct, WINDOWS the token ids of calibration windows for its tokenizer
 # (data/smollm2-calibration-16x512.safetensors). DIRECTORY (build/llmcompressor) gets a virtual environment of its own
-# with llm-compressor, whose torch is that of .venv, and both results. Prints the seconds and the peak memory of each
-# whole process: start, calibration, quantization and writing.
+# with llm-compressor, whose torch is that of .venv, and both results. Prints the seconds, those the core was busy with it,
+# and the peak memory of each whole process: start, calibration, quantization and writing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-model=${1:?a checkpoint} windows=${2:-data/smollm2-calibration-16x512.safetensors} directory=${3:-build/llmcompressor} rounds=${4:-2}
+model=${1:?a checkpoint} windows=${2:-data/smollm2-calibration-16x512.safetensors}
+directory=${3:-build/llmcompressor} rounds=${4:-2}
 baseq=${BASEQ_BINARY:-build/baseq}
 mkdir -p "$directory"
 
@@ -42,7 +43,7 @@ oneshot(model=model, dataset=data, recipe=recipe, max_seq_length=len(windows[0])
 model.save_pretrained(output, save_compressed=True)
 PYTHON
 
-# What a command takes: seconds and MiB into FILE.
+# What a command takes, into FILE.
 measure() {
   local file=$1
   shift
@@ -54,11 +55,12 @@ start = time.monotonic()
 run = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 if run.returncode:
     sys.exit(run.stderr[-2000:])
-print(f"{time.monotonic() - start:.1f} {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024:.0f}")
+seconds, used = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+print(f"{seconds:.1f} {used.ru_utime + used.ru_stime:.1f} {used.ru_maxrss / 1024:.0f}")
 PYTHON
 }
 
-printf '%-16s %8s %8s\n' "" seconds MiB
+printf '%-16s %8s %8s %8s\n' "" seconds "of CPU" MiB
 for ((round = 0; round < rounds; ++round)); do
   measure "$directory/theirs" "$python" "$directory/quantize.py" "$model" "$windows" "$directory/out"
   measure "$directory/ours" "$baseq" quantize "$model" --recipe gptq-w4a16-g64 --calibration "$windows" \
@@ -66,7 +68,7 @@ for ((round = 0; round < rounds; ++round)); do
   for who in theirs ours; do
     name=baseq
     [[ $who == theirs ]] && name=llm-compressor
-    read -r seconds mebibytes <"$directory/$who"
-    printf '%-16s %8s %8s\n' "$name" "$seconds" "$mebibytes"
+    read -r seconds busy mebibytes <"$directory/$who"
+    printf '%-16s %8s %8s %8s\n' "$name" "$seconds" "$busy" "$mebibytes"
   done
 done

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <span>
 #include <vector>
@@ -24,12 +25,16 @@ double ratio_of(const MseSearch& search, int64_t step) {
 /// Which ratios are tried. Of many, every kGridsAtOnce-th part first, and then all between the neighbours of the two
 /// best of these: the loss of a small group is not convex in the ratio, and one is not always enough.
 struct Steps {
+  std::vector<float> ratios;  ///< of all steps
   std::vector<int64_t> first;
   int64_t stride = 1;  ///< between the first ones
 
-  explicit Steps(int64_t num_steps) {
-    if (num_steps > 2 * kGridsAtOnce) stride = (num_steps + kGridsAtOnce - 1) / kGridsAtOnce;
-    for (int64_t step = 0; step < num_steps; step += stride) first.push_back(step);
+  explicit Steps(const MseSearch& search) {
+    if (search.num_steps > 2 * kGridsAtOnce) stride = (search.num_steps + kGridsAtOnce - 1) / kGridsAtOnce;
+    for (int64_t step = 0; step < search.num_steps; ++step) {
+      ratios.push_back(static_cast<float>(ratio_of(search, step)));
+      if (step % stride == 0) first.push_back(step);
+    }
   }
 };
 
@@ -53,15 +58,16 @@ struct SearchedRow {
   int64_t n;
   Extremes range;
   const QuantSpec& spec;
-  const MseSearch& search;
+  const Steps& steps;
+  float norm;
 
   /// Losses of up to kGridsAtOnce steps, up to a factor that they share.
-  std::array<double, kGridsAtOnce> losses(std::span<const int64_t> steps) const {
+  std::array<double, kGridsAtOnce> losses(std::span<const int64_t> tried) const {
     GridLanes lanes;
     std::array<float, kGridsAtOnce> scales;
     for (int64_t lane = 0; lane < kGridsAtOnce; ++lane) {
-      const int64_t step = steps[std::min<size_t>(lane, steps.size() - 1)];
-      const Grid grid = grid_over(range, static_cast<float>(ratio_of(search, step)), spec).grid;
+      const int64_t step = tried[std::min<size_t>(lane, tried.size() - 1)];
+      const Grid grid = grid_over(range, steps.ratios[step], spec).grid;
       lanes.inverse[lane] = 1 / grid.scale;
       lanes.zero_point[lane] = grid.zero_point;
       lanes.base[lane] = grid.base;
@@ -69,12 +75,11 @@ struct SearchedRow {
       lanes.high = grid.high;
       scales[lane] = grid.scale * unit();
     }
-    const auto norm = static_cast<float>(search.norm);
     std::array<double, kGridsAtOnce> sums{};
     if (n <= kPiece) {
       add_distortions(x, importance, n, lanes, norm, sums.data());
     } else {
-      add_in_pieces(lanes, norm, sums);
+      add_in_pieces(lanes, sums);
     }
     raise_to_power(scales.data(), norm);
     for (int64_t lane = 0; lane < kGridsAtOnce; ++lane) sums[lane] *= scales[lane];
@@ -88,7 +93,7 @@ struct SearchedRow {
     return largest > 0 ? 1 / largest : 1;
   }
 
-  void add_in_pieces(const GridLanes& lanes, float norm, std::array<double, kGridsAtOnce>& sums) const {
+  void add_in_pieces(const GridLanes& lanes, std::array<double, kGridsAtOnce>& sums) const {
     std::vector<std::array<double, kGridsAtOnce>> pieces((n + kPiece - 1) / kPiece);
     at::parallel_for(0, static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end) {
       for (int64_t piece = begin; piece < end; ++piece) {
@@ -103,17 +108,17 @@ struct SearchedRow {
   }
 };
 
-double best_ratio(const SearchedRow& row, const Steps& steps) {
+float best_ratio(const SearchedRow& row) {
+  const Steps& steps = row.steps;
   Least best, second;
-  std::vector<int64_t> tried = steps.first;
-  const auto try_all = [&](const auto& tell) {
+  const auto try_all = [&](const std::vector<int64_t>& tried, const auto& tell) {
     for (size_t begin = 0; begin < tried.size(); begin += kGridsAtOnce) {
       const std::span part = std::span(tried).subspan(begin, std::min<size_t>(kGridsAtOnce, tried.size() - begin));
       const auto losses = row.losses(part);
       for (size_t i = 0; i < part.size(); ++i) tell(losses[i], part[i]);
     }
   };
-  try_all([&](double loss, int64_t step) {
+  try_all(steps.first, [&](double loss, int64_t step) {
     const Least before = best;
     best.add(loss, step);
     if (best.step != before.step) {
@@ -122,15 +127,16 @@ double best_ratio(const SearchedRow& row, const Steps& steps) {
       second.add(loss, step);
     }
   });
-  tried.clear();
+  std::vector<int64_t> near;
+  near.reserve(4 * steps.stride);
   for (int64_t distance = 1; distance < steps.stride; ++distance) {
     for (const int64_t step :
          {best.step - distance, best.step + distance, second.step - distance, second.step + distance}) {
-      if (step >= 0 && step < row.search.num_steps) tried.push_back(step);
+      if (step >= 0 && step < std::ssize(steps.ratios)) near.push_back(step);
     }
   }
-  try_all([&](double loss, int64_t step) { best.add(loss, step); });
-  return ratio_of(row.search, best.step);
+  try_all(near, [&](double loss, int64_t step) { best.add(loss, step); });
+  return steps.ratios[best.step];
 }
 
 /// The best ratio of each row.
@@ -138,7 +144,7 @@ double best_ratio(const SearchedRow& row, const Steps& steps) {
 Tensor best_ratios(const Tensor& rows, const QuantSpec& spec, const MseSearch& search, const Tensor& importance) {
   const int64_t count = rows.size(0), n = rows.size(1);
   const float* x = rows.const_data_ptr<float>();
-  const Steps steps(search.num_steps);
+  const Steps steps(search);
   const Tensor best = at::ones({count});
   float* out = best.mutable_data_ptr<float>();
   const auto choose = [&](int64_t begin, int64_t end) {
@@ -146,7 +152,8 @@ Tensor best_ratios(const Tensor& rows, const QuantSpec& spec, const MseSearch& s
       const float* weighting =
           importance.defined() ? importance.const_data_ptr<float>() + row % importance.size(0) * n : nullptr;
       const float* values = x + row * n;
-      out[row] = static_cast<float>(best_ratio({values, weighting, n, find_range(values, n), spec, search}, steps));
+      out[row] =
+          best_ratio({values, weighting, n, find_range(values, n), spec, steps, static_cast<float>(search.norm)});
     }
   };
   // Few long rows are shared out by pieces instead.
@@ -173,7 +180,7 @@ Tensor composite_best_ratios(const Tensor& rows, const QuantSpec& spec, const Ms
     if (weighting.defined()) loss *= weighting;
     return loss.sum(-1, /*keepdim=*/true).nan_to_num_(infinity, infinity);
   };
-  const Steps steps(search.num_steps);
+  const Steps steps(search);
   const at::TensorOptions doubles = rows.options().dtype(at::kDouble);
   std::vector<Tensor> losses;
   for (const int64_t step : steps.first) losses.push_back(loss_at(at::full({rows.size(0), 1}, step, doubles)));
