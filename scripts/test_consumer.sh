@@ -30,6 +30,11 @@ configure() {
 configure tests/consumer "$work/build" -DCMAKE_DISABLE_FIND_PACKAGE_Eigen3=ON -DCMAKE_DISABLE_FIND_PACKAGE_fmt=ON -DCMAKE_DISABLE_FIND_PACKAGE_spdlog=ON >"$work/log" ||
   { cat "$work/log"; exit 1; }
 cmake --build "$work/build"
+# Also where the system has them, its headers do not come with those of baseq.
+if ninja -C "$work/build" -t deps | grep -E '/(Eigen|fmt|spdlog)/'; then
+  echo "test_consumer: a public header includes Eigen, fmt or spdlog" >&2
+  exit 1
+fi
 cp -r tests/data/tiny_llama_base "$work/model"
 cp tests/consumer/tokenizer.json "$work/model"
 "$work/build/consumer" "$work/model" README.md "$work/quantized"

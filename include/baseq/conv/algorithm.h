@@ -68,7 +68,10 @@ struct ConvAlgorithm2d {
 
 /// Throws c10::Error when the symbolic form is asked of algorithms that are not SFC with the same number of points.
 ConvAlgorithm2d tile_algorithm(ConvAlgorithm rows, ConvAlgorithm cols, ConvForm form = ConvForm::kFolded);
-/// The same algorithm along both axes.
+/// The same algorithm along both axes:
+///
+///     const ConvAlgorithm2d tiles = tile_algorithm(sfc_algorithm(6, 7, 3));  // 7 x 7 outputs of a 3 x 3 kernel
+///     std::cout << tiles.num_products() << " products in place of " << 7 * 7 * 3 * 3 << "\n";
 ConvAlgorithm2d tile_algorithm(const ConvAlgorithm& axis, ConvForm form = ConvForm::kFolded);
 
 }  // namespace baseq

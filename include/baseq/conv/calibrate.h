@@ -26,6 +26,9 @@ struct DistilledConv2d {
  * quantize_conv2d, then the weight, the bias and the logarithms of all scales by least squared error of the output
  * (arXiv 2407.02913, layer by layer, from the float model). The start is kept when learning does not improve on it.
  *
+ *     const DistilledConv2d learned = distill_conv2d(weight, bias, x, target, tiles, Padding::all(1), {}, {.steps = 50});
+ *     const IntegerConv2d conv(learned.layer);
+ *
  * @param x       `[images, in_channels, height, width]`, what the layer reads in the quantized model
  * @param target  what the float layer gives in the float model, before its activation function
  */

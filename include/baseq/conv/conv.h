@@ -19,6 +19,9 @@ struct Padding {
  * float32 and float64 give the same type. int8 gives int32, bit-identical to the direct convolution: values are
  * transformed to int16, accumulated in int32 (in int64 when the weights allow a sum beyond it) and divided exactly.
  *
+ *     const ConvAlgorithm2d tiles = tile_algorithm(sfc_algorithm(6, 7, 3));
+ *     const Tensor y = conv2d_sfc(x, weight, {}, tiles, Padding::all(1));  // as at::conv2d(x, weight, {}, 1, 1)
+ *
  * @param x       `[batch, in_channels, height, width]`, contiguous or channels-last; channels-last saves a copy
  * @param weight  `[out_channels, in_channels, rows.taps, cols.taps]`, of the type of `x`
  * @param bias    `[out_channels]` of the type of the result, or undefined

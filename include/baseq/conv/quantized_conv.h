@@ -60,6 +60,10 @@ Tensor simulate_conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias
 
 /// Runs a QuantizedConv2d on the CPU with int8 matrix products: AVX-512 VNNI where the processor has it, products of
 /// int16 elsewhere.
+///
+///     const auto tiles = tile_algorithm(sfc_algorithm(6, 7, 3));
+///     const IntegerConv2d conv(quantize_conv2d(weight, bias, calibration, tiles, Padding::all(1)));
+///     const Tensor y = conv(x.contiguous(at::MemoryFormat::ChannelsLast));
 class IntegerConv2d {
  public:
   explicit IntegerConv2d(QuantizedConv2d layer);
