@@ -299,7 +299,8 @@ Transform Model::online_transform(int64_t block, Site site) const {
 DecoderLayer Model::layer(int64_t index) const { return read_layer(index, options_.dtype); }
 
 bool Model::runs_integers(const LoadOptions& options) const {
-  if (options.arithmetic == Arithmetic::kFloat || options_.dtype != at::kFloat || !options_.device.is_cpu()) return false;
+  if (options.arithmetic == Arithmetic::kFloat || options_.dtype != at::kFloat || !options_.device.is_cpu())
+    return false;
   // A checkpoint that is only rotated holds matrices in full precision.
   return (quantization() && quantization()->kv_cache) || std::ranges::any_of(stored_.linears, [](const auto& linear) {
            return linear.second.weights || linear.second.input_activations;

@@ -218,8 +218,7 @@ ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::stri
             });
           },
           [source, name] {
-            return by_pieces(source->other(name),
-                             [](const QuantizedWeight& rows) { return rows.dequantized(); });
+            return by_pieces(source->other(name), [](const QuantizedWeight& rows) { return rows.dequantized(); });
           });
       continue;
     }
