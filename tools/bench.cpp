@@ -143,8 +143,9 @@ void run(const BenchArguments& arguments) {
   const Decoder decoder = model.load(arguments.load);
   release_free_memory();
   nlohmann::json json{{"model", arguments.model},
-                      {"arithmetic", arguments.load.arithmetic == Arithmetic::kInteger ? "integer" : "float"},
-                      {"activation_bits", arguments.load.activation_bits},
+                      {"load",
+                       {{"arithmetic", arguments.load.arithmetic == Arithmetic::kInteger ? "integer" : "float"},
+                        {"activation_bits", arguments.load.activation_bits}}},
                       {"num_threads", at::get_num_threads()},
                       {"weight_bytes", decoder.bytes()},
                       {"read_bytes_per_second", bandwidth},
@@ -187,7 +188,9 @@ void add_bench(CLI::App& app) {
   command->add_option("--num-tokens", arguments->num_tokens, "Tokens written in each sequence")
       ->capture_default_str()
       ->check(CLI::Range(1, 1 << 20));
-  command->add_option("--repetitions", arguments->repetitions, "Times that reading and writing are measured; the best one counts")
+  command
+      ->add_option("--repetitions", arguments->repetitions,
+                   "Times that reading and writing are measured; the best one counts")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));
   add_arithmetic_options(*command, arguments->load);
