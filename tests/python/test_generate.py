@@ -25,6 +25,7 @@ def generate(run, model_with_tokenizer, tmp_path):
     def call(*arguments, model: Path = model_with_tokenizer, variables: dict | None = None) -> tuple[str, dict]:
         done = run("generate", model, *arguments, "--json", report, "--quiet", variables=variables)
         assert done.returncode == 0, done.stderr
+        assert report.read_text().startswith('{\n  "baseq": '), "by which the program knows what it may replace"
         return done.stdout, json.loads(report.read_text())
 
     return call
@@ -121,7 +122,9 @@ def test_ctrl_c_ends_the_answer(binary, model_with_tokenizer, tmp_path):
 def test_bench_measures_what_was_asked_for(run, tmp_path):
     done = run("bench", TINY, "--depth", 1, 20, "--batch", 2, "--num-tokens", 2, "--json", tmp_path / "speed.json", "--quiet")
     assert done.returncode == 0, done.stderr
-    speed = json.loads((tmp_path / "speed.json").read_text())
+    text = (tmp_path / "speed.json").read_text()
+    assert text.startswith('{\n  "baseq": '), "by which the program knows what it may replace"
+    speed = json.loads(text)
     assert [(row["depth"], row["batch"]) for row in speed["measurements"]] == [(1, 2), (20, 2)]
     for row in speed["measurements"]:
         assert min(row[key] for key in ("prefill_tokens_per_second", "decode_tokens_per_second", "peak_memory_bytes")) > 0
