@@ -14,8 +14,9 @@ using Isa = Avx512Registers;
 
 template <int kBits, int kPlanes, int kRows>
 __attribute__((target("avx512f,avx512bw,avx512vnni,fma"))) void narrow(const WeightPanels& weights, const CodeRows& x,
-                                                                       int64_t index, float* y) {
-  narrow_panel<Isa, kBits, kPlanes, kRows * kPlanes>(weights, x, index, y);
+                                                                       const int32_t* offsets, int64_t index,
+                                                                       float* y) {
+  narrow_panel<Isa, kBits, kPlanes, kRows * kPlanes>(weights, x, offsets, index, y);
 }
 
 template <bool kPairs, int kPanels, int kBits>

@@ -13,9 +13,9 @@ namespace {
 using Isa = AvxVnniRegisters;
 
 template <int kBits, int kPlanes, int kRows>
-__attribute__((target("avx2,avxvnni,fma"))) void narrow(const WeightPanels& weights, const CodeRows& x, int64_t index,
-                                                        float* y) {
-  narrow_panel<Isa, kBits, kPlanes, kRows * kPlanes>(weights, x, index, y);
+__attribute__((target("avx2,avxvnni,fma"))) void narrow(const WeightPanels& weights, const CodeRows& x,
+                                                        const int32_t* offsets, int64_t index, float* y) {
+  narrow_panel<Isa, kBits, kPlanes, kRows * kPlanes>(weights, x, offsets, index, y);
 }
 
 template <bool kPairs, int kPanels, int kBits>

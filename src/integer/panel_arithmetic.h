@@ -13,7 +13,7 @@ namespace baseq {
 /// So many rows of codes, planes counted, are multiplied with a panel that is unpacked once: as many as fit a cache,
 /// a multiple of all tiles.
 constexpr int64_t code_rows_of_block(int64_t columns) {
-  constexpr int64_t kBlockOfCodes = 1 << 18, kMost = 480, kMultiple = 24;
+  constexpr int64_t kBlockOfCodes = 1 << 19, kMost = 480, kMultiple = 24;
   const int64_t rows = kBlockOfCodes / columns / kMultiple * kMultiple;
   return rows < kMultiple ? kMultiple : rows > kMost ? kMost : rows;
 }

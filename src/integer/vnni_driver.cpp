@@ -24,7 +24,11 @@ void multiply_by_vnni(const VnniFunctions& functions, bool pairs, const WeightPa
     if (x.rows == 0) return;
     const int64_t most = kNarrowCodeRows / x.planes;
     const auto narrow = functions.narrow[x.planes - 1][(weights.num_bits - 2) * most + x.rows - 1];
-    for (int64_t index = begin; index < end; ++index) narrow(weights, x, index, y);
+    auto* offsets = static_cast<int32_t*>(scratch);
+    for (int64_t i = 0; i < x.rows * x.planes * weights.groups; ++i) {
+      offsets[i] = weights.zero_points ? 0 : -weights.zero_point * x.sums[i];
+    }
+    for (int64_t index = begin; index < end; ++index) narrow(weights, x, offsets, index, y);
     return;
   }
   const bool in_pairs = pairs && x.planes == 1 && x.max_code <= kPairOffset && weights.num_bits <= 4 &&

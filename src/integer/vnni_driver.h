@@ -8,7 +8,8 @@ constexpr int kNumWidths = 7;  // of weights: 2 to 8 bits
 
 /// The loops of vnni_narrow.h and vnni_wide.h for one width of registers.
 struct VnniFunctions {
-  using Narrow = void (*)(const WeightPanels&, const CodeRows&, int64_t index, float* y);
+  /// offsets [code rows, groups]: where sums start
+  using Narrow = void (*)(const WeightPanels&, const CodeRows&, const int32_t* offsets, int64_t index, float* y);
   using Unpack = void (*)(const TilePass&, int64_t index);
   using Pack = void (*)(const TilePass&);
   int64_t tile_panels;      ///< panels that tiles take at once, at most

@@ -7,8 +7,8 @@ namespace baseq {
 
 /// One panel with kRows rows of codes, planes counted.
 template <class Isa, int kBits, int kPlanes, int kRows>
-[[gnu::always_inline]] inline void narrow_panel(const WeightPanels& weights, const CodeRows& x, int64_t index,
-                                                float* y) {
+[[gnu::always_inline]] inline void narrow_panel(const WeightPanels& weights, const CodeRows& x, const int32_t* offsets,
+                                                int64_t index, float* y) {
   using Ints = typename Isa::Ints;
   using Floats = typename Isa::Floats;
   constexpr int kTokens = kRows / kPlanes, kVector = kVectors<Isa>;
@@ -24,9 +24,18 @@ template <class Isa, int kBits, int kPlanes, int kRows>
   if (weights.up.values != nullptr) {
     vnni_factors<Isa>(weights.up, index, x.projected, kTokens, total, kPanelRows);
   }
+  Floats kept[kTokens * kVector];
+  repeat<kTokens * kVector>([&](auto i) __attribute__((always_inline)) {
+    kept[i] = *reinterpret_cast<const Floats*>(total + i * Isa::kLanes);
+  });
   for (int64_t group = 0; group < groups; ++group) {
     Ints sums[kChains * kRows * kVector];
-    repeat<kChains * kRows * kVector>([&](auto i) __attribute__((always_inline)) { sums[i] = Ints{}; });
+    repeat<kRows>([&](auto r) __attribute__((always_inline)) {
+      const auto start = reinterpret_cast<Ints>(Isa::broadcast(offsets + r * groups + group));
+      repeat<kVector>([&](auto v) __attribute__((always_inline)) { sums[r * kVector + v] = start; });
+    });
+    repeat<(kChains - 1) * kRows * kVector>([&](auto i)
+                                                __attribute__((always_inline)) { sums[kRows * kVector + i] = Ints{}; });
     const int8_t* codes = x.codes + group * weights.group_columns;
     for (int64_t c = 0; c < chunks; ++c, chunk += kBits * kBlockBytes, codes += kChunkColumns) {
       repeat<kBits>([&](auto block) __attribute__((always_inline)) { prefetch_block(chunk + block * kBlockBytes); });
@@ -49,20 +58,22 @@ template <class Isa, int kBits, int kPlanes, int kRows>
     repeat<kVector>([&](auto v) __attribute__((always_inline)) {
       const int64_t at = group * kPanelRows + v * Isa::kLanes;
       const Floats scales = load_scales<Isa>(weights.scale_type, stored, at);
-      Ints zeros = Ints{} + weights.zero_point;
       if (weights.zero_points) {
-        zeros = reinterpret_cast<Ints>(Isa::widen_bytes(zero_points + at));
+        const auto zeros = reinterpret_cast<Ints>(Isa::widen_bytes(zero_points + at));
+        repeat<kRows>([&](auto r) __attribute__((always_inline)) {
+          sums[r * kVector + v] = sums[r * kVector + v] - zeros * x.sums[r * groups + group];
+        });
       }
-      repeat<kRows>([&](auto r) __attribute__((always_inline)) {
-        sums[r * kVector + v] = sums[r * kVector + v] - zeros * x.sums[r * groups + group];
-      });
       repeat<kTokens>([&](auto r) __attribute__((always_inline)) {
         add_scaled<Isa, kPlanes>(sums[r * kPlanes * kVector + v], sums[(r * kPlanes + kPlanes - 1) * kVector + v],
                                  scales, x.scale + (x.scales_per_row == 1 ? r : r * groups + group),
-                                 *reinterpret_cast<Floats*>(total + r * kPanelRows + v * Isa::kLanes));
+                                 kept[r * kVector + v]);
       });
     });
   }
+  repeat<kTokens * kVector>([&](auto i) __attribute__((always_inline)) {
+    *reinterpret_cast<Floats*>(total + i * Isa::kLanes) = kept[i];
+  });
   repeat<kTokens>([&](auto r) __attribute__((always_inline)) {
     finish_row<Isa>(weights, x, r, index, total + r * kPanelRows, y);
   });
