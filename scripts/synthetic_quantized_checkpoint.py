@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 
 def format_version() -> int:
-    header = Path(__file__).resolve().parents[1] / "include/baseq/model/quantization_config.h"
+    header = Path(__file__).resolve().parents[1] / "include/baseq/model/stored_model.h"
     return int(re.search(r"kFormatVersion = (\d+)", header.read_text()).group(1))
 
 

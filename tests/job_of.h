@@ -4,7 +4,7 @@
 #include <utility>
 #include <variant>
 
-#include "baseq/pipeline/quantize_checkpoint.h"
+#include "baseq/pipeline/job.h"
 
 namespace baseq::test {
 

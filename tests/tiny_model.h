@@ -11,7 +11,7 @@
 #include <tuple>
 #include <vector>
 
-#include "baseq/formats/layer_tensors.h"
+#include "baseq/formats/open_model.h"
 #include "baseq/io/safetensors.h"
 #include "baseq/model/model.h"
 #include "io/temp_directory.h"

@@ -13,12 +13,12 @@
 #include <cmath>
 #include <cstdlib>
 
-#include "baseq/io/hub_cache.h"
-#include "baseq/io/json_object.h"
-#include "baseq/io/machine_limits.h"
 #include "baseq/pipeline/recipe.h"
 #include "baseq/version.h"
 #include "help.h"
+#include "io/hub_cache.h"
+#include "io/json_object.h"
+#include "io/machine_limits.h"
 #include "output_files.h"
 #include "spinning.h"
 

@@ -8,7 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "baseq/io/units.h"
+#include "io/units.h"
 
 /// The baseq program: one file a subcommand, each parses, calls the library and prints.
 namespace baseq::cli {

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <memory>
 
-#include "baseq/eval/checkpoint_summary.h"
 #include "commands.h"
+#include "eval/checkpoint_summary.h"
 #include "evaluation.h"
 #include "help.h"
 #include "output_files.h"

@@ -2,9 +2,9 @@
 
 #include <spdlog/spdlog.h>
 
-#include "baseq/model/unused_tensors.h"
 #include "baseq/tokenizer/token_windows.h"
 #include "help.h"
+#include "model/unused_tensors.h"
 #include "progress_display.h"
 
 namespace baseq::cli {

@@ -12,7 +12,7 @@
 #include <ctime>
 #include <system_error>
 
-#include "baseq/pipeline/run_log.h"
+#include "pipeline/run_log.h"
 
 namespace baseq::cli {
 namespace {

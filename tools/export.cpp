@@ -8,7 +8,7 @@
 
 #include "baseq/export/export_checkpoint.h"
 #include "baseq/formats/open_model.h"
-#include "baseq/pipeline/quantize_checkpoint.h"
+#include "baseq/pipeline/job.h"
 #include "help.h"
 #include "output_files.h"
 #include "printable.h"

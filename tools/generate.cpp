@@ -8,8 +8,8 @@
 #include <iterator>
 #include <memory>
 
+#include "baseq/pipeline/job.h"
 #include "baseq/pipeline/progress.h"
-#include "baseq/pipeline/quantize_checkpoint.h"
 #include "baseq/runtime/chat_template.h"
 #include "baseq/runtime/generation_config.h"
 #include "baseq/runtime/session.h"

@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <memory>
 
-#include "baseq/eval/checkpoint_summary.h"
 #include "baseq/formats/open_model.h"
-#include "baseq/io/dtype_name.h"
+#include "eval/checkpoint_summary.h"
 #include "evaluation.h"
 #include "help.h"
+#include "io/dtype_name.h"
 #include "output_files.h"
 
 namespace baseq::cli {

@@ -8,7 +8,7 @@
 #include <memory>
 #include <string_view>
 
-#include "baseq/pipeline/quantize_checkpoint.h"
+#include "baseq/pipeline/job.h"
 #include "commands.h"
 #include "help.h"
 #include "io/closest_word.h"

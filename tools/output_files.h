@@ -6,8 +6,8 @@
 #include <utility>
 #include <vector>
 
-#include "baseq/io/output_file.h"
 #include "commands.h"
+#include "io/output_file.h"
 #include "printable.h"
 
 namespace baseq::cli {

@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "baseq/pipeline/plan.h"
+#include "baseq/pipeline/job.h"
 #include "commands.h"
 
 namespace baseq::cli {

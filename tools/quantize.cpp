@@ -4,12 +4,12 @@
 #include <chrono>
 #include <memory>
 
-#include "baseq/pipeline/quantize_checkpoint.h"
-#include "baseq/pipeline/run_log.h"
+#include "baseq/pipeline/job.h"
 #include "commands.h"
 #include "event_log.h"
 #include "help.h"
 #include "output_files.h"
+#include "pipeline/run_log.h"
 #include "preflight.h"
 #include "progress_display.h"
 #include "stop_signals.h"

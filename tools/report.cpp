@@ -1,13 +1,13 @@
-#include "baseq/report/report.h"
+#include "report/report.h"
 
 #include <fmt/format.h>
 
 #include <memory>
 
 #include "baseq/formats/open_model.h"
-#include "baseq/io/hub_cache.h"
-#include "baseq/io/json_object.h"
 #include "help.h"
+#include "io/hub_cache.h"
+#include "io/json_object.h"
 #include "output_files.h"
 
 namespace baseq::cli {

@@ -1,8 +1,8 @@
 #include "resident.h"
 
-#include "baseq/io/machine_limits.h"
-#include "baseq/io/units.h"
-#include "baseq/pipeline/footprint.h"
+#include "io/machine_limits.h"
+#include "io/units.h"
+#include "pipeline/footprint.h"
 
 namespace baseq::cli {
 

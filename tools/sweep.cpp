@@ -7,14 +7,14 @@
 #include <iterator>
 #include <memory>
 
-#include "baseq/io/json_object.h"
-#include "baseq/io/lock_file.h"
-#include "baseq/io/run_journal.h"
-#include "baseq/pipeline/quantize_checkpoint.h"
+#include "baseq/pipeline/job.h"
 #include "child_process.h"
 #include "commands.h"
 #include "evaluation.h"
 #include "help.h"
+#include "io/json_object.h"
+#include "io/lock_file.h"
+#include "io/run_journal.h"
 #include "output_files.h"
 #include "preflight.h"
 #include "stop_signals.h"

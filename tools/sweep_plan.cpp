@@ -7,9 +7,9 @@
 #include <utility>
 
 #include "baseq/formats/open_model.h"
-#include "baseq/io/apart.h"
-#include "baseq/io/hub_cache.h"
-#include "baseq/io/json_object.h"
+#include "io/apart.h"
+#include "io/hub_cache.h"
+#include "io/json_object.h"
 #include "preflight.h"
 
 namespace baseq::cli {

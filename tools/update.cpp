@@ -2,9 +2,9 @@
 
 #include <memory>
 
-#include "baseq/formats/update_modeling.h"
 #include "baseq/version.h"
 #include "formats/native/modeling_source.h"
+#include "formats/update_modeling.h"
 #include "help.h"
 #include "output_files.h"
 

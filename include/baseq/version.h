@@ -2,6 +2,7 @@
 
 #include <string>
 
+#pragma GCC visibility push(default)
 namespace baseq {
 
 /// The version of the library that runs, such as "0.1.0"; `find_package(baseq 0.1)` asks for that of the headers.
@@ -14,3 +15,4 @@ std::string version();
 std::string instruction_set();
 
 }  // namespace baseq
+#pragma GCC visibility pop

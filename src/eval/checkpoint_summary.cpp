@@ -1,4 +1,4 @@
-#include "baseq/eval/checkpoint_summary.h"
+#include "eval/checkpoint_summary.h"
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "baseq/io/hub_cache.h"
+#include "io/hub_cache.h"
 
 namespace baseq {
 namespace {

@@ -7,10 +7,10 @@
 #include <algorithm>
 #include <cmath>
 
-#include "baseq/formats/layer_tensors.h"
-#include "baseq/pipeline/activations.h"
-#include "baseq/pipeline/footprint.h"
+#include "baseq/formats/open_model.h"
 #include "eval/evaluation_memory.h"
+#include "pipeline/activations.h"
+#include "pipeline/footprint.h"
 #include "quant/finite.h"
 
 namespace baseq {

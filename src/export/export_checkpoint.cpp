@@ -8,15 +8,15 @@
 #include <algorithm>
 #include <set>
 
-#include "baseq/io/apart.h"
-#include "baseq/io/output_file.h"
-#include "baseq/io/side_files.h"
-#include "baseq/model/unused_tensors.h"
-#include "baseq/pipeline/run_log.h"
 #include "formats/export_source.h"
 #include "formats/native/modeling_source.h"
+#include "io/apart.h"
 #include "io/files.h"
+#include "io/output_file.h"
+#include "io/side_files.h"
+#include "model/unused_tensors.h"
 #include "pipeline/run_description.h"
+#include "pipeline/run_log.h"
 
 namespace baseq {
 namespace {

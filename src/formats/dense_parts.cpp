@@ -1,7 +1,7 @@
 #include <ATen/ATen.h>
 
-#include "baseq/io/side_files.h"
 #include "formats/export_source.h"
+#include "io/side_files.h"
 
 namespace baseq {
 namespace {

@@ -4,8 +4,8 @@
 
 #include <numeric>
 
-#include "baseq/io/dtype_name.h"
 #include "formats/export_source.h"
+#include "io/dtype_name.h"
 
 namespace baseq {
 

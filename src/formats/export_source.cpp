@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <set>
 
-#include "baseq/model/named_tensors.h"
+#include "model/named_tensors.h"
 #include "model/quantized_linear.h"
 
 namespace baseq {

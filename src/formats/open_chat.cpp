@@ -1,9 +1,9 @@
 #include <c10/util/Exception.h>
 
 #include "baseq/formats/open_model.h"
-#include "baseq/io/json_object.h"
 #include "formats/gguf/file.h"
 #include "io/files.h"
+#include "io/json_object.h"
 #include "io/strict_json.h"
 
 namespace baseq {

@@ -1,4 +1,4 @@
-#include "baseq/io/apart.h"
+#include "io/apart.h"
 
 #include <c10/util/Exception.h>
 

@@ -5,12 +5,12 @@
 #include <system_error>
 #include <utility>
 
-#include "baseq/io/apart.h"
 #include "baseq/io/checkpoint.h"
-#include "baseq/io/output_file.h"
-#include "baseq/io/side_files.h"
 #include "checkpoint_files.h"
 #include "files.h"
+#include "io/apart.h"
+#include "io/output_file.h"
+#include "io/side_files.h"
 #include "partial_directory.h"
 #include "safetensors_layout.h"
 #include "safetensors_stream.h"

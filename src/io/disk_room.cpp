@@ -1,4 +1,4 @@
-#include "baseq/io/disk_room.h"
+#include "io/disk_room.h"
 
 #include <fmt/format.h>
 #include <sys/stat.h>
@@ -10,7 +10,7 @@
 #include <map>
 #include <system_error>
 
-#include "baseq/io/units.h"
+#include "io/units.h"
 
 namespace baseq {
 namespace {

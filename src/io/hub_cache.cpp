@@ -1,4 +1,4 @@
-#include "baseq/io/hub_cache.h"
+#include "io/hub_cache.h"
 
 #include <ATen/ATen.h>
 

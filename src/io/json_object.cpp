@@ -1,4 +1,4 @@
-#include "baseq/io/json_object.h"
+#include "io/json_object.h"
 
 #include <c10/util/Exception.h>
 #include <fmt/format.h>

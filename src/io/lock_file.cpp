@@ -1,4 +1,4 @@
-#include "baseq/io/lock_file.h"
+#include "io/lock_file.h"
 
 #include <c10/util/Exception.h>
 #include <fcntl.h>

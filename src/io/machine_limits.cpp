@@ -1,4 +1,4 @@
-#include "baseq/io/machine_limits.h"
+#include "io/machine_limits.h"
 
 #include <algorithm>
 #include <charconv>

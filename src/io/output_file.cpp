@@ -1,4 +1,4 @@
-#include "baseq/io/output_file.h"
+#include "io/output_file.h"
 
 #include <c10/util/Exception.h>
 #include <fcntl.h>
@@ -8,8 +8,8 @@
 #include <string>
 #include <system_error>
 
-#include "baseq/io/disk_room.h"
 #include "files.h"
+#include "io/disk_room.h"
 
 namespace baseq {
 namespace {

@@ -4,7 +4,7 @@
 #include <optional>
 #include <string_view>
 
-#include "baseq/io/lock_file.h"
+#include "io/lock_file.h"
 
 namespace baseq {
 

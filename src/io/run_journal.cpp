@@ -1,4 +1,4 @@
-#include "baseq/io/run_journal.h"
+#include "io/run_journal.h"
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
@@ -7,9 +7,9 @@
 
 #include <set>
 
-#include "baseq/io/json_object.h"
 #include "baseq/io/safetensors.h"
 #include "files.h"
+#include "io/json_object.h"
 #include "safetensors_layout.h"
 #include "strict_json.h"
 

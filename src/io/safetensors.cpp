@@ -14,8 +14,8 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
-#include "baseq/io/dtype_name.h"
 #include "files.h"
+#include "io/dtype_name.h"
 #include "safetensors_layout.h"
 #include "strict_json.h"
 

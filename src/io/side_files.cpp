@@ -1,4 +1,4 @@
-#include "baseq/io/side_files.h"
+#include "io/side_files.h"
 
 #include <c10/util/Exception.h>
 #include <fmt/format.h>

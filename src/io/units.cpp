@@ -1,4 +1,4 @@
-#include "baseq/io/units.h"
+#include "io/units.h"
 
 #include <fmt/format.h>
 

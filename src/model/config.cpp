@@ -6,7 +6,7 @@
 
 #include <algorithm>
 
-#include "baseq/io/json_object.h"
+#include "io/json_object.h"
 
 namespace baseq {
 namespace {

@@ -9,10 +9,10 @@
 #include <unordered_set>
 
 #include "../integer/float_linear.h"
-#include "baseq/io/dtype_name.h"
 #include "baseq/model/decoder.h"
-#include "baseq/model/named_tensors.h"
 #include "exact_rotary.h"
+#include "io/dtype_name.h"
+#include "model/named_tensors.h"
 #include "quantized_linear.h"
 
 namespace baseq {

@@ -1,11 +1,11 @@
-#include "baseq/model/named_tensors.h"
+#include "model/named_tensors.h"
 
 #include <ATen/ATen.h>
 
 #include <utility>
 
-#include "baseq/io/dtype_name.h"
 #include "baseq/model/model.h"
+#include "io/dtype_name.h"
 
 namespace baseq {
 namespace {

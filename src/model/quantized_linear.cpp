@@ -2,8 +2,8 @@
 
 #include <ATen/ATen.h>
 
-#include "baseq/io/dtype_name.h"
 #include "baseq/quant/pack.h"
+#include "io/dtype_name.h"
 
 namespace baseq {
 namespace {

@@ -6,7 +6,7 @@
 
 #include "baseq/io/checkpoint.h"
 #include "baseq/model/decoder_layer.h"
-#include "baseq/model/quantization_config.h"
+#include "baseq/model/stored_model.h"
 
 /// The linears of a quantized checkpoint as it stores them. Not installed.
 namespace baseq {

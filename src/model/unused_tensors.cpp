@@ -1,4 +1,4 @@
-#include "baseq/model/unused_tensors.h"
+#include "model/unused_tensors.h"
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
@@ -11,7 +11,7 @@
 #include <system_error>
 
 #include "../io/strict_json.h"
-#include "baseq/model/named_tensors.h"
+#include "model/named_tensors.h"
 
 namespace baseq {
 namespace {

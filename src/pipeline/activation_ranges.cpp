@@ -1,4 +1,4 @@
-#include "baseq/pipeline/activation_ranges.h"
+#include "pipeline/activation_ranges.h"
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>

@@ -1,4 +1,4 @@
-#include "baseq/pipeline/activations.h"
+#include "pipeline/activations.h"
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>

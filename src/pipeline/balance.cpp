@@ -9,7 +9,7 @@
 #include <utility>
 
 #include "../quant/finite.h"
-#include "baseq/pipeline/statistics.h"
+#include "pipeline/statistics.h"
 
 namespace baseq {
 namespace {

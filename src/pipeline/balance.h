@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "baseq/model/decoder_layer.h"
-#include "baseq/pipeline/activations.h"
+#include "pipeline/activations.h"
 
 namespace baseq {
 

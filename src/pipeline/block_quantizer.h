@@ -6,9 +6,9 @@
 #include <string>
 
 #include "baseq/model/model.h"
-#include "baseq/pipeline/activation_ranges.h"
-#include "baseq/pipeline/quantize_checkpoint.h"
+#include "baseq/pipeline/job.h"
 #include "open_block.h"
+#include "pipeline/activation_ranges.h"
 
 namespace baseq {
 

@@ -6,7 +6,7 @@
 #include <set>
 
 #include "../quant/finite.h"
-#include "baseq/model/named_tensors.h"
+#include "model/named_tensors.h"
 
 namespace baseq {
 namespace {

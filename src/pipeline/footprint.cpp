@@ -1,4 +1,4 @@
-#include "baseq/pipeline/footprint.h"
+#include "pipeline/footprint.h"
 
 #include <ATen/ATen.h>
 

@@ -6,9 +6,9 @@
 #include <string>
 #include <utility>
 
-#include "baseq/pipeline/activations.h"
 #include "baseq/pipeline/progress.h"
-#include "baseq/pipeline/statistics.h"
+#include "pipeline/activations.h"
+#include "pipeline/statistics.h"
 #include "realize.h"
 
 namespace baseq {

@@ -1,5 +1,3 @@
-#include "baseq/pipeline/plan.h"
-
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
@@ -7,16 +5,17 @@
 #include <map>
 #include <system_error>
 
-#include "baseq/io/disk_room.h"
-#include "baseq/io/machine_limits.h"
-#include "baseq/io/side_files.h"
-#include "baseq/io/units.h"
-#include "baseq/model/named_tensors.h"
-#include "baseq/model/unused_tensors.h"
-#include "baseq/pipeline/footprint.h"
+#include "baseq/pipeline/job.h"
 #include "baseq/transform/hadamard.h"
 #include "finite_weights.h"
 #include "instruction_set.h"
+#include "io/disk_room.h"
+#include "io/machine_limits.h"
+#include "io/side_files.h"
+#include "io/units.h"
+#include "model/named_tensors.h"
+#include "model/unused_tensors.h"
+#include "pipeline/footprint.h"
 #include "run_description.h"
 
 namespace baseq {

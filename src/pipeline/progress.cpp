@@ -7,7 +7,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "baseq/io/json_object.h"
+#include "io/json_object.h"
 
 namespace baseq {
 namespace {

@@ -1,5 +1,3 @@
-#include "baseq/pipeline/quantize_checkpoint.h"
-
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
@@ -9,19 +7,20 @@
 #include <chrono>
 #include <utility>
 
-#include "baseq/formats/layer_tensors.h"
-#include "baseq/io/hub_cache.h"
-#include "baseq/io/run_journal.h"
-#include "baseq/io/side_files.h"
+#include "baseq/formats/open_model.h"
 #include "baseq/model/model.h"
-#include "baseq/model/named_tensors.h"
-#include "baseq/pipeline/run_log.h"
+#include "baseq/pipeline/job.h"
 #include "baseq/quant/gptq.h"
 #include "baseq/tokenizer/token_windows.h"
 #include "block_quantizer.h"
 #include "formats/native/config.h"
 #include "formats/native/modeling_source.h"
+#include "io/hub_cache.h"
+#include "io/run_journal.h"
+#include "io/side_files.h"
+#include "model/named_tensors.h"
 #include "model/quantized_linear.h"
+#include "pipeline/run_log.h"
 #include "run_description.h"
 
 namespace baseq {

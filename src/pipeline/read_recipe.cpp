@@ -4,8 +4,8 @@
 #include <filesystem>
 
 #include "../io/closest_word.h"
-#include "baseq/io/json_object.h"
 #include "baseq/pipeline/recipe.h"
+#include "io/json_object.h"
 
 namespace baseq {
 namespace {

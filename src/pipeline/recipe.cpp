@@ -7,8 +7,8 @@
 #include <cmath>
 #include <concepts>
 
-#include "baseq/pipeline/activations.h"
 #include "formats/native/config.h"
+#include "pipeline/activations.h"
 #include "recipe_rules.h"
 
 namespace baseq {

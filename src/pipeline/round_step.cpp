@@ -9,8 +9,8 @@
 #include "../quant/finite.h"
 #include "../quant/input_factor.h"
 #include "../quant/product.h"
-#include "baseq/pipeline/activation_ranges.h"
 #include "block_walk.h"
+#include "pipeline/activation_ranges.h"
 #include "steps.h"
 
 namespace baseq {

@@ -4,12 +4,12 @@
 
 #include <chrono>
 
-#include "baseq/io/apart.h"
-#include "baseq/model/quantization_config.h"
-#include "baseq/pipeline/run_log.h"
+#include "baseq/model/stored_model.h"
 #include "formats/native/modeling_source.h"
 #include "instruction_set.h"
+#include "io/apart.h"
 #include "io/partial_directory.h"
+#include "pipeline/run_log.h"
 
 namespace baseq {
 namespace {

@@ -4,8 +4,8 @@
 #include <string>
 #include <vector>
 
-#include "baseq/io/run_journal.h"
-#include "baseq/pipeline/quantize_checkpoint.h"
+#include "baseq/pipeline/job.h"
+#include "io/run_journal.h"
 
 namespace baseq {
 

@@ -1,4 +1,4 @@
-#include "baseq/pipeline/run_log.h"
+#include "pipeline/run_log.h"
 
 #include <c10/util/Exception.h>
 

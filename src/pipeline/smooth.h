@@ -1,7 +1,7 @@
 #pragma once
 
 #include "baseq/model/decoder_layer.h"
-#include "baseq/pipeline/statistics.h"
+#include "pipeline/statistics.h"
 
 namespace baseq {
 

@@ -1,4 +1,4 @@
-#include "baseq/pipeline/statistics.h"
+#include "pipeline/statistics.h"
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>

@@ -1,4 +1,4 @@
-#include "baseq/report/report.h"
+#include "report/report.h"
 
 #include <fmt/format.h>
 
@@ -9,10 +9,10 @@
 #include <map>
 #include <set>
 
-#include "baseq/io/hub_cache.h"
-#include "baseq/io/units.h"
 #include "baseq/model/site.h"
 #include "html.h"
+#include "io/hub_cache.h"
+#include "io/units.h"
 #include "report_style.h"
 #include "svg_chart.h"
 

@@ -2,7 +2,7 @@
 
 #include <c10/util/Exception.h>
 
-#include "baseq/io/json_object.h"
+#include "io/json_object.h"
 
 namespace baseq {
 namespace {

@@ -11,8 +11,8 @@
 #include <string_view>
 #include <system_error>
 
-#include "baseq/io/dtype_name.h"
 #include "baseq/io/safetensors.h"
+#include "io/dtype_name.h"
 
 namespace baseq {
 namespace {

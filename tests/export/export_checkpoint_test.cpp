@@ -5,7 +5,7 @@
 #include "../counted_checkpoint.h"
 #include "../job_of.h"
 #include "../tiny_model.h"
-#include "baseq/pipeline/quantize_checkpoint.h"
+#include "baseq/pipeline/job.h"
 #include "baseq/transform/hadamard.h"
 
 namespace baseq {

@@ -5,7 +5,7 @@
 #include "../job_of.h"
 #include "../tiny_model.h"
 #include "baseq/export/export_checkpoint.h"
-#include "baseq/pipeline/quantize_checkpoint.h"
+#include "baseq/pipeline/job.h"
 
 namespace baseq {
 namespace {

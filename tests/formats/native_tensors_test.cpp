@@ -5,8 +5,8 @@
 
 #include "../tiny_model.h"
 #include "baseq/model/model.h"
-#include "baseq/model/unused_tensors.h"
 #include "formats/native/config.h"
+#include "model/unused_tensors.h"
 
 namespace baseq {
 namespace {

@@ -13,18 +13,18 @@
 #include <vector>
 
 #include "baseq/formats/open_model.h"
-#include "baseq/io/json_object.h"
 #include "baseq/io/safetensors.h"
 #include "baseq/model/config.h"
 #include "baseq/pipeline/recipe.h"
-#include "baseq/pipeline/run_log.h"
 #include "baseq/runtime/chat_template.h"
 #include "baseq/tokenizer/token_windows.h"
 #include "baseq/tokenizer/tokenizer.h"
 #include "formats/compressed_tensors/config.h"
 #include "formats/gptq/read.h"
 #include "formats/native/config.h"
+#include "io/json_object.h"
 #include "model/quantized_linear.h"
+#include "pipeline/run_log.h"
 
 /// What is done with a file nobody vouches for, one function a format: it is read or refused with a c10::Error;
 /// anything else is a finding. libFuzzer (fuzz_main.cpp) and the tests (fuzz_test.cpp) call the same functions.

@@ -1,4 +1,4 @@
-#include "baseq/io/disk_room.h"
+#include "io/disk_room.h"
 
 #include <gtest/gtest.h>
 

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "baseq/io/run_journal.h"
+#include "io/run_journal.h"
 #include "temp_directory.h"
 
 namespace {

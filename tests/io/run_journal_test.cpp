@@ -1,4 +1,4 @@
-#include "baseq/io/run_journal.h"
+#include "io/run_journal.h"
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>

@@ -1,4 +1,4 @@
-#include "baseq/io/side_files.h"
+#include "io/side_files.h"
 
 #include <gtest/gtest.h>
 #include <sys/stat.h>

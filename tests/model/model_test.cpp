@@ -4,8 +4,8 @@
 
 #include "../counted_checkpoint.h"
 #include "baseq/formats/open_model.h"
-#include "baseq/model/named_tensors.h"
 #include "formats/native/config.h"
+#include "model/named_tensors.h"
 #include "quantized_block.h"
 
 namespace baseq {

@@ -1,4 +1,4 @@
-#include "baseq/model/unused_tensors.h"
+#include "model/unused_tensors.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "baseq/pipeline/activations.h"
+#include "pipeline/activations.h"
 
 #include <fcntl.h>
 #include <gtest/gtest.h>

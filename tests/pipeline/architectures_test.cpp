@@ -2,7 +2,7 @@
 
 #include "baseq/eval/evaluate.h"
 #include "baseq/io/checkpoint.h"
-#include "baseq/pipeline/quantize_checkpoint.h"
+#include "baseq/pipeline/job.h"
 #include "baseq/transform/hadamard.h"
 #include "block_test.h"
 #include "pipeline/merge.h"

@@ -2,8 +2,8 @@
 
 #include <ATen/ATen.h>
 
-#include "baseq/pipeline/activation_ranges.h"
 #include "block_test.h"
+#include "pipeline/activation_ranges.h"
 
 namespace baseq {
 namespace {

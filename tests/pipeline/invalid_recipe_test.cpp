@@ -2,8 +2,7 @@
 
 #include "../job_of.h"
 #include "../tiny_model.h"
-#include "baseq/pipeline/plan.h"
-#include "baseq/pipeline/quantize_checkpoint.h"
+#include "baseq/pipeline/job.h"
 
 namespace baseq {
 namespace {

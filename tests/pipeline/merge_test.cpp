@@ -6,7 +6,7 @@
 
 #include "../job_of.h"
 #include "baseq/io/checkpoint.h"
-#include "baseq/pipeline/quantize_checkpoint.h"
+#include "baseq/pipeline/job.h"
 #include "baseq/transform/hadamard.h"
 #include "block_test.h"
 #include "random_factors.h"

@@ -3,7 +3,7 @@
 
 #include <numeric>
 
-#include "baseq/pipeline/quantize_checkpoint.h"
+#include "baseq/pipeline/job.h"
 #include "tiny_run.h"
 
 namespace baseq {

@@ -1,5 +1,3 @@
-#include "baseq/pipeline/plan.h"
-
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -7,7 +5,8 @@
 
 #include "../job_of.h"
 #include "../tiny_model.h"
-#include "baseq/pipeline/footprint.h"
+#include "baseq/pipeline/job.h"
+#include "pipeline/footprint.h"
 #include "pipeline/instruction_set.h"
 
 namespace baseq {

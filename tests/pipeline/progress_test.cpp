@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "../tiny_model.h"
-#include "baseq/pipeline/run_log.h"
+#include "pipeline/run_log.h"
 
 namespace baseq {
 namespace {

@@ -1,12 +1,11 @@
-#include "baseq/pipeline/quantize_checkpoint.h"
-
 #include <gtest/gtest.h>
 
 #include "../counted_checkpoint.h"
 #include "baseq/model/model.h"
-#include "baseq/pipeline/run_log.h"
+#include "baseq/pipeline/job.h"
 #include "block_test.h"
 #include "pipeline/merge.h"
+#include "pipeline/run_log.h"
 #include "tiny_run.h"
 
 namespace baseq {

@@ -5,8 +5,8 @@
 #include <filesystem>
 #include <limits>
 
-#include "baseq/io/json_object.h"
-#include "baseq/pipeline/activations.h"
+#include "io/json_object.h"
+#include "pipeline/activations.h"
 #include "recipe_texts.h"
 
 namespace baseq {

@@ -1,6 +1,6 @@
 #include <gtest/gtest.h>
 
-#include "baseq/pipeline/quantize_checkpoint.h"
+#include "baseq/pipeline/job.h"
 #include "tiny_run.h"
 
 namespace baseq {

@@ -1,8 +1,8 @@
 #include <gtest/gtest.h>
 
 #include "baseq/export/export_checkpoint.h"
-#include "baseq/pipeline/footprint.h"
 #include "baseq/quant/gptq.h"
+#include "pipeline/footprint.h"
 #include "tiny_run.h"
 
 namespace baseq {

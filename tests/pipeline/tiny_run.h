@@ -11,8 +11,8 @@
 
 #include "../job_of.h"
 #include "../tiny_model.h"
-#include "baseq/pipeline/quantize_checkpoint.h"
-#include "baseq/pipeline/run_log.h"
+#include "baseq/pipeline/job.h"
+#include "pipeline/run_log.h"
 #include "recipe_texts.h"
 
 namespace baseq::test {

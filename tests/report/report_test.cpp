@@ -1,4 +1,4 @@
-#include "baseq/report/report.h"
+#include "report/report.h"
 
 #include <gtest/gtest.h>
 
@@ -7,7 +7,7 @@
 
 #include "../job_of.h"
 #include "../tiny_model.h"
-#include "baseq/pipeline/quantize_checkpoint.h"
+#include "baseq/pipeline/job.h"
 #include "report/html.h"
 #include "report/svg_chart.h"
 

@@ -2,6 +2,7 @@
 
 #include "baseq/tensor.h"
 
+#pragma GCC visibility push(default)
 namespace baseq {
 
 /**
@@ -75,3 +76,4 @@ ConvAlgorithm2d tile_algorithm(ConvAlgorithm rows, ConvAlgorithm cols, ConvForm 
 ConvAlgorithm2d tile_algorithm(const ConvAlgorithm& axis, ConvForm form = ConvForm::kFolded);
 
 }  // namespace baseq
+#pragma GCC visibility pop

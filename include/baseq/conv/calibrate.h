@@ -5,6 +5,7 @@
 
 #include "baseq/conv/quantized_conv.h"
 
+#pragma GCC visibility push(default)
 namespace baseq {
 
 /// Learning of one convolution's weights, bias and scales (Adam; rounding lets gradients through).
@@ -26,8 +27,8 @@ struct DistilledConv2d {
  * quantize_conv2d, then the weight, the bias and the logarithms of all scales by least squared error of the output
  * (arXiv 2407.02913, layer by layer, from the float model). The start is kept when learning does not improve on it.
  *
- *     const DistilledConv2d learned = distill_conv2d(weight, bias, x, target, tiles, Padding::all(1), {}, {.steps = 50});
- *     const IntegerConv2d conv(learned.layer);
+ *     const DistilledConv2d learned = distill_conv2d(weight, bias, x, target, tiles, Padding::all(1), {}, {.steps =
+ * 50}); const IntegerConv2d conv(learned.layer);
  *
  * @param x       `[images, in_channels, height, width]`, what the layer reads in the quantized model
  * @param target  what the float layer gives in the float model, before its activation function
@@ -52,3 +53,4 @@ std::vector<QuantizedConv2d> calibrate_layers(const std::vector<ConvLayer>& laye
                                               const std::function<void(const DistilledConv2d&)>& on_layer = {});
 
 }  // namespace baseq
+#pragma GCC visibility pop

@@ -3,6 +3,7 @@
 #include "baseq/conv/algorithm.h"
 #include "baseq/tensor.h"
 
+#pragma GCC visibility push(default)
 namespace baseq {
 
 /// Zeros around the input, in samples. One side alone makes a causal convolution.
@@ -37,3 +38,4 @@ Tensor conv1d_sfc(const Tensor& x, const Tensor& weight, const Tensor& bias, con
                   const Padding& padding = {});
 
 }  // namespace baseq
+#pragma GCC visibility pop

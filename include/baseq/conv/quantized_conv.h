@@ -8,6 +8,7 @@
 #include "baseq/quant/quantize.h"
 #include "baseq/tensor.h"
 
+#pragma GCC visibility push(default)
 namespace baseq {
 
 /// The grids of a convolution in the domain of its algorithm's products, which arXiv 2407.02913 calls frequencies.
@@ -80,3 +81,4 @@ class IntegerConv2d {
 };
 
 }  // namespace baseq
+#pragma GCC visibility pop

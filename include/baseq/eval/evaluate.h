@@ -8,6 +8,7 @@
 
 #include "baseq/model/model.h"
 
+#pragma GCC visibility push(default)
 namespace baseq {
 
 struct Evaluation {
@@ -26,19 +27,20 @@ struct Evaluation {
 ///     for (const Model& model : models) evaluate(model, windows, &reference);
 struct Reference {
   const Model& model;
-  Tensor windows, hidden_states;  ///< of the last evaluation, which fills them: [n, seq_len] and after the last norm
-  std::string not_finite{};       ///< of the same, see Evaluation::reference_not_finite
-  LoadOptions load{};             ///< of the same
+  Tensor windows{},
+      hidden_states{};       ///< of the last evaluation, which fills them: [n, seq_len] and after the last norm
+  std::string not_finite{};  ///< of the same, see Evaluation::reference_not_finite
+  LoadOptions load{};        ///< of the same
 };
 
 struct EvaluateOptions {
   LoadOptions load{};  ///< of the model and of the reference
   /// Directory of mapped files that hold the hidden states of all windows; empty: they stay in memory.
-  std::filesystem::path activations_directory;
-  std::function<void(int64_t done, int64_t total)> progress;  ///< of blocks; may be empty
+  std::filesystem::path activations_directory{};
+  std::function<void(int64_t done, int64_t total)> progress{};  ///< of blocks; may be empty
   /// Gets the logits of every token of every window in order, a few rows at a time: [rows, vocab_size] on the CPU. May
   /// be empty. The results are the same with and without it.
-  std::function<void(const Tensor& logits)> logits;
+  std::function<void(const Tensor& logits)> logits{};
 };
 
 /// Perplexity with the standard protocol: each window on its own, the loss of its last seq_len - 1 tokens, mean over
@@ -54,3 +56,4 @@ Evaluation evaluate(const Model& model, const Tensor& windows, Reference* refere
                     const EvaluateOptions& options = {});
 
 }  // namespace baseq
+#pragma GCC visibility pop

@@ -9,6 +9,7 @@
 #include "baseq/formats/export_plan.h"
 #include "baseq/model/stored_model.h"
 
+#pragma GCC visibility push(default)
 namespace baseq {
 
 struct Recipe;
@@ -68,3 +69,4 @@ void write_export(const Checkpoint& checkpoint, const ExportPlan& plan, const st
                   const std::function<void(int64_t done, int64_t total)>& progress = {});
 
 }  // namespace baseq
+#pragma GCC visibility pop

@@ -10,6 +10,7 @@
 
 #include "baseq/io/checkpoint.h"
 
+#pragma GCC visibility push(default)
 namespace baseq {
 
 /// One tensor of an export and how to make it.
@@ -51,3 +52,4 @@ struct ExportPlan {
 };
 
 }  // namespace baseq
+#pragma GCC visibility pop

@@ -12,6 +12,7 @@
 
 #include "baseq/io/safetensors.h"
 
+#pragma GCC visibility push(default)
 namespace baseq {
 
 /// A Hugging Face checkpoint directory: config.json and model.safetensors, or (when there is no such file) shards with
@@ -144,3 +145,4 @@ class CheckpointWriter {
 };
 
 }  // namespace baseq
+#pragma GCC visibility pop

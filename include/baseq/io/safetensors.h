@@ -12,6 +12,7 @@
 
 #include "baseq/tensor.h"
 
+#pragma GCC visibility push(default)
 namespace baseq {
 
 /// What a file says of a tensor without its data being read.
@@ -106,3 +107,4 @@ class SafetensorsWriter {
 };
 
 }  // namespace baseq
+#pragma GCC visibility pop

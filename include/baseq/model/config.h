@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#pragma GCC visibility push(default)
 namespace baseq {
 
 /// The rotary embedding: `rope_theta` and what `rope_scaling` of transformers 4 or `rope_parameters` of 5 says. Which
@@ -66,3 +67,4 @@ struct ModelConfig {
 };
 
 }  // namespace baseq
+#pragma GCC visibility pop

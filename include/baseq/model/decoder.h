@@ -5,6 +5,7 @@
 #include "baseq/model/kv_cache.h"
 #include "baseq/model/model.h"
 
+#pragma GCC visibility push(default)
 namespace baseq {
 
 /// A model that stays in memory, for text token by token:
@@ -50,3 +51,4 @@ class Decoder {
 };
 
 }  // namespace baseq
+#pragma GCC visibility pop

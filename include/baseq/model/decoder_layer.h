@@ -14,6 +14,7 @@
 #include "baseq/quant/quant_point.h"
 #include "baseq/tensor.h"
 
+#pragma GCC visibility push(default)
 namespace baseq {
 
 struct Activations;
@@ -113,6 +114,11 @@ struct Mlp {
 
 /// One Llama-style decoder block. The same forward serves every architecture, full precision, learning and the
 /// quantized model: what differs are the weights, the quant points, the online transforms and a few fields.
+///
+///     DecoderLayer layer = model.layer(0);
+///     const Tensor inputs = layer.input_of(Site::kDown, hidden, model.rotary(hidden.size(1)));
+///     Linear& down = layer.linear("mlp.down_proj");
+///     down.weight = gptq(down.weight, second_moments(inputs), {.num_bits = 4}).weight.dequantized();
 struct DecoderLayer {
   RmsNorm input_layernorm;
   Attention self_attn;
@@ -151,9 +157,9 @@ struct DecoderLayer {
   /// The same block with every tensor cut from the autograd graph.
   DecoderLayer detach() const;
 
-  /// Repacks quantized linears for integer products (docs/arithmetic.md); codes and float weights are let go of. Weights
-  /// without codes and those whose inputs are quantized in groups stay floats, in the order that is defined there. The
-  /// block has to be float32 on the CPU, and computes no gradients from then on.
+  /// Repacks quantized linears for integer products (docs/arithmetic.md); codes and float weights are let go of.
+  /// Weights without codes and those whose inputs are quantized in groups stay floats, in the order that is defined
+  /// there. The block has to be float32 on the CPU, and computes no gradients from then on.
   /// @param fixed_point_bits 8 or 15: of inputs that no point quantizes
   void prepare(int64_t fixed_point_bits);
 
@@ -216,3 +222,4 @@ struct DecoderLayer {
 };
 
 }  // namespace baseq
+#pragma GCC visibility pop

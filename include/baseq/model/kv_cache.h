@@ -8,6 +8,7 @@
 #include "baseq/model/rotary_embedding.h"
 #include "baseq/quant/quantize.h"
 
+#pragma GCC visibility push(default)
 namespace baseq {
 
 class BlockCache;
@@ -67,3 +68,4 @@ struct CachedRows {
 };
 
 }  // namespace baseq
+#pragma GCC visibility pop

@@ -12,6 +12,7 @@
 #include "baseq/model/decoder_layer.h"
 #include "baseq/model/stored_model.h"
 
+#pragma GCC visibility push(default)
 namespace baseq {
 
 class NamedTensors;
@@ -91,8 +92,8 @@ class Model {
   DecoderLayer layer(int64_t index) const;  ///< leaves nothing of the mapped file in memory
   /// The same, prepared if runs_integers(options).
   DecoderLayer layer(int64_t index, const LoadOptions& options) const;
-  /// Whether `options` ask for integers and the model can compute with them: it is quantized, and read in float32 on the
-  /// CPU.
+  /// Whether `options` ask for integers and the model can compute with them: it is quantized, and read in float32 on
+  /// the CPU.
   bool runs_integers(const LoadOptions& options) const;
   /// All blocks and the head, to stay in memory.
   Decoder load(const LoadOptions& options = {}) const;
@@ -138,3 +139,4 @@ class Model {
 std::string layer_prefix(int64_t index);
 
 }  // namespace baseq
+#pragma GCC visibility pop

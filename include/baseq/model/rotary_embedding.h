@@ -3,6 +3,7 @@
 #include "baseq/model/config.h"
 #include "baseq/tensor.h"
 
+#pragma GCC visibility push(default)
 namespace baseq {
 
 /// The frequencies of a rotary embedding for sequences of `seq_len` tokens, as transformers computes them.
@@ -21,6 +22,9 @@ RotaryFrequencies rotary_frequencies(const RopeParameters& rope, int64_t head_di
 
 /// Rotary position embedding in the half-split layout: feature i turns with feature i + rotary_dim / 2; features from
 /// rotary_dim on pass.
+///
+///     const RotaryEmbedding rope = RotaryEmbedding::create(model.config(), q.size(1), q.options());
+///     const Tensor turned = rope.forward(q);  // [batch, seq, heads, head_dim]
 struct RotaryEmbedding {
   Tensor cos, sin;  ///< [seq, rotary_dim]
 
@@ -33,3 +37,4 @@ struct RotaryEmbedding {
 };
 
 }  // namespace baseq
+#pragma GCC visibility pop

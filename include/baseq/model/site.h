@@ -7,6 +7,7 @@
 #include "baseq/model/config.h"
 #include "baseq/transform/transform.h"
 
+#pragma GCC visibility push(default)
 namespace baseq {
 
 /// The places of a block where a transform can stand between linears, in the order in which a forward pass reaches
@@ -23,6 +24,8 @@ enum class Site {
 
 /// What stands around a site. Linears and points have the names of DecoderLayer::for_each_linear and
 /// for_each_quant_point.
+///
+///     for (const SiteInfo& info : sites()) std::cout << info.name << ": " << info.readers.size() << " readers\n";
 struct SiteInfo {
   Site site;
   std::string_view name;
@@ -73,3 +76,4 @@ SiteShape site_shape(Site site, const ModelConfig& config);
 bool absorbed(Site site, const Factor& factor, const ModelConfig& config, int64_t block);
 
 }  // namespace baseq
+#pragma GCC visibility pop

@@ -2,13 +2,18 @@
 
 #include <filesystem>
 #include <functional>
+#include <optional>
+#include <stdexcept>
+#include <string>
 #include <variant>
+#include <vector>
 
 #include "baseq/io/checkpoint.h"
 #include "baseq/model/stored_model.h"
 #include "baseq/pipeline/progress.h"
 #include "baseq/pipeline/recipe.h"
 
+#pragma GCC visibility push(default)
 namespace baseq {
 
 /// Tokens in a batch of a forward pass, in whole windows: enough for efficient matrix products, little next to a
@@ -54,4 +59,78 @@ struct Job {
 /// Throws c10::Error naming the file when it is too short, no text, or the model has no tokenizer.
 Tensor calibration_windows(const std::filesystem::path& file, const Job& job);
 
+/// The memory or disk space of a run by parts, in bytes. An estimate: it counts the large tensors.
+struct Footprint {
+  struct Part {
+    std::string what;
+    int64_t bytes = 0;
+  };
+  std::vector<Part> parts;
+
+  int64_t bytes() const;  ///< of all parts
+};
+
+/// A forecast of quantize(job).
+struct RunPlan {
+  std::vector<std::string> problems;  ///< each a sentence; one is enough to end the run
+  std::vector<std::string> warnings;
+  Footprint memory;
+  /// Bytes that will be written, by directory.
+  std::vector<Footprint::Part> disk;
+  int64_t num_blocks = 0;
+};
+
+/// Looks for everything that would end the run sooner or later, without working: a checkpoint that cannot be opened or
+/// is quantized already, tensors that are missing, of another shape, not finite or not used, sizes without a Hadamard
+/// matrix, groups that do not divide, windows that are missing, token ids that the model does not know, an output that
+/// exists or cannot be written, too little room on the disks or in memory. Warnings also say what of the checkpoint the
+/// output does not get. Reads every weight once.
+///
+///     for (const std::string& problem : plan(job).problems) std::puts(problem.c_str());
+///
+/// Where the recipe needs windows and there are none, memory and disk are those of the recipe's own numbers.
+RunPlan plan(const Job& job);
+
+/// Settings outside the recipe that determine memory use.
+struct MemoryChoice {
+  int64_t tokens_per_batch = kTokensPerBatch;
+  bool activations_on_disk = false;
+  int64_t bytes = 0;  ///< needed, as estimated
+};
+/// The first of the possible choices that fits a budget.
+struct MemoryFit {
+  std::optional<MemoryChoice> choice;
+  MemoryChoice smallest;  ///< the one that needs least, whether it fits or not
+};
+/// Full batches and streams in memory where `budget` bytes allow it, else streams on disk, then ever smaller batches.
+/// Throws c10::Error when the recipe is not valid or the model cannot be opened.
+MemoryFit fit_memory(const Job& job, int64_t budget);
+
+/// QuantizeOptions::should_stop ended a run.
+struct Interrupted : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+/// Quantizes a Hugging Face checkpoint into a native one, block by block: at any time one block's weights and the
+/// activation streams (two, and the block's full-precision output) are held. See Job for an example; plan() says
+/// beforehand what would go wrong.
+/// Throws c10::Error when the recipe is not valid, the checkpoint is already quantized, the recipe needs windows and
+/// has none, the output exists, or the work directory holds a run with another model, recipe, windows, seed or number
+/// of threads. The output directory appears only when it is complete.
+void quantize(const Job& job);
+
+/// Seconds that quantize(job) would take, from its first block: quantized with one window and with a few, without
+/// writing anything. Throws as quantize() does.
+double estimate_seconds(const Job& job);
+
+/// A run as its work directory describes it: all that continuing it takes.
+struct StoredRun {
+  Job job{};
+  int64_t num_threads = 1;  ///< the bytes of the result depend on it
+};
+/// The run that QuantizeOptions::work_directory of an earlier job holds; quantize(stored.job) continues it.
+/// Throws c10::Error when there is none.
+StoredRun read_stored_run(const std::filesystem::path& work_directory);
+
 }  // namespace baseq
+#pragma GCC visibility pop

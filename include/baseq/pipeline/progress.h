@@ -9,6 +9,7 @@
 #include <variant>
 #include <vector>
 
+#pragma GCC visibility push(default)
 namespace baseq {
 
 /// What a run tells its caller, in the order of events:
@@ -94,3 +95,4 @@ std::optional<ProgressEvent> progress_event_from_json(const nlohmann::json& json
 int64_t peak_memory_bytes();
 
 }  // namespace baseq
+#pragma GCC visibility pop

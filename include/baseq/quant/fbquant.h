@@ -3,6 +3,7 @@
 #include "baseq/quant/gptq.h"
 #include "baseq/quant/low_rank.h"
 
+#pragma GCC visibility push(default)
 namespace baseq {
 
 struct FbquantOptions {
@@ -61,3 +62,4 @@ FbquantResult fbquant(const Tensor& weight, const Tensor& moments, const QuantSp
                       const FbquantOptions& options = {});
 
 }  // namespace baseq
+#pragma GCC visibility pop

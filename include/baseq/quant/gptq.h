@@ -2,6 +2,7 @@
 
 #include "baseq/quant/quantize.h"
 
+#pragma GCC visibility push(default)
 namespace baseq {
 
 /// Sum of x^T x over calibration tokens: float32 products, float64 sums.
@@ -61,3 +62,4 @@ GptqResult gptq(const Tensor& weight, const Tensor& hessian, const QuantSpec& sp
                 const Tensor& cross = {});
 
 }  // namespace baseq
+#pragma GCC visibility pop

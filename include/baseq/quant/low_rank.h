@@ -2,6 +2,7 @@
 
 #include "baseq/tensor.h"
 
+#pragma GCC visibility push(default)
 namespace baseq {
 
 /// A correction B A beside a rounded weight, W ~ W_q + B A, float64.
@@ -44,3 +45,4 @@ struct LowRankFactors {
 LowRankFactors store_factors(const Tensor& A, const Tensor& B, at::ScalarType dtype);
 
 }  // namespace baseq
+#pragma GCC visibility pop

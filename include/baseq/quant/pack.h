@@ -2,6 +2,7 @@
 
 #include "baseq/tensor.h"
 
+#pragma GCC visibility push(default)
 namespace baseq {
 
 // Words for files and kernels that read compressed-tensors' layout; unpack_* gives back what pack_* was given:
@@ -27,3 +28,4 @@ Tensor pack_zero_points(const Tensor& zero_points, int64_t num_bits);
 Tensor unpack_zero_points(const Tensor& packed, int64_t num_bits, int64_t rows);
 
 }  // namespace baseq
+#pragma GCC visibility pop

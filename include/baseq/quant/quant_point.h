@@ -4,6 +4,7 @@
 
 #include "baseq/quant/quantize.h"
 
+#pragma GCC visibility push(default)
 namespace baseq {
 
 /// An activation or KV cache quantizer with BASE-Q's corrections (arXiv 2506.15689, Eq. 14):
@@ -37,3 +38,4 @@ Tensor fake_quantize_dynamic(const Tensor& x, const QuantSpec& spec, const Tenso
                              const Tensor& shift, bool add_shift_back);
 
 }  // namespace baseq
+#pragma GCC visibility pop

@@ -4,6 +4,7 @@
 
 #include "baseq/tensor.h"
 
+#pragma GCC visibility push(default)
 namespace baseq {
 
 /// How many elements share one scale. Names of compressed-tensors.
@@ -76,3 +77,4 @@ Tensor dequantize(const Tensor& codes, const QParams& qparams, const QuantSpec& 
 Tensor fake_quantize(const Tensor& x, const QParams& qparams, const QuantSpec& spec);
 
 }  // namespace baseq
+#pragma GCC visibility pop

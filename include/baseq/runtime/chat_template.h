@@ -8,6 +8,7 @@
 #include "baseq/formats/open_model.h"
 #include "baseq/tokenizer/tokenizer.h"
 
+#pragma GCC visibility push(default)
 namespace baseq {
 
 /// One turn of a conversation.
@@ -54,3 +55,4 @@ class ChatTemplate {
 };
 
 }  // namespace baseq
+#pragma GCC visibility pop

@@ -10,6 +10,7 @@
 #include "baseq/tensor.h"
 #include "baseq/tokenizer/tokenizer.h"
 
+#pragma GCC visibility push(default)
 namespace baseq {
 
 /// The logits, float32 [vocab_size], of the token that follows `sequence`: Session::next_logits, or anything else. An
@@ -17,12 +18,12 @@ namespace baseq {
 using NextLogits = std::function<Tensor(std::span<const int32_t> sequence)>;
 
 struct GenerateOptions {
-  SamplingOptions sampling;
+  SamplingOptions sampling{};
   int64_t max_tokens = 256;
-  int64_t context = INT64_MAX;    ///< tokens of the prompt and the answer together
-  std::vector<std::string> stop;  ///< texts that end the answer and are no part of it
-  std::vector<int32_t> eos;       ///< tokens that end it
-  int64_t logprobs = -1;          ///< for each token so many of the most probable ones; -1: no log probabilities
+  int64_t context = INT64_MAX;      ///< tokens of the prompt and the answer together
+  std::vector<std::string> stop{};  ///< texts that end the answer and are no part of it
+  std::vector<int32_t> eos{};       ///< tokens that end it
+  int64_t logprobs = -1;            ///< for each token so many of the most probable ones; -1: no log probabilities
 };
 
 /// What one token adds. Its text may be empty: a character takes several tokens, and a stop string is held back.
@@ -58,3 +59,4 @@ Answer generate(const NextLogits& next_logits, const Tokenizer& tokenizer, std::
                 const GenerateOptions& options, const std::function<bool(const Piece&)>& on_piece = {});
 
 }  // namespace baseq
+#pragma GCC visibility pop

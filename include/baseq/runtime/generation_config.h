@@ -6,6 +6,7 @@
 #include "baseq/io/checkpoint.h"
 #include "baseq/runtime/sampler.h"
 
+#pragma GCC visibility push(default)
 namespace baseq {
 
 /// What a checkpoint says about how to generate with it.
@@ -19,3 +20,4 @@ struct GenerationConfig {
 GenerationConfig read_generation_config(const Checkpoint& checkpoint);
 
 }  // namespace baseq
+#pragma GCC visibility pop

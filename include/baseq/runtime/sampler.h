@@ -7,6 +7,7 @@
 
 #include "baseq/tensor.h"
 
+#pragma GCC visibility push(default)
 namespace baseq {
 
 /// How the next token is drawn from the logits. What a field's default says changes nothing.
@@ -43,3 +44,4 @@ struct TokenLogprobs {
 TokenLogprobs token_logprobs(const Tensor& logits, int32_t id, int64_t top);
 
 }  // namespace baseq
+#pragma GCC visibility pop

@@ -7,6 +7,7 @@
 #include "baseq/model/decoder.h"
 #include "baseq/runtime/generate.h"
 
+#pragma GCC visibility push(default)
 namespace baseq {
 
 /// One sequence of tokens in a resident model: remembers the keys and values of what it has seen, so that a
@@ -46,3 +47,4 @@ class Session {
 int64_t resident_memory(const Model& model, const LoadOptions& options, int64_t context, int64_t sequences = 1);
 
 }  // namespace baseq
+#pragma GCC visibility pop

@@ -12,6 +12,7 @@
 ///     const Tokenizer tokenizer = open_tokenizer("SmolLM2-135M-Instruct");
 ///     const Tensor ids = tokenize_file("wikitext2-test.txt", tokenizer);
 ///     evaluate(model, split_windows(ids, 2048), nullptr);
+#pragma GCC visibility push(default)
 namespace baseq {
 
 /// The ids of a text as a batch of one, int64 [1, num_tokens]: what Model::logits takes. Throws as Tokenizer::encode.
@@ -53,3 +54,4 @@ Tensor read_calibration(const std::filesystem::path& file, const std::filesystem
                         const CalibrationOptions& options);
 
 }  // namespace baseq
+#pragma GCC visibility pop

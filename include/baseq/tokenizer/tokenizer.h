@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#pragma GCC visibility push(default)
 namespace baseq {
 
 /// The added tokens of a vocabulary that are recognized in a text, each fewer than the one before.
@@ -72,3 +73,4 @@ class Tokenizer {
 };
 
 }  // namespace baseq
+#pragma GCC visibility pop

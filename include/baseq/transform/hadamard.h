@@ -2,6 +2,7 @@
 
 #include "baseq/tensor.h"
 
+#pragma GCC visibility push(default)
 namespace baseq {
 
 /// The largest divisor of n, n itself where possible, of which a Hadamard matrix can be constructed: Sylvester's powers
@@ -27,3 +28,4 @@ Tensor hadamard_matrix(int64_t n);
 Tensor hadamard_transform(const Tensor& x, bool transpose = false);
 
 }  // namespace baseq
+#pragma GCC visibility pop

@@ -4,6 +4,7 @@
 
 #include "baseq/tensor.h"
 
+#pragma GCC visibility push(default)
 namespace baseq {
 
 /// An orthogonal matrix from an unconstrained one by the Cayley map R = (I + A)^-1 (I - A) of the skew A = P - P^T.
@@ -70,3 +71,4 @@ Tensor apply_inverse_transpose(const Transform& transform, const Tensor& w);
 Tensor apply_transpose(const Transform& transform, const Tensor& w);
 
 }  // namespace baseq
+#pragma GCC visibility pop

@@ -8,7 +8,7 @@
 #include <cstdio>
 #include <tuple>
 
-#include "baseq/io/json_object.h"
+#include "io/json_object.h"
 #include "io/strict_json.h"
 
 namespace baseq {

@@ -7,7 +7,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "baseq/model/quantization_config.h"
+#include "baseq/model/stored_model.h"
 
 struct pcre2_real_code_8;
 struct pcre2_real_match_context_8;

@@ -5,11 +5,11 @@
 
 #include <fstream>
 
-#include "baseq/io/json_object.h"
 #include "baseq/model/model.h"
 #include "baseq/model/rotary_embedding.h"
 #include "formats/gguf/file.h"
 #include "formats/gguf/names.h"
+#include "io/json_object.h"
 #include "io/strict_json.h"
 
 namespace baseq {

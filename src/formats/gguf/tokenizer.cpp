@@ -7,9 +7,9 @@
 #include <algorithm>
 #include <filesystem>
 
-#include "baseq/io/json_object.h"
 #include "formats/gguf/names.h"
 #include "io/files.h"
+#include "io/json_object.h"
 #include "io/strict_json.h"
 #include "tokenizer/unicode.h"
 

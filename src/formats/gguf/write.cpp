@@ -4,14 +4,14 @@
 #include <algorithm>
 #include <map>
 
-#include "baseq/io/hub_cache.h"
-#include "baseq/io/output_file.h"
 #include "baseq/model/rotary_embedding.h"
 #include "baseq/quant/gptq.h"
 #include "formats/export_source.h"
 #include "formats/gguf/names.h"
 #include "formats/gguf/tokenizer.h"
 #include "io/files.h"
+#include "io/hub_cache.h"
+#include "io/output_file.h"
 
 namespace baseq {
 namespace {

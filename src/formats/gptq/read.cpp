@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <map>
 
-#include "baseq/io/dtype_name.h"
-#include "baseq/io/json_object.h"
 #include "formats/gptq/layout.h"
+#include "io/dtype_name.h"
+#include "io/json_object.h"
 
 namespace baseq {
 namespace {

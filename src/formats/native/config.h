@@ -3,8 +3,8 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "baseq/io/json_object.h"
-#include "baseq/model/quantization_config.h"
+#include "baseq/model/stored_model.h"
+#include "io/json_object.h"
 
 /// `quantization_config` of native checkpoints, see docs/format.md. Not installed.
 namespace baseq {

@@ -8,10 +8,10 @@
 #include <set>
 #include <unordered_map>
 
-#include "baseq/formats/layer_tensors.h"
+#include "baseq/formats/open_model.h"
 #include "baseq/model/model.h"
-#include "baseq/io/dtype_name.h"
 #include "baseq/transform/hadamard.h"
+#include "io/dtype_name.h"
 #include "model/quantized_linear.h"
 
 namespace baseq {

@@ -7,8 +7,8 @@
 
 #include "baseq/io/checkpoint.h"
 #include "baseq/model/config.h"
-#include "baseq/model/quantization_config.h"
 #include "baseq/model/site.h"
+#include "baseq/model/stored_model.h"
 
 /// The online transforms of a native checkpoint. Factor k of a chain is the tensors `<block>.<point>.transform.<k>.*`,
 /// see docs/format.md. Not installed.

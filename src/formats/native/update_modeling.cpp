@@ -1,4 +1,4 @@
-#include "baseq/formats/update_modeling.h"
+#include "formats/update_modeling.h"
 
 #include <ATen/ATen.h>
 

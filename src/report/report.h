@@ -4,8 +4,8 @@
 #include <string>
 #include <vector>
 
-#include "baseq/eval/checkpoint_summary.h"
-#include "baseq/pipeline/run_log.h"
+#include "eval/checkpoint_summary.h"
+#include "pipeline/run_log.h"
 
 namespace baseq {
 

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "baseq/model/config.h"
-#include "baseq/pipeline/plan.h"
+#include "baseq/pipeline/job.h"
 #include "baseq/pipeline/recipe.h"
 
 namespace baseq {

@@ -4,9 +4,9 @@
 #include <map>
 
 #include "baseq/model/decoder_layer.h"
-#include "baseq/pipeline/activations.h"
 #include "baseq/pipeline/recipe.h"
 #include "baseq/tensor.h"
+#include "pipeline/activations.h"
 
 namespace baseq {
 

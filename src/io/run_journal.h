@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "baseq/io/lock_file.h"
 #include "baseq/tensor.h"
+#include "io/lock_file.h"
 
 namespace baseq {
 
