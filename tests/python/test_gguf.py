@@ -186,7 +186,7 @@ def test_embedding_and_head_have_8_bits_unless_told_otherwise(exported, run, tmp
         bound = values.abs().amax(-1, keepdim=True) * (0.5 / 127.5 + 2**-10)
         assert ((got - values).abs() <= bound).all(), key
     assert llama_cpp_error(run, native, file, tmp_path) < 1.5e-2
-    refused = run("export", native, "--format", "gguf", "--gguf-embedding-type", "Q4_0", "--output", file)
+    refused = run("export", native, "--format", "gguf", "--gguf-head-type", "Q4_0", "--output", file)
     assert refused.returncode == 2 and "Q8_0" in refused.stderr
 
 
@@ -218,7 +218,7 @@ def exported_family(run, tmp_path, family, name) -> str:
     (tmp_path / "recipe.json").write_text(json.dumps(recipe_of(*steps, weights=WEIGHTS[name], dtype="float16")))
     for command in (("quantize", tmp_path / "model", "--recipe", tmp_path / "recipe.json", "--output",
                      tmp_path / "native"),
-                    ("export", tmp_path / "native", "--format", "gguf", "--gguf-type", name, "--gguf-embedding-type",
+                    ("export", tmp_path / "native", "--format", "gguf", "--gguf-type", name, "--gguf-head-type",
                      "F16", "--output", tmp_path / "model.gguf")):
         done = run(*command, "--quiet")
         assert done.returncode == 0, done.stderr
@@ -263,7 +263,7 @@ def test_metadata_is_that_of_the_model(exported):
 
 def test_dry_run_lists_types_and_values(exported, run, tmp_path):
     native, _, file = exported("Q4_0")
-    done = run("export", native, "--format", "gguf", "--gguf-embedding-type", "F16", "--dry-run", "--json",
+    done = run("export", native, "--format", "gguf", "--gguf-head-type", "F16", "--dry-run", "--json",
                tmp_path / "plan.json")
     assert done.returncode == 0, done.stderr
     plan = json.loads((tmp_path / "plan.json").read_text())
