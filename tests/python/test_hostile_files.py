@@ -186,7 +186,7 @@ def test_packed_shapes_that_wrap(refused, packed, windows, tmp_path, columns):
     name = next(name for name in tensors if name.endswith("weight_shape"))
     tensors[name] = torch.tensor([int(tensors[name][0]), columns])
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
-    refused(f"for {columns} columns", "eval", model, "--tokens", windows, "--seq-len", 48)
+    refused(f" {columns} columns", "eval", model, "--tokens", windows, "--seq-len", 48)
 
 
 @pytest.mark.parametrize("targets", [["re:(.*)*(.*)*(.*)*(.*)*[!?]"], ["re:((((.+)+)+)+)+[!?]"] * 200,

@@ -146,12 +146,16 @@ def test_interrupt_ends_the_current_step_and_says_how_to_go_on(command, run, tmp
 
 @pytest.mark.parametrize("line, stage", [("self_attn.q_proj", "transforms"), ("mlp.down_proj", "rounding")])
 def test_interrupted_block_goes_on_after_its_last_stage(command, run, tmp_path, line, stage):
-    output, work = tmp_path / "output", tmp_path / "work"
-    process = subprocess.Popen(command(output, work, recipe="baseq-w4a4kv4"), stdout=subprocess.DEVNULL,
-                               stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
-    message = stop_at(process, line)
-    assert process.returncode == 130, message
-    assert f"stopped in block 1 of 8; kept are the blocks before and this one up to its {stage}" in message
+    kept = f"stopped in block 1 of 8; kept are the blocks before and this one up to its {stage}"
+    for attempt in range(8):  # on a busy machine the stage may be over before the signal arrives
+        output, work = tmp_path / f"output{attempt}", tmp_path / f"work{attempt}"
+        process = subprocess.Popen(command(output, work, recipe="baseq-w4a4kv4"), stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+        message = stop_at(process, line)
+        assert process.returncode == 130, message
+        if kept in message:
+            break
+    assert kept in message
     done = run("quantize", "--resume", work)
     assert done.returncode == 0, done.stderr
     assert f"continuing in block 1/8, after its {stage}" in done.stderr

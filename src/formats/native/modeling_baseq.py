@@ -576,9 +576,13 @@ class BaseqForCausalLM(LlamaForCausalLM):
             self.model.embed_tokens = Embedding(*sizes, embedding)
         if head and config.tie_word_embeddings:
             self.lm_head = TiedHead(self.model.embed_tokens)
-            self._tied_weights_keys = type(self._tied_weights_keys)()  # transformers has nothing to tie
+            self.all_tied_weights_keys = {}  # of transformers 5, which has nothing to tie
         elif head:
             self.lm_head = Linear(*sizes, head, lambda part: False)
+
+    def tie_weights(self, *args, **kwargs):
+        if not isinstance(self.lm_head, TiedHead):
+            super().tie_weights(*args, **kwargs)
 
     def _apply(self, fn, *args, **kwargs):
         """`.half()`, `.to(torch.bfloat16)` and their like only move what stays float32."""
