@@ -10,7 +10,6 @@
 #include "baseq/formats/open_model.h"
 #include "baseq/model/model.h"
 #include "baseq/pipeline/job.h"
-#include "baseq/quant/gptq.h"
 #include "baseq/tokenizer/token_windows.h"
 #include "block_quantizer.h"
 #include "formats/native/config.h"
@@ -22,6 +21,7 @@
 #include "model/quantized_linear.h"
 #include "pipeline/run_log.h"
 #include "run_description.h"
+#include "vocabulary_table.h"
 
 namespace baseq {
 namespace {
@@ -32,63 +32,7 @@ using Clock = std::chrono::steady_clock;
 /// 1.5 passes on average where quantizing a block takes at least five, and a run writes 1.25 streams a block, not 2.
 constexpr int64_t kBlocksPerFullPrecisionStream = 4;
 
-/// Rows of embedding or head that are rotated in float64 or rounded at a time.
-constexpr int64_t kRowsPerChunk = 4096;
-
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-/// Embedding or head of the output, [vocab_size, hidden_size].
-struct Table {
-  Tensor values;                         ///< undefined when there are codes
-  std::optional<QuantizedWeight> codes;  ///< on the CPU
-
-  /// Rows by token, [..., hidden_size].
-  Tensor rows(const Tensor& ids) const {
-    if (!codes) return at::embedding(values, ids.to(values.device()));
-    std::vector<int64_t> sizes = ids.sizes().vec();
-    sizes.push_back(codes->codes.size(1));
-    return select_rows(*codes, ids.flatten().cpu()).dequantized().view(sizes);
-  }
-};
-
-/// @param matrix       as the checkpoint has it
-/// @param column_gain  may be undefined
-/// @param transform    in float64, of the rows
-/// @param grid         absent: the table is rounded to `dtype`
-Table make_table(const Tensor& matrix, const Tensor& column_gain, const Transform& transform,
-                 const std::optional<QuantSpec>& grid, at::ScalarType dtype) {
-  if (transform.empty() && !grid) return {matrix.to(dtype), std::nullopt};
-  Table table;
-  if (!grid) table.values = at::empty(matrix.sizes(), matrix.options().dtype(dtype));
-  std::vector<Tensor> codes, scales, zero_points;
-  for (int64_t begin = 0; begin < matrix.size(0); begin += kRowsPerChunk) {
-    const int64_t rows = std::min(kRowsPerChunk, matrix.size(0) - begin);
-    Tensor chunk = matrix.narrow(0, begin, rows);
-    if (!transform.empty()) {
-      chunk = chunk.to(at::kDouble);
-      if (column_gain.defined()) chunk = chunk * column_gain;
-      chunk = apply_transform(transform, chunk);
-    }
-    if (!grid) {
-      table.values.narrow(0, begin, rows).copy_(chunk);
-      continue;
-    }
-    const QuantizedWeight rounded = round_to_nearest(chunk.to(at::kCPU, at::kFloat), *grid, /*mse_clip=*/false);
-    codes.push_back(rounded.codes);
-    scales.push_back(rounded.qparams.scale);
-    if (rounded.qparams.zero_point.defined()) zero_points.push_back(rounded.qparams.zero_point);
-  }
-  if (!grid) return table;
-  table.codes = QuantizedWeight{.spec = *grid, .codes = at::cat(codes), .qparams = {.scale = at::cat(scales)}};
-  if (!zero_points.empty()) table.codes->qparams.zero_point = at::cat(zero_points);
-  return table;
-}
-
-/// The tensors of a table in a checkpoint.
-std::map<std::string, Tensor> tensors_of(const Table& table, const std::string& name) {
-  if (table.codes) return quantized_weight_tensors(name, *table.codes);
-  return {{name + ".weight", table.values.cpu()}};
-}
 
 /// One run over the blocks of a checkpoint.
 class Run {
@@ -147,7 +91,7 @@ class Run {
 
   /// Takes the first block through all passes and forgets it; seconds without what a run does once.
   double time_first_block() {
-    const Table embedding = quantized_embedding();
+    const VocabularyTable embedding = quantized_embedding();
     double seconds = 0;
     BlockState state;
     for (int64_t pass = 0; pass < blocks_.num_passes(); ++pass) {
@@ -313,12 +257,12 @@ class Run {
             .num_threads = at::get_num_threads()};
   }
 
-  Table quantized_embedding() const {
+  VocabularyTable quantized_embedding() const {
     const Tensor table = model_.tensors().tensor("model.embed_tokens.weight").to(options_.device);
     return make_table(table, {}, blocks_.residual(), recipe_.grids.embedding, dtype_);
   }
 
-  void start_blocks(const Table& embedding) {
+  void start_blocks(const VocabularyTable& embedding) {
     blocks_.start([&](const Tensor& ids) { return embedding.rows(ids); });
   }
 
@@ -329,11 +273,11 @@ class Run {
   };
 
   Surrounding table(const std::string& name, const std::optional<QuantSpec>& grid,
-                    const std::function<Table()>& make) const {
+                    const std::function<VocabularyTable()>& make) const {
     const int64_t rows = model_.config().vocab_size, columns = model_.config().hidden_size;
     Surrounding result{.infos = {{name + ".weight", {dtype_, {rows, columns}}}}, .make = {}};
     if (grid) result.infos = quantized_weight_infos(name, *grid, rows, columns);
-    result.make = [name, make] { return tensors_of(make(), name); };
+    result.make = [name, make] { return make().tensors(name); };
     return result;
   }
 
@@ -398,7 +342,7 @@ class Run {
   Recipe recipe_;  ///< with the grids of this model
   Model model_;
   at::ScalarType dtype_;
-  Table embedding_;  ///< as the output has it, until it is written
+  VocabularyTable embedding_;  ///< as the output has it, until it is written
   std::optional<RunJournal> journal_;
   std::string log_;  ///< kRunLogFile so far
   nlohmann::json block_events_ = nlohmann::json::array();
