@@ -9,6 +9,7 @@
 
 #include "baseq/formats/open_model.h"
 #include "eval/evaluation_memory.h"
+#include "model/exact_rotary.h"
 #include "pipeline/activations.h"
 #include "pipeline/footprint.h"
 #include "quant/finite.h"
@@ -64,7 +65,7 @@ Tensor hidden_states(const Model& model, const Tensor& windows, const EvaluateOp
     check.look(all_finite(embedded), n, "the embedding", [] { return "model.embed_tokens.weight"; });
     hidden.narrow(0, n, 1).copy_(embedded);
   }
-  const RotaryEmbedding rope = model.rotary(windows.size(1));
+  const RotaryEmbedding rope = rotary_of(model, windows.size(1), options.load);
   for (int64_t i = 0; i < model.config().num_hidden_layers; ++i) {
     const DecoderLayer layer = model.layer(i, options.load);
     for (int64_t n = 0; n < hidden.size(0); ++n) {

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "../integer/float_linear.h"
+#include "exact_rotary.h"
 
 namespace baseq {
 namespace {
@@ -86,7 +87,7 @@ Tensor Decoder::logits(const Tensor& input_ids) const {
               ", expected [seq] or [batch, seq]");
   const bool single = input_ids.dim() == 1;
   Tensor hidden = model_.embed(single ? input_ids.unsqueeze(0) : input_ids);
-  const RotaryEmbedding rope = model_.rotary(hidden.size(1));
+  const RotaryEmbedding rope = rotary_of(model_, hidden.size(1), options_);
   for (const DecoderLayer& layer : layers_) hidden = layer.forward(hidden, rope);
   const Tensor logits = head_logits(hidden);
   return single ? logits[0] : logits;

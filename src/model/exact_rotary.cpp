@@ -13,4 +13,11 @@ RotaryEmbedding exact_rotary(const RotaryFrequencies& frequencies, int64_t seq_l
   return {table(at::cos(angles)), table(at::sin(angles))};
 }
 
+RotaryEmbedding rotary_of(const Model& model, int64_t seq_len, const LoadOptions& options) {
+  if (!model.runs_integers(options)) return model.rotary(seq_len);
+  const ModelConfig& config = model.config();
+  return exact_rotary(rotary_frequencies(config.rope, config.head_dim, config.max_position_embeddings, seq_len),
+                      seq_len);
+}
+
 }  // namespace baseq

@@ -10,7 +10,6 @@
 
 #include "../integer/float_linear.h"
 #include "baseq/model/decoder.h"
-#include "exact_rotary.h"
 #include "io/dtype_name.h"
 #include "model/named_tensors.h"
 #include "quantized_linear.h"
@@ -388,10 +387,6 @@ Linear Model::lm_head(const LoadOptions& options) const {
 }
 
 RotaryEmbedding Model::rotary(int64_t seq_len) const {
-  if (runs_integers({})) {
-    return exact_rotary(rotary_frequencies(config().rope, config().head_dim, config().max_position_embeddings, seq_len),
-                        seq_len);
-  }
   return RotaryEmbedding::create(config(), seq_len, at::TensorOptions().dtype(options_.dtype).device(options_.device));
 }
 
