@@ -86,6 +86,8 @@ def verdict(model: Path, baseline: Path, candidate: Path, options: argparse.Name
     before, after = written
     for pattern, replacement in options.names.items():
         after = {re.sub(pattern, replacement, name): tensor for name, tensor in after.items()}
+    if options.added:
+        after = {name: tensor for name, tensor in after.items() if name in before or not re.search(options.added, name)}
     names = sorted(before.keys() | after.keys())
     different = [name for name in names if before.get(name) != after.get(name)]
     shown = ", ".join(different[:3]) + (", ..." if len(different) > 3 else "")
@@ -107,6 +109,9 @@ def main() -> None:
     parser.add_argument("--names", type=lambda path: json.loads(Path(path).read_text()), default={},
                         help="JSON object, regular expression -> replacement, that turns the candidate's names of "
                              "tensors into the baseline's")
+    parser.add_argument("--added", metavar="REGEX",
+                        help="tensors that only the candidate may have, such as '\\.transform\\.' against a baseline before "
+                             "format version 5")
     options = parser.parse_args()
     files = {folder: {path.stem: path for path in folder.rglob(f"{options.recipes}.json")}
              for folder in (CONFIGS, options.baseline_recipes)}
