@@ -10,6 +10,7 @@
 
 #include "../quant/grid.h"
 #include "integer_kernels.h"
+#include "rounding.h"
 
 namespace baseq {
 namespace {
@@ -31,35 +32,6 @@ Activations empty_rows(int64_t rows, int64_t planes, int64_t scales, int64_t num
           .codes = at::zeros({rows, planes, columns.padded_columns()}, at::kChar),
           .sums = at::empty({rows, planes, columns.count()}, at::kInt),
           .scale = at::empty({rows, scales}, at::kFloat)};
-}
-
-/// Rounds to the nearest whole number, halves to even; |value| < 2^22.
-[[gnu::always_inline]] inline float round_to_even(float value) {
-  constexpr float kRounder = 12582912.0F;  // 1.5 * 2^23, whose last bit is worth 1
-  return (value + kRounder) - kRounder;
-}
-
-__attribute__((target_clones("avx512f", "avx2", "default"))) bool all_finite(const float* values, int64_t n) {
-  int32_t finite = 0;
-  for (int64_t i = 0; i < n; ++i) finite += std::abs(values[i]) <= FLT_MAX ? 1 : 0;
-  return finite == n;
-}
-
-/// The codes of n values, less `offset`. Returns their sum.
-__attribute__((target_clones("avx512f", "avx2", "default"))) int32_t round_to_grid(const float* values, int64_t n,
-                                                                                   const Grid& on, float offset,
-                                                                                   int8_t* codes) {
-  const Grid grid = on;
-  int32_t sum = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    float position = (values[i] - grid.base) / grid.scale;
-    position = position < grid.low ? grid.low : position;
-    position = position > grid.high ? grid.high : position;
-    const auto code = static_cast<int32_t>(round_to_even(position) - offset);
-    codes[i] = static_cast<int8_t>(code);
-    sum += code;
-  }
-  return sum;
 }
 
 /// Fixed-point codes of n values, in one plane or, where `second` is not null, in two.

@@ -5,13 +5,13 @@
 #include <c10/util/Half.h>
 
 #include <algorithm>
-#include <cfloat>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <new>
 
 #include "../quant/grid.h"
+#include "rounding.h"
 
 namespace baseq {
 namespace {
@@ -41,26 +41,6 @@ Place value_place(CachedType type, int64_t features, int64_t token, int64_t feat
 /// The numbers of a page: scales and bases of its keys, then of its values.
 float* numbers_of(uint8_t* page, const CacheLayout& layout, bool keys) {
   return reinterpret_cast<float*>(page + 2 * layout.matrix_bytes()) + (keys ? 0 : 2 * kPageTokens);
-}
-
-__attribute__((target_clones("avx512f", "avx2", "default"))) bool all_values_finite(const float* values, int64_t n) {
-  int32_t finite = 0;
-  for (int64_t i = 0; i < n; ++i) finite += std::abs(values[i]) <= FLT_MAX ? 1 : 0;
-  return finite == n;
-}
-
-/// Codes from 0 on, rounded half to even.
-__attribute__((target_clones("avx512f", "avx2", "default"))) void unsigned_codes(const float* values, int64_t n,
-                                                                                 const Grid& on, float offset,
-                                                                                 uint8_t* codes) {
-  constexpr float kRounder = 12582912.0F;  // 1.5 * 2^23, whose last bit is worth 1
-  const Grid grid = on;
-  for (int64_t i = 0; i < n; ++i) {
-    float position = (values[i] - grid.base) / grid.scale;
-    position = position < grid.low ? grid.low : position;
-    position = position > grid.high ? grid.high : position;
-    codes[i] = static_cast<uint8_t>(static_cast<int32_t>(((position + kRounder) - kRounder) + offset));
-  }
 }
 
 AttentionRows rows_of(const AttentionRequest& request) {
@@ -128,7 +108,7 @@ void HeadCache::append(const float* keys, const float* values, int64_t tokens, i
 
 void HeadCache::append_codes(const float* token, float clip, bool key) {
   const int64_t head_dim = layout_.head_dim, features = layout_.features(), at = length_ % kPageTokens;
-  const bool finite = all_values_finite(token, head_dim);
+  const bool finite = all_finite(token, head_dim);
   const Grid grid = grid_over(find_range(token, head_dim), clip, *grid_).grid;
   uint8_t* stored = page(length_);
   float* numbers = numbers_of(stored, layout_, key);
@@ -138,7 +118,7 @@ void HeadCache::append_codes(const float* token, float clip, bool key) {
   numbers[at] = finite ? grid.scale : kNone;
   numbers[kPageTokens + at] = finite ? grid.base - offset * grid.scale : kNone;
   uint8_t codes[kMaxHeadDim] = {};
-  if (finite) unsigned_codes(token, head_dim, grid, offset, codes);
+  if (finite) round_to_grid(token, head_dim, grid, -offset, reinterpret_cast<int8_t*>(codes));
   if (!key) {
     uint8_t* out = stored + layout_.matrix_bytes();
     if (layout_.type == CachedType::kBytes) {

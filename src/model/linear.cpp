@@ -74,21 +74,25 @@ Tensor Linear::dequantized() const {
   return sum;
 }
 
+Linear prepared_linear(const Linear& linear, bool from_codes, int64_t fixed_point_bits) {
+  Linear repacked;
+  if (linear.quantized && from_codes) {
+    repacked.prepared = std::make_shared<const PreparedLinear>(*linear.quantized, linear.lora, linear.bias);
+    repacked.fixed_point_bits = fixed_point_bits;
+  } else {
+    const Tensor weight = linear.weight.defined() ? linear.weight : linear.dequantized();
+    repacked.panels = std::make_shared<const FloatLinear>(weight, linear.bias);
+  }
+  return repacked;
+}
+
 void DecoderLayer::prepare(int64_t fixed_point_bits) {
   TORCH_CHECK(fixed_point_bits == 8 || fixed_point_bits == 15, "prepare: fixed_point_bits is ", fixed_point_bits,
               ", expected 8 or 15");
   for_each_linear([&](const std::string& name, Linear& linear) {
     const QuantPoint& input = point(input_site(name));
     const bool one_grid = !input.enabled || !input.spec.dynamic || input.spec.strategy == Strategy::kToken;
-    Linear repacked;
-    if (linear.quantized && one_grid) {
-      repacked.prepared = std::make_shared<const PreparedLinear>(*linear.quantized, linear.lora, linear.bias);
-      repacked.fixed_point_bits = fixed_point_bits;
-    } else {
-      const Tensor weight = linear.weight.defined() ? linear.weight : linear.dequantized();
-      repacked.panels = std::make_shared<const FloatLinear>(weight, linear.bias);
-    }
-    linear = std::move(repacked);
+    linear = prepared_linear(linear, one_grid, fixed_point_bits);
   });
   self_attn.exact = mlp.exact = true;
   for_each_norm([](const std::string&, RmsNorm& norm) { norm.exact = true; });

@@ -8,8 +8,8 @@
 #include <algorithm>
 #include <unordered_set>
 
-#include "../integer/float_linear.h"
 #include "baseq/model/decoder.h"
+#include "block_cache.h"
 #include "io/dtype_name.h"
 #include "model/named_tensors.h"
 #include "quantized_linear.h"
@@ -375,15 +375,7 @@ Linear Model::lm_head(const LoadOptions& options) const {
     head.weight.div_(config().logits_scaling);
     head.quantized.reset();
   }
-  if (!integers) return head;
-  Linear prepared;
-  prepared.fixed_point_bits = options.activation_bits;
-  if (head.weight.defined()) {
-    prepared.panels = std::make_shared<const FloatLinear>(head.weight, head.bias);
-  } else {
-    prepared.prepared = std::make_shared<const PreparedLinear>(*head.quantized, head.lora, head.bias);
-  }
-  return prepared;
+  return integers ? prepared_linear(head, /*from_codes=*/true, options.activation_bits) : head;
 }
 
 RotaryEmbedding Model::rotary(int64_t seq_len) const {
