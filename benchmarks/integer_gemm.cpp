@@ -113,7 +113,7 @@ void benchmark_one_token(int64_t out, int64_t in, int rounds) {
   }
 }
 
-/// What a correction adds to a one-token product, beside two products in bfloat16 and an addition behind it.
+/// What a correction adds to a one-token product, compared with two products in bfloat16 and an addition.
 void benchmark_corrections(int64_t out, int64_t in, int rounds) {
   const Tensor x = at::randn({1, in});
   for (const int64_t bits : {4, 3}) {

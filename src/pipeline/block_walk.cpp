@@ -50,7 +50,7 @@ void BlockWalk::visit(Site site, const DecoderLayer& layer, const std::function<
   if (site == Site::kGateUp) heads_ = Tensor();
 }
 
-/// In half batches: here the most is held beside the activations, the widest moments.
+/// In half batches, because the moments of the widest input are in memory too.
 void BlockWalk::visit_mlp(const DecoderLayer& layer, const std::function<void(int64_t, const Tensor&)>& fn) {
   PassOptions halves = task_.inputs.pass;
   halves.tokens_per_batch = (halves.tokens_per_batch + 1) / 2;

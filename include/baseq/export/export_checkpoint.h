@@ -37,7 +37,7 @@ struct ExportOptions {
   /// Absent: float16 for gptq and awq, whose scales have it, bfloat16 for the others.
   std::optional<at::ScalarType> dtype = {};
   std::string gguf_type = "Q4_0";  ///< of the linears in a GGUF file: "F16", "Q8_0", "Q4_0" or "Q4_1"
-  /// Of embedding and head in a GGUF file: "F16" or "Q8_0". Absent: F16 beside linears of type F16, else Q8_0.
+  /// Of embedding and head in a GGUF file: "F16" or "Q8_0". Absent: F16 with linears of type F16, else Q8_0.
   std::optional<std::string> gguf_head_type = {};
 };
 

@@ -22,16 +22,16 @@ struct CachedRows;
 class FloatLinear;
 class PreparedLinear;
 
-/// What linears with the same input read.
+/// The input that several linears share: q, k and v, or gate and up.
 class LinearInput {
  public:
   /// Values as they are.
   LinearInput(Tensor values) : values_(std::move(values)) {}  // NOLINT(google-explicit-constructor): most inputs are
-  /// What `point` makes of x, for the linears of a prepared layer. The point has to outlive this.
+  /// The output of `point` for x, computed at the first use. The point must outlive this.
   /// @param x [..., features]
   LinearInput(Tensor x, const QuantPoint& point) : x_(std::move(x)), point_(&point) {}
 
-  /// What the point returns.
+  /// The values, or the output of the point.
   const Tensor& values() const;
   /// The same as integer codes, quantized once for all readers with the same groups of columns.
   /// @param fixed_point_bits 8 or 15, for an input that no point quantizes

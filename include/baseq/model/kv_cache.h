@@ -21,9 +21,10 @@ struct CacheFormat {
   bool paged = false;
   std::optional<QuantSpec> grid = {};
 };
-/// Whether attention to such a cache is defined to the bit: one scale a token and head, or floats.
+/// Whether attention to a cache with this grid is defined to the bit. It needs one scale per token and head, or no
+/// grid.
 bool has_pages(const std::optional<QuantSpec>& grid, int64_t head_dim);
-/// What pages store where there is no grid.
+/// The dtype of pages without a grid.
 constexpr at::ScalarType kPagedFloats = at::kHalf;
 
 /// Keys and values of one sequence in all blocks of a model: see Decoder::forward. Memory grows with the tokens.
@@ -38,17 +39,17 @@ class KvCache {
   int64_t length() const { return length_; }  ///< tokens
   int64_t capacity() const { return capacity_; }
   int64_t bytes() const;
-  /// Forgets the tokens behind it. Throws c10::Error when it is longer than length().
+  /// Keeps the first `length` tokens. Throws c10::Error when there are fewer.
   void truncate(int64_t length);
 
   // What a forward pass does.
 
-  /// Makes room for tokens behind length(). Throws c10::Error beyond the capacity.
+  /// Makes room for `tokens` more. Throws c10::Error beyond the capacity.
   void reserve(int64_t tokens);
-  /// Of the next `tokens` positions; after reserve().
+  /// RoPE of the next `tokens` positions. Call reserve() first.
   RotaryEmbedding rope(int64_t tokens) const;
   BlockCache& block(int64_t index) const { return *blocks_[static_cast<size_t>(index)]; }
-  /// Counts tokens that all blocks have got.
+  /// Adds to length() once every block has stored the tokens.
   void advance(int64_t tokens);
 
  private:
