@@ -39,6 +39,15 @@ cp -r tests/data/tiny_llama_base "$work/model"
 cp tests/consumer/tokenizer.json "$work/model"
 "$work/build/consumer" "$work/model" README.md "$work/quantized"
 
+# The same program without CMake. The prefix has moved, and nothing in it may know where it was.
+mv "$work/prefix" "$work/moved"
+PKG_CONFIG_PATH=$work/moved/lib/pkgconfig pkg-config --cflags --libs baseq >"$work/flags"
+"${CXX:-c++}" -std=c++20 tests/consumer/main.cpp tests/consumer/alone.cpp -o "$work/by-hand" -Wl,-rpath,"$work/moved/lib" \
+  @"$work/flags"
+"$work/by-hand" "$work/model" README.md "$work/quantized by hand"
+"$work/moved/bin/baseq" --version >/dev/null
+mv "$work/moved" "$work/prefix"
+
 # expect TEXT NAME: an optional baseq is not found, for this reason, and CMake succeeds.
 expect() {
   local text=$1 name=$2

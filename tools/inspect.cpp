@@ -51,8 +51,16 @@ std::string describe_format(const StoredModel& model) {
     text += fmt::format("{} {} {:.1f} %", text == model.format ? ":" : ",", type,
                         100 * static_cast<double>(bytes) / static_cast<double>(total));
   }
-  const bool uniform = !model.quantization || model.quantization->uniform;
-  return uniform ? text : text + "; not all linears alike, the grids are those of the first";
+  return text;
+}
+
+/// A line for each grid of a checkpoint whose linears are not alike.
+std::string describe_mixture(const StoredModel& model) {
+  // Some of its types are read dequantized: the line about the format says which there are.
+  if (model.format == "gguf") return "    not all linears alike: that is the grid of the first\n";
+  std::string text;
+  for (const auto& [grid, linears] : describe_linears(model)) text += fmt::format("    {}: {}\n", grid, linears);
+  return text;
 }
 
 void run(const InspectArguments& arguments) {
@@ -80,9 +88,10 @@ void run(const InspectArguments& arguments) {
              format_bytes(checkpoint.num_bytes()), tensors.size());
   if (const auto& quantization = model.quantization()) {
     const CheckpointSummary summary = summarize(model);
-    print_text("  weights       {}{}\n  activations   {}\n  KV cache      {}\n  online        {}\n", summary.weights,
+    print_text("  weights       {}{}\n{}  activations   {}\n  KV cache      {}\n  online        {}\n", summary.weights,
                quantization->weights ? fmt::format(": {:.3f} bits a weight in all", summary.bits_per_weight) : "",
-               summary.input_activations, summary.kv_cache, describe_online(model));
+               summary.uniform ? "" : describe_mixture(model.stored()), summary.input_activations, summary.kv_cache,
+               describe_online(model));
     if (!summary.recipe.empty()) print_text("  recipe        {}\n", summary.recipe);
   }
   if (arguments.tensors) {

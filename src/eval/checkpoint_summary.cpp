@@ -17,6 +17,17 @@ constexpr std::string_view kParts[] = {".weight", ".weight_packed", ".weight_sca
                                        ".lora_A", ".lora_B",        ".lora_A_scale", ".lora_B_scale"};
 constexpr std::string_view kShape = ".weight_shape";
 
+/// "block 3", "blocks 0, 3-5"
+std::string describe_ranges(const std::vector<int64_t>& blocks) {
+  std::vector<std::string> ranges;
+  for (size_t begin = 0, end = 0; begin < blocks.size(); begin = end) {
+    while (end < blocks.size() && blocks[end] == blocks[begin] + static_cast<int64_t>(end - begin)) ++end;
+    ranges.push_back(end - begin == 1 ? fmt::format("{}", blocks[begin])
+                                      : fmt::format("{}-{}", blocks[begin], blocks[end - 1]));
+  }
+  return fmt::format("{} {}", blocks.size() == 1 ? "block" : "blocks", fmt::join(ranges, ", "));
+}
+
 }  // namespace
 
 std::map<std::string, StoredBits> stored_bits(const StoredModel& model) {
@@ -88,11 +99,50 @@ std::string describe_online(const Model& model) {
   return parts.empty() ? "nothing" : fmt::format("{}", fmt::join(parts, "; "));
 }
 
+std::vector<std::pair<std::string, std::string>> describe_linears(const StoredModel& model) {
+  struct Group {
+    int64_t size = 0;
+    std::map<std::string, std::vector<int64_t>> blocks{};  // by linear
+  };
+  std::map<std::string, Group> groups;
+  std::vector<std::string> order;
+  const std::vector<LinearShape> linears = linear_shapes(model.config);
+  for (int64_t block = 0; block < model.config.num_hidden_layers; ++block) {
+    for (const LinearShape& linear : linears) {
+      const auto format = model.linears.find(layer_prefix(block) + linear.name);
+      const std::string grid = describe(format == model.linears.end() ? std::nullopt : format->second.weights);
+      Group& group = groups[grid];
+      if (group.size++ == 0) order.push_back(grid);
+      group.blocks[linear.name].push_back(block);
+    }
+  }
+  std::ranges::stable_sort(order, std::ranges::greater{}, [&](const std::string& grid) { return groups[grid].size; });
+  std::vector<std::pair<std::string, std::string>> found;
+  for (const std::string& grid : order) {
+    if (found.empty()) {
+      found.emplace_back(grid, fmt::format("{} linears", groups[grid].size));
+      continue;
+    }
+    std::map<std::string, std::vector<std::string_view>> names;  // by blocks
+    for (const LinearShape& linear : linears) {
+      const auto at = groups[grid].blocks.find(linear.name);
+      if (at != groups[grid].blocks.end()) names[describe_ranges(at->second)].push_back(linear.name);
+    }
+    std::vector<std::string> parts;
+    for (const auto& [blocks, of] : names) parts.push_back(fmt::format("{} in {}", fmt::join(of, ", "), blocks));
+    found.emplace_back(grid, fmt::format("{}", fmt::join(parts, "; ")));
+  }
+  return found;
+}
+
 CheckpointSummary summarize(const Model& model) {
   const Checkpoint& checkpoint = model.checkpoint();
   CheckpointSummary summary{.name = model_name(checkpoint.path()), .num_bytes = checkpoint.num_bytes()};
   const auto& quantization = model.quantization();
   summary.weights = describe(quantization ? quantization->weights : std::nullopt);
+  if (quantization && !quantization->overrides.empty()) {
+    summary.weights += fmt::format(", {} linears otherwise", quantization->overrides.size());
+  }
   if (quantization && quantization->lora_rank > 0) {
     summary.weights += fmt::format(", corrections of rank {}", quantization->lora_rank);
   }

@@ -3,6 +3,8 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "baseq/model/model.h"
 
@@ -36,6 +38,10 @@ struct CheckpointSummary {
 
 /// The online transforms by their sites, such as "hadamard at qkv, gate_up; scale, hadamard at down"; "nothing".
 std::string describe_online(const Model& model);
+
+/// Which linears have which grid, the most common one first, such as {"4 bits, symmetric, per channel", "12 linears"},
+/// {"full precision", "mlp.up_proj, mlp.down_proj in blocks 0, 3-5"}.
+std::vector<std::pair<std::string, std::string>> describe_linears(const StoredModel& model);
 
 /// Stored bits a weight of all of these.
 double bits_per_weight(const StoredModel& model);

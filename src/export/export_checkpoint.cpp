@@ -110,9 +110,11 @@ ExportPlan plan_export(const StoredModel& model, const ExportOptions& options) {
   auto source = std::make_shared<const ExportSource>(model);
   const bool dequantized = options.format == ExportFormat::kHuggingFace ||
                            (options.format == ExportFormat::kGguf && options.gguf_type == "F16");
-  TORCH_CHECK(dequantized || source->quantization().uniform, source->path(),
-              ": the linears are quantized in different ways, or with groups of scattered columns; formats hf and gguf "
-              "F16 carry the dequantized weights");
+  for (const SourceLinear& linear : source->linears()) {
+    TORCH_CHECK(dequantized || linear.has_codes, source->path(), ": ", linear.full_name,
+                " has groups of scattered columns, or rows on different grids; formats hf and gguf F16 carry the "
+                "dequantized weights");
+  }
   std::vector<std::string> warnings = check_source(*source);
   ExportPlan plan = plan_format(std::move(source), dtype, options);
   const SideFiles files = side_files(checkpoint, plan);

@@ -32,28 +32,50 @@ bool transforms_online(const Recipe& recipe) {
 }  // namespace
 
 std::vector<std::string> export_formats(const Recipe& recipe) {
-  const auto& weights = recipe.grids.weights;
   const auto& activations = recipe.grids.input_activations;
   const auto& cache = recipe.grids.kv_cache;
+  std::vector<QuantSpec> grids;
+  if (recipe.grids.weights) grids.push_back(*recipe.grids.weights);
+  bool leaves_out = false;
+  for (const GridOverride& item : recipe.grids.overrides) {
+    leaves_out = leaves_out || !item.weights;
+    if (item.weights) grids.push_back(*item.weights);
+  }
+  const bool alike = !leaves_out && std::ranges::all_of(grids, [&](const auto& grid) { return grid == grids[0]; });
+  const auto all = [&](auto&& is_so) { return !grids.empty() && std::ranges::all_of(grids, is_so); };
+  const auto any = [&](auto&& is_so) { return std::ranges::any_of(grids, is_so); };
+  const auto scales = [&](at::ScalarType dtype) {
+    return all([&](const QuantSpec& grid) { return grid.scale_dtype == dtype; });
+  };
   const RoundStep* round = recipe.round_step();
   const bool low_rank = round != nullptr && round->low_rank;
   const bool weights_alone = !activations && !cache;
-  const bool codes_alone = weights && weights_alone && !low_rank && !transforms_online(recipe);
+  const bool codes_alone = weights_alone && !low_rank && !transforms_online(recipe);
+  const auto is_packed = [](const QuantSpec& grid) {
+    return grid.symmetric || grid.num_bits == 4 || grid.num_bits == 8;
+  };
+  // Q4_0, and Q8_0 for what has more bits.
+  const auto has_blocks = [](const QuantSpec& grid) {
+    constexpr int64_t kBlock = 32;
+    return grid.strategy != Strategy::kGroup || grid.group_size % kBlock == 0;
+  };
   std::vector<std::string> formats;
   if (weights_alone) formats.emplace_back("hf");
-  if (weights && !cache && !low_rank && (!activations || (activations->symmetric && has_plain_points(recipe))) &&
-      (weights->symmetric || weights->num_bits == 4 || weights->num_bits == 8) &&
-      weights->scale_dtype == at::kBFloat16) {
+  if (!cache && !low_rank && !(activations && leaves_out) &&
+      (!activations || (activations->symmetric && has_plain_points(recipe))) && all(is_packed) &&
+      scales(at::kBFloat16)) {
     formats.emplace_back("compressed-tensors");
   }
-  if (codes_alone && weights->scale_dtype == at::kHalf) {
-    if (weights->num_bits <= 4 || weights->num_bits == 8) formats.emplace_back("gptq");
-    if (weights->num_bits == 4) formats.emplace_back("awq");
-    constexpr int64_t kBlock = 32;
-    const bool blocks = weights->strategy != Strategy::kGroup || weights->group_size % kBlock == 0;
-    if (weights->num_bits <= 4 && weights->symmetric && blocks) formats.emplace_back("gguf");
+  if (codes_alone && alike && scales(at::kHalf)) {
+    if (grids[0].num_bits <= 4 || grids[0].num_bits == 8) formats.emplace_back("gptq");
+    if (grids[0].num_bits == 4) formats.emplace_back("awq");
   }
-  if (weights_alone && low_rank) formats.emplace_back("peft");
+  if (codes_alone && scales(at::kHalf) && all(has_blocks) &&
+      any([](const QuantSpec& grid) { return grid.num_bits <= 4 && grid.symmetric; }) &&
+      all([](const QuantSpec& grid) { return grid.num_bits <= 4 || grid.symmetric; })) {
+    formats.emplace_back("gguf");
+  }
+  if (weights_alone && low_rank && !leaves_out) formats.emplace_back("peft");
   return formats;
 }
 

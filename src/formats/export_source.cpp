@@ -32,7 +32,10 @@ Linear stacked(const std::vector<Linear>& linears) {
   };
   Linear result;
   result.weight = rows([](const Linear& linear) { return linear.weight; });
-  if (linears[0].quantized) {
+  const bool alike = std::ranges::all_of(linears, [&](const Linear& linear) {
+    return linear.quantized && linears[0].quantized && linear.quantized->spec == linears[0].quantized->spec;
+  });
+  if (alike) {
     QuantizedWeight quantized{.spec = linears[0].quantized->spec};
     quantized.codes = rows([](const Linear& linear) { return linear.quantized->codes; });
     quantized.qparams.scale = rows([](const Linear& linear) { return linear.quantized->qparams.scale; });
@@ -94,6 +97,19 @@ ExportSource::ExportSource(StoredModel stored) : model_(std::move(stored)) {
   }
 }
 
+std::vector<QuantSpec> ExportSource::grids() const {
+  std::vector<QuantSpec> found;
+  for (const SourceLinear& linear : linears_) {
+    const auto& grid = linear.format.weights;
+    if (grid && std::ranges::find(found, *grid) == found.end()) found.push_back(*grid);
+  }
+  return found;
+}
+
+bool ExportSource::leaves_linears_out() const {
+  return std::ranges::any_of(linears_, [](const SourceLinear& linear) { return !linear.format.weights; });
+}
+
 bool ExportSource::is_table(const std::string& name) const {
   return name.ends_with(".weight") && model_.stored().linears.contains(name.substr(0, name.rfind('.')));
 }
@@ -124,14 +140,17 @@ void ExportSource::add_linears(int64_t block) {
     }
     TORCH_CHECK(shape.size() == 2, prefix, part, ": the weight has ", shape.size(), " dimensions, expected 2");
     const bool bias = has_bias(prefix + part, part);
+    const auto stored = model_.stored().linears.find(prefix + part);
+    const LinearFormat format = stored == model_.stored().linears.end() ? LinearFormat{} : stored->second;
     const std::string_view fused = site_info(input_site(part)).fused;
     const std::string name(config().fused_projections && !fused.empty() ? fused : part);
     if (!linears_.empty() && linears_.back().full_name == prefix + name) {
       linears_.back().out_features += shape[0];
       linears_.back().bias |= bias;
       linears_.back().parts.push_back(part);
+      linears_.back().has_codes &= format == linears_.back().format;
     } else {
-      linears_.push_back({block, name, prefix + name, shape[0], shape[1], bias, {part}});
+      linears_.push_back({block, name, prefix + name, shape[0], shape[1], bias, {part}, format, !format.group_index});
     }
   });
 }

@@ -17,6 +17,8 @@ struct SourceLinear {
   int64_t out_features, in_features;
   bool bias;
   std::vector<std::string> parts;  ///< names within the block of the linears whose rows it has
+  LinearFormat format{};           ///< what its codes and its input are quantized to
+  bool has_codes = true;           ///< false: scattered groups, or parts of different formats; dequantized only
 };
 
 /// A native or unquantized checkpoint whose blocks are read one at a time, the last one kept.
@@ -28,6 +30,10 @@ class ExportSource {
   const QuantizationConfig& quantization() const { return quantization_; }  ///< empty for an unquantized checkpoint
   const ModelConfig& config() const { return model_.config(); }
   const std::vector<SourceLinear>& linears() const { return linears_; }  ///< block by block
+  /// The grids of the linears' weights, each once, in the order of the linears.
+  std::vector<QuantSpec> grids() const;
+  /// Whether a linear has no grid.
+  bool leaves_linears_out() const;
   /// The tensors that are neither of a linear nor of a quant point or its transform.
   const std::vector<std::string>& others() const { return others_; }
   /// One of them, a quantized embedding or head dequantized to float32.

@@ -24,7 +24,9 @@ Obstacles::Obstacles(const ExportSource& source, std::string format) : source_(s
 
 void Obstacles::add_activations() {
   const QuantizationConfig& quantization = source_.quantization();
-  add_if(quantization.input_activations.has_value(), "quantized activations (input_activations)");
+  const bool inputs = std::ranges::any_of(
+      source_.linears(), [](const SourceLinear& linear) { return linear.format.input_activations.has_value(); });
+  add_if(inputs, "quantized activations (input_activations)");
   add_if(quantization.kv_cache.has_value(), "a quantized cache (kv_cache)");
   add_if(source_.has_quant_tensor(".gain"), "gains of activations");
   add_if(source_.has_quant_tensor(".shift"), "shifts of activations");
@@ -38,11 +40,12 @@ void Obstacles::add_online_transforms() {
 }
 
 void Obstacles::add_scale_dtype(at::ScalarType dtype) {
-  if (!source_.quantization().weights) return;
-  const at::ScalarType stored = source_.quantization().weights->scale_dtype;
-  if (stored == dtype || dtype == at::kFloat) return;
-  found_.push_back(fmt::format("{} scales, which {} would round (grids.weights.scale_dtype)", torch_dtype_name(stored),
-                               torch_dtype_name(dtype)));
+  for (const QuantSpec& grid : source_.grids()) {
+    if (grid.scale_dtype == dtype || dtype == at::kFloat) continue;
+    found_.push_back(fmt::format("{} scales, which {} would round (grids.weights.scale_dtype)",
+                                 torch_dtype_name(grid.scale_dtype), torch_dtype_name(dtype)));
+    return;
+  }
 }
 
 void Obstacles::refuse(const std::string& advice) const {

@@ -46,22 +46,6 @@ void pack_panel_codes(const PanelSource& source, uint8_t* out) {
   }
 }
 
-void set_row_codes(const int8_t* codes, int64_t features, int64_t num_bits, int32_t offset, int64_t row,
-                   uint8_t* panel) {
-  for (int64_t k = 0; k < features; ++k) {
-    uint8_t* chunk = panel + k / kChunkColumns * num_bits * kBlockBytes + row * kSliceColumns + k % kSliceColumns;
-    const auto slice = static_cast<int>(k % kChunkColumns / kSliceColumns);
-    for (int width = 8; width > 0; width /= 2) {
-      if ((num_bits & width) == 0) continue;
-      const PlaneShift plane = plane_of(static_cast<int>(num_bits), width);
-      const int mask = (1 << width) - 1, in_block = 8 / width, shift = slice % in_block * width;
-      uint8_t& byte = chunk[plane.offset + slice / in_block * kBlockBytes];
-      const int part = (codes[k] + offset) >> plane.shift & mask;
-      byte = static_cast<uint8_t>((byte & ~(mask << shift)) | part << shift);
-    }
-  }
-}
-
 float weight_row_sum(const PanelSource& source, int64_t row, const float* scale, const uint8_t* zero_points) {
   const int64_t offset = int64_t{1} << (source.num_bits - 1);
   const int8_t* codes = source.codes + row * source.features;

@@ -15,10 +15,6 @@ struct PanelSource {
 /// Writes the chunks of a panel. Missing rows and columns become code 0 of the unsigned grid.
 void pack_panel_codes(const PanelSource& source, uint8_t* out);
 
-/// Writes one row of a panel with one group: codes [features] + offset, unsigned numbers of `num_bits` bits.
-void set_row_codes(const int8_t* codes, int64_t features, int64_t num_bits, int32_t offset, int64_t row,
-                   uint8_t* panel);
-
 /// The sum of the weights of a row: exact integers per group, their products with the scales added in float64 in the
 /// order of the groups, rounded to float32 at the end.
 /// @param scale        [groups]

@@ -121,7 +121,7 @@ void Model::for_each_name(const std::function<void(const std::string& name, bool
       if (const auto& input = format(name).input_activations; input && !input->dynamic) {
         for (const char* part : {".input_scale", ".input_zero_point"}) fn(name + part, false);
       }
-      if (!quantization()->weights || quantization()->lora_rank == 0) continue;
+      if (!format(name).weights || quantization()->lora_rank == 0) continue;
       for (const char* part : {".lora_A", ".lora_B"}) fn(name + part, true);
       for (const char* part : {".lora_A_scale", ".lora_B_scale"}) fn(name + part, false);
     }

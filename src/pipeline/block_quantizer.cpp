@@ -146,7 +146,8 @@ BlockQuantizer::Result BlockQuantizer::quantize(int64_t pass, int64_t block, Blo
                                                 const std::function<void(const StepEnd&)>& step_ended) {
   options_.pass.step();
   const BlockPlace place{model_.config(), block, options_.compute};
-  if (reached) state = state_from_tensors(reached->state, grids_, options_.compute.device());
+  const Grids grids = grids_.in_block(block);
+  if (reached) state = state_from_tensors(reached->state, grids, options_.compute.device());
   const int64_t begin = reached ? std::exchange(reached, std::nullopt)->num_steps : 0;
   std::map<std::string, ActivationRange> before;
   // Once, when the block is read for the first time; the pass below does it where the basis is the same.
@@ -160,7 +161,7 @@ BlockQuantizer::Result BlockQuantizer::quantize(int64_t pass, int64_t block, Blo
   const Tensor weights =
       windows_.defined() ? weigh_tokens(open.original(), block, begin > 0, in_passing ? &before : nullptr) : Tensor{};
   const BlockTask task{.place = place,
-                       .grids = grids_,
+                       .grids = grids,
                        .rounding = rounding_,
                        .inputs = streams_,
                        .target = target_,

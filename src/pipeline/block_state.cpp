@@ -73,9 +73,10 @@ WeightState restore_weight(const std::string& name, const Restorer& restore, con
   WeightState weight;
   restore(name + ".clip", weight.clip);
   if (!restore.has(name + ".codes")) return weight;
-  TORCH_CHECK(grids.weights, "state of a block: ", name, " is rounded, but the recipe gives no weight grid");
+  const std::optional<QuantSpec>& grid = grids.weights_of(name);
+  TORCH_CHECK(grid, "state of a block: ", name, " is rounded, but the recipe gives no weight grid");
   (void)restore.at(name + ".weight_scale");
-  weight.codes.emplace(QuantizedWeight{.spec = *grids.weights, .codes = {}, .qparams = {}});
+  weight.codes.emplace(QuantizedWeight{.spec = *grid, .codes = {}, .qparams = {}});
   restore(name + ".codes", weight.codes->codes);
   restore(name + ".weight_scale", weight.codes->qparams.scale);
   restore(name + ".weight_zero_point", weight.codes->qparams.zero_point);

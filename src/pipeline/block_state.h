@@ -32,7 +32,7 @@ bool has_codes(const BlockState& state);
 /// The state as tensors, for a journal. They share memory with `state` where that is contiguous and on the host.
 std::map<std::string, Tensor> state_tensors(const BlockState& state);
 /// The inverse of state_tensors. The tensors are copied.
-/// @param grids  what the state was made with
+/// @param grids  what the state was made with, see Grids::in_block()
 /// Throws c10::Error naming what is missing.
 BlockState state_from_tensors(const std::map<std::string, Tensor>& tensors, const Grids& grids, at::Device device);
 

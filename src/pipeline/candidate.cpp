@@ -58,7 +58,9 @@ Candidate::Candidate(const LearnStep& step, OpenBlock& block, const BlockTask& t
 void Candidate::reach(const std::string& name, bool moves) {
   Reached& reached = reached_[name];
   reached.moves = reached.moves || moves;
-  if (step_.weights == Weights::kStraightThrough) reached.rounding.emplace(*task_.grids.weights, task_.rounding);
+  if (step_.weights == Weights::kStraightThrough) {
+    if (const auto& grid = task_.grids.weights_of(name)) reached.rounding.emplace(*grid, task_.rounding);
+  }
   if (reached.moves || reached.exact.weight.defined()) return;
   reached.exact = realize_linear(original_, name, transforms_, task_.place, at::kDouble);
   const auto it = state_.weights.find(name);
@@ -102,11 +104,13 @@ Tensor Candidate::weight_of(const std::string& name, Reached& reached, const Ten
   if (step_.weights == Weights::kExact) return exact;
   const auto it = current.weights.find(name);
   if (step_.weights == Weights::kStraightThrough) {
+    if (!reached.rounding) return exact;
     return reached.rounding->forward(exact, it == current.weights.end() ? Tensor{} : it->second.clip, search);
   }
   const LowRankFactors& factors = it->second.low_rank;
-  return feedback_weight(exact, factors.A, factors.B, *task_.grids.weights,
-                         state_.weights.at(name).low_rank.A.scalar_type(), reached.feedback_clip);
+  const WeightState& start = state_.weights.at(name);
+  return feedback_weight(exact, factors.A, factors.B, start.codes->spec, start.low_rank.A.scalar_type(),
+                         reached.feedback_clip);
 }
 
 BlockState Candidate::result() const {
@@ -126,7 +130,7 @@ BlockState Candidate::result() const {
     const Reached& reached = reached_.at(name);
     const at::ScalarType dtype = state_.weights.at(name).low_rank.A.scalar_type();
     weight.low_rank = store_factors(weight.low_rank.A.detach(), weight.low_rank.B.detach(), dtype);
-    weight.codes = round_beside(reached.exact.weight, weight.low_rank, *task_.grids.weights, reached.feedback_clip);
+    weight.codes = round_beside(reached.exact.weight, weight.low_rank, weight.codes->spec, reached.feedback_clip);
   }
   return state;
 }

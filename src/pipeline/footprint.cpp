@@ -141,9 +141,10 @@ int64_t matrix_bytes(const std::optional<QuantSpec>& grid, int64_t rows, int64_t
 }
 
 /// A linear of a block as it is written, with the bias that corrections may give it.
-int64_t linear_bytes(const Recipe& recipe, int64_t rows, int64_t columns, int64_t matrix) {
-  int64_t bytes = matrix_bytes(recipe.grids.weights, rows, columns, matrix);
-  if (const LowRankOptions* low_rank = low_rank_of(recipe)) {
+int64_t linear_bytes(const Recipe& recipe, const std::string& name, int64_t rows, int64_t columns, int64_t matrix) {
+  const std::optional<QuantSpec>& grid = recipe.grids.weights_of(name);
+  int64_t bytes = matrix_bytes(grid, rows, columns, matrix);
+  if (const LowRankOptions* low_rank = low_rank_of(recipe); low_rank && grid) {
     const int64_t rank = low_rank_values(recipe, {"", rows, columns, false});
     bytes += rank * size_of(low_rank->dtype) + 4 * kHeaderBytes;
   }
@@ -229,21 +230,20 @@ Footprint quantization_memory(const ModelConfig& config, const Recipe& recipe, c
 
 OutputBytes output_bytes(const ModelConfig& config, const Recipe& recipe, at::ScalarType checkpoint_dtype) {
   const int64_t matrix = size_of(recipe.dtype.value_or(checkpoint_dtype));
-  // Blocks are alike; a rotation of the residual stream gives the head weights of its own.
-  ModelConfig one = config;
-  one.num_hidden_layers = 1;
-  one.tie_word_embeddings = config.tie_word_embeddings && recipe.keeps_tied_head();
-  OutputBytes bytes{.block = kLogBytes + point_bytes(config, recipe) + transform_bytes(config, recipe),
-                    .surroundings = kFilesBytes};
-  for_each_tensor(one, [&](const std::string& name, at::IntArrayRef shape) {
-    int64_t& sum = name.starts_with("model.layers.") ? bytes.block : bytes.surroundings;
+  // A rotation of the residual stream gives the head weights of its own.
+  ModelConfig written = config;
+  written.tie_word_embeddings = config.tie_word_embeddings && recipe.keeps_tied_head();
+  const int64_t in_each = kLogBytes + point_bytes(config, recipe) + transform_bytes(config, recipe);
+  OutputBytes bytes{.blocks = config.num_hidden_layers * in_each, .surroundings = kFilesBytes};
+  for_each_tensor(written, [&](const std::string& name, at::IntArrayRef shape) {
+    int64_t& sum = name.starts_with("model.layers.") ? bytes.blocks : bytes.surroundings;
     if (shape.size() == 1) {
       sum += shape[0] * kFloatBytes + kHeaderBytes;
     } else if (&sum == &bytes.surroundings) {
       sum += matrix_bytes(name.starts_with("lm_head") ? recipe.grids.head : recipe.grids.embedding, shape[0], shape[1],
                           matrix);
     } else {
-      sum += linear_bytes(recipe, shape[0], shape[1], matrix);
+      sum += linear_bytes(recipe, name.substr(0, name.rfind('.')), shape[0], shape[1], matrix);
     }
   });
   return bytes;

@@ -17,10 +17,10 @@ struct RunShape {
 /// Memory that quantize_checkpoint needs at its peak; the stage of a block that needs most is one part.
 Footprint quantization_memory(const ModelConfig& config, const Recipe& recipe, const RunShape& shape);
 
-/// Bytes of the quantized checkpoint but for side files: of one block, and of what surrounds the blocks. Rather too
-/// much than too little: what learning may put there counts.
+/// Bytes of the quantized checkpoint but for side files: of all blocks, and of what surrounds them. Rather too much
+/// than too little: what learning may put there counts.
 struct OutputBytes {
-  int64_t block = 0, surroundings = 0;
+  int64_t blocks = 0, surroundings = 0;
 };
 OutputBytes output_bytes(const ModelConfig& config, const Recipe& recipe, at::ScalarType checkpoint_dtype);
 

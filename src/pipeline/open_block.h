@@ -16,7 +16,7 @@ namespace baseq {
 /// The surroundings of the block that a step works on.
 struct BlockTask {
   BlockPlace place;
-  const Grids& grids;
+  const Grids& grids;         ///< of the block, see Grids::in_block()
   GptqOptions rounding{};     ///< of the recipe's round step
   const BlockInputs& inputs;  ///< undefined without calibration
   Tensor target;              ///< the full-precision block's output, [num_samples, seq, hidden_size]

@@ -164,9 +164,13 @@ std::vector<Parameter> make_parameters(const LearnStep& step, const BlockState& 
     });
   }
   for (const LinearShape& linear : linear_shapes(place.config)) {
-    if (grids.weights) {
-      add(linear.name, "weight_clip",
-          [&] { return weight_clip_parameter(linear, state, *grids.weights, place.compute); });
+    const std::optional<QuantSpec>& grid = grids.weights_of(linear.name);
+    if (grids.weights && !grid) {  // this block leaves it out
+      for (const char* what : {"weight_clip", "low_rank"}) (void)rates.of(linear.name, what);
+      continue;
+    }
+    if (grid) {
+      add(linear.name, "weight_clip", [&] { return weight_clip_parameter(linear, state, *grid, place.compute); });
     }
     const auto it = state.weights.find(linear.name);
     if (it == state.weights.end() || !it->second.low_rank.defined()) continue;

@@ -1,5 +1,6 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <map>
@@ -8,6 +9,7 @@
 #include "baseq/pipeline/job.h"
 #include "baseq/transform/hadamard.h"
 #include "finite_weights.h"
+#include "grid_overrides.h"
 #include "instruction_set.h"
 #include "io/disk_room.h"
 #include "io/machine_limits.h"
@@ -68,17 +70,28 @@ int64_t check_side_files(const Checkpoint& checkpoint, RunPlan& plan) {
   }
 }
 
-void check_groups(const ModelConfig& config, const QuantSpec& weights, RunPlan& plan) {
-  if (weights.strategy != Strategy::kGroup) return;
-  std::map<int64_t, std::string> readers;  // input size -> who reads so many
-  for (const LinearShape& linear : linear_shapes(config)) {
-    std::string& names = readers[linear.in_features];
-    names += (names.empty() ? "" : ", ") + std::string(linear.name);
+/// Where a recipe gives the grid of a linear.
+std::string grid_path(const Grids& grids, const std::string& linear) {
+  const GridOverride* found = grids.override_of(linear);
+  return found ? fmt::format("grids.overrides[{}].weights", found - grids.overrides.data()) : "grids.weights";
+}
+
+void check_groups(const ModelConfig& config, const Grids& grids, RunPlan& plan) {
+  // Grid and input size -> its group size and who reads so many.
+  std::map<std::pair<std::string, int64_t>, std::pair<int64_t, std::vector<std::string>>> wrong;
+  for (int64_t block = 0; block < config.num_hidden_layers; ++block) {
+    for (const LinearShape& linear : linear_shapes(config)) {
+      const std::string name = layer_prefix(block) + linear.name;
+      const std::optional<QuantSpec>& grid = grids.weights_of(name);
+      if (!grid || grid->strategy != Strategy::kGroup || linear.in_features % grid->group_size == 0) continue;
+      auto& [group_size, readers] = wrong[{grid_path(grids, name), linear.in_features}];
+      group_size = grid->group_size;
+      if (std::ranges::find(readers, linear.name) == readers.end()) readers.emplace_back(linear.name);
+    }
   }
-  for (const auto& [size, names] : readers) {
-    if (size % weights.group_size == 0) continue;
-    plan.problems.push_back(fmt::format("grids.weights.group_size: {} does not divide {}, the input size of {}",
-                                        weights.group_size, size, names));
+  for (const auto& [where, found] : wrong) {
+    plan.problems.push_back(fmt::format("{}.group_size: {} does not divide {}, the input size of {}", where.first,
+                                        found.first, where.second, fmt::join(found.second, ", ")));
   }
 }
 
@@ -111,7 +124,7 @@ void for_each_step(const Recipe& recipe, const Visit& visit) {
 
 /// Grids and transforms against the sizes of the model.
 void check_recipe(const ModelConfig& config, const Recipe& recipe, RunPlan& plan) {
-  if (recipe.grids.weights) check_groups(config, *recipe.grids.weights, plan);
+  check_groups(config, recipe.grids, plan);
   const std::pair<const char*, const std::optional<QuantSpec>*> tables[] = {{"head", &recipe.grids.head},
                                                                             {"embedding", &recipe.grids.embedding}};
   for (const auto& [key, grid] : tables) {
@@ -217,14 +230,13 @@ std::vector<Footprint::Part> disk_needs(const Job& job, const ModelConfig& confi
   const Recipe& recipe = job.recipe;
   const QuantizeOptions& options = job.options;
   const OutputBytes written = output_bytes(config, recipe, shape.checkpoint_dtype);
-  const int64_t blocks = written.block * config.num_hidden_layers;
   std::vector<Footprint::Part> disk = {
-      {fs::absolute(job.output).parent_path().string(), blocks + written.surroundings + side_files}};
+      {fs::absolute(job.output).parent_path().string(), written.blocks + written.surroundings + side_files}};
   const int64_t stream = shape.num_windows * shape.seq_len * config.hidden_size *
                          static_cast<int64_t>(c10::elementSize(recipe.activations_dtype));
   if (!options.work_directory.empty()) {
     // The streams of a block are written before those of an earlier one go.
-    const int64_t kept = blocks + 2 * 2 * stream + stage_bytes(config, recipe);
+    const int64_t kept = written.blocks + 2 * 2 * stream + stage_bytes(config, recipe);
     disk.push_back({options.work_directory.string(), std::max<int64_t>(0, kept - bytes_in(options.work_directory))});
   }
   if (shape.activations_on_disk && stream > 0) disk.push_back({options.activations_directory.string(), 3 * stream});
@@ -242,6 +254,8 @@ RunPlan plan(const Job& job) {
     plan.problems = find_obstacles(job);
     opened = checkpoint_of(job);
     config = config_of(*opened);
+    for (std::string& problem : unmatched_patterns(job.recipe.grids, config))
+      plan.problems.push_back(std::move(problem));
   } catch (const c10::Error& error) {  // nothing that follows from it means anything
     plan.problems.push_back(text_of(error));
     return plan;

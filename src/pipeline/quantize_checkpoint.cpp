@@ -14,6 +14,7 @@
 #include "block_quantizer.h"
 #include "formats/native/config.h"
 #include "formats/native/modeling_source.h"
+#include "grid_overrides.h"
 #include "io/hub_cache.h"
 #include "io/run_journal.h"
 #include "io/side_files.h"
@@ -49,7 +50,9 @@ class Run {
                 ": is already quantized; quantize the original checkpoint instead");
     TORCH_CHECK(windows().defined() || !recipe_.needs_calibration(), needs_windows(recipe_));
     if (windows().defined()) check_token_ids(windows(), model_.config().vocab_size, "quantize: calibration windows");
-    recipe_.grids = blocks_.grids();                           // for this model
+    recipe_.grids = blocks_.grids();  // for this model
+    const std::vector<std::string> unmatched = unmatched_patterns(recipe_.grids, model_.config());
+    TORCH_CHECK(unmatched.empty(), unmatched.front());
     if (windows().defined() && recipe_.needs_calibration()) {  // what the checkpoint says was used
       recipe_.num_samples = windows().size(0);
       recipe_.seq_len = windows().size(1);
@@ -197,7 +200,7 @@ class Run {
     }
     BlockState state;
     if (const auto it = states_.find(block); it != states_.end()) {
-      state = state_from_tensors(it->second, blocks_.grids(), options_.device);
+      state = state_from_tensors(it->second, blocks_.grids().in_block(block), options_.device);
     }
     const BlockQuantizer::Result result =
         blocks_.quantize(turn / num_blocks(), block, std::move(state), std::move(reached.step), keep);
@@ -303,6 +306,30 @@ class Run {
 
   bool stays_tied() const { return model_.config().tie_word_embeddings && recipe_.keeps_tied_head(); }
 
+  /// A block with the tensors of the first one, but for the weights that have another grid.
+  std::map<std::string, TensorInfo> expected_block(const RunJournal::Tensors& first_block, int64_t block) const {
+    const std::string prefix = layer_prefix(block);
+    std::map<std::string, TensorInfo> infos;
+    for (const auto& [name, tensor] : first_block) {
+      infos[prefix + name.substr(layer_prefix(0).size())] = {tensor.scalar_type(), tensor.sizes().vec()};
+    }
+    const Grids grids = recipe_.grids.in_block(block), of_first = recipe_.grids.in_block(0);
+    for (const LinearShape& linear : linear_shapes(model_.config())) {
+      const auto& grid = grids.weights_of(linear.name);
+      if (grid == of_first.weights_of(linear.name)) continue;
+      const std::string name = prefix + linear.name;
+      std::erase_if(infos, [&](const auto& info) {
+        return info.first.starts_with(name + ".weight") || (!grid && info.first.starts_with(name + ".lora_"));
+      });
+      if (grid) {
+        infos.merge(quantized_weight_infos(name, *grid, linear.out_features, linear.in_features));
+      } else {
+        infos[name + ".weight"] = {dtype_, {linear.out_features, linear.in_features}};
+      }
+    }
+    return infos;
+  }
+
   /// Writes what surrounds the blocks, and says what follows: blocks with the tensors of the first one.
   void write_surroundings(CheckpointWriter& writer, const RunJournal::Tensors& first_block) {
     const std::vector<Surrounding> parts = surroundings();
@@ -311,10 +338,7 @@ class Run {
       for (const auto& [name, info] : part.infos) expected.push_back({name, info});
     }
     for (int64_t block = 0; block < model_.config().num_hidden_layers; ++block) {
-      for (const auto& [name, tensor] : first_block) {
-        expected.push_back(
-            {layer_prefix(block) + name.substr(layer_prefix(0).size()), {tensor.scalar_type(), tensor.sizes().vec()}});
-      }
+      for (const auto& [name, info] : expected_block(first_block, block)) expected.push_back({name, info});
     }
     writer.expect(expected);
     for (const Surrounding& part : parts) {
@@ -330,7 +354,9 @@ class Run {
     nlohmann::json config = checkpoint().config();
     remove_code_references(config);
     if (!recipe_.keeps_tied_head()) config["tie_word_embeddings"] = false;
-    nlohmann::json quantization = to_json(recipe_.quantization_config());
+    QuantizationConfig written = recipe_.quantization_config();
+    written.overrides = overridden_linears(recipe_.grids, model_.config());
+    nlohmann::json quantization = to_json(written);
     quantization["recipe"] = recipe_.to_json();
     config["quantization_config"] = quantization;
     if (has_modeling_file()) config["auto_map"] = {{"AutoModelForCausalLM", kModelingClass}};

@@ -243,12 +243,30 @@ void visit_calibration(Visitor& visit, S& recipe) {
   visit.dtype("activations_dtype", recipe.activations_dtype, ActivationStorage::kDtypes);
 }
 
+/// The keys of the grid that differ from `weights`.
+GridOverride read_override(JsonObject object, const std::optional<QuantSpec>& weights) {
+  GridOverride result{.linears = object.texts("linears")};
+  object.ignore("weights");
+  if (object.contains("weights")) {
+    result.weights = quant_spec_from_json(object.object("weights"), weights.value_or(QuantSpec{}));
+  }
+  object.finish();
+  return result;
+}
+
+json write_override(const GridOverride& from) {
+  return {{"linears", from.linears}, {"weights", from.weights ? to_json(*from.weights) : json(nullptr)}};
+}
+
 Grids read_grids(JsonObject object) {
   Grids grids;
   Reader visit{std::move(object), grids};
   for (const auto& [key, grid] : kStaticGrids) {
     visit.object.ignore(key);
     if (visit.object.contains(key)) grids.*grid = quant_spec_from_json(visit.object.object(key), {});
+  }
+  for (JsonObject& item : visit.object.objects("overrides")) {
+    grids.overrides.push_back(read_override(std::move(item), grids.weights));
   }
   visit_fields(visit, grids);
   visit.object.finish();
@@ -260,6 +278,7 @@ json write_grids(const Grids& grids) {
   visit_fields(visit, grids);
   for (const auto& [key, grid] : kStaticGrids)
     visit.object[key] = grids.*grid ? to_json(*(grids.*grid)) : json(nullptr);
+  for (const GridOverride& item : grids.overrides) visit.object["overrides"].push_back(write_override(item));
   return visit.object;
 }
 

@@ -8,6 +8,8 @@
 #include <map>
 #include <set>
 
+#include "grid_overrides.h"
+
 namespace baseq {
 namespace {
 
@@ -198,8 +200,21 @@ class Order {
 }  // namespace
 
 void check_grids(const Grids& grids, const std::string& path) {
-  TORCH_CHECK(!grids.weights || (!grids.weights->dynamic && grids.weights->strategy != Strategy::kToken), path,
-              ": grids.weights: expected strategy \"tensor\", \"channel\" or \"group\" and a static grid");
+  const auto check_weights = [&](const std::string& key, const std::optional<QuantSpec>& grid) {
+    TORCH_CHECK(!grid || (!grid->dynamic && grid->strategy != Strategy::kToken), path, ": ", key,
+                ": expected strategy \"tensor\", \"channel\" or \"group\" and a static grid");
+  };
+  check_weights("grids.weights", grids.weights);
+  TORCH_CHECK(grids.weights || grids.overrides.empty(), path,
+              ": grids.overrides: replace grids.weights for some linears, but there are none");
+  for (size_t i = 0; i < grids.overrides.size(); ++i) {
+    const std::string key = "grids.overrides[" + std::to_string(i) + "]";
+    check_weights(key + ".weights", grids.overrides[i].weights);
+    TORCH_CHECK(!grids.overrides[i].linears.empty(), path, ": ", key, ".linears: names no linear");
+    for (const std::string& pattern : grids.overrides[i].linears) {
+      check_pattern(pattern, path + ": " + key + ".linears");
+    }
+  }
   const std::pair<const char*, const std::optional<QuantSpec>*> tables[] = {{"head", &grids.head},
                                                                             {"embedding", &grids.embedding}};
   for (const auto& [key, grid] : tables) {

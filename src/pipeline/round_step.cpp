@@ -1,6 +1,7 @@
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <optional>
@@ -154,7 +155,7 @@ LinearRounded round_linear_of(OpenBlock& block, const std::string& name, const R
   const bool gptq_rounding = step.method == RoundStep::Method::kGptq;
   const bool learned = step.low_rank && step.low_rank->method == LowRank::kFbquant;
   const auto start = std::chrono::steady_clock::now();
-  const QuantSpec& spec = *task.grids.weights;
+  const QuantSpec& spec = *task.grids.weights_of(name);
   const Tensor weight = block.layer().linear(name).weight;
   LinearRounded event{.block = task.place.block, .name = name};
   const auto known = block.state().weights.find(name);
@@ -204,6 +205,9 @@ bool takes_tokens(const RoundStep& step, int64_t num_tokens, int64_t features) {
 void apply(const RoundStep& step, OpenBlock& block, const BlockTask& task) {
   const c10::NoGradGuard no_grad;
   TORCH_CHECK(task.grids.weights, "round: the recipe gives no weight grid");
+  const auto is_rounded = [&](std::string_view linear) {
+    return task.grids.weights_of(std::string(linear)).has_value();
+  };
   const bool moments = needs_moments(step);
   TORCH_CHECK(!moments || task.inputs.defined(),
               "round: GPTQ and low-rank corrections other than \"svd\" need calibration inputs");
@@ -226,7 +230,11 @@ void apply(const RoundStep& step, OpenBlock& block, const BlockTask& task) {
       // Its activation quantizers are off unless the step wants them while rounding.
       DecoderLayer layer = with_points(block.layer(), step.quantized_inputs);
       if (!has_enabled_point(block.layer())) observe_ranges(layer, passed.ranges);
-      statistics = collect(info.site, layer, unrounded, step, task, walk);
+      if (std::ranges::any_of(info.readers, is_rounded)) {
+        statistics = collect(info.site, layer, unrounded, step, task, walk);
+      } else {
+        walk.visit(info.site, layer, [](int64_t, const Tensor&) {});
+      }
     }
     if (all_known && !statistics.known) {
       task.tell(
@@ -236,6 +244,7 @@ void apply(const RoundStep& step, OpenBlock& block, const BlockTask& task) {
     }
     all_known = all_known && statistics.known;
     for (const std::string_view reader : info.readers) {
+      if (!is_rounded(reader)) continue;
       task.inputs.pass.step();
       task.tell(round_linear_of(block, std::string(reader), step, statistics, task));
     }

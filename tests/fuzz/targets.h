@@ -66,6 +66,7 @@ inline void recipe(std::string_view bytes) {
   const nlohmann::json resolved = recipe.to_json();
   TORCH_INTERNAL_ASSERT(Recipe::from_json(resolved, path).to_json() == resolved);
   recipe.quantization_config();
+  recipe.grids.in_block(0);
 }
 
 inline void calibration(std::string_view bytes) {

@@ -227,6 +227,36 @@ TEST(QuantizationConfig, ComesBackFromItsJson) {
   config.format_version = 6;
   EXPECT_EQ(to_json(config).at("format_version"), 6);
   EXPECT_EQ(quantization_config_from_json(to_json(config), "q"), config);
+  for (const auto& head : {config.head, std::optional<QuantSpec>{}}) {
+    config.head = head;
+    config.overrides = {{"model.layers.0.mlp.up_proj", std::nullopt},
+                        {"model.layers.1.mlp.up_proj", QuantSpec{.num_bits = 8}}};
+    config.format_version = 7;
+    config.uniform = false;
+    EXPECT_EQ(to_json(config).at("format_version"), 7);
+    EXPECT_EQ(quantization_config_from_json(to_json(config), "q"), config);
+  }
+}
+
+TEST(QuantizationConfig, OverridesAreGridsByName) {
+  const json plain = to_json(QuantizationConfig{.weights = QuantSpec{.num_bits = 4},
+                                                .overrides = {{"model.layers.0.mlp.up_proj", QuantSpec{}}}});
+  const auto expect_refused = [&](const json& overrides, const std::vector<std::string>& parts) {
+    json config = plain;
+    config["overrides"] = overrides;
+    expect_error([&] { quantization_config_from_json(config, "q"); }, parts);
+  };
+  expect_refused({1, 2}, {"q: overrides", "object"});
+  expect_refused("model.layers.0.mlp.up_proj", {"q: overrides", "object"});
+  expect_refused({{"a", "b"}}, {"q: overrides.a", "object"});
+  expect_refused({{"a", {{"num_bits", 1}}}}, {"q: overrides.a", "num_bits"});
+  expect_refused({{"a", {{"levels", {1}}}}}, {"q: overrides.a", "levels", "reserved"});
+  json nothing = plain;
+  nothing["weights"] = nullptr;
+  expect_error([&] { quantization_config_from_json(nothing, "q"); }, {"q: overrides", "full precision"});
+  json none = plain;
+  none["overrides"] = nullptr;
+  EXPECT_TRUE(quantization_config_from_json(none, "q").uniform);
 }
 
 TEST(QuantizationConfig, FlagsOfOlderVersionsNameSites) {

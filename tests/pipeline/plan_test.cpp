@@ -278,7 +278,7 @@ TEST(Footprint, MemoryDoesNotDependOnTheNumberOfBlocksButOutputDoes) {
   const Recipe recipe = planned_recipe(kGptq);
   EXPECT_EQ(quantization_memory(config_of(2), recipe, shape).bytes(),
             quantization_memory(config_of(200), recipe, shape).bytes());
-  EXPECT_GT(output_bytes(config_of(2), recipe, at::kFloat).block, 0);
+  EXPECT_GT(output_bytes(config_of(2), recipe, at::kFloat).blocks, 0);
 }
 
 TEST(Footprint, StreamsOnDiskAndSmallerBatchesNeedLess) {
@@ -311,8 +311,8 @@ TEST(Footprint, MatricesThatStayOnlineCountInMemoryOutputAndWorkDirectory) {
     const int64_t bytes = shape.features * shape.width() * 4;
     const auto memory = [&](const Recipe& recipe) { return quantization_memory(config, recipe, {}).bytes(); };
     EXPECT_EQ(memory(matrix) - memory(scale), bytes);
-    const auto output = [&](const Recipe& recipe) { return output_bytes(config, recipe, at::kFloat).block; };
-    EXPECT_EQ(output(matrix) - output(scale), info.online ? bytes : 0);
+    const auto output = [&](const Recipe& recipe) { return output_bytes(config, recipe, at::kFloat).blocks; };
+    EXPECT_EQ(output(matrix) - output(scale), info.online ? config.num_hidden_layers * bytes : 0);
     EXPECT_EQ(stage_bytes(config, matrix), 2 * bytes);
     const auto learned = [](Recipe recipe, const char* rate) {
       recipe.passes[0].steps.emplace_back(LearnStep{.rates = {{rate, 1e-3}}});

@@ -151,6 +151,32 @@ def test_quantized_activations_are_those_of_the_native_checkpoint(compressed_ten
     assert (token_errors(logits_of(tmp_path / "weights-alone", (100, 2))[1], expected) > 1e-3).all()
 
 
+OVERRIDES = [{"linears": ["*.down_proj"], "weights": {"num_bits": 8, "strategy": "channel"}},
+             {"linears": ["re:.*layers\\.0\\.self_attn"], "weights": None},
+             {"linears": ["*.1.*.o_proj"], "weights": {"num_bits": 3}}]
+
+
+@pytest.mark.parametrize("inputs", [None, {"num_bits": 8, "symmetric": True}], ids=["weights", "inputs"])
+def test_different_grids_are_groups_and_ignored_linears(compressed_tensors, round_off, export, logits_of, tmp_path,
+                                                        inputs):
+    # Inputs of ignored linears cannot be quantized. Codes of 8 bits a channel are then bytes, the others words.
+    overrides = [item for item in OVERRIDES if item["weights"] or not inputs]
+    steps = [POINTS, ROUND] if inputs else [ROUND]
+    round_off(recipe_of(*steps, weights=GRID, inputs=inputs, overrides=overrides, dtype="float32"), tmp_path / "native",
+              model=BIASED)
+    export(tmp_path / "native", "compressed-tensors", tmp_path / "out", "--dtype", "float32")
+    config, tensors = read(tmp_path / "out")
+    assert config["quantization_config"]["format"] == ("mixed-precision" if inputs else "pack-quantized")
+    assert len(config["quantization_config"]["config_groups"]) == 3
+    assert ("model.layers.0.self_attn.q_proj.weight" in tensors) == (not inputs)
+    ids, expected = logits_of(tmp_path / "native", (100, 2))
+    got = loaded_logits(tmp_path / "out", ids)
+    if inputs:
+        assert (token_errors(got, expected) < 1e-4).float().mean() > 0.75
+    else:
+        assert relative_error(got, expected) < 1e-5
+
+
 @pytest.mark.parametrize("name", ["w4a16-vllm", "w8a8-vllm"])  # of w4a4-vllm: the test above
 def test_recipes_of_the_profiles_are_exported_in_bfloat16(compressed_tensors, quantize, export, logits_of, tmp_path,
                                                           name):

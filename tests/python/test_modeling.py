@@ -49,6 +49,14 @@ RECIPES = {
     "head and embedding": recipe_of(ROUND, weights=FOUR, head={"num_bits": 8},
                                     embedding={"num_bits": 4, "symmetric": False, "strategy": "group", "group_size": 8}),
     "head and embedding in one": recipe_of(ROUND, weights=FOUR, head={"num_bits": 8}, embedding={"num_bits": 8}),
+    "mixed bits": recipe_of(ROUND, weights=FOUR, overrides=[
+        {"linears": ["*.down_proj"], "weights": {"num_bits": 8, "symmetric": False}},
+        {"linears": ["model.layers.0.self_attn.*", "re:.*1.mlp.up_proj"], "weights": None},
+        {"linears": ["*.0.*.v_proj"], "weights": {"num_bits": 3, "strategy": "group", "group_size": 8}}]),
+    "mixed bits with everything": recipe_of(
+        *EVERYTHING, GPTQ | {"low_rank": {"rank": 3}}, TUNING, weights=FOUR, inputs=FOUR, cache=FOUR,
+        overrides=[{"linears": ["*.down_proj"], "weights": {"num_bits": 8}},
+                   {"linears": ["model.layers.0.*"], "weights": None}]),
     "rotated head": recipe_of(hadamard("residual"), ROUND, weights=FOUR, head={"num_bits": 8}),
 }
 

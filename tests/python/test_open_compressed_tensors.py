@@ -108,10 +108,13 @@ def test_the_most_exact_target_decides_and_ignored_linears_stay(run, logits_of, 
     assert relative_error(got, loaded_logits(folder, ids)) < 1e-5
     export(folder, "hf", tmp_path / "hf", "--dtype", "float32")
     assert relative_error(loaded_logits(tmp_path / "hf", ids), got) < 1e-5
-    done = run("export", folder, "--format", "compressed-tensors", "--dry-run")
-    assert done.returncode == 1 and "in different ways" in done.stderr
+    export(folder, "compressed-tensors", tmp_path / "again", "--dtype", "float32")
+    assert relative_error(loaded_logits(tmp_path / "again", ids), got) < 1e-5
+    done = run("export", folder, "--format", "gptq", "--dry-run")
+    assert done.returncode == 1 and "linears with other grids than the rest, or without one" in done.stderr
     done = run("inspect", folder)
-    assert done.returncode == 0 and "compressed-tensors; not all linears alike" in done.stdout
+    assert done.returncode == 0 and "full precision: self_attn.q_proj, self_attn.k_proj in block 0\n" in done.stdout
+    assert "3 bits, symmetric, per channel: mlp.down_proj in block 1\n" in done.stdout
 
 
 DYNAMIC = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}

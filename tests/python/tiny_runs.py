@@ -21,9 +21,11 @@ def hadamard(*at: str) -> dict:
 
 
 def recipe_of(*steps: dict, weights: dict | None = None, inputs: dict | None = None, cache: dict | None = None,
-              head: dict | None = None, embedding: dict | None = None, **keys) -> dict:
+              head: dict | None = None, embedding: dict | None = None, overrides: list | None = None,
+              **keys) -> dict:
     """A recipe of these steps, with the grids that are given; `inputs` is input_activations, `cache` is kv_cache."""
-    grids = {"weights": weights, "input_activations": inputs, "kv_cache": cache, "head": head, "embedding": embedding}
+    grids = {"weights": weights, "input_activations": inputs, "kv_cache": cache, "head": head, "embedding": embedding,
+             "overrides": overrides}
     return keys | {"grids": {name: grid for name, grid in grids.items() if grid is not None}, "steps": list(steps)}
 
 

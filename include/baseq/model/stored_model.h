@@ -35,12 +35,15 @@ struct LinearFormat {
 /// What a quantized checkpoint's config.json says about how to run it; absent parts are in full precision.
 struct QuantizationConfig {
   static constexpr const char* kMethod = "baseq";
-  static constexpr int64_t kFormatVersion = 6;        ///< the newest that is read
+  static constexpr int64_t kFormatVersion = 7;        ///< the newest that is read
   static constexpr int64_t kOldestFormatVersion = 3;  ///< 4 added factors of 8 bits, 5 tensors of online transforms
   static constexpr int64_t kFirstWithTransforms = 5;
-  static constexpr int64_t kFirstWithHead = 6;  ///< and embedding; written only where one of them is quantized
+  static constexpr int64_t kFirstWithHead = 6;       ///< and embedding; written only where one of them is quantized
+  static constexpr int64_t kFirstWithOverrides = 7;  ///< written only where there are any
 
   std::optional<QuantSpec> weights{};
+  /// Grids of single linears in place of `weights`, by full name.
+  std::map<std::string, std::optional<QuantSpec>> overrides{};
   /// Rank of the corrections lora_A, lora_B beside every packed weight (less where a side of the weight is shorter);
   /// 0: there are none.
   int64_t lora_rank = 0;
@@ -52,7 +55,7 @@ struct QuantizationConfig {
   /// Later ones store each online transform as tensors: see Model::online_kinds.
   std::vector<Site> hadamards{};
   /// Whether `weights` and `input_activations` hold for every linear of every block and all have codes. A native
-  /// checkpoint's do; of one by another tool they are what the first quantized linear has.
+  /// checkpoint's do unless it has overrides; of one by another tool they are what the first quantized linear has.
   bool uniform = true;
 
   bool operator==(const QuantizationConfig&) const = default;

@@ -99,6 +99,14 @@ struct Pass {
   std::vector<Step> steps{};
 };
 
+/// Another grid for some linears.
+struct GridOverride {
+  /// Patterns of full names such as "model.layers.0.mlp.down_proj". "*" stands for any characters. After "re:" comes a
+  /// regular expression that has to match from the start of a name, as in compressed-tensors.
+  std::vector<std::string> linears{};
+  std::optional<QuantSpec> weights{};  ///< absent: full precision
+};
+
 /// The integer grids of a quantized model; what has none stays in full precision.
 struct Grids {
   /// A grid of input_activations: one scale per token.
@@ -111,6 +119,14 @@ struct Grids {
   std::optional<QuantSpec> kv_cache{};           ///< of the keys after RoPE and the values; needs points steps
   /// Of lm_head and of the embedding, rounded to nearest; per channel or in groups. No step is needed.
   std::optional<QuantSpec> head{}, embedding{};
+  /// Grids in place of `weights`, without which there are none. The last one with a pattern for a linear counts.
+  std::vector<GridOverride> overrides{};
+
+  /// The one that counts for a linear by its full name; nullptr: `weights` does.
+  const GridOverride* override_of(const std::string& linear) const;
+  const std::optional<QuantSpec>& weights_of(const std::string& linear) const;
+  /// The grids of one block: those of its linears by the names within it, such as "mlp.down_proj".
+  Grids in_block(int64_t block) const;
 };
 
 /// A method as data: grids say what is quantized, steps say how. Read one by its name or from a strict JSON file, or
@@ -176,6 +192,7 @@ struct Recipe {
   bool learns() const;                  ///< whether a step takes gradient steps
   bool rounding_needs_moments() const;  ///< whether a round step does, see needs_moments
   bool needs_calibration() const;
+  /// Without the overrides, which stand there by the names of a model's linears: see Grids::override_of().
   QuantizationConfig quantization_config() const;
 };
 

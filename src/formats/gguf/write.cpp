@@ -37,6 +37,21 @@ bool carries_rope(const ModelConfig& config) {
          (type == Type::kLlama3 && gguf_architecture(config)->permuted);
 }
 
+int64_t bits_of(GgufType type) { return type == GgufType::kQ8_0 ? 8 : 4; }
+
+/// Whether blocks of a type hold the codes of a grid.
+bool fits(GgufType type, const QuantSpec& grid) {
+  return grid.num_bits <= bits_of(type) && (grid.symmetric || type == GgufType::kQ4_1);
+}
+
+/// The type of a linear in a file for which `asked` was asked: where that does not hold its codes, one that does.
+std::optional<GgufType> type_of(const QuantSpec& grid, GgufType asked) {
+  for (const GgufType type : {asked, GgufType::kQ4_0, GgufType::kQ4_1, GgufType::kQ8_0}) {
+    if (fits(type, grid)) return type;
+  }
+  return std::nullopt;
+}
+
 void preflight(const ExportSource& source, GgufType type) {
   const QuantizationConfig& quantization = source.quantization();
   const ModelConfig& config = source.config();
@@ -51,15 +66,23 @@ void preflight(const ExportSource& source, GgufType type) {
   obstacles.add_if(blocks && !quantization.weights, "weights in full precision");
   obstacles.add_if(blocks && quantization.lora_rank > 0, "corrections of low rank (low_rank)");
   if (blocks && quantization.weights) {
-    const QuantSpec& spec = *quantization.weights;
-    const int64_t bits = type == GgufType::kQ8_0 ? 8 : 4;
-    obstacles.add_if(spec.num_bits > bits, fmt::format("weights of {} bits", spec.num_bits));
-    obstacles.add_if(!spec.symmetric && type != GgufType::kQ4_1, "asymmetric weights");
-    obstacles.add_if(spec.strategy == Strategy::kGroup && spec.group_size % kColumnsPerBlock != 0,
-                     fmt::format("groups of {}, which blocks of {} do not divide", spec.group_size, kColumnsPerBlock));
+    const std::vector<QuantSpec> grids = source.grids();
+    const bool some_fit = std::ranges::any_of(grids, [&](const QuantSpec& grid) { return fits(type, grid); });
+    for (const QuantSpec& grid : grids) {
+      if (some_fit && type_of(grid, type)) continue;
+      obstacles.add_if(grid.num_bits > (some_fit ? 8 : bits_of(type)),
+                       fmt::format("weights of {} bits", grid.num_bits));
+      obstacles.add_if(!grid.symmetric && type != GgufType::kQ4_1, "asymmetric weights");
+    }
+    for (const QuantSpec& grid : grids) {
+      obstacles.add_if(
+          grid.strategy == Strategy::kGroup && grid.group_size % kColumnsPerBlock != 0,
+          fmt::format("groups of {}, which blocks of {} do not divide", grid.group_size, kColumnsPerBlock));
+    }
     obstacles.add_scale_dtype(at::kHalf);
-    bool divides = true;
-    for (const SourceLinear& linear : source.linears()) divides = divides && linear.in_features % kColumnsPerBlock == 0;
+    const bool divides = std::ranges::all_of(source.linears(), [](const SourceLinear& linear) {
+      return !linear.format.weights || linear.in_features % kColumnsPerBlock == 0;
+    });
     obstacles.add_if(!divides, fmt::format("input sizes that blocks of {} do not divide", kColumnsPerBlock));
   }
   obstacles.refuse("quantize again with the recipe q4_0-gguf, or export type F16");
@@ -246,17 +269,18 @@ ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::stri
       add_float(gguf_name(linear.full_name + ".bias"), GgufType::kF32, {linear.out_features},
                 [=] { return permuted(source->checkpoint().tensor(linear.full_name + ".bias").to(at::kFloat)); });
     }
-    if (type == GgufType::kF16) {
-      add_float(weight_name, type, shape, [=] { return permuted(source->merged_weight(linear)); });
+    if (type == GgufType::kF16 || !linear.format.weights) {
+      add_float(weight_name, GgufType::kF16, shape, [=] { return permuted(source->merged_weight(linear)); });
       continue;
     }
+    const GgufType of = type_of(*linear.format.weights, type).value();
     const auto make = [=] {
       const QuantizedWeight& weight = *source->linear(linear).quantized;
       const Tensor zero_point = weight.qparams.zero_point.defined() ? permuted(weight.qparams.zero_point) : Tensor();
-      return gguf_blocks(type, permuted(weight.codes), permuted(weight.qparams.scale), zero_point);
+      return gguf_blocks(of, permuted(weight.codes), permuted(weight.qparams.scale), zero_point);
     };
     const auto values = [=] {
-      if (type != GgufType::kQ4_1) return permuted(source->linear(linear).weight);
+      if (of != GgufType::kQ4_1) return permuted(source->linear(linear).weight);
       // The minimum of a block is rounded to float16.
       const QuantizedWeight& weight = *source->linear(linear).quantized;
       const Tensor scale = permuted(weight.qparams.scale).unsqueeze(-1);
@@ -265,7 +289,7 @@ ExportPlan plan_gguf(std::shared_ptr<const ExportSource> source, const std::stri
       const Tensor codes = permuted(weight.codes).to(at::kFloat).view({linear.out_features, scale.size(1), -1});
       return ((codes + 8) * scale + (lowest * scale).to(at::kHalf).to(at::kFloat)).view(shape);
     };
-    add(weight_name, type, shape, make, values);
+    add(weight_name, of, shape, make, values);
   }
   if (type != GgufType::kF16) {
     plan.notes.push_back(

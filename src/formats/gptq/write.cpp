@@ -27,6 +27,8 @@ void preflight(const ExportSource& source, const PackedLayout& layout, const cha
   const bool awq = layout.awq;
   Obstacles obstacles(source, format_name(layout));
   obstacles.add_if(!weights, "weights in full precision");
+  obstacles.add_if(source.grids().size() > 1 || (weights && source.leaves_linears_out()),
+                   "linears with other grids than the rest, or without one (grids.overrides)");
   obstacles.add_if(source.quantization().lora_rank > 0, "corrections of low rank (low_rank)");
   obstacles.add_activations();
   obstacles.add_online_transforms();

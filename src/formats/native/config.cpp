@@ -21,7 +21,7 @@ struct Reserved {
   const char* key;
   const char* meaning;
 };
-constexpr Reserved kReserved[] = {{"overrides", "linears with grids of their own"}};
+constexpr Reserved kReservedBeforeOverrides[] = {{"overrides", "linears with grids of their own"}};
 constexpr Reserved kReservedBeforeHead[] = {{"head", "quantized heads"}, {"embedding", "quantized embeddings"}};
 constexpr Reserved kReservedInGrids[] = {{"levels", "grids with tables of levels"},
                                          {"block_scale", "grids with scales of scales"}};
@@ -32,6 +32,14 @@ void refuse_reserved(JsonObject& object, c10::ArrayRef<Reserved> reserved) {
     TORCH_CHECK(!object.contains(field.key), object.path(), ": ", field.key, ": ", field.meaning,
                 " are reserved for a later version; this program does not read them");
   }
+}
+
+std::optional<QuantSpec> read_grid(JsonObject& object, const std::string& key) {
+  object.ignore(key);
+  if (!object.contains(key)) return std::nullopt;
+  JsonObject grid = object.object(key);
+  refuse_reserved(grid, kReservedInGrids);
+  return quant_spec_from_json(std::move(grid), {});
 }
 
 /// `online_hadamard` of versions 3 and 4.
@@ -68,9 +76,11 @@ QuantSpec quant_spec_from_json(JsonObject object, const QuantSpec& fallback) {
   spec.num_bits = object.integer("num_bits", spec.num_bits, 2, 8);
   spec.symmetric = object.boolean("symmetric", spec.symmetric);
   spec.strategy = static_cast<Strategy>(object.choice("strategy", static_cast<size_t>(spec.strategy), kStrategies));
+  if (spec.strategy != Strategy::kGroup) spec.group_size = 0;  // that of `fallback`
   spec.group_size = object.integer("group_size", spec.group_size, 1, int64_t{1} << 30);
   spec.dynamic = object.boolean("dynamic", spec.dynamic);
-  spec.scale_dtype = kScaleTypes[object.choice("scale_dtype", 0, kScaleDtypes)];
+  const auto dtype = std::find(std::begin(kScaleTypes), std::end(kScaleTypes), fallback.scale_dtype);
+  spec.scale_dtype = kScaleTypes[object.choice("scale_dtype", dtype - std::begin(kScaleTypes), kScaleDtypes)];
   TORCH_CHECK((spec.strategy == Strategy::kGroup) == (spec.group_size > 0), object.path(),
               ": group_size goes with strategy \"group\" and only with it");
   object.finish();
@@ -89,6 +99,10 @@ json to_json(const QuantizationConfig& config) {
     result["head"] = optional_spec(config.head);
     result["embedding"] = optional_spec(config.embedding);
   }
+  if (!config.overrides.empty()) {
+    result["format_version"] = QuantizationConfig::kFirstWithOverrides;
+    for (const auto& [linear, grid] : config.overrides) result["overrides"][linear] = optional_spec(grid);
+  }
   return result;
 }
 
@@ -104,26 +118,27 @@ QuantizationConfig quantization_config_from_json(const json& value, const std::s
               path, ": format_version ", version, " is not supported; this program reads versions ",
               QuantizationConfig::kOldestFormatVersion, " to ", QuantizationConfig::kFormatVersion);
   QuantizationConfig config{.format_version = version};
-  const auto read_spec = [&](const char* key) -> std::optional<QuantSpec> {
-    object.ignore(key);
-    if (!object.contains(key)) return std::nullopt;
-    JsonObject grid = object.object(key);
-    refuse_reserved(grid, kReservedInGrids);
-    return quant_spec_from_json(std::move(grid), {});
-  };
-  config.weights = read_spec("weights");
+  config.weights = read_grid(object, "weights");
   config.lora_rank = object.integer("lora_rank", 0, 0, INT64_MAX);
   TORCH_CHECK(config.weights || config.lora_rank == 0, path, ": lora_rank is ", config.lora_rank,
               " but weights are in full precision");
-  config.input_activations = read_spec("input_activations");
-  config.kv_cache = read_spec("kv_cache");
-  refuse_reserved(object, kReserved);
+  config.input_activations = read_grid(object, "input_activations");
+  config.kv_cache = read_grid(object, "kv_cache");
   if (version < QuantizationConfig::kFirstWithHead) {
     refuse_reserved(object, kReservedBeforeHead);
   } else {
-    config.head = read_spec("head");
-    config.embedding = read_spec("embedding");
+    config.head = read_grid(object, "head");
+    config.embedding = read_grid(object, "embedding");
   }
+  if (version < QuantizationConfig::kFirstWithOverrides) {
+    refuse_reserved(object, kReservedBeforeOverrides);
+  } else if (object.contains("overrides")) {
+    JsonObject overrides = object.object("overrides");
+    TORCH_CHECK(config.weights, overrides.path(), ": weights are in full precision; there is no grid to replace");
+    for (const std::string& linear : overrides.keys()) config.overrides[linear] = read_grid(overrides, linear);
+    config.uniform = config.overrides.empty();
+  }
+  object.ignore("overrides");
   if (version < QuantizationConfig::kFirstWithTransforms) {
     config.hadamards = hadamards_of_flags(object.object("online_hadamard"));
   }

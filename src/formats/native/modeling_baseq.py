@@ -22,7 +22,7 @@ from transformers.models.llama.modeling_llama import (ALL_ATTENTION_FUNCTIONS, L
                                                       apply_rotary_pos_emb, eager_attention_forward)
 from transformers.utils import cached_file
 
-FORMAT_VERSIONS = (3, 4, 5, 6)
+FORMAT_VERSIONS = (3, 4, 5, 6, 7)
 CHUNK = 1 << 20  # weights unpacked at a time, for each takes some 12 bytes meanwhile
 # The tensors of each kind of factor of an online transform, those of inverses apart: these end in _inverse and exist
 # where something is multiplied by an inverse that is not the transpose.
@@ -514,7 +514,8 @@ class Maker:
     """Makes the modules of block `index` with the optional tensors that the checkpoint has."""
 
     def __init__(self, config, index):
-        self.quantization, tensors = config.quantization_config, getattr(config, "baseq_tensors", {})
+        self.index, self.quantization = index, config.quantization_config
+        tensors = getattr(config, "baseq_tensors", {})
         self.tensors = {name.partition(".")[2]: shape for name, shape in tensors.items()
                         if name.startswith(f"{index}.")}
         version = self.quantization["format_version"]
@@ -548,8 +549,9 @@ class Maker:
         point = None
         if name.endswith(("o_proj", "down_proj")):
             point = self.point(f"{name}.input_quant", in_features)
-        return Linear(out_features, in_features, self.quantization["weights"], self.has(name), point,
-                      self.quantization["lora_rank"])
+        overrides = self.quantization.get("overrides") or {}  # from version 7 on
+        spec = overrides.get(f"model.layers.{self.index}.{name}", self.quantization["weights"])
+        return Linear(out_features, in_features, spec, self.has(name), point, self.quantization["lora_rank"])
 
 
 class BaseqForCausalLM(LlamaForCausalLM):

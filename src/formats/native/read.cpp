@@ -2,6 +2,7 @@
 #include "baseq/transform/hadamard.h"
 #include "formats/native/config.h"
 #include "formats/native/tensors.h"
+#include "io/strict_json.h"
 
 namespace baseq {
 namespace {
@@ -38,6 +39,12 @@ StoredModel::StoredModel(Checkpoint checkpoint)
   const LinearFormat all{.weights = quantization->weights, .input_activations = quantization->input_activations};
   for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
     for (const LinearShape& linear : linear_shapes(config)) linears[layer_prefix(i) + linear.name] = all;
+  }
+  for (const auto& [name, grid] : quantization->overrides) {
+    const auto linear = linears.find(name);
+    TORCH_CHECK(linear != linears.end(), (tensors.path() / "config.json").string(),
+                ": quantization_config: overrides: the model has no linear ", quote(name));
+    linear->second.weights = grid;
   }
   TORCH_CHECK(!config.tie_word_embeddings || quantization->head == quantization->embedding,
               (tensors.path() / "config.json").string(),

@@ -53,6 +53,8 @@ ExportPlan plan_peft(std::shared_ptr<const ExportSource> source, at::ScalarType 
               ": there are no low-rank corrections that format peft could write as an adapter; quantize again with a "
               "recipe whose round step has low_rank, or choose format hf");
   for (const SourceLinear& linear : source->linears()) {
+    TORCH_CHECK(linear.format.weights, source->path(), ": ", linear.full_name,
+                " is in full precision and has no correction; choose format hf, which carries such linears");
     TORCH_CHECK(linear.parts.size() == 1, source->path(), ": ", source->config().architecture, " stacks ",
                 linear.parts.size(), " linears in ", linear.full_name,
                 ", whose corrections have no common lora_A; choose format hf, which folds them into the weights");
