@@ -5,9 +5,13 @@
 
 #include <algorithm>
 
+#include "learned_codes.h"
+#include "quant/cells.h"
+
 namespace baseq {
 
 using Weights = LearnStep::Weights;
+using OfRounded = Parameter::OfRounded;
 
 StraightThrough::StraightThrough(const QuantSpec& spec, const GptqOptions& options) : spec_(spec), options_(options) {
   // Coarser than where the codes are decided: the ratio is searched again and again while the weight moves.
@@ -39,10 +43,11 @@ Candidate::Candidate(const LearnStep& step, OpenBlock& block, const BlockTask& t
     for (auto& [name, weight] : state_.weights) weight = {.clip = weight.clip};
   }
   for (const Parameter& parameter : parameters_) {
-    TORCH_CHECK(step.weights != Weights::kRounded || parameter.reaches.empty() || parameter.name.ends_with(".low_rank"),
-                "learn step \"", step.name, "\": ", parameter.name, " would change weights that are rounded");
+    const bool of_rounded = parameter.of_rounded != OfRounded::kNothing;
+    TORCH_CHECK(step.weights != Weights::kRounded || parameter.reaches.empty() || of_rounded, "learn step \"",
+                step.name, "\": ", parameter.name, " would change weights that are rounded");
     if (!parameter.reaches.empty()) original_ = block.original();
-    for (const std::string& name : parameter.reaches) reach(name, parameter.moves);
+    for (const std::string& name : parameter.reaches) reach(name, parameter);
     if (parameter.on_activations) start_down_scale_ = merged_scale(Site::kDown, transforms_, task.place);
   }
   if (unrounded) {
@@ -55,13 +60,18 @@ Candidate::Candidate(const LearnStep& step, OpenBlock& block, const BlockTask& t
   });
 }
 
-void Candidate::reach(const std::string& name, bool moves) {
+void Candidate::reach(const std::string& name, const Parameter& parameter) {
   Reached& reached = reached_[name];
-  reached.moves = reached.moves || moves;
+  reached.moves = reached.moves || parameter.moves;
   if (step_.weights == Weights::kStraightThrough) reached.rounding.emplace(*task_.grids.weights, task_.rounding);
-  if (reached.moves || reached.exact.weight.defined()) return;
-  reached.exact = realize_linear(original_, name, transforms_, task_.place, at::kDouble);
+  if (reached.moves) return;
+  const bool known = reached.exact.weight.defined();
+  if (!known) reached.exact = realize_linear(original_, name, transforms_, task_.place, at::kDouble);
   const auto it = state_.weights.find(name);
+  if (parameter.of_rounded == OfRounded::kCodes) {
+    reached.in_cells = nearest_in_cells(reached.exact.weight, *it->second.codes);
+  }
+  if (known) return;
   if (it == state_.weights.end() || !it->second.low_rank.defined() || !task_.rounding.mse_clip) return;
   const QuantizedWeight& codes = *it->second.codes;
   reached.feedback_clip =
@@ -105,6 +115,7 @@ Tensor Candidate::weight_of(const std::string& name, Reached& reached, const Ten
     return reached.rounding->forward(exact, it == current.weights.end() ? Tensor{} : it->second.clip, search);
   }
   const LowRankFactors& factors = it->second.low_rank;
+  if (!factors.defined() || !factors.A.requires_grad()) return learned_weight(reached.in_cells, it->second);
   return feedback_weight(exact, factors.A, factors.B, *task_.grids.weights,
                          state_.weights.at(name).low_rank.A.scalar_type(), reached.feedback_clip);
 }
@@ -122,6 +133,7 @@ BlockState Candidate::result() const {
     }
   }
   for (auto& [name, weight] : state.weights) {
+    if (step_.weights == Weights::kRounded && reached_.contains(name)) settle(weight, reached_.at(name).in_cells);
     if (!weight.low_rank.A.defined() || !weight.low_rank.A.requires_grad()) continue;
     const Reached& reached = reached_.at(name);
     const at::ScalarType dtype = state_.weights.at(name).low_rank.A.scalar_type();

@@ -48,11 +48,12 @@ class Candidate {
   struct Reached {
     Linear exact;        ///< with its exact weight, where no parameter moves that
     bool moves = false;  ///< a parameter does
+    Tensor in_cells;     ///< the weight whose codes are learned, see nearest_in_cells; undefined: they stay
     std::optional<StraightThrough> rounding;
     Tensor feedback_clip;  ///< share of each range that the grid next to a low-rank correction covers
   };
 
-  void reach(const std::string& name, bool moves);
+  void reach(const std::string& name, const Parameter& parameter);
   Tensor weight_of(const std::string& name, Reached& reached, const Tensor& exact, const BlockState& current,
                    bool search) const;
 

@@ -13,7 +13,7 @@ std::string describe_step(const nlohmann::json& step) {
   const std::string type = step["step"].get<std::string>();
   if (type == "transform") return step["kind"].get<std::string>();
   if (type == "points") return step["shift"] == "mean" ? "means" : "";
-  if (type == "learn") return step["epochs"] == 0 ? "" : "learn";
+  if (type == "learn") return step["epochs"] == 0 && step["steps"] == 0 ? "" : "learn";
   std::string rounding = step["compensate_streams"] == true ? "gptaq" : step["method"].get<std::string>();
   if (const auto& low_rank = step["low_rank"]; low_rank.is_object()) {
     rounding += fmt::format(" + {} rank {}", low_rank["method"].get<std::string>(), low_rank["rank"].get<int64_t>());
@@ -60,7 +60,7 @@ bool Recipe::has_mean_shift() const {
 }
 
 bool Recipe::learns() const {
-  return std::ranges::any_of(steps_of<LearnStep>(), [](const LearnStep* step) { return step->epochs > 0; });
+  return std::ranges::any_of(steps_of<LearnStep>(), [](const LearnStep* step) { return step->learns(); });
 }
 
 bool Recipe::rounding_needs_moments() const {
@@ -69,7 +69,8 @@ bool Recipe::rounding_needs_moments() const {
 
 bool Recipe::needs_calibration() const {
   const bool measures = std::ranges::any_of(steps_of<TransformStep>(), [](const TransformStep* step) {
-    return step->kind == TransformStep::Kind::kBalance || step->kind == TransformStep::Kind::kSmooth;
+    using Kind = TransformStep::Kind;
+    return step->kind == Kind::kBalance || step->kind == Kind::kSmooth || step->kind == Kind::kSearch;
   });
   return measures || rounding_needs_moments() || has_mean_shift() || learns();
 }

@@ -5,6 +5,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <array>
 #include <map>
 #include <set>
 
@@ -14,6 +15,9 @@ namespace {
 using StepKind = TransformStep::Kind;
 using NameSet = std::set<std::string>;
 
+/// What can be learned about the codes and the grid of a rounded weight.
+constexpr std::array kOfCodes = {"weight_offset", "weight_value", "weight_scale", "weight_zero_point"};
+
 std::string site_name(Site site) { return std::string(site_info(site).name); }
 
 std::string quoted(const NameSet& names) { return fmt::format("\"{}\"", fmt::join(names, "\", \"")); }
@@ -22,6 +26,8 @@ bool allows(StepKind kind, Site site) {
   switch (kind) {
     case StepKind::kHadamard:
       return true;
+    case StepKind::kSearch:  // where the weights take it
+      return site == Site::kQkv || site == Site::kValue || site == Site::kGateUp || site == Site::kDown;
     case StepKind::kScale:
     case StepKind::kSmooth:
       return site != Site::kResidual && site != Site::kQueryKey;
@@ -78,6 +84,7 @@ class Order {
   void add(const TransformStep& step) {
     require(!step.at.empty(), "at", "names no place");
     require(!rounded_, "at", "the weights are rounded by then, and a transform would change them");
+    require(step.kind != StepKind::kSearch || recipe_.grids.weights, "kind", "\"search\" needs grids.weights");
     for (const Site site : step.at) {
       require(allows(step.kind, site), "at", "no transform of that kind can stand at \"", site_name(site), "\"");
       require(std::ranges::count(step.at, site) == 1, "at", "\"", site_name(site), "\" is there twice");
@@ -140,6 +147,14 @@ class Order {
       check_rate(name, step.weights);
       clips_weights_ = clips_weights_ || name.ends_with(".weight_clip");
     }
+    const auto learns = [&](const auto& whats) {
+      return std::ranges::any_of(step.rates, [&](const auto& rate) {
+        return std::ranges::any_of(whats,
+                                   [&](const char* what) { return rate.first.ends_with(std::string(".") + what); });
+      });
+    };
+    require(!learns(kOfCodes) || !learns(std::array{"low_rank"}), "rates",
+            "\"low_rank\" rounds the weights anew, and what is learned about their codes would be lost");
   }
 
   void check_rate(const std::string& rate, LearnStep::Weights weights) const {
@@ -155,7 +170,9 @@ class Order {
     }
     require(what != "weight_clip" || weights == Weights::kStraightThrough, "rates", "\"", rate,
             "\" needs weights \"straight_through\"");
-    require(what != "low_rank" || weights == Weights::kRounded, "rates", "\"", rate, "\" needs weights \"rounded\"");
+    const bool of_codes = std::ranges::find(kOfCodes, what) != kOfCodes.end();
+    require((what != "low_rank" && !of_codes) || weights == Weights::kRounded, "rates", "\"", rate,
+            "\" needs weights \"rounded\"");
     require((what != "scale" && what != "matrix") || !rounded_, "rates", "\"", rate,
             "\" would change weights that are rounded by then");
     const NameSet& places = found->second;
@@ -177,6 +194,8 @@ class Order {
             "false needs activation_order false");
     rounded_ = rounded_in_pass_ = true;
     learnable_["weight_clip"].clear();
+    for (const char* what : kOfCodes) learnable_[what] = linear_names();
+    if (recipe_.grids.weights->symmetric) learnable_["weight_zero_point"].clear();
     learnable_["low_rank"] = fbquant ? linear_names() : NameSet{};
   }
 
@@ -192,6 +211,10 @@ class Order {
                                             {"shift", {}},
                                             {"gain", {}},
                                             {"low_rank", {}},
+                                            {"weight_offset", {}},
+                                            {"weight_value", {}},
+                                            {"weight_scale", {}},
+                                            {"weight_zero_point", {}},
                                             {"weight_clip", linear_names()}};
 };
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "balance.h"
+#include "search_scale.h"
 #include "smooth.h"
 #include "steps.h"
 
@@ -46,6 +47,11 @@ void append_smooth(const TransformStep& step, OpenBlock& block, const BlockTask&
   for (auto& [site, factor] : factors) append(block, site, std::move(factor));
 }
 
+/// One site after the other, each with the scales of those before it.
+void append_searched(const std::vector<Site>& at, OpenBlock& block, const BlockTask& task) {
+  for (const Site site : at) append(block, site, search_scale(block, site, task).factor);
+}
+
 }  // namespace
 
 void apply(const TransformStep& step, OpenBlock& block, const BlockTask& task) {
@@ -53,6 +59,7 @@ void apply(const TransformStep& step, OpenBlock& block, const BlockTask& task) {
   using Kind = TransformStep::Kind;
   if (step.kind == Kind::kBalance) return append_balance(step.at, block, task);
   if (step.kind == Kind::kSmooth) return append_smooth(step, block, task);
+  if (step.kind == Kind::kSearch) return append_searched(step.at, block, task);
   for (const Site site : step.at) {
     if (site == Site::kResidual) continue;
     if (step.kind == Kind::kHadamard) {
