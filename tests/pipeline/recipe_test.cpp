@@ -95,6 +95,8 @@ TEST(Recipe, TheMethodIsSaidInTheOrderOfTheSteps) {
            {"baseq-w4a4kv4", "hadamard, scale, matrix, learn, means, gptq, learn"},
            {"quarot-gptaq-w2a16-g64", "hadamard, gptaq"},
            {"fbquant-block-w3a16-g64-r16", "rtn + fbquant rank 16, learn"},
+           {"autoround-w4a16-g64", "rtn, learn"},
+           {"awq-w4a16-g64", "search, rtn"},
            {"two-pass-w4a4kv4", "hadamard, means, gptq, learn"}}) {
     EXPECT_EQ(describe_method(Recipe::read(name)), method);
   }
@@ -119,22 +121,23 @@ TEST(Recipe, EveryFieldSurvivesTheRoundTrip) {
         {"step": "transform", "kind": "hadamard", "at": ["residual", "query_key"]},
         {"step": "transform", "kind": "balance", "at": ["down"]},
         {"step": "transform", "kind": "smooth", "at": ["o"], "strength": 0.25},
+        {"step": "transform", "kind": "search", "at": ["gate_up"]},
         {"step": "transform", "kind": "scale", "at": ["value"]},
         {"step": "transform", "kind": "matrix", "at": ["value"]},
         {"step": "points", "at": ["qkv", "o", "gate_up", "down"], "clip": 0.8, "shift": "mean", "stream": "quantized"},
         {"step": "points", "at": ["k_cache", "v_cache"], "clip": 0.7, "shift": "none", "stream": "full_precision"},
-        {"step": "learn", "name": "first", "weights": "straight_through", "epochs": 2,
+        {"step": "learn", "name": "first", "weights": "straight_through", "epochs": 2, "steps": 7, "rule": "sign", "schedule": "linear",
          "rates": {"value.matrix": 0.1, "*.scale": 0.2, "o.clip": 0.3},
          "final_rate": 0.5, "stream": "quantized", "products": "float32", "batch_size": 2, "num_monitored": 3},
         {"step": "round", "method": "gptq", "clip": "none", "clip_norm": 2.0, "block_size": 32, "damping": 0.05,
          "activation_order": false, "static_groups": false, "compensate_streams": true, "cross_strength": 0.75,
-         "quantized_inputs": true, "low_rank": null}]},
+         "first_order": 0.125, "quantized_inputs": true, "low_rank": null}]},
       {"steps": [
-        {"step": "round", "method": "rtn", "clip": "search", "clip_norm": 2.4, "block_size": 128, "damping": 0.01,
+        {"step": "round", "method": "rtn", "clip": "hqq", "clip_norm": 2.4, "block_size": 128, "damping": 0.01,
          "activation_order": true, "static_groups": true, "compensate_streams": false, "cross_strength": 0.25,
-         "quantized_inputs": false, "low_rank": {"method": "fbquant", "rank": 7, "dtype": "int8", "start": "svd",
+         "first_order": 0.0, "quantized_inputs": false, "low_rank": {"method": "fbquant", "rank": 7, "dtype": "int8", "start": "svd",
                                                  "steps": 9, "learning_rate": 0.7}},
-        {"step": "learn", "name": "second", "weights": "rounded", "epochs": 1,
+        {"step": "learn", "name": "second", "weights": "rounded", "epochs": 1, "steps": 0, "rule": "adam", "schedule": "constant",
          "rates": {"*.low_rank": 0.1, "mlp.up_proj.low_rank": 0.4, "*.gain": 0.2, "*.shift": 0.3},
          "final_rate": 0.0, "stream": "full_precision", "products": "float16", "batch_size": 1,
          "num_monitored": 4}]}]
