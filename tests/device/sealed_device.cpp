@@ -14,6 +14,7 @@
 #include <limits>
 #include <mutex>
 #include <set>
+#include <vector>
 
 #include "sealed_memory.h"
 
@@ -60,7 +61,7 @@ struct SealedGuard final : c10::impl::DeviceGuardImplInterface {
   c10::Device getDevice() const override { return {kSealed, 0}; }
   void setDevice(c10::Device) const override {}
   void uncheckedSetDevice(c10::Device) const noexcept override {}
-  c10::Stream getStream(c10::Device device) const override { return {c10::Stream::DEFAULT, device}; }
+  c10::Stream getStream(c10::Device device) const override { return c10::Stream(c10::Stream::DEFAULT, device); }
   c10::Stream exchangeStream(c10::Stream stream) const override { return stream; }
   c10::DeviceIndex deviceCount() const noexcept override { return 1; }
 };
@@ -171,6 +172,16 @@ at::Tensor reshape_alias(const at::Tensor& self, c10::SymIntArrayRef sizes, c10:
   return as_strided(self, sizes, strides, std::nullopt);
 }
 
+at::Tensor unfold(const at::Tensor& self, int64_t dimension, int64_t size, int64_t step) {
+  const int64_t d = c10::maybe_wrap_dim(dimension, self.dim());
+  std::vector<int64_t> sizes = self.sizes().vec(), strides = self.strides().vec();
+  sizes.push_back(size);
+  strides.push_back(strides[static_cast<size_t>(d)]);
+  sizes[static_cast<size_t>(d)] = (sizes[static_cast<size_t>(d)] - size) / step + 1;
+  strides[static_cast<size_t>(d)] *= step;
+  return self.as_strided(sizes, strides);
+}
+
 const at::Tensor& resize(const at::Tensor& self, c10::SymIntArrayRef size, std::optional<at::MemoryFormat>) {
   const auto sizes = C10_AS_INTARRAYREF_SLOW(size);
   const size_t wanted = static_cast<size_t>(c10::multiply_integers(sizes)) * self.itemsize();
@@ -232,6 +243,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
   library.impl("view", &view);
   library.impl("_reshape_alias", &reshape_alias);
   library.impl("_unsafe_view", &view);
+  library.impl("unfold", &unfold);
   library.impl("resize_", &resize);
 }
 TORCH_LIBRARY_IMPL(_, PrivateUse1, library) {

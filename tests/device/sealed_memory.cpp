@@ -1,6 +1,5 @@
 #include "sealed_memory.h"
 
-#include <c10/core/Storage.h>
 #include <c10/util/Exception.h>
 #include <sys/mman.h>
 

@@ -1,8 +1,9 @@
 #pragma once
 
-#include <c10/core/Allocator.h>
+#include <c10/core/Storage.h>
 
 #include <cstdint>
+#include <initializer_list>
 #include <vector>
 
 namespace baseq::test {
