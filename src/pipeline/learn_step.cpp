@@ -82,6 +82,7 @@ void apply(const LearnStep& step, OpenBlock& block, const BlockTask& task) {
                                 .final_learning_rate = step.final_rate,
                                 .seed = task.seed + static_cast<uint64_t>(task.place.block),
                                 .on_epoch = [&](int64_t epoch, double loss) {
+                                  candidate.begin_epoch(epoch);
                                   task.tell(EpochLearned{task.place.block, step.name, epoch, step.epochs, loss});
                                 }};
   const OptimizeResult result = optimize_block(
