@@ -20,8 +20,8 @@
 #include <string>
 #include <vector>
 
-#include "baseq/conv/calibrate.h"
-#include "baseq/io/safetensors.h"
+#include "baseq/conv/quantized_conv.h"
+#include "baseq/io/checkpoint.h"
 
 namespace {
 

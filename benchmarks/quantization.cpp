@@ -11,8 +11,7 @@
 #include <cstdlib>
 
 #include "baseq/quant/gptq.h"
-#include "baseq/quant/pack.h"
-#include "baseq/quant/quant_point.h"
+#include "baseq/quant/quantize.h"
 
 namespace {
 

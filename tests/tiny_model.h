@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "baseq/formats/open_model.h"
-#include "baseq/io/safetensors.h"
+#include "baseq/io/checkpoint.h"
 #include "baseq/model/model.h"
 #include "io/temp_directory.h"
 #include "random_tensors.h"

@@ -6,7 +6,7 @@
 #include <chrono>
 #include <memory>
 
-#include "baseq/pipeline/progress.h"
+#include "baseq/pipeline/job.h"
 #include "evaluation.h"
 #include "help.h"
 #include "machine_speed.h"

@@ -4,7 +4,7 @@
 #include <chrono>
 #include <memory>
 
-#include "baseq/pipeline/progress.h"
+#include "baseq/pipeline/job.h"
 #include "commands.h"
 #include "eval/evaluation_memory.h"
 #include "evaluation.h"

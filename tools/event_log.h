@@ -2,7 +2,7 @@
 
 #include <string>
 
-#include "baseq/pipeline/progress.h"
+#include "baseq/pipeline/job.h"
 
 namespace baseq::cli {
 

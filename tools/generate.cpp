@@ -1,3 +1,5 @@
+#include "baseq/runtime/generate.h"
+
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
@@ -9,9 +11,7 @@
 #include <memory>
 
 #include "baseq/pipeline/job.h"
-#include "baseq/pipeline/progress.h"
 #include "baseq/runtime/chat_template.h"
-#include "baseq/runtime/generation_config.h"
 #include "baseq/runtime/session.h"
 #include "evaluation.h"
 #include "help.h"

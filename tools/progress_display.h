@@ -3,7 +3,7 @@
 #include <chrono>
 #include <string>
 
-#include "baseq/pipeline/progress.h"
+#include "baseq/pipeline/job.h"
 
 namespace baseq::cli {
 

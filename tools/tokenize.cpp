@@ -6,7 +6,7 @@
 #include <memory>
 
 #include "baseq/formats/open_model.h"
-#include "baseq/io/safetensors.h"
+#include "baseq/io/checkpoint.h"
 #include "baseq/tokenizer/token_windows.h"
 #include "help.h"
 #include "output_files.h"

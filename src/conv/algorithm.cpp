@@ -1,5 +1,3 @@
-#include "baseq/conv/algorithm.h"
-
 #include <ATen/ATen.h>
 
 #include <Eigen/Core>
@@ -9,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "baseq/conv/conv.h"
 #include "symbol.h"
 
 namespace baseq {

@@ -1,11 +1,11 @@
-#include "baseq/conv/calibrate.h"
-
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <c10/core/GradMode.h>
 #include <torch/optim/adam.h>
 
 #include <cmath>
+
+#include "baseq/conv/quantized_conv.h"
 
 namespace baseq {
 namespace {

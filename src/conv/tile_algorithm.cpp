@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "baseq/conv/algorithm.h"
+#include "baseq/conv/conv.h"
 #include "symbol.h"
 
 namespace baseq {

@@ -7,7 +7,7 @@
 
 #include <set>
 
-#include "baseq/io/safetensors.h"
+#include "baseq/io/checkpoint.h"
 #include "files.h"
 #include "io/json_object.h"
 #include "safetensors_layout.h"

@@ -1,5 +1,3 @@
-#include "baseq/io/safetensors.h"
-
 #include <ATen/ATen.h>
 #include <sys/mman.h>
 #include <zlib.h>
@@ -14,6 +12,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "baseq/io/checkpoint.h"
 #include "files.h"
 #include "io/dtype_name.h"
 #include "safetensors_layout.h"

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "baseq/io/safetensors.h"
+#include "baseq/io/checkpoint.h"
 
 /// How safetensors files are laid out, for those who write them piece by piece. Not installed.
 namespace baseq {

@@ -2,7 +2,7 @@
 
 #include <map>
 
-#include "baseq/io/safetensors.h"
+#include "baseq/io/checkpoint.h"
 #include "files.h"
 
 namespace baseq {

@@ -3,8 +3,8 @@
 #include <memory>
 
 #include "../integer/attention.h"
+#include "baseq/model/decoder.h"
 #include "baseq/model/decoder_layer.h"
-#include "baseq/model/kv_cache.h"
 
 /// Keys and values of one sequence in one block. Not installed.
 namespace baseq {

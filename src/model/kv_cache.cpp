@@ -1,9 +1,8 @@
-#include "baseq/model/kv_cache.h"
-
 #include <ATen/ATen.h>
 
 #include <algorithm>
 
+#include "baseq/model/decoder.h"
 #include "block_cache.h"
 #include "exact_rotary.h"
 

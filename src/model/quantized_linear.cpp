@@ -2,7 +2,7 @@
 
 #include <ATen/ATen.h>
 
-#include "baseq/quant/pack.h"
+#include "baseq/quant/quantize.h"
 #include "io/dtype_name.h"
 
 namespace baseq {

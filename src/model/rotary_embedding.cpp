@@ -1,9 +1,9 @@
-#include "baseq/model/rotary_embedding.h"
-
 #include <ATen/ATen.h>
 
 #include <cmath>
 #include <numbers>
+
+#include "baseq/model/decoder_layer.h"
 
 namespace baseq {
 namespace {

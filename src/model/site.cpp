@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "baseq/model/rotary_embedding.h"
+#include "baseq/model/decoder_layer.h"
 #include "baseq/transform/hadamard.h"
 
 namespace baseq {

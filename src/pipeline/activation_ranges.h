@@ -4,7 +4,7 @@
 #include <string>
 
 #include "baseq/model/decoder_layer.h"
-#include "baseq/pipeline/progress.h"
+#include "baseq/pipeline/job.h"
 
 namespace baseq {
 

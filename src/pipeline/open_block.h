@@ -6,7 +6,7 @@
 #include <string>
 #include <utility>
 
-#include "baseq/pipeline/progress.h"
+#include "baseq/pipeline/job.h"
 #include "pipeline/activations.h"
 #include "pipeline/statistics.h"
 #include "realize.h"

@@ -1,5 +1,3 @@
-#include "baseq/pipeline/progress.h"
-
 #include <sys/resource.h>
 
 #include <cfloat>
@@ -7,6 +5,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "baseq/pipeline/job.h"
 #include "io/json_object.h"
 
 namespace baseq {

@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-#include "baseq/pipeline/progress.h"
+#include "baseq/pipeline/job.h"
 
 namespace baseq {
 

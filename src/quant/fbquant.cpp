@@ -1,5 +1,3 @@
-#include "baseq/quant/fbquant.h"
-
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/grad_mode.h>
@@ -10,6 +8,7 @@
 #include <numbers>
 #include <vector>
 
+#include "baseq/quant/low_rank.h"
 #include "finite.h"
 #include "grid.h"
 #include "product.h"

@@ -1,10 +1,10 @@
-#include "baseq/quant/pack.h"
-
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
 #include <atomic>
 #include <cstdint>
+
+#include "baseq/quant/quantize.h"
 
 namespace baseq {
 namespace {

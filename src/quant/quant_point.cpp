@@ -1,7 +1,6 @@
-#include "baseq/quant/quant_point.h"
-
 #include <ATen/ATen.h>
 
+#include "baseq/quant/quantize.h"
 #include "fused.h"
 #include "grid.h"
 

@@ -6,7 +6,7 @@
 #include <optional>
 #include <utility>
 
-#include "baseq/runtime/text_stream.h"
+#include "text_stream.h"
 
 namespace baseq {
 namespace {

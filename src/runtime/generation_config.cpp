@@ -1,7 +1,6 @@
-#include "baseq/runtime/generation_config.h"
-
 #include <c10/util/Exception.h>
 
+#include "baseq/runtime/generate.h"
 #include "io/json_object.h"
 
 namespace baseq {

@@ -1,5 +1,3 @@
-#include "baseq/runtime/sampler.h"
-
 #include <ATen/ATen.h>
 #include <ATen/core/PhiloxRNGEngine.h>
 
@@ -7,6 +5,8 @@
 #include <cmath>
 #include <limits>
 #include <unordered_set>
+
+#include "baseq/runtime/generate.h"
 
 namespace baseq {
 namespace {

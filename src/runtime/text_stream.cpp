@@ -1,4 +1,4 @@
-#include "baseq/runtime/text_stream.h"
+#include "text_stream.h"
 
 #include <c10/util/Exception.h>
 

@@ -11,7 +11,7 @@
 #include <string_view>
 #include <system_error>
 
-#include "baseq/io/safetensors.h"
+#include "baseq/io/checkpoint.h"
 #include "io/dtype_name.h"
 
 namespace baseq {

@@ -1,7 +1,7 @@
 // Functions over tensors from headers of their own, which need neither a model nor a recipe.
 #include <baseq/quant/gptq.h>
 #include <baseq/quant/low_rank.h>
-#include <baseq/quant/pack.h>
+#include <baseq/quant/quantize.h>
 #include <baseq/transform/hadamard.h>
 
 /// A weight for inputs that a Hadamard transform has passed: packed to 4 bits, unpacked, with a correction of rank 8.

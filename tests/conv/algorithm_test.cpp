@@ -1,10 +1,10 @@
-#include "baseq/conv/algorithm.h"
-
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
 #include <tuple>
 #include <vector>
+
+#include "baseq/conv/conv.h"
 
 namespace baseq {
 namespace {

@@ -1,9 +1,9 @@
-#include "baseq/conv/calibrate.h"
-
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
 #include <vector>
+
+#include "baseq/conv/quantized_conv.h"
 
 namespace baseq {
 namespace {

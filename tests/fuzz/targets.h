@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "baseq/formats/open_model.h"
-#include "baseq/io/safetensors.h"
+#include "baseq/io/checkpoint.h"
 #include "baseq/model/config.h"
 #include "baseq/pipeline/recipe.h"
 #include "baseq/runtime/chat_template.h"

@@ -9,7 +9,7 @@
 #include <optional>
 #include <vector>
 
-#include "baseq/quant/quant_point.h"
+#include "baseq/quant/quantize.h"
 #include "integer/prepared_linear.h"
 
 namespace baseq {

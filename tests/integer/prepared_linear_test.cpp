@@ -8,7 +8,7 @@
 #include <cmath>
 #include <random>
 
-#include "baseq/quant/quant_point.h"
+#include "baseq/quant/quantize.h"
 
 namespace baseq {
 namespace {

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <random>
 
-#include "baseq/io/safetensors.h"
+#include "baseq/io/checkpoint.h"
 #include "temp_directory.h"
 
 namespace baseq {

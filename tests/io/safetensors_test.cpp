@@ -1,5 +1,3 @@
-#include "baseq/io/safetensors.h"
-
 #include <ATen/ATen.h>
 #include <c10/util/StringUtil.h>
 #include <gtest/gtest.h>
@@ -10,6 +8,7 @@
 #include <cstring>
 #include <optional>
 
+#include "baseq/io/checkpoint.h"
 #include "temp_directory.h"
 
 namespace baseq {

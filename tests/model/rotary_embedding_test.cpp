@@ -1,10 +1,9 @@
-#include "baseq/model/rotary_embedding.h"
-
 #include <gtest/gtest.h>
 
 #include <numbers>
 
 #include "../tiny_model.h"
+#include "baseq/model/decoder_layer.h"
 
 namespace baseq {
 namespace {

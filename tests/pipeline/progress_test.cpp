@@ -1,10 +1,9 @@
-#include "baseq/pipeline/progress.h"
-
 #include <gtest/gtest.h>
 
 #include <cmath>
 
 #include "../tiny_model.h"
+#include "baseq/pipeline/job.h"
 #include "pipeline/run_log.h"
 
 namespace baseq {

@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "../tiny_model.h"
-#include "baseq/model/rotary_embedding.h"
+#include "baseq/model/decoder_layer.h"
 #include "baseq/model/site.h"
 
 namespace baseq::test {

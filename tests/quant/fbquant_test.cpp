@@ -1,5 +1,3 @@
-#include "baseq/quant/fbquant.h"
-
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -10,6 +8,7 @@
 #include <limits>
 
 #include "../tiny_model.h"
+#include "baseq/quant/low_rank.h"
 
 namespace baseq {
 namespace {

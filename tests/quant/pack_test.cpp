@@ -1,9 +1,8 @@
-#include "baseq/quant/pack.h"
-
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
 #include "../io/temp_directory.h"
+#include "baseq/quant/quantize.h"
 #include "random_codes.h"
 
 namespace baseq {

@@ -1,8 +1,8 @@
-#include "baseq/quant/quant_point.h"
-
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
+
+#include "baseq/quant/quantize.h"
 
 namespace baseq {
 namespace {

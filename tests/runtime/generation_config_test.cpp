@@ -1,10 +1,9 @@
-#include "baseq/runtime/generation_config.h"
-
 #include <gtest/gtest.h>
 
 #include "../io/temp_directory.h"
 #include "../tiny_model.h"
 #include "../tokenizer/tiny_tokenizer.h"
+#include "baseq/runtime/generate.h"
 
 namespace baseq {
 namespace {

@@ -1,5 +1,3 @@
-#include "baseq/runtime/sampler.h"
-
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
@@ -10,6 +8,7 @@
 #include <string>
 
 #include "../random_tensors.h"
+#include "baseq/runtime/generate.h"
 
 namespace baseq {
 namespace {

@@ -12,8 +12,8 @@
 
 #include "baseq/model/site.h"
 #include "baseq/model/stored_model.h"
-#include "baseq/quant/fbquant.h"
 #include "baseq/quant/gptq.h"
+#include "baseq/quant/low_rank.h"
 
 #pragma GCC visibility push(default)
 namespace baseq {
@@ -102,7 +102,7 @@ struct LearnStep {
 struct LowRankOptions {
   /// How the remaining error of a weight is weighed: equally (arXiv 2303.08302), the mean magnitudes of the
   /// inputs (arXiv 2402.02446), their variances or their second moments (arXiv 2410.06040).
-  /// kFbquant learns the correction together with the rounding, see quant/fbquant.h.
+  /// kFbquant learns the correction together with the rounding, see quant/low_rank.h.
   enum class Method { kSvd, kL2qer, kQeraApprox, kQeraExact, kFbquant };
   Method method = Method::kQeraExact;
   int64_t rank = 16;

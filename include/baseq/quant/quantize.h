@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <string>
 
 #include "baseq/tensor.h"
@@ -75,6 +76,58 @@ Tensor dequantize(const Tensor& codes, const QParams& qparams, const QuantSpec& 
 /// dequantize(quantize(x)) with the straight-through gradient: identity inside the grid, zero outside for `x`; the
 /// scale and the zero point receive the exact gradient of the piecewise linear part.
 Tensor fake_quantize(const Tensor& x, const QParams& qparams, const QuantSpec& spec);
+
+// Words for files and kernels that read compressed-tensors' layout; unpack_* gives back what pack_* was given:
+//
+//     const Tensor words = pack_to_int32(weight.codes, 4);
+//     const Tensor codes = unpack_from_int32(words, 4, weight.codes.size(1));
+//
+// All throw c10::Error for other shapes and dtypes than said, and num_bits outside 2 to 8.
+
+/// Packs signed codes into int32 words as compressed-tensors 0.18 does: `code + 2^(b-1)` as a dense bit stream along
+/// the last dimension, least significant bits first.
+/// @param codes int8 [rows, columns]; returns int32 [rows, ceil(columns * num_bits / 32)]
+Tensor pack_to_int32(const Tensor& codes, int64_t num_bits);
+
+/// The inverse of pack_to_int32: int8 [rows, columns].
+Tensor unpack_from_int32(const Tensor& packed, int64_t num_bits, int64_t columns);
+
+/// Zero points [rows, groups] of any dtype as compressed-tensors stores them, packed along the rows: int32
+/// [ceil(rows * num_bits / 32), groups].
+Tensor pack_zero_points(const Tensor& zero_points, int64_t num_bits);
+
+/// The inverse of pack_zero_points: float32 [rows, groups].
+Tensor unpack_zero_points(const Tensor& packed, int64_t num_bits, int64_t rows);
+
+/// An activation or KV cache quantizer with BASE-Q's corrections (arXiv 2506.15689, Eq. 14):
+/// `u = gain * x - shift`, forward returns `Q(u) + shift`. A default-constructed point passes its input through.
+/// The tensors may require gradients: they are what stage 3 of BASE-Q learns.
+///
+///     QuantPoint point{.enabled = true};             // 4 bits, dynamic, per token
+///     point.clip = at::full({1, 1}, 0.9);            // of each token's range
+///     const Tensor y = point.forward(x);             // [.., features]
+///
+struct QuantPoint {
+  bool enabled = false;
+  QuantSpec spec{.num_bits = 4, .symmetric = false, .strategy = Strategy::kToken, .dynamic = true};
+  QParams qparams{};           ///< of a spec that is not dynamic: scale and zero point [1, 1], strategy kTensor
+  Tensor clip{};               ///< see compute_qparams; undefined: the full range
+  Tensor gain{};               ///< [features]; undefined: 1
+  Tensor shift{};              ///< [features]; undefined: 0
+  bool add_shift_back = true;  ///< false once W * shift lives in the bias of the layers that read this point
+  /// Called with what the readers of this point see; how calibration collects statistics.
+  std::function<void(const Tensor&)> observer{};
+
+  /// x: [..., features].
+  Tensor forward(const Tensor& x) const;
+};
+
+/// `fake_quantize(gain * x - shift) + shift` with dynamic ranges, in one pass forward and one backward.
+/// Gradients reach x, clip, gain and shift. CPU float32 is fused, vectorized and threaded; other tensors take the
+/// composite of quantize.h, to which it is equal.
+/// @param clip [groups, 1]; gain, shift [features]; each may be undefined.
+Tensor fake_quantize_dynamic(const Tensor& x, const QuantSpec& spec, const Tensor& clip, const Tensor& gain,
+                             const Tensor& shift, bool add_shift_back);
 
 }  // namespace baseq
 #pragma GCC visibility pop

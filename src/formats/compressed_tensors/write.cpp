@@ -3,7 +3,7 @@
 
 #include <numeric>
 
-#include "baseq/quant/pack.h"
+#include "baseq/quant/quantize.h"
 #include "formats/compressed_tensors/online_transforms.h"
 #include "formats/export_source.h"
 #include "model/quantized_linear.h"

@@ -5,8 +5,8 @@
 
 #include <fstream>
 
+#include "baseq/model/decoder_layer.h"
 #include "baseq/model/model.h"
-#include "baseq/model/rotary_embedding.h"
 #include "formats/gguf/file.h"
 #include "formats/gguf/names.h"
 #include "io/json_object.h"

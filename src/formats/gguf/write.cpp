@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <map>
 
-#include "baseq/model/rotary_embedding.h"
+#include "baseq/model/decoder_layer.h"
 #include "baseq/quant/gptq.h"
 #include "formats/export_source.h"
 #include "formats/gguf/names.h"

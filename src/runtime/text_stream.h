@@ -7,7 +7,6 @@
 
 #include "baseq/tokenizer/tokenizer.h"
 
-#pragma GCC visibility push(default)
 namespace baseq {
 
 /// The text of tokens as they come. Every piece is valid UTF-8; all pieces together are Tokenizer::decode of all
@@ -46,4 +45,3 @@ class StopStrings {
 };
 
 }  // namespace baseq
-#pragma GCC visibility pop
