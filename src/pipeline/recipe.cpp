@@ -112,7 +112,8 @@ struct Reader {
     }
   }
   /// A list of objects with a list "transforms" each.
-  void chains(const char* key, std::vector<std::vector<TransformStep>>& value) {
+  template <class Chains>
+  void chains(const char* key, Chains& value) {
     value.clear();
     for (JsonObject& chain : object.objects(key)) {
       value.emplace_back();
@@ -165,11 +166,12 @@ struct Writer {
     for (const auto& [name, rate] : value) names.number(name.c_str(), rate, 0, kMaxLearningRate);
     object[key] = names.object;
   }
-  void chains(const char* key, const std::vector<std::vector<TransformStep>>& value) {
+  template <class Chains>
+  void chains(const char* key, const Chains& value) {
     object[key] = json::array();
-    for (const std::vector<TransformStep>& chain : value) {
+    for (const auto& chain : value) {
       json transforms = json::array();
-      for (const TransformStep& step : chain) {
+      for (const auto& step : chain) {
         Writer visit;
         visit_transform(visit, step);
         transforms.push_back(visit.object);
@@ -351,6 +353,8 @@ json write_pass(const Pass& pass) {
 }
 
 }  // namespace
+
+std::string transform_name(TransformStep::Kind kind) { return kTransforms.at(static_cast<size_t>(kind)); }
 
 Recipe Recipe::from_json(const json& value, const std::string& path) {
   JsonObject object(value, path);

@@ -30,12 +30,12 @@ std::vector<std::string> linears_around(Site site, Kind kind) {
 }
 
 Parameter moving(Site site, Kind kind, std::vector<Tensor> leaves, std::function<void(Factor&)> write) {
-  return {.leaves = std::move(leaves),
-          .write = [site, kind, write = std::move(write)](
-                       BlockState& state) { write(*find_factor(state, site, kind)); },
-          .reaches = linears_around(site, kind),
-          .moves = true,
-          .on_activations = acts_on_activations(site, kind)};
+  return {
+      .leaves = std::move(leaves),
+      .write = [site, kind, write = std::move(write)](BlockState& state) { write(*find_factor(state, site, kind)); },
+      .reaches = linears_around(site, kind),
+      .moves = true,
+      .on_activations = acts_on_activations(site, kind)};
 }
 
 Parameter scale_leaf(Site site, const Factor& factor) {

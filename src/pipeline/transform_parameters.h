@@ -22,7 +22,8 @@ struct TransformLeaf {
 ///   which the inverse needs no solution of equations;
 /// - band: the elements of a matrix themselves, AffineQuant (arXiv 2403.12544): from the diagonal outwards, as epochs
 ///   pass, and kept strictly diagonally dominant, so that there is an inverse;
-/// - kronecker: the svd form of the two matrices of a Kronecker factor, or of the left one alone where there is no other.
+/// - kronecker: the svd form of the two matrices of a Kronecker factor, or of the left one alone where there is no
+/// other.
 std::span<const TransformLeaf> transform_leaves();
 
 /// AffineQuant's gradual mask, bool [n, n]: true up to floor((n - 1) / (num_epochs - 1) epoch) + 1 places from the

@@ -53,7 +53,8 @@ void apply(const TransformStep& step, OpenBlock& block, const BlockTask& task) {
   if (step.kind == Kind::kBalance) return append_balance(step.at, block, task);
   if (step.kind == Kind::kSmooth) return append_smooth(step, block, task);
   std::vector<Site> at;
-  std::copy_if(step.at.begin(), step.at.end(), std::back_inserter(at), [](Site site) { return site != Site::kResidual; });
+  std::copy_if(step.at.begin(), step.at.end(), std::back_inserter(at),
+               [](Site site) { return site != Site::kResidual; });
   std::map<Site, Loudest> seen;
   if (needs_tokens(step)) seen = loudest_tokens(block.layer(), at, task.inputs.full_precision, task.inputs);
   for (const Site site : at) {

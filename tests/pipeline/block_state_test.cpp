@@ -41,6 +41,10 @@ TEST_P(StoredState, GivesTheSameBlockBack) {
     add(Site::kGateUp, {Kind::kHadamard});
     add(Site::kDown, {Kind::kScale, Kind::kPermutation, Kind::kHadamard});
   });
+  block.edit([&](BlockState& state) {
+    const Tensor heads = test::invertible({shape.num_heads, shape.num_heads}, 3).to(at::kFloat);
+    state.transforms[Site::kO].push_back(left_kronecker_factor(heads, shape.head_dim));
+  });
   expect_kept(block, "with transforms");
   run(block, {PointsStep{.at = test::kInputSites, .clip = 0.9, .shift = PointsStep::Shift::kMean},
               PointsStep{.at = test::kCacheSites, .shift = PointsStep::Shift::kZero}});

@@ -95,6 +95,8 @@ TEST(Recipe, TheMethodIsSaidInTheOrderOfTheSteps) {
            {"baseq-w4a4kv4", "hadamard, scale, matrix, learn, means, gptq, learn"},
            {"quarot-gptaq-w2a16-g64", "hadamard, gptaq"},
            {"fbquant-block-w3a16-g64-r16", "rtn + fbquant rank 16, learn"},
+           {"flatquant-w4a4kv4", "smooth, kronecker, matrix, learn, rtn"},
+           {"roste-choice-w4a4kv4", "hadamard, choose by rounding_error, gptq"},
            {"two-pass-w4a4kv4", "hadamard, means, gptq, learn"}}) {
     EXPECT_EQ(describe_method(Recipe::read(name)), method);
   }

@@ -50,8 +50,8 @@ struct TransformStep {
   bool left_only = false;  ///< of kKronecker: the right one is the identity
 };
 
-/// Tries chains of transforms at each site of `at`, from which it keeps the one with the least score. Sites in the order
-/// of `at`; each sees what was chosen before it.
+/// Tries chains of transforms at each site of `at`, from which it keeps the one with the least score. Sites in the
+/// order of `at`; each sees what was chosen before it.
 struct ChooseStep {
   enum class By {
     kBlockLoss,      ///< squared error of the block's output, the weights around the site and its point rounded

@@ -17,11 +17,11 @@ Tensor cayley(const Tensor& parameter);
 /// change of the tensors that it was made from, make it again. Make it with the functions below, which check the sizes.
 struct Factor {
   enum class Kind {
-    kScale,        ///< diag(left), left [n]
-    kHadamard,     ///< `blocks` times hadamard_transform over `block` features along the diagonal, n = blocks * block
-    kMatrix,       ///< diag(left[0], .., left[k - 1]), left [k, b, b], n = k b: a matrix per head
-    kKronecker,    ///< left (x) right, [p, p] and [q, q], n = p q; left acts on the slow part of the index. An undefined
-                   ///< right is the identity of `block` features
+    kScale,      ///< diag(left), left [n]
+    kHadamard,   ///< `blocks` times hadamard_transform over `block` features along the diagonal, n = blocks * block
+    kMatrix,     ///< diag(left[0], .., left[k - 1]), left [k, b, b], n = k b: a matrix per head
+    kKronecker,  ///< left (x) right, [p, p] and [q, q], n = p q; left acts on the slow part of the index. An undefined
+                 ///< right is the identity of `block` features
     kPermutation,  ///< (x T)[.., j] = x[.., left[j]], left int64 [n]
   };
   Kind kind = Kind::kHadamard;
