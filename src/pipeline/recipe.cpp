@@ -22,6 +22,7 @@ const Names kTransforms = {"hadamard", "scale", "matrix", "balance", "smooth", "
 const Names kStarts = {"identity", "hadamard", "random", "greedy"};
 const Names kCriteria = {"block_loss", "rounding_error", "rms", "difficulty"};
 const Names kShifts = {"none", "zero", "mean"};
+const Names kSpans = {"causal", "window"};
 const Names kStreams = {"full_precision", "quantized"};
 const Names kLearnedWeights = {"exact", "straight_through", "rounded"};
 const Names kRoundings = {"rtn", "gptq"};
@@ -216,11 +217,18 @@ void visit_fields(Visitor& visit, S& step) {
   if (step.by == ChooseStep::By::kRms) visit.number("threshold", step.threshold, 0, 1e9);
 }
 
+template <class Visitor, Is<RuntimeSmooth> S>
+void visit_fields(Visitor& visit, S& smooth) {
+  visit.integer("group", smooth.group, 1);
+  visit.choice("span", smooth.span, kSpans);
+}
+
 template <class Visitor, Is<PointsStep> S>
 void visit_fields(Visitor& visit, S& step) {
   visit.points("at", step.at);
   visit.number("clip", step.clip, 0.01, 1);
   visit.choice("shift", step.shift, kShifts);
+  visit.section("runtime", step.runtime);
   visit.choice("stream", step.stream, kStreams);
 }
 

@@ -98,6 +98,12 @@ QuantizationConfig Recipe::quantization_config() const {
                             .kv_cache = grids.kv_cache,
                             .head = grids.head,
                             .embedding = grids.embedding};
+  for (const PointsStep* step : steps_of<PointsStep>()) {
+    for (const Site site : step->at) {
+      config.runtime.erase(site);
+      if (step->runtime) config.runtime[site] = *step->runtime;
+    }
+  }
   return config;
 }
 

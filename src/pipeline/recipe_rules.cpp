@@ -182,6 +182,8 @@ class Order {
       const SiteInfo& info = site_info(site);
       require(!info.point.empty(), "at", "\"", site_name(site), "\" has no quant point");
       require(grid_of(info).has_value(), "at", "\"", point_name(site), "\" needs grids.", grid_name(info));
+      require(!step.runtime || !info.cache, "runtime", "\"", point_name(site),
+              "\" is of the cache; only inputs of linears are smoothed at run time");
       require(fresh_.insert(site).second, "at", "\"", point_name(site), "\" is on already");
       points_.insert(site);
       learnable_["clip"].insert(point_name(site));

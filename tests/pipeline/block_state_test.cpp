@@ -52,6 +52,8 @@ TEST_P(StoredState, GivesTheSameBlockBack) {
     state.points.at(Site::kDown).gain = test::random_normal({shape.intermediate_size}, 5, at::kFloat).exp();
   });
   expect_kept(block, "with quant points");
+  block.edit_points([&](BlockState& state) { state.points.at(Site::kO).runtime = RuntimeSmooth{.group = 4}; });
+  expect_kept(block, "with Runtime Smooth");
   run(block, {RoundStep{.method = RoundStep::Method::kGptq}});
   expect_kept(block, "rounded");
   RoundStep corrected{.low_rank = LowRankOptions{.method = LowRankOptions::Method::kSvd, .rank = 3}};

@@ -76,6 +76,15 @@ TEST(RecipeRules, PointsStartAgainAfterTheyWereLearned) {
                  {"steps[4].rates", "no such shift"});
 }
 
+TEST(RecipeRules, OnlyInputsAreSmoothedAtRunTime) {
+  const auto points = [](const std::string& at) {
+    return R"({"step": "points", "at": [)" + at + R"(], "runtime": {"group": 8, "span": "window"}})";
+  };
+  EXPECT_NO_THROW(recipe_of(R"({"grids": {"input_activations": {}}, "steps": [)" +
+                            points(R"("qkv", "o", "gate_up", "down")") + "]}"));
+  expect_refused(with_grids(points(R"("v_cache")")), {"steps[0].runtime", "\"v_cache\""});
+}
+
 TEST(RecipeRules, BlocksAreOfInputs) {
   const auto transform = [](const std::string& fields) { return R"({"step": "transform", )" + fields + "}"; };
   const auto refused = [&](const std::string& fields, const std::vector<std::string>& parts) {

@@ -74,6 +74,7 @@ struct PointsStep {
   std::vector<Site> at{};
   double clip = 1.0;  ///< share of the range that the grid covers
   Shift shift = Shift::kNone;
+  std::optional<RuntimeSmooth> runtime{};  ///< of points at inputs of linears
   Stream stream = Stream::kFullPrecision;
 };
 
