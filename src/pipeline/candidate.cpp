@@ -43,17 +43,20 @@ Candidate::Candidate(const LearnStep& step, OpenBlock& block, const BlockTask& t
     for (auto& [name, weight] : state_.weights) weight = {.clip = weight.clip};
   }
   for (const Parameter& parameter : parameters_) {
-    const bool of_rounded = parameter.of_rounded != OfRounded::kNothing;
-    TORCH_CHECK(step.weights != Weights::kRounded || parameter.reaches.empty() || of_rounded, "learn step \"",
-                step.name, "\": ", parameter.name, " would change weights that are rounded");
-    if (!parameter.reaches.empty()) original_ = block.original();
+    const bool moves_none = parameter.reaches.empty() && !parameter.moves;
+    TORCH_CHECK(step.weights != Weights::kRounded || moves_none || parameter.of_rounded != OfRounded::kNothing,
+                "learn step \"", step.name, "\": ", parameter.name, " would change weights that are rounded");
+    if (!moves_none) {
+      original_ = block.original();
+      reaches_weights_ = true;
+    }
     for (const std::string& name : parameter.reaches) reach(name, parameter);
     if (parameter.on_activations) start_down_scale_ = merged_scale(Site::kDown, transforms_, task.place);
   }
   if (unrounded) {
     base_ = realize(block.original(), state_, task.place);
   } else {
-    base_ = reached_.empty() ? block.layer() : block.release_layer();  // it is made again with what is learned
+    base_ = !reaches_weights_ ? block.layer() : block.release_layer();  // it is made again with what is learned
   }
   base_.for_each_linear([&](const std::string& name, Linear& linear) {
     linear.weight = reached_.contains(name) ? Tensor{} : linear.weight.to(step.products);
@@ -78,11 +81,17 @@ void Candidate::reach(const std::string& name, const Parameter& parameter) {
       clip_of(reached.exact.weight - it->second.low_rank.product(), codes.spec, codes.qparams.scale);
 }
 
+void Candidate::begin_epoch(int64_t epoch, int64_t num_epochs) {
+  for (const Parameter& parameter : parameters_) {
+    if (parameter.begin_epoch) parameter.begin_epoch(epoch, num_epochs);
+  }
+}
+
 DecoderLayer Candidate::build(Phase phase) {
   BlockState current = state_;
   for (const Parameter& parameter : parameters_) parameter.write(current);
   DecoderLayer layer = base_;
-  if (reached_.empty()) {
+  if (!reaches_weights_) {
     realize_points(layer, transforms_, current, task_.place);
     return layer;
   }

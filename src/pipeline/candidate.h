@@ -37,7 +37,9 @@ class Candidate {
 
   const std::vector<Parameter>& parameters() const { return parameters_; }
   /// Whether a parameter changes more than the quant points.
-  bool reaches_weights() const { return !reached_.empty(); }
+  bool reaches_weights() const { return reaches_weights_; }
+  /// To be called before each epoch, from 0.
+  void begin_epoch(int64_t epoch, int64_t num_epochs);
   /// The block with the current values; weights are in the dtype of the products. Differentiable.
   DecoderLayer build(Phase phase);
   /// The state with the current values, for good.
@@ -66,6 +68,7 @@ class Candidate {
   DecoderLayer original_;  ///< defined where a parameter reaches a weight
   std::map<std::string, Reached> reached_;
   Tensor start_down_scale_;  ///< undefined unless a scale at down is learned
+  bool reaches_weights_ = false;
   int64_t steps_ = 0;
 };
 

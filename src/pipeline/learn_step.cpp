@@ -89,6 +89,7 @@ void apply(const LearnStep& step, OpenBlock& block, const BlockTask& task) {
                           .seed = task.seed + static_cast<uint64_t>(task.place.block)};
   const int64_t num_epochs = options.num_epochs(objective.num_windows());
   options.on_epoch = [&](int64_t epoch, double loss) {
+    candidate.begin_epoch(epoch, num_epochs);
     task.tell(EpochLearned{task.place.block, step.name, epoch, num_epochs, loss});
   };
   const OptimizeResult result = optimize_block(

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "baseq/model/model.h"
+#include "transform_parameters.h"
 #include "weight_parameters.h"
 
 namespace baseq {
@@ -43,45 +44,6 @@ class Rates {
   std::set<std::string> used_;
 };
 
-/// Where a factor that is learned multiplies activations, and leaves the rows of writers as they are.
-bool acts_on_activations(Site site) { return site == Site::kDown; }
-
-/// Linears whose rows or columns a factor at a site changes while it is learned.
-std::vector<std::string> linears_around(Site site) {
-  const SiteInfo& info = site_info(site);
-  std::vector<std::string> names(info.readers.begin(), info.readers.end());
-  if (!acts_on_activations(site)) names.insert(names.end(), info.writers.begin(), info.writers.end());
-  return names;
-}
-
-Parameter scale_parameter(Site site, const Factor& factor) {
-  const Tensor logarithm = leaf(factor.left.log());
-  return {.leaves = {logarithm},
-          .write =
-              [site, logarithm](BlockState& state) {
-                Factor& scale = *find_factor(state, site, Factor::Kind::kScale);
-                scale.left = logarithm.exp();
-                scale.left_inverse = (-logarithm).exp();
-              },
-          .reaches = linears_around(site),
-          .moves = true,
-          .on_activations = acts_on_activations(site)};
-}
-
-Parameter matrix_parameter(Site site, const Factor& factor) {
-  const Tensor turn = leaf(at::zeros_like(factor.left));
-  return {.leaves = {turn},
-          .write =
-              [site, turn, start = factor.detach()](BlockState& state) {
-                Factor& matrix = *find_factor(state, site, Factor::Kind::kMatrix);
-                const Tensor rotation = cayley(turn);
-                matrix.left = at::matmul(rotation, start.left);
-                if (!start.orthogonal()) matrix.left_inverse = at::matmul(start.left_inverse, rotation.mT());
-              },
-          .reaches = linears_around(site),
-          .moves = true};
-}
-
 Parameter clip_parameter(Site site, const QuantPoint& point) {
   const Tensor logit = leaf(at::logit(point.clip.clamp_max(kLargestClip)));
   return {.leaves = {logit},
@@ -95,6 +57,24 @@ Parameter vector_parameter(Site site, Tensor QuantPoint::*member, const Tensor& 
           .write = [site, member, value](BlockState& state) { state.points.at(site).*member = value; }};
 }
 
+/// What the rates name of the transform at a site.
+template <class Add>
+void add_transforms(const SiteInfo& info, BlockState& state, const std::string& name, const Add& add) {
+  std::map<Factor::Kind, std::string_view> moved;
+  for (const TransformLeaf& leaf : transform_leaves()) {
+    // RoPE passes no other scales than those that are equal within each pair.
+    if (info.site == Site::kQueryKey && leaf.kind == Factor::Kind::kScale) continue;
+    const Factor* factor = find_factor(state, info.site, leaf.kind);
+    if (factor == nullptr) continue;
+    add(name, std::string(leaf.what), [&] {
+      const auto [other, is_first] = moved.emplace(leaf.kind, leaf.what);
+      TORCH_CHECK(is_first, "learn: \"", std::string(other->second), "\" and \"", std::string(leaf.what),
+                  "\" move the same factor at ", name);
+      return leaf.make(info.site, *factor);
+    });
+  }
+}
+
 }  // namespace
 
 std::vector<Parameter> make_parameters(const LearnStep& step, const BlockState& from, const BlockPlace& place,
@@ -102,7 +82,7 @@ std::vector<Parameter> make_parameters(const LearnStep& step, const BlockState& 
   std::vector<Parameter> parameters;
   Rates rates(step.rates);
   BlockState state = from;
-  const auto add = [&](const std::string& where, const char* what, const auto& make) {
+  const auto add = [&](const std::string& where, const std::string& what, const auto& make) {
     const std::optional<double> rate = rates.of(where, what);
     if (!rate) return;
     Parameter parameter = make();
@@ -112,14 +92,7 @@ std::vector<Parameter> make_parameters(const LearnStep& step, const BlockState& 
   };
   for (const SiteInfo& info : sites()) {
     const std::string name(info.name);
-    // RoPE passes no other scales than those that are equal within each pair.
-    const Factor* scale = info.site == Site::kQueryKey ? nullptr : find_factor(state, info.site, Factor::Kind::kScale);
-    if (scale) {
-      add(name, "scale", [&] { return scale_parameter(info.site, *scale); });
-    }
-    if (const Factor* matrix = find_factor(state, info.site, Factor::Kind::kMatrix)) {
-      add(name, "matrix", [&] { return matrix_parameter(info.site, *matrix); });
-    }
+    add_transforms(info, state, name, add);
     const auto it = state.points.find(info.site);
     if (it == state.points.end()) continue;
     const QuantPoint& point = it->second;

@@ -98,6 +98,17 @@ void check_hadamards(const ModelConfig& config, const TransformStep& step, const
   }
 }
 
+/// @param key as above
+void check_blocks(const ModelConfig& config, const TransformStep& step, const std::string& key, RunPlan& plan) {
+  if (step.block_size == 0) return;
+  for (const Site site : step.at) {
+    const int64_t features = site_shape(site, config).features;
+    if (features % step.block_size == 0) continue;
+    plan.problems.push_back(fmt::format("{}: \"{}\": blocks of {} do not fill its {} features", key,
+                                        site_info(site).name, step.block_size, features));
+  }
+}
+
 /// Calls visit(step, path) for every step of one type.
 template <class Type, class Visit>
 void for_each_step(const Recipe& recipe, const Visit& visit) {
@@ -121,6 +132,16 @@ void check_recipe(const ModelConfig& config, const Recipe& recipe, RunPlan& plan
   }
   for_each_step<TransformStep>(recipe, [&](const TransformStep& step, const std::string& path) {
     check_hadamards(config, step, path + ".at", plan);
+    check_blocks(config, step, path + ".at", plan);
+  });
+  for_each_step<ChooseStep>(recipe, [&](const ChooseStep& choice, const std::string& path) {
+    for (const std::vector<TransformStep>& chain : choice.from) {
+      for (TransformStep step : chain) {
+        step.at = choice.at;
+        check_hadamards(config, step, path + ".at", plan);
+        check_blocks(config, step, path + ".at", plan);
+      }
+    }
   });
 }
 

@@ -97,6 +97,8 @@ TEST(Recipe, TheMethodIsSaidInTheOrderOfTheSteps) {
            {"fbquant-block-w3a16-g64-r16", "rtn + fbquant rank 16, learn"},
            {"autoround-w4a16-g64", "rtn, learn"},
            {"awq-w4a16-g64", "search, rtn"},
+           {"flatquant-w4a4kv4", "smooth, kronecker, matrix, learn, rtn"},
+           {"roste-choice-w4a4kv4", "hadamard, choose by rounding_error, gptq"},
            {"two-pass-w4a4kv4", "hadamard, means, gptq, learn"}}) {
     EXPECT_EQ(describe_method(Recipe::read(name)), method);
   }

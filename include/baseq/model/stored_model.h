@@ -35,10 +35,12 @@ struct LinearFormat {
 /// What a quantized checkpoint's config.json says about how to run it; absent parts are in full precision.
 struct QuantizationConfig {
   static constexpr const char* kMethod = "baseq";
-  static constexpr int64_t kFormatVersion = 6;        ///< the newest that is read
+  static constexpr int64_t kFormatVersion = 7;        ///< the newest that is read
   static constexpr int64_t kOldestFormatVersion = 3;  ///< 4 added factors of 8 bits, 5 tensors of online transforms
   static constexpr int64_t kFirstWithTransforms = 5;
   static constexpr int64_t kFirstWithHead = 6;  ///< and embedding; written only where one of them is quantized
+
+  static constexpr int64_t kFirstWithRuntime = 7;  ///< written only where a point is smoothed at run time
 
   std::optional<QuantSpec> weights{};
   /// Rank of the corrections lora_A, lora_B beside every packed weight (less where a side of the weight is shorter);
@@ -47,6 +49,7 @@ struct QuantizationConfig {
   std::optional<QuantSpec> input_activations{};   ///< the four input points of a block; one scale a token
   std::optional<QuantSpec> kv_cache{};            ///< one scale a token and head
   std::optional<QuantSpec> head{}, embedding{};   ///< lm_head and model.embed_tokens; a tied pair has the same grid
+  std::map<Site, RuntimeSmooth> runtime{};        ///< input points that are smoothed at run time, in every block
   int64_t format_version = kFirstWithTransforms;  ///< of what was read; 0: another tool's checkpoint
   /// Sites with an online Hadamard transform in every block, which versions before kFirstWithTransforms name here.
   /// Later ones store each online transform as tensors: see Model::online_kinds.

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 
 #include "baseq/tensor.h"
@@ -105,6 +106,23 @@ Tensor pack_zero_points(const Tensor& zero_points, int64_t num_bits);
 /// The inverse of pack_zero_points: float32 [rows, groups].
 Tensor unpack_zero_points(const Tensor& packed, int64_t num_bits, int64_t rows);
 
+/// Runtime Smooth (arXiv 2409.20361): channels are divided by what the tokens at hand show of them, and multiplied by
+/// it after rounding. Channels next to each other in the order of those magnitudes share the largest one of `group`.
+struct RuntimeSmooth {
+  enum class Span {
+    kCausal,  ///< the tokens up to each one
+    kWindow,  ///< all tokens, as published. Not causal: what a token becomes depends on later ones
+  };
+  int64_t group = 128;
+  Span span = Span::kCausal;
+
+  bool operator==(const RuntimeSmooth&) const = default;
+};
+
+/// The divisors of x [.., tokens, features] whose tokens are a sequence in order: of its size, or [.., 1, features]
+/// with kWindow; 1 for channels that are zero. No gradients.
+Tensor runtime_divisors(const Tensor& x, const RuntimeSmooth& smooth);
+
 /// An activation or KV cache quantizer with BASE-Q's corrections (arXiv 2506.15689, Eq. 14):
 /// `u = gain * x - shift`, forward returns `Q(u) + shift`. A default-constructed point passes its input through.
 /// The tensors may require gradients: they are what stage 3 of BASE-Q learns.
@@ -121,6 +139,8 @@ struct QuantPoint {
   Tensor gain{};               ///< [features]; undefined: 1
   Tensor shift{};              ///< [features]; undefined: 0
   bool add_shift_back = true;  ///< false once W * shift lives in the bias of the layers that read this point
+  /// Of gain * x - shift; x [.., tokens, features] is then whole sequences. Absent: none.
+  std::optional<RuntimeSmooth> runtime{};
   /// Called with what the readers of this point see; how calibration collects statistics.
   std::function<void(const Tensor&)> observer{};
 

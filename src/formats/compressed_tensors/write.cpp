@@ -47,6 +47,7 @@ void preflight(const ExportSource& source, at::ScalarType dtype) {
   obstacles.add_if(activations && !source.clips_are_one(), "clip ratios of activations other than 1");
   obstacles.add_if(source.has_quant_tensor(".gain"), "gains of activations");
   obstacles.add_if(source.has_quant_tensor(".shift"), "shifts of activations");
+  obstacles.add_if(!quantization.runtime.empty(), "activations that are smoothed at run time (runtime_smooth)");
   obstacles.add_if(weights && !weights->symmetric && weights->num_bits != 4 && weights->num_bits != 8,
                    weights ? fmt::format("asymmetric weights of {} bits (4 and 8 can be)", weights->num_bits) : "");
   obstacles.add_if(quantization.lora_rank > 0, "corrections of low rank (low_rank)");

@@ -12,6 +12,7 @@ namespace {
 using nlohmann::json;
 
 const std::vector<std::string> kStrategies = {"tensor", "channel", "group", "token"};
+const std::vector<std::string> kSpans = {"causal", "window"};
 const std::vector<std::string> kScaleDtypes = {"float32", "float16", "bfloat16"};
 constexpr at::ScalarType kScaleTypes[] = {at::kFloat, at::kHalf, at::kBFloat16};
 
@@ -32,6 +33,29 @@ void refuse_reserved(JsonObject& object, c10::ArrayRef<Reserved> reserved) {
     TORCH_CHECK(!object.contains(field.key), object.path(), ": ", field.key, ": ", field.meaning,
                 " are reserved for a later version; this program does not read them");
   }
+}
+
+json runtime_to_json(const std::map<Site, RuntimeSmooth>& runtime) {
+  json points = json::object();
+  for (const auto& [site, smooth] : runtime) {
+    points[std::string(site_info(site).point)] = {{"group", smooth.group},
+                                                  {"span", kSpans[static_cast<size_t>(smooth.span)]}};
+  }
+  return points;
+}
+
+std::map<Site, RuntimeSmooth> runtime_from_json(JsonObject points) {
+  std::map<Site, RuntimeSmooth> runtime;
+  for (const SiteInfo& info : sites()) {
+    if (!info.is_input() || !points.contains(info.point)) continue;
+    JsonObject fields = points.object(info.point);
+    RuntimeSmooth& smooth = runtime[info.site];
+    smooth.group = fields.integer("group", smooth.group, 1, int64_t{1} << 30);
+    smooth.span = static_cast<RuntimeSmooth::Span>(fields.choice("span", static_cast<size_t>(smooth.span), kSpans));
+    fields.finish();
+  }
+  points.finish();
+  return runtime;
 }
 
 /// `online_hadamard` of versions 3 and 4.
@@ -89,6 +113,12 @@ json to_json(const QuantizationConfig& config) {
     result["head"] = optional_spec(config.head);
     result["embedding"] = optional_spec(config.embedding);
   }
+  if (!config.runtime.empty()) {
+    result["format_version"] = QuantizationConfig::kFirstWithRuntime;
+    result["runtime_smooth"] = runtime_to_json(config.runtime);
+    result["head"] = optional_spec(config.head);
+    result["embedding"] = optional_spec(config.embedding);
+  }
   return result;
 }
 
@@ -123,6 +153,10 @@ QuantizationConfig quantization_config_from_json(const json& value, const std::s
   } else {
     config.head = read_spec("head");
     config.embedding = read_spec("embedding");
+  }
+  if (version >= QuantizationConfig::kFirstWithRuntime && object.contains("runtime_smooth")) {
+    config.runtime = runtime_from_json(object.object("runtime_smooth"));
+    TORCH_CHECK(config.input_activations, path, ": runtime_smooth without input_activations");
   }
   if (version < QuantizationConfig::kFirstWithTransforms) {
     config.hadamards = hadamards_of_flags(object.object("online_hadamard"));
