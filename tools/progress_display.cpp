@@ -113,6 +113,9 @@ void ProgressDisplay::show(const ProgressEvent& event) {
                    draw();
                  },
                  [&](const PointMeasured&) {},
+                 [&](const TransformChosen& choice) {
+                   if (!quiet_) line(fmt::format("  {:<18} {}", choice.site, choice.chain));
+                 },
                  [&](const RunFinished&) {},
                  [&](const LinearRounded& linear) {
                    detail_ = linear.name;

@@ -23,9 +23,10 @@ bool has_plain_points(const Recipe& recipe) {
 
 /// Whether inputs of linears pass a transform that no other weight absorbs.
 bool transforms_online(const Recipe& recipe) {
-  return std::ranges::any_of(recipe.steps_of<TransformStep>(), [](const TransformStep* step) {
-    return step->kind == TransformStep::Kind::kHadamard &&
-           std::ranges::any_of(step->at, [](Site site) { return site_info(site).is_input(); });
+  return std::ranges::any_of(recipe.transforms(), [](const TransformStep& step) {
+    using Kind = TransformStep::Kind;
+    const bool scale = step.kind == Kind::kScale || step.kind == Kind::kBalance || step.kind == Kind::kSmooth;
+    return !scale && std::ranges::any_of(step.at, [](Site site) { return site_info(site).is_input(); });
   });
 }
 

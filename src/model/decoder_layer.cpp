@@ -116,6 +116,10 @@ LinearInput DecoderLayer::mlp_input(const Tensor& middle) const {
 }
 
 Tensor DecoderLayer::forward(const Tensor& x, const RotaryEmbedding& rope, const CachedRows* cached) const {
+  for_each_quant_point([&](const std::string& name, const QuantPoint& point) {
+    TORCH_CHECK(cached == nullptr || !point.runtime, name,
+                ": Runtime Smooth sees whole sequences and keeps nothing from token to token; use no cache");
+  });
   const Tensor middle = after_attention(x, rope, cached);
   return add(middle, mlp.down_proj.forward(quantized_by(mlp.down_input, mlp.exact, mlp.gated(mlp_input(middle)))));
 }

@@ -27,10 +27,11 @@ Tensor times_blocks(const Tensor& x, const Tensor& matrices) {
   return at::stack(parts, 1).view(x.sizes());
 }
 
+/// @param right undefined: the identity
 Tensor times_kronecker(const Tensor& x, const Tensor& left, const Tensor& right) {
-  const int64_t p = left.size(0), q = right.size(0);
-  const Tensor rows = times_matrix(x.reshape({-1, q}), right);
-  const Tensor columns = times_matrix(rows.view({-1, p, q}).transpose(1, 2).reshape({-1, p}), left);
+  const int64_t p = left.size(0), q = x.size(-1) / p;
+  const Tensor rows = right.defined() ? times_matrix(x.reshape({-1, q}), right) : x;
+  const Tensor columns = times_matrix(rows.reshape({-1, p, q}).transpose(1, 2).reshape({-1, p}), left);
   return columns.view({-1, q, p}).transpose(1, 2).reshape(x.sizes());
 }
 

@@ -91,7 +91,8 @@ void DecoderLayer::prepare(int64_t fixed_point_bits) {
               ", expected 8 or 15");
   for_each_linear([&](const std::string& name, Linear& linear) {
     const QuantPoint& input = point(input_site(name));
-    const bool one_grid = !input.enabled || !input.spec.dynamic || input.spec.strategy == Strategy::kToken;
+    const bool one_grid =
+        !input.enabled || !input.spec.dynamic || (input.spec.strategy == Strategy::kToken && !input.runtime);
     linear = prepared_linear(linear, one_grid, fixed_point_bits);
   });
   self_attn.exact = mlp.exact = true;

@@ -345,6 +345,7 @@ DecoderLayer Model::read_layer(int64_t index, OptionalType dtype, Weights weight
     point.add_shift_back = false;
   });
   read_input_points(prefix, layer);
+  for (const auto& [site, smooth] : quantization()->runtime) layer.point(site).runtime = smooth;
   for (const SiteInfo& info : sites()) {
     if (!info.cache || !quantization()->kv_cache) continue;
     layer.point(info.site).enabled = true;

@@ -16,10 +16,16 @@ ActivationRange range_of(const Tensor& values, int64_t row_size) {
   return {.min = rows.min().item<double>(),
           .max = rows.max().item<double>(),
           .rms = std::sqrt(rows.square().mean(at::IntArrayRef{}, /*keepdim=*/false, at::kDouble).item<double>()),
-          .peak = peak.mean(at::kDouble).item<double>()};
+          .peak = peak.mean(at::kDouble).item<double>(),
+          .difficulty = difficulty(values)};
 }
 
 }  // namespace
+
+double difficulty(const Tensor& values) {
+  const Tensor norms = values.reshape({-1, values.size(-1)}).square().sum(0, /*keepdim=*/false, at::kDouble).sqrt();
+  return norms.std(/*unbiased=*/false).item<double>();
+}
 
 void observe_ranges(DecoderLayer& layer, std::map<std::string, ActivationRange>& ranges) {
   for (const SiteInfo& info : sites()) {

@@ -8,6 +8,9 @@
 
 namespace baseq {
 
+/// ActivationRange::difficulty of values [.., channels].
+double difficulty(const Tensor& values);
+
 /// Ranges of what the six quant points of `layer` would be given, by the name of the point. The points are looked past,
 /// except for their gains and shifts.
 /// @param windows [n, seq, hidden_size], at the input of the block

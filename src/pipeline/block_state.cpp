@@ -116,6 +116,10 @@ std::map<std::string, Tensor> state_tensors(const BlockState& state) {
   for (const auto& [site, point] : state.points) {
     save(point_key(site), at::scalar_tensor(point.add_shift_back, at::kBool));
     for_each_part(kPoint, point_key(site), point, save);
+    if (point.runtime) {
+      save(point_key(site) + ".runtime",
+           at::tensor({point.runtime->group, static_cast<int64_t>(point.runtime->span)}, at::kLong));
+    }
   }
   for (const auto& [name, weight] : state.weights) {
     save(name + ".clip", weight.clip);
@@ -142,6 +146,11 @@ BlockState state_from_tensors(const std::map<std::string, Tensor>& tensors, cons
     point.spec = *grid;
     point.add_shift_back = restore.at(point_key(info.site)).item<bool>();
     for_each_part(kPoint, point_key(info.site), point, restore);
+    if (const std::string key = point_key(info.site) + ".runtime"; restore.has(key)) {
+      const Tensor runtime = restore.at(key);
+      point.runtime = {.group = runtime[0].item<int64_t>(),
+                       .span = static_cast<RuntimeSmooth::Span>(runtime[1].item<int64_t>())};
+    }
   }
   DecoderLayer names;
   names.for_each_linear([&](const std::string& name, const Linear&) {

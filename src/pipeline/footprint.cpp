@@ -7,7 +7,9 @@
 
 #include "baseq/model/model.h"
 #include "model/quantized_linear.h"
+#include "starts.h"
 #include "steps.h"
+#include "transform_parameters.h"
 
 namespace baseq {
 namespace {
@@ -31,17 +33,36 @@ bool everywhere(const SiteInfo&) { return true; }
 /// The weights around such a site take no matrix: it stays, and is multiplied by at run time.
 bool is_online(const SiteInfo& info) { return info.online; }
 
-/// Values of the dense matrices that the steps of a recipe place at those sites of a block, with their inverses.
-int64_t matrix_values(const ModelConfig& config, const Recipe& recipe, bool (*counts)(const SiteInfo&)) {
+/// Whether a step learns a parameter of that kind, such as "matrix".
+bool learns(const LearnStep& step, std::string_view what) {
+  return std::ranges::any_of(step.rates,
+                             [&](const auto& rate) { return rate.first.ends_with("." + std::string(what)); });
+}
+
+/// Values of the matrices that a step places at a site of a block.
+/// @param inverted whether a step learns inverses that are no transposes
+int64_t matrix_values_at(const ModelConfig& config, const TransformStep& step, Site site, bool inverted) {
   using Kind = TransformStep::Kind;
+  const SiteShape shape = site_shape(site, config);
+  const int64_t width = step.block_size > 0 ? step.block_size : shape.width();
+  const int64_t dense = (site == Site::kQueryKey ? width : shape.features) * width;
+  if (step.kind == Kind::kMatrix) return dense * (inverted ? 2 : 1);
+  if (step.kind == Kind::kBalance && site == Site::kValue) return 2 * dense;
+  if (step.kind == Kind::kPermutation) return shape.features * kLongBytes / kFloatBytes;
+  if (step.kind != Kind::kKronecker) return 0;
+  const auto [left, right] = kronecker_sizes(site, config);
+  return (left * left + right * right) * (inverted ? 2 : 1);
+}
+
+/// Values of the matrices that the steps of a recipe place at those sites of a block, with their inverses.
+int64_t matrix_values(const ModelConfig& config, const Recipe& recipe, bool (*counts)(const SiteInfo&)) {
+  const bool inverted = std::ranges::any_of(recipe.steps_of<LearnStep>(), [](const LearnStep* step) {
+    return learns(*step, "svd") || learns(*step, "band") || learns(*step, "kronecker");
+  });
   int64_t values = 0;
-  for (const TransformStep* step : recipe.steps_of<TransformStep>()) {
-    for (const Site site : step->at) {
-      if (!counts(site_info(site))) continue;
-      const SiteShape shape = site_shape(site, config);
-      const int64_t dense = shape.features * shape.width();
-      if (step->kind == Kind::kMatrix) values += dense;
-      if (step->kind == Kind::kBalance && site == Site::kValue) values += 2 * dense;
+  for (const TransformStep& step : recipe.transforms()) {
+    for (const Site site : step.at) {
+      if (counts(site_info(site))) values += matrix_values_at(config, step, site, inverted);
     }
   }
   return values;
@@ -50,8 +71,8 @@ int64_t matrix_values(const ModelConfig& config, const Recipe& recipe, bool (*co
 /// While a layer is rotated: all of it in float64, and one linear at a time besides.
 int64_t merging_bytes(const ModelConfig& config, const Recipe& recipe) {
   using Kind = TransformStep::Kind;
-  const std::vector<const TransformStep*> steps = recipe.steps_of<TransformStep>();
-  const bool wide = std::ranges::any_of(steps, [](const auto* step) { return step->kind == Kind::kHadamard; });
+  const std::vector<TransformStep> steps = recipe.transforms();
+  const bool wide = std::ranges::any_of(steps, [](const TransformStep& step) { return step.kind == Kind::kHadamard; });
   if (!wide) return block_values(config) * kFloatBytes * (steps.empty() ? 1 : 2);
   return block_values(config) * kDoubleBytes + config.hidden_size * config.intermediate_size * kDoubleBytes;
 }
@@ -110,20 +131,27 @@ int64_t rounding_bytes(const ModelConfig& config, const Recipe& recipe, const Ru
 int64_t learning_bytes(const ModelConfig& config, const Recipe& recipe, const RunShape& shape) {
   int64_t largest = 0;
   for (const LearnStep* step : recipe.steps_of<LearnStep>()) {
-    if (step->epochs == 0) continue;
-    const auto learns = [&](const char* what) {
-      return std::ranges::any_of(step->rates, [&](const auto& rate) { return rate.first.ends_with(what); });
-    };
+    if (!step->learns()) continue;
     const int64_t values = block_values(config), tokens = step->batch_size * shape.seq_len;
     int64_t bytes = values * (kFloatBytes + size_of(step->products));
     // The original weights; what the factors reach is rotated, scaled and rounded anew in each step, which keeps
     // several stages of each.
-    if (learns(".scale") || learns(".matrix") || learns(".weight_clip")) {
+    const bool matrices = std::ranges::any_of(transform_leaves(), [&](const TransformLeaf& leaf) {
+      return learns(*step, leaf.what) && leaf.what != "scale";
+    });
+    if (learns(*step, "scale") || matrices || learns(*step, "weight_clip")) {
       bytes += values * kFloatBytes + values / 2 * 6 * kFloatBytes;
     }
-    if (learns(".matrix")) bytes += matrix_values(config, recipe, everywhere) * kLearnedCopies * kFloatBytes;
+    if (matrices) bytes += matrix_values(config, recipe, everywhere) * kLearnedCopies * kFloatBytes;
     // The weight before rounding, Q, W_F and its gradient in both types, with the graph of one step.
-    if (learns(".low_rank")) bytes += values * (4 * kFloatBytes + size_of(step->products) + 1);
+    if (learns(*step, "low_rank")) bytes += values * (4 * kFloatBytes + size_of(step->products) + 1);
+    // Twice the weight before rounding, the leaf with its gradient, Adam's moments and best state, the rounded weight
+    // and its gradient in both types.
+    if (learns(*step, "weight_offset") || learns(*step, "weight_value")) {
+      bytes += values * (11 * kFloatBytes + 2 * size_of(step->products));
+    } else if (learns(*step, "weight_scale") || learns(*step, "weight_zero_point")) {
+      bytes += values * (5 * kFloatBytes + size_of(step->products));
+    }
     // A forward pass keeps for backward about twice what it holds at a time without.
     largest = std::max(largest, bytes + 3 * forward_bytes(config, tokens));
   }

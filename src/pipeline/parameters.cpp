@@ -7,16 +7,14 @@
 #include <utility>
 
 #include "baseq/model/model.h"
+#include "transform_parameters.h"
+#include "weight_parameters.h"
 
 namespace baseq {
 namespace {
 
 /// Clips are learned through a sigmoid; a start at exactly 1 would have no gradient.
 constexpr double kLargestClip = 0.999;
-/// Where learned clips of weights start, sigmoid(4) as in OmniQuant (arXiv 2308.13137).
-constexpr double kWeightClip = 0.982;
-/// The gradient of an element of a low-rank factor shrinks with the size of the weight.
-constexpr double kLowRankEpsilon = 1e-15;
 
 Tensor leaf(const Tensor& value) { return value.detach().clone().requires_grad_(true); }
 
@@ -46,45 +44,6 @@ class Rates {
   std::set<std::string> used_;
 };
 
-/// Where a factor that is learned multiplies activations, and leaves the rows of writers as they are.
-bool acts_on_activations(Site site) { return site == Site::kDown; }
-
-/// Linears whose rows or columns a factor at a site changes while it is learned.
-std::vector<std::string> linears_around(Site site) {
-  const SiteInfo& info = site_info(site);
-  std::vector<std::string> names(info.readers.begin(), info.readers.end());
-  if (!acts_on_activations(site)) names.insert(names.end(), info.writers.begin(), info.writers.end());
-  return names;
-}
-
-Parameter scale_parameter(Site site, const Factor& factor) {
-  const Tensor logarithm = leaf(factor.left.log());
-  return {.leaves = {logarithm},
-          .write =
-              [site, logarithm](BlockState& state) {
-                Factor& scale = *find_factor(state, site, Factor::Kind::kScale);
-                scale.left = logarithm.exp();
-                scale.left_inverse = (-logarithm).exp();
-              },
-          .reaches = linears_around(site),
-          .moves = true,
-          .on_activations = acts_on_activations(site)};
-}
-
-Parameter matrix_parameter(Site site, const Factor& factor) {
-  const Tensor turn = leaf(at::zeros_like(factor.left));
-  return {.leaves = {turn},
-          .write =
-              [site, turn, start = factor.detach()](BlockState& state) {
-                Factor& matrix = *find_factor(state, site, Factor::Kind::kMatrix);
-                const Tensor rotation = cayley(turn);
-                matrix.left = at::matmul(rotation, start.left);
-                if (!start.orthogonal()) matrix.left_inverse = at::matmul(start.left_inverse, rotation.mT());
-              },
-          .reaches = linears_around(site),
-          .moves = true};
-}
-
 Parameter clip_parameter(Site site, const QuantPoint& point) {
   const Tensor logit = leaf(at::logit(point.clip.clamp_max(kLargestClip)));
   return {.leaves = {logit},
@@ -98,29 +57,26 @@ Parameter vector_parameter(Site site, Tensor QuantPoint::*member, const Tensor& 
           .write = [site, member, value](BlockState& state) { state.points.at(site).*member = value; }};
 }
 
-Parameter weight_clip_parameter(const LinearShape& linear, const BlockState& state, const QuantSpec& spec,
-                                const at::TensorOptions& options) {
-  const int64_t rows = spec.strategy == Strategy::kTensor ? 1 : linear.out_features;
-  const int64_t groups = spec.strategy == Strategy::kGroup ? linear.in_features / spec.group_size : 1;
-  const auto it = state.weights.find(linear.name);
-  const bool known = it != state.weights.end() && it->second.clip.defined();
-  const Tensor start = known ? it->second.clip : at::full({rows, groups, 1}, kWeightClip, options);
-  const Tensor logit = leaf(at::logit(start.clamp_max(kLargestClip)));
-  const std::string name = linear.name;
-  return {.leaves = {logit},
-          .write = [name, logit](BlockState& to) { to.weights[name].clip = at::sigmoid(logit); },
-          .reaches = {linear.name}};
-}
+/// What rates name of the weight of a linear.
+constexpr const char* kOfWeights[] = {"weight_clip",  "low_rank",     "weight_offset",
+                                      "weight_value", "weight_scale", "weight_zero_point"};
 
-/// Its rate is in units of the root mean square of A.
-Parameter low_rank_parameter(const char* name, const LowRankFactors& factors) {
-  const Tensor a = leaf(factors.dequantized_A()), b = leaf(factors.dequantized_B());
-  return {.leaves = {a, b},
-          .rate = std::sqrt(a.detach().square().mean().item<double>()),
-          .epsilon = kLowRankEpsilon,
-          .write = [name = std::string(name), a,
-                    b](BlockState& state) { state.weights.at(name).low_rank = {.A = a, .B = b}; },
-          .reaches = {name}};
+/// What the rates name of the transform at a site.
+template <class Add>
+void add_transforms(const SiteInfo& info, BlockState& state, const std::string& name, const Add& add) {
+  std::map<Factor::Kind, std::string_view> moved;
+  for (const TransformLeaf& leaf : transform_leaves()) {
+    // RoPE passes no other scales than those that are equal within each pair.
+    if (info.site == Site::kQueryKey && leaf.kind == Factor::Kind::kScale) continue;
+    const Factor* factor = find_factor(state, info.site, leaf.kind);
+    if (factor == nullptr) continue;
+    add(name, std::string(leaf.what), [&] {
+      const auto [other, is_first] = moved.emplace(leaf.kind, leaf.what);
+      TORCH_CHECK(is_first, "learn: \"", std::string(other->second), "\" and \"", std::string(leaf.what),
+                  "\" move the same factor at ", name);
+      return leaf.make(info.site, *factor);
+    });
+  }
 }
 
 }  // namespace
@@ -130,7 +86,7 @@ std::vector<Parameter> make_parameters(const LearnStep& step, const BlockState& 
   std::vector<Parameter> parameters;
   Rates rates(step.rates);
   BlockState state = from;
-  const auto add = [&](const std::string& where, const char* what, const auto& make) {
+  const auto add = [&](const std::string& where, const std::string& what, const auto& make) {
     const std::optional<double> rate = rates.of(where, what);
     if (!rate) return;
     Parameter parameter = make();
@@ -140,14 +96,7 @@ std::vector<Parameter> make_parameters(const LearnStep& step, const BlockState& 
   };
   for (const SiteInfo& info : sites()) {
     const std::string name(info.name);
-    // RoPE passes no other scales than those that are equal within each pair.
-    const Factor* scale = info.site == Site::kQueryKey ? nullptr : find_factor(state, info.site, Factor::Kind::kScale);
-    if (scale) {
-      add(name, "scale", [&] { return scale_parameter(info.site, *scale); });
-    }
-    if (const Factor* matrix = find_factor(state, info.site, Factor::Kind::kMatrix)) {
-      add(name, "matrix", [&] { return matrix_parameter(info.site, *matrix); });
-    }
+    add_transforms(info, state, name, add);
     const auto it = state.points.find(info.site);
     if (it == state.points.end()) continue;
     const QuantPoint& point = it->second;
@@ -164,17 +113,13 @@ std::vector<Parameter> make_parameters(const LearnStep& step, const BlockState& 
     });
   }
   for (const LinearShape& linear : linear_shapes(place.config)) {
-    const std::optional<QuantSpec>& grid = grids.weights_of(linear.name);
-    if (grids.weights && !grid) {  // this block leaves it out
-      for (const char* what : {"weight_clip", "low_rank"}) (void)rates.of(linear.name, what);
-      continue;
+    if (grids.override_of(linear.name)) {  // this block may leave out what others have
+      for (const char* what : kOfWeights) (void)rates.of(linear.name, what);
     }
-    if (grid) {
-      add(linear.name, "weight_clip", [&] { return weight_clip_parameter(linear, state, *grid, place.compute); });
+    for (const WeightParameter& of_weight :
+         weight_parameters(linear, state.weights[linear.name], grids, place.compute)) {
+      add(linear.name, of_weight.what, of_weight.make);
     }
-    const auto it = state.weights.find(linear.name);
-    if (it == state.weights.end() || !it->second.low_rank.defined()) continue;
-    add(linear.name, "low_rank", [&] { return low_rank_parameter(linear.name, it->second.low_rank); });
   }
   rates.check_all_used(step.name);
   return parameters;

@@ -10,19 +10,26 @@ namespace baseq {
 
 /// Something about a block that a step learns.
 struct Parameter {
+  /// What of a rounded weight it changes; of kNothing it cannot be learned once weights are rounded.
+  enum class OfRounded { kNothing, kGrid, kCodes, kCorrection };
+
   std::string name;                          ///< "value.matrix", "k_cache.clip", "mlp.down_proj.low_rank"
   std::vector<Tensor> leaves;                ///< they require gradients
   double rate = 1;                           ///< first learning rate
   double epsilon = 1e-8;                     ///< Adam's, which should be small next to the gradients
   std::function<void(BlockState&)> write{};  ///< puts the current values into a state; differentiable
-  std::vector<std::string> reaches{};        ///< linears whose weights depend on it
-  bool moves = false;                        ///< whether their exact weights do, not only how they are rounded
-  bool on_activations = false;               ///< a scale at down: while it is learned, it multiplies activations
+  /// Called before each epoch, from 0, where learning changes with time: it may only add freedom. May be empty.
+  std::function<void(int64_t epoch, int64_t num_epochs)> begin_epoch{};
+  std::vector<std::string> reaches{};  ///< linears whose weights depend on it
+  bool moves = false;                  ///< whether their exact weights do, not only how they are rounded
+  bool on_activations = false;         ///< a scale at down: while it is learned, it multiplies activations
+  OfRounded of_rounded = OfRounded::kNothing;
+  std::function<void()> project{};  ///< puts the leaves back into their range after a step; may be empty
 };
 
 /// The parameters that `step.rates` names, at the values that `state` has. Scales are learned as logarithms, clips as
-/// logits, matrices as Cayley rotations of what they start at, so that no value can leave its range.
-/// Throws c10::Error for a key of the rates that names nothing in this block.
+/// logits, factors of transforms as transform_leaves() says, so that no value can leave its range.
+/// Throws c10::Error for a key of the rates that names nothing in this block, and for two that move one factor.
 std::vector<Parameter> make_parameters(const LearnStep& step, const BlockState& state, const BlockPlace& place,
                                        const Grids& grids);
 

@@ -111,6 +111,17 @@ void check_hadamards(const ModelConfig& config, const TransformStep& step, const
   }
 }
 
+/// @param key as above
+void check_blocks(const ModelConfig& config, const TransformStep& step, const std::string& key, RunPlan& plan) {
+  if (step.block_size == 0) return;
+  for (const Site site : step.at) {
+    const int64_t features = site_shape(site, config).features;
+    if (features % step.block_size == 0) continue;
+    plan.problems.push_back(fmt::format("{}: \"{}\": blocks of {} do not fill its {} features", key,
+                                        site_info(site).name, step.block_size, features));
+  }
+}
+
 /// Calls visit(step, path) for every step of one type.
 template <class Type, class Visit>
 void for_each_step(const Recipe& recipe, const Visit& visit) {
@@ -134,6 +145,16 @@ void check_recipe(const ModelConfig& config, const Recipe& recipe, RunPlan& plan
   }
   for_each_step<TransformStep>(recipe, [&](const TransformStep& step, const std::string& path) {
     check_hadamards(config, step, path + ".at", plan);
+    check_blocks(config, step, path + ".at", plan);
+  });
+  for_each_step<ChooseStep>(recipe, [&](const ChooseStep& choice, const std::string& path) {
+    for (const std::vector<TransformStep>& chain : choice.from) {
+      for (TransformStep step : chain) {
+        step.at = choice.at;
+        check_hadamards(config, step, path + ".at", plan);
+        check_blocks(config, step, path + ".at", plan);
+      }
+    }
   });
 }
 
@@ -160,7 +181,7 @@ void check_windows(const Job& job, const ModelConfig& config, const RunShape& sh
 void check_products(const Job& job, RunPlan& plan) {
   if (!job.options.device.is_cpu()) return;
   for_each_step<LearnStep>(job.recipe, [&](const LearnStep& step, const std::string& path) {
-    if (step.epochs == 0 || multiplies(step.products)) return;
+    if (!step.learns() || multiplies(step.products)) return;
     plan.warnings.push_back(
         fmt::format("{}.products: this processor has no products of {}; learning with \"float32\" is faster here, to "
                     "slightly other results",

@@ -27,6 +27,7 @@ void apply(const PointsStep& step, OpenBlock& block, const BlockTask& task) {
     QuantPoint& point = points[site];
     point.enabled = true;
     point.spec = *grid;
+    point.runtime = step.runtime;
     point.clip = at::full({groups, 1}, step.clip, options);
     if (step.shift == Shift::kZero) point.shift = at::zeros({features}, options);
     if (step.shift == Shift::kMean) point.shift = moments->at(site).mean.to(options);

@@ -45,6 +45,7 @@ void fields(StageLearned& e, Visit visit) {
 template <class Visit>
 void fields(ActivationRange& e, Visit visit) {
   visit("min", e.min), visit("max", e.max), visit("rms", e.rms), visit("peak", e.peak);
+  visit("difficulty", e.difficulty);
 }
 template <class Visit>
 void fields(PointMeasured& e, Visit visit) {
@@ -66,10 +67,16 @@ void fields(RunFinished& e, Visit visit) {
   visit("seconds", e.seconds);
 }
 
+template <class Visit>
+void fields(TransformChosen& e, Visit visit) {
+  visit("block", e.block), visit("site", e.site), visit("chosen", e.chosen), visit("chain", e.chain);
+  visit("scores", e.scores);
+}
+
 /// By the index in ProgressEvent.
-constexpr const char* kKinds[] = {"run_started",   "run_resumed",   "block_started",  "linear_rounded",
-                                  "epoch_learned", "stage_learned", "point_measured", "block_finished",
-                                  "warning",       "run_finished"};
+constexpr const char* kKinds[] = {"run_started",   "run_resumed",   "block_started",   "linear_rounded",
+                                  "epoch_learned", "stage_learned", "point_measured",  "block_finished",
+                                  "warning",       "run_finished",  "transform_chosen"};
 static_assert(std::size(kKinds) == std::variant_size_v<ProgressEvent>);
 
 struct EventWriter {

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <concepts>
+#include <type_traits>
 
 #include "formats/native/config.h"
 #include "pipeline/activations.h"
@@ -17,13 +18,18 @@ namespace {
 using nlohmann::json;
 using Names = std::vector<std::string>;
 
-const Names kSteps = {"transform", "points", "learn", "round"};  // in the order of Step
-const Names kTransforms = {"hadamard", "scale", "matrix", "balance", "smooth"};
+const Names kSteps = {"transform", "points", "learn", "round", "choose"};  // in the order of Step
+const Names kTransforms = {"hadamard", "scale", "matrix", "balance", "smooth", "search", "kronecker", "permutation"};
+const Names kStarts = {"identity", "hadamard", "random", "greedy"};
+const Names kCriteria = {"block_loss", "rounding_error", "rms", "difficulty"};
 const Names kShifts = {"none", "zero", "mean"};
+const Names kSpans = {"causal", "window"};
 const Names kStreams = {"full_precision", "quantized"};
 const Names kLearnedWeights = {"exact", "straight_through", "rounded"};
+const Names kRules = {"adam", "sign"};
+const Names kSchedules = {"cosine", "linear", "constant"};
 const Names kRoundings = {"rtn", "gptq"};
-const Names kClips = {"none", "search"};
+const Names kClips = {"none", "search", "hqq"};  // in the order of WeightRange
 const Names kLowRankMethods = {"svd", "l2qer", "qera-approx", "qera-exact", "fbquant"};
 const Names kFbquantStarts = {"qera", "zero", "svd"};
 const Names kTokenWeights = {"uniform", "inverse_energy"};
@@ -109,6 +115,20 @@ struct Reader {
       value[name] = names.number(name, 0, 0, kMaxLearningRate);
     }
   }
+  /// A list of objects with a list "transforms" each.
+  template <class Chains>
+  void chains(const char* key, Chains& value) {
+    value.clear();
+    for (JsonObject& chain : object.objects(key)) {
+      value.emplace_back();
+      for (JsonObject& transform : chain.objects("transforms")) {
+        Reader visit{std::move(transform), grids};
+        visit_transform(visit, value.back().emplace_back());
+        visit.object.finish();
+      }
+      chain.finish();
+    }
+  }
   template <class Section>
   void section(const char* key, std::optional<Section>& value, const Section& defaults = {}) {
     object.ignore(key);
@@ -150,6 +170,19 @@ struct Writer {
     for (const auto& [name, rate] : value) names.number(name.c_str(), rate, 0, kMaxLearningRate);
     object[key] = names.object;
   }
+  template <class Chains>
+  void chains(const char* key, const Chains& value) {
+    object[key] = json::array();
+    for (const auto& chain : value) {
+      json transforms = json::array();
+      for (const auto& step : chain) {
+        Writer visit;
+        visit_transform(visit, step);
+        transforms.push_back(visit.object);
+      }
+      object[key].push_back({{"transforms", transforms}});
+    }
+  }
   template <class Section>
   void section(const char* key, const std::optional<Section>& value, const Section& = {}) {
     Writer visit;
@@ -161,11 +194,36 @@ struct Writer {
 template <class T, class Struct>
 concept Is = std::same_as<std::remove_const_t<T>, Struct>;
 
+/// All of a transform but its sites.
+template <class Visitor, Is<TransformStep> S>
+void visit_transform(Visitor& visit, S& step) {
+  using Kind = TransformStep::Kind;
+  visit.choice("kind", step.kind, kTransforms);
+  const bool matrix = step.kind == Kind::kMatrix, kronecker = step.kind == Kind::kKronecker;
+  if (step.kind == Kind::kSmooth) visit.number("strength", step.strength, 0, 1);
+  if (matrix || kronecker) visit.choice("start", step.start, kStarts);
+  if (matrix || step.kind == Kind::kPermutation) visit.integer("block_size", step.block_size, 0);
+  if (kronecker) visit.boolean("left_only", step.left_only);
+}
+
 template <class Visitor, Is<TransformStep> S>
 void visit_fields(Visitor& visit, S& step) {
-  visit.choice("kind", step.kind, kTransforms);
   visit.sites("at", step.at);
-  if (step.kind == TransformStep::Kind::kSmooth) visit.number("strength", step.strength, 0, 1);
+  visit_transform(visit, step);
+}
+
+template <class Visitor, Is<ChooseStep> S>
+void visit_fields(Visitor& visit, S& step) {
+  visit.sites("at", step.at);
+  visit.chains("from", step.from);
+  visit.choice("by", step.by, kCriteria);
+  if (step.by == ChooseStep::By::kRms) visit.number("threshold", step.threshold, 0, 1e9);
+}
+
+template <class Visitor, Is<RuntimeSmooth> S>
+void visit_fields(Visitor& visit, S& smooth) {
+  visit.integer("group", smooth.group, 1);
+  visit.choice("span", smooth.span, kSpans);
 }
 
 template <class Visitor, Is<PointsStep> S>
@@ -173,6 +231,7 @@ void visit_fields(Visitor& visit, S& step) {
   visit.points("at", step.at);
   visit.number("clip", step.clip, 0.01, 1);
   visit.choice("shift", step.shift, kShifts);
+  visit.section("runtime", step.runtime);
   visit.choice("stream", step.stream, kStreams);
 }
 
@@ -181,8 +240,11 @@ void visit_fields(Visitor& visit, S& step) {
   visit.text("name", step.name);
   visit.choice("weights", step.weights, kLearnedWeights);
   visit.integer("epochs", step.epochs, 0);
+  visit.integer("steps", step.steps, 0);
+  visit.choice("rule", step.rule, kRules);
   visit.rates("rates", step.rates);
   visit.number("final_rate", step.final_rate, 0, kMaxLearningRate);
+  visit.choice("schedule", step.schedule, kSchedules);
   visit.choice("stream", step.stream, kStreams);
   visit.dtype("products", step.products);
   visit.integer("batch_size", step.batch_size, 1);
@@ -199,10 +261,25 @@ void visit_fields(Visitor& visit, S& low_rank) {
   visit.number("learning_rate", low_rank.learning_rate, 0, kMaxLearningRate);
 }
 
+enum class WeightRange { kNone, kSearch, kHalfQuadratic };
+
+WeightRange range_of(const GptqOptions& options) {
+  if (!options.mse_clip) return WeightRange::kNone;
+  return options.search.method == MseSearch::Method::kRatios ? WeightRange::kSearch : WeightRange::kHalfQuadratic;
+}
+
+void set_range(GptqOptions& options, WeightRange range) {
+  options.mse_clip = range != WeightRange::kNone;
+  const bool half_quadratic = range == WeightRange::kHalfQuadratic;
+  options.search.method = half_quadratic ? MseSearch::Method::kHalfQuadratic : MseSearch::Method::kRatios;
+}
+
 template <class Visitor, Is<RoundStep> S>
 void visit_fields(Visitor& visit, S& step) {
   visit.choice("method", step.method, kRoundings);
-  visit.choice("clip", step.gptq.mse_clip, kClips);
+  WeightRange range = range_of(step.gptq);
+  visit.choice("clip", range, kClips);
+  if constexpr (!std::is_const_v<S>) set_range(step.gptq, range);
   visit.number("clip_norm", step.gptq.search.norm, 1, 8);
   visit.integer("block_size", step.gptq.block_size, 1);
   visit.number("damping", step.gptq.damping, 0, 1);
@@ -210,6 +287,7 @@ void visit_fields(Visitor& visit, S& step) {
   visit.boolean("static_groups", step.gptq.static_groups);
   visit.boolean("compensate_streams", step.compensate_streams);
   visit.number("cross_strength", step.gptq.cross_strength, 0, 1);
+  visit.number("first_order", step.gptq.first_order, 0, 1);
   visit.boolean("quantized_inputs", step.quantized_inputs);
   visit.section("low_rank", step.low_rank);
 }
@@ -324,6 +402,8 @@ json write_pass(const Pass& pass) {
 }
 
 }  // namespace
+
+std::string transform_name(TransformStep::Kind kind) { return kTransforms.at(static_cast<size_t>(kind)); }
 
 Recipe Recipe::from_json(const json& value, const std::string& path) {
   JsonObject object(value, path);

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "baseq/pipeline/recipe.h"
+#include "starts.h"
 
 namespace baseq {
 namespace {
@@ -13,7 +14,8 @@ std::string describe_step(const nlohmann::json& step) {
   const std::string type = step["step"].get<std::string>();
   if (type == "transform") return step["kind"].get<std::string>();
   if (type == "points") return step["shift"] == "mean" ? "means" : "";
-  if (type == "learn") return step["epochs"] == 0 ? "" : "learn";
+  if (type == "learn") return step["epochs"] == 0 && step["steps"] == 0 ? "" : "learn";
+  if (type == "choose") return "choose by " + step["by"].get<std::string>();
   std::string rounding = step["compensate_streams"] == true ? "gptaq" : step["method"].get<std::string>();
   if (const auto& low_rank = step["low_rank"]; low_rank.is_object()) {
     rounding += fmt::format(" + {} rank {}", low_rank["method"].get<std::string>(), low_rank["rank"].get<int64_t>());
@@ -48,10 +50,23 @@ const RoundStep* Recipe::round_step() const {
   return steps.empty() ? nullptr : steps.back();
 }
 
+std::vector<TransformStep> Recipe::transforms() const {
+  std::vector<TransformStep> found;
+  for (const TransformStep* step : steps_of<TransformStep>()) found.push_back(*step);
+  for (const ChooseStep* choice : steps_of<ChooseStep>()) {
+    for (const std::vector<TransformStep>& chain : choice->from) {
+      for (TransformStep step : chain) {
+        step.at = choice->at;
+        found.push_back(std::move(step));
+      }
+    }
+  }
+  return found;
+}
+
 bool Recipe::has_transform(Site site) const {
-  return std::ranges::any_of(steps_of<TransformStep>(), [&](const TransformStep* step) {
-    return std::ranges::find(step->at, site) != step->at.end();
-  });
+  return std::ranges::any_of(
+      transforms(), [&](const TransformStep& step) { return std::ranges::find(step.at, site) != step.at.end(); });
 }
 
 bool Recipe::has_mean_shift() const {
@@ -60,7 +75,7 @@ bool Recipe::has_mean_shift() const {
 }
 
 bool Recipe::learns() const {
-  return std::ranges::any_of(steps_of<LearnStep>(), [](const LearnStep* step) { return step->epochs > 0; });
+  return std::ranges::any_of(steps_of<LearnStep>(), [](const LearnStep* step) { return step->learns(); });
 }
 
 bool Recipe::rounding_needs_moments() const {
@@ -69,9 +84,11 @@ bool Recipe::rounding_needs_moments() const {
 
 bool Recipe::needs_calibration() const {
   const bool measures = std::ranges::any_of(steps_of<TransformStep>(), [](const TransformStep* step) {
-    return step->kind == TransformStep::Kind::kBalance || step->kind == TransformStep::Kind::kSmooth;
+    using Kind = TransformStep::Kind;
+    return step->kind == Kind::kBalance || step->kind == Kind::kSmooth || step->kind == Kind::kSearch ||
+           needs_tokens(*step);
   });
-  return measures || rounding_needs_moments() || has_mean_shift() || learns();
+  return measures || !steps_of<ChooseStep>().empty() || rounding_needs_moments() || has_mean_shift() || learns();
 }
 
 QuantizationConfig Recipe::quantization_config() const {
@@ -82,6 +99,12 @@ QuantizationConfig Recipe::quantization_config() const {
                             .kv_cache = grids.kv_cache,
                             .head = grids.head,
                             .embedding = grids.embedding};
+  for (const PointsStep* step : steps_of<PointsStep>()) {
+    for (const Site site : step->at) {
+      config.runtime.erase(site);
+      if (step->runtime) config.runtime[site] = *step->runtime;
+    }
+  }
   return config;
 }
 

@@ -5,16 +5,21 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <array>
 #include <map>
 #include <set>
 
 #include "grid_overrides.h"
+#include "transform_parameters.h"
 
 namespace baseq {
 namespace {
 
 using StepKind = TransformStep::Kind;
 using NameSet = std::set<std::string>;
+
+/// What can be learned about the codes and the grid of a rounded weight.
+constexpr std::array kOfCodes = {"weight_offset", "weight_value", "weight_scale", "weight_zero_point"};
 
 std::string site_name(Site site) { return std::string(site_info(site).name); }
 
@@ -24,15 +29,25 @@ bool allows(StepKind kind, Site site) {
   switch (kind) {
     case StepKind::kHadamard:
       return true;
+    case StepKind::kSearch:  // where the weights take it
+      return site == Site::kQkv || site == Site::kValue || site == Site::kGateUp || site == Site::kDown;
     case StepKind::kScale:
     case StepKind::kSmooth:
       return site != Site::kResidual && site != Site::kQueryKey;
     case StepKind::kMatrix:
-      return site == Site::kValue;
+      return site != Site::kResidual;
+    case StepKind::kKronecker:
+    case StepKind::kPermutation:
+      return site_info(site).is_input();
     case StepKind::kBalance:
       return site != Site::kResidual && site != Site::kO;
   }
   TORCH_INTERNAL_ASSERT(false, "unknown TransformStep::Kind");
+}
+
+/// Whether a parameter of that kind is a factor of a transform.
+bool moves_transforms(const std::string& what) {
+  return std::ranges::any_of(transform_leaves(), [&](const TransformLeaf& leaf) { return leaf.what == what; });
 }
 
 NameSet linear_names() {
@@ -78,31 +93,83 @@ class Order {
   }
 
   void add(const TransformStep& step) {
-    require(!step.at.empty(), "at", "names no place");
-    require(!rounded_, "at", "the weights are rounded by then, and a transform would change them");
+    check_form(step);
+    check_sites(step.at);
+    require(step.kind != StepKind::kSearch || recipe_.grids.weights, "kind", "\"search\" needs grids.weights");
     for (const Site site : step.at) {
       require(allows(step.kind, site), "at", "no transform of that kind can stand at \"", site_name(site), "\"");
-      require(std::ranges::count(step.at, site) == 1, "at", "\"", site_name(site), "\" is there twice");
-      check_place_of(step.kind, site);
+      require(step.block_size == 0 || site_info(site).is_input(), "block_size",
+              "only inputs of linears have blocks, not \"", site_name(site), "\"");
+      check_place_of(step, site);
     }
-    for (const Site site : step.at) {
-      placed_.insert({step.kind, site});
-      if (const char* what = learnable_by(step.kind, site)) learnable_[what].insert(site_name(site));
-    }
+    for (const Site site : step.at) place(step, site);
     const auto rotated = [&](Site site) { return placed_.contains({StepKind::kHadamard, site}); };
     require(!rotated(Site::kResidual) || !(rotated(Site::kQkv) || rotated(Site::kGateUp)), "at",
             "\"residual\" rotates the inputs of \"qkv\" and \"gate_up\" already; leave one out");
   }
 
-  /// The part of rates that names the factor that such a step places; nullptr: it cannot be learned.
-  static const char* learnable_by(StepKind kind, Site site) {
-    if (kind == StepKind::kHadamard) return nullptr;
-    if (site == Site::kValue && (kind == StepKind::kMatrix || kind == StepKind::kBalance)) return "matrix";
-    // RoPE passes no other scales than those that are equal within each pair.
-    return site == Site::kQueryKey ? nullptr : "scale";
+  void check_sites(const std::vector<Site>& at) const {
+    require(!at.empty(), "at", "names no place");
+    require(!rounded_, "at", "the weights are rounded by then, and a transform would change them");
+    for (const Site site : at) {
+      require(std::ranges::count(at, site) == 1, "at", "\"", site_name(site), "\" is there twice");
+    }
   }
 
-  void check_place_of(StepKind kind, Site site) const {
+  /// What a transform says apart from its sites.
+  void check_form(const TransformStep& step) const {
+    const bool greedy = step.start == TransformStep::Start::kGreedy;
+    require(!greedy || step.kind == StepKind::kMatrix, "start", "\"greedy\" is for matrices in blocks");
+    require((!greedy && step.kind != StepKind::kPermutation) || step.block_size > 0, "block_size",
+            "expected the number of features in a block");
+  }
+
+  void place(const TransformStep& step, Site site) {
+    placed_.insert({step.kind, site});
+    for (const char* what : learnable_by(step.kind, site)) learnable_[what].insert(site_name(site));
+  }
+
+  void add(const ChooseStep& step) {
+    check_sites(step.at);
+    require(!step.from.empty(), "from", "there is nothing to choose from");
+    require(step.by != ChooseStep::By::kRms || step.from.size() == 2, "from",
+            "\"rms\" chooses between two chains, got ", step.from.size());
+    for (const Site site : step.at) {
+      require(site_info(site).is_input() || step.by != ChooseStep::By::kRms, "at", "\"rms\" is of inputs of linears");
+      require(site != Site::kResidual, "at", "\"residual\" is no place of one block");
+      for (const std::vector<TransformStep>& chain : step.from) {
+        for (const TransformStep& transform : chain) {
+          check_form(transform);
+          require(allows(transform.kind, site), "from", "no transform of that kind can stand at \"", site_name(site),
+                  "\"");
+          check_place_of(transform, site);
+        }
+      }
+    }
+    // A later step may learn what every chain has. What only some have, it cannot count on.
+    for (const Site site : step.at) {
+      for (const TransformStep& transform : step.from.front()) {
+        const bool everywhere = std::ranges::all_of(step.from, [&](const std::vector<TransformStep>& chain) {
+          return std::ranges::any_of(chain, [&](const TransformStep& t) { return t.kind == transform.kind; });
+        });
+        if (everywhere) place(transform, site);
+      }
+    }
+  }
+
+  /// The parts of rates that name the factor that such a step places; none: it cannot be learned.
+  static std::vector<const char*> learnable_by(StepKind kind, Site site) {
+    const bool matrix = kind == StepKind::kMatrix || (kind == StepKind::kBalance && site == Site::kValue);
+    if (matrix) return {"matrix", "svd", "band"};
+    if (kind == StepKind::kKronecker) return {"kronecker"};
+    // RoPE passes no other scales than those that are equal within each pair.
+    const bool scale = kind == StepKind::kScale || kind == StepKind::kSmooth || kind == StepKind::kBalance;
+    if (scale && site != Site::kQueryKey) return {"scale"};
+    return {};
+  }
+
+  void check_place_of(const TransformStep& step, Site site) const {
+    const StepKind kind = step.kind;
     const std::string name = site_name(site);
     require(site != Site::kResidual || is_first_, "at",
             "\"residual\" turns the whole model; only the first step can do that");
@@ -113,7 +180,8 @@ class Order {
     const bool is_after = std::ranges::any_of(placed_, [&](const auto& placed) { return placed.second == site; });
     require(kind != StepKind::kBalance || site != Site::kQueryKey || !is_after, "at",
             "\"query_key\" has a transform already, and its balance is of the pairs that RoPE turns");
-    const bool learned = kind == StepKind::kScale || kind == StepKind::kMatrix;
+    const bool learned =
+        kind == StepKind::kScale || kind == StepKind::kKronecker || (kind == StepKind::kMatrix && step.block_size == 0);
     require(!learned || !placed_.contains({kind, site}), "at", "\"", name, "\" has such a transform already");
   }
 
@@ -122,8 +190,12 @@ class Order {
       const SiteInfo& info = site_info(site);
       require(!info.point.empty(), "at", "\"", site_name(site), "\" has no quant point");
       require(grid_of(info).has_value(), "at", "\"", point_name(site), "\" needs grids.", grid_name(info));
-      require(points_.insert(site).second, "at", "\"", point_name(site), "\" is on already");
+      require(!step.runtime || !info.cache, "runtime", "\"", point_name(site),
+              "\" is of the cache; only inputs of linears are smoothed at run time");
+      require(fresh_.insert(site).second, "at", "\"", point_name(site), "\" is on already");
+      points_.insert(site);
       learnable_["clip"].insert(point_name(site));
+      learnable_["shift"].erase(point_name(site));
       if (step.shift != PointsStep::Shift::kNone) learnable_["shift"].insert(point_name(site));
       if (!info.cache) learnable_["gain"].insert(point_name(site));
     }
@@ -138,10 +210,19 @@ class Order {
     require(step.weights != Weights::kStraightThrough || recipe_.grids.weights, "weights",
             "\"straight_through\" needs grids.weights");
     require(!step.rates.empty(), "rates", "there is nothing to learn");
+    fresh_.clear();
     for (const auto& [name, rate] : step.rates) {
       check_rate(name, step.weights);
       clips_weights_ = clips_weights_ || name.ends_with(".weight_clip");
     }
+    const auto learns = [&](const auto& whats) {
+      return std::ranges::any_of(step.rates, [&](const auto& rate) {
+        return std::ranges::any_of(whats,
+                                   [&](const char* what) { return rate.first.ends_with(std::string(".") + what); });
+      });
+    };
+    require(!learns(kOfCodes) || !learns(std::array{"low_rank"}), "rates",
+            "\"low_rank\" rounds the weights anew, and what is learned about their codes would be lost");
   }
 
   void check_rate(const std::string& rate, LearnStep::Weights weights) const {
@@ -157,8 +238,10 @@ class Order {
     }
     require(what != "weight_clip" || weights == Weights::kStraightThrough, "rates", "\"", rate,
             "\" needs weights \"straight_through\"");
-    require(what != "low_rank" || weights == Weights::kRounded, "rates", "\"", rate, "\" needs weights \"rounded\"");
-    require((what != "scale" && what != "matrix") || !rounded_, "rates", "\"", rate,
+    const bool of_codes = std::ranges::find(kOfCodes, what) != kOfCodes.end();
+    require((what != "low_rank" && !of_codes) || weights == Weights::kRounded, "rates", "\"", rate,
+            "\" needs weights \"rounded\"");
+    require(!moves_transforms(what) || !rounded_, "rates", "\"", rate,
             "\" would change weights that are rounded by then");
     const NameSet& places = found->second;
     require(place == "*" ? !places.empty() : places.contains(place), "rates", "\"", rate, "\": there is no such ", what,
@@ -179,6 +262,8 @@ class Order {
             "false needs activation_order false");
     rounded_ = rounded_in_pass_ = true;
     learnable_["weight_clip"].clear();
+    for (const char* what : kOfCodes) learnable_[what] = linear_names();
+    if (recipe_.grids.weights->symmetric) learnable_["weight_zero_point"].clear();
     learnable_["low_rank"] = fbquant ? linear_names() : NameSet{};
   }
 
@@ -187,13 +272,21 @@ class Order {
   bool is_first_ = true, rounded_ = false, rounded_in_pass_ = false, clips_weights_ = false;
   std::set<std::pair<StepKind, Site>> placed_;
   std::set<Site> points_;
+  std::set<Site> fresh_;  ///< points that no learn step has seen since they were turned on
   /// Where there is what a learn step can learn, as recipes name it.
   std::map<std::string, NameSet> learnable_{{"scale", {}},
                                             {"matrix", {}},
+                                            {"svd", {}},
+                                            {"band", {}},
+                                            {"kronecker", {}},
                                             {"clip", {}},
                                             {"shift", {}},
                                             {"gain", {}},
                                             {"low_rank", {}},
+                                            {"weight_offset", {}},
+                                            {"weight_value", {}},
+                                            {"weight_scale", {}},
+                                            {"weight_zero_point", {}},
                                             {"weight_clip", linear_names()}};
 };
 

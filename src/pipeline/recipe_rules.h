@@ -13,4 +13,7 @@ void check_grids(const Grids& grids, const std::string& path);
 void check_steps(const Recipe& recipe, const std::string& path,
                  const std::vector<std::vector<std::string>>& step_paths);
 
+/// How recipes name a kind of transform.
+std::string transform_name(TransformStep::Kind kind);
+
 }  // namespace baseq

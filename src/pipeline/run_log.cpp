@@ -16,6 +16,7 @@ void RunRecord::add(const ProgressEvent& event) {
   if (const auto* epoch = std::get_if<EpochLearned>(&event)) block(*epoch).epochs.push_back(*epoch);
   if (const auto* stage = std::get_if<StageLearned>(&event)) block(*stage).stages.push_back(*stage);
   if (const auto* point = std::get_if<PointMeasured>(&event)) block(*point).points.push_back(*point);
+  if (const auto* choice = std::get_if<TransformChosen>(&event)) block(*choice).choices.push_back(*choice);
   if (const auto* finished = std::get_if<BlockFinished>(&event)) {
     std::optional<BlockFinished>& known = block(*finished).finished;
     const double before = known ? known->seconds : 0;  // in an earlier pass

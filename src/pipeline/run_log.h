@@ -22,6 +22,7 @@ struct BlockRecord {
   std::vector<EpochLearned> epochs;
   std::vector<StageLearned> stages;
   std::vector<PointMeasured> points;
+  std::vector<TransformChosen> choices;
   std::optional<BlockFinished> finished;
 };
 

@@ -9,6 +9,8 @@ namespace baseq {
 /// The factor at kResidual is not the business of one block: see residual_transform().
 void apply(const TransformStep& step, OpenBlock& block, const BlockTask& task);
 void apply(const PointsStep& step, OpenBlock& block, const BlockTask& task);
+/// Tells each choice as a TransformChosen.
+void apply(const ChooseStep& step, OpenBlock& block, const BlockTask& task);
 /// Keeps the state where no epoch is better than the start. A loss that is not finite ends the step early.
 void apply(const LearnStep& step, OpenBlock& block, const BlockTask& task);
 /// Linears are rounded in the order in which data passes them (q, k, v; o; gate, up; down): each sees inputs that the

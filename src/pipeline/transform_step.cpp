@@ -3,25 +3,17 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <iterator>
 
 #include "balance.h"
+#include "search_scale.h"
 #include "smooth.h"
+#include "starts.h"
 #include "steps.h"
+#include "transform/random_rotation.h"
 
 namespace baseq {
 namespace {
-
-/// A Hadamard matrix over the site; at value and query_key one per head, which at query_key all heads share.
-Factor hadamard_at(Site site, const ModelConfig& config) {
-  const SiteShape shape = site_shape(site, config);
-  return hadamard_factor(shape.width(), site == Site::kQueryKey ? 1 : shape.blocks);
-}
-
-Factor identity_matrices(Site site, const BlockPlace& place) {
-  const SiteShape shape = site_shape(site, place.config);
-  const int64_t size = shape.width();
-  return rotation_factor(at::eye(size, place.compute).expand({shape.blocks, size, size}));
-}
 
 void append(OpenBlock& block, Site site, Factor factor) {
   block.edit([&](BlockState& state) { state.transforms[site].push_back(std::move(factor)); });
@@ -46,6 +38,19 @@ void append_smooth(const TransformStep& step, OpenBlock& block, const BlockTask&
   for (auto& [site, factor] : factors) append(block, site, std::move(factor));
 }
 
+/// One site after the other, each with the scales of those before it.
+void append_searched(const std::vector<Site>& at, OpenBlock& block, const BlockTask& task) {
+  for (const Site site : at) append(block, site, search_scale(block, site, task).factor);
+}
+
+/// Each factor of a block draws its own numbers.
+uint64_t seed_of_factor(const BlockState& state, Site site, const BlockTask& task) {
+  const auto it = state.transforms.find(site);
+  const size_t position = it == state.transforms.end() ? 0 : it->second.size();
+  const uint64_t of_block = derived_seed(task.seed, static_cast<uint64_t>(task.place.block));
+  return derived_seed(derived_seed(of_block, static_cast<uint64_t>(site)), position);
+}
+
 }  // namespace
 
 void apply(const TransformStep& step, OpenBlock& block, const BlockTask& task) {
@@ -53,16 +58,16 @@ void apply(const TransformStep& step, OpenBlock& block, const BlockTask& task) {
   using Kind = TransformStep::Kind;
   if (step.kind == Kind::kBalance) return append_balance(step.at, block, task);
   if (step.kind == Kind::kSmooth) return append_smooth(step, block, task);
-  for (const Site site : step.at) {
-    if (site == Site::kResidual) continue;
-    if (step.kind == Kind::kHadamard) {
-      append(block, site, hadamard_at(site, task.place.config));
-    } else if (step.kind == Kind::kScale) {
-      const int64_t features = site_shape(site, task.place.config).features;
-      append(block, site, scale_factor(at::ones({features}, task.place.compute)));
-    } else {
-      append(block, site, identity_matrices(site, task.place));
-    }
+  if (step.kind == Kind::kSearch) return append_searched(step.at, block, task);
+  std::vector<Site> at;
+  std::copy_if(step.at.begin(), step.at.end(), std::back_inserter(at),
+               [](Site site) { return site != Site::kResidual; });
+  std::map<Site, Loudest> seen;
+  if (needs_tokens(step)) seen = loudest_tokens(block.layer(), at, task.inputs.full_precision, task.inputs);
+  for (const Site site : at) {
+    append(block, site,
+           start_factor(step, site, task.place.config, task.place.compute, seen[site],
+                        seed_of_factor(block.state(), site, task)));
   }
 }
 
@@ -72,7 +77,7 @@ Transform residual_transform(const Recipe& recipe, const ModelConfig& config) {
     if (std::find(step->at.begin(), step->at.end(), Site::kResidual) == step->at.end()) continue;
     TORCH_CHECK(step->kind == TransformStep::Kind::kHadamard,
                 "the residual stream takes only a transform of kind \"hadamard\"");
-    transform.push_back(hadamard_at(Site::kResidual, config));
+    transform.push_back(start_factor(*step, Site::kResidual, config, at::kDouble));
   }
   return transform;
 }

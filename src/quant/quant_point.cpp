@@ -45,11 +45,29 @@ Tensor fake_quantize_dynamic(const Tensor& x, const QuantSpec& spec, const Tenso
   return add_shift_back && shift.defined() ? rounded + shift : rounded;
 }
 
+Tensor runtime_divisors(const Tensor& x, const RuntimeSmooth& smooth) {
+  TORCH_CHECK(x.dim() >= 2, "runtime_divisors: x is ", x.sizes(), ", expected [.., tokens, features]");
+  TORCH_CHECK(smooth.group >= 1, "runtime_divisors: group is ", smooth.group, ", expected at least 1");
+  const Tensor magnitudes = x.detach().abs();
+  const Tensor largest = smooth.span == RuntimeSmooth::Span::kWindow ? magnitudes.amax(-2, /*keepdim=*/true)
+                                                                     : std::get<0>(magnitudes.cummax(-2));
+  const auto [falling, order] = largest.sort(/*stable=*/true, /*dim=*/-1, /*descending=*/true);
+  // The first of a group is its largest.
+  const Tensor place = at::arange(falling.size(-1), order.options());
+  const Tensor shared = falling.index_select(-1, place - place.remainder(smooth.group));
+  const Tensor divisors = at::empty_like(shared).scatter_(-1, order, shared);
+  return at::where(divisors.gt(0), divisors, 1.0);
+}
+
 Tensor QuantPoint::forward(const Tensor& x) const {
   TORCH_CHECK(!enabled || spec.dynamic || (qparams.scale.defined() && spec.strategy == Strategy::kTensor),
               "QuantPoint: the spec is static, expected dynamic = true, or a scale with Strategy::kTensor");
   Tensor y;
-  if (enabled && spec.dynamic) {
+  if (enabled && spec.dynamic && runtime) {
+    const Tensor u = apply_gain_and_shift(x, gain, shift), divisors = runtime_divisors(u, *runtime);
+    y = fake_quantize_dynamic(u / divisors, spec, clip, {}, {}, false) * divisors;
+    if (add_shift_back && shift.defined()) y = y + shift;
+  } else if (enabled && spec.dynamic) {
     y = fake_quantize_dynamic(x, spec, clip, gain, shift, add_shift_back);
   } else if (enabled) {
     y = fake_quantize(apply_gain_and_shift(x, gain, shift), qparams, spec);

@@ -305,18 +305,20 @@ std::string activations_section(const RunRecord& run) {
                                 .width = 420,
                                 .height = 200}));
   }
-  HtmlTable table(
-      {"Block", "Quant point", "min before", "max before", "peak before", "min after", "max after", "peak after"}, 2);
+  HtmlTable table({"Block", "Quant point", "min before", "max before", "peak before", "difficulty before", "min after",
+                   "max after", "peak after", "difficulty after"},
+                  2);
   for (const auto& [index, block] : run.blocks) {
     for (const PointMeasured& p : block.points) {
       table.row({std::to_string(index), short_name(p.name), show(p.before.min, "{:.4g}"), show(p.before.max, "{:.4g}"),
-                 show(p.before.peak, "{:.2f}"), show(p.after.min, "{:.4g}"), show(p.after.max, "{:.4g}"),
-                 show(p.after.peak, "{:.2f}")});
+                 show(p.before.peak, "{:.2f}"), show(p.before.difficulty, "{:.4g}"), show(p.after.min, "{:.4g}"),
+                 show(p.after.max, "{:.4g}"), show(p.after.peak, "{:.2f}"), show(p.after.difficulty, "{:.4g}")});
     }
   }
   return section("Activation ranges",
                  "Peak of a row (a token; a token and head for the caches): max |x| over its root mean "
-                 "square, averaged. A grid spends its steps on the peak. Before: the original model. "
+                 "square, averaged. A grid spends its steps on the peak. Difficulty: the standard deviation over "
+                 "channels of a channel's norm (arXiv 2506.01967). Before: the original model. "
                  "After: what the grid is given, once transforms, gains and shifts have done their "
                  "work.") +
          "<div class=\"charts\">\n" + charts + "</div>\n" + details("Ranges of every point", table.html());

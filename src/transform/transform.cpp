@@ -38,9 +38,11 @@ Tensor times_blocks(const Tensor& x, const Tensor& matrices) {
 }
 
 /// x [.., p q] times left (x) right.
-Tensor times_kronecker(const Tensor& x, const Tensor& left, const Tensor& right) {
-  const Tensor grid = x.reshape({-1, left.size(0), right.size(0)});
-  return at::matmul(left.t(), at::matmul(grid, right)).reshape(x.sizes());
+Tensor times_kronecker(const Tensor& x, const Factor& factor) {
+  const Tensor left = factor.left.to(x.scalar_type());
+  Tensor grid = x.reshape({-1, left.size(0), factor.size() / left.size(0)});
+  if (factor.right.defined()) grid = at::matmul(grid, factor.right.to(x.scalar_type()));
+  return at::matmul(left.t(), grid).reshape(x.sizes());
 }
 
 Tensor times_hadamard(const Tensor& x, const Factor& factor, bool transpose) {
@@ -58,7 +60,7 @@ Tensor times(const Tensor& x, const Factor& factor) {
     case Factor::Kind::kMatrix:
       return times_blocks(x, factor.left.to(dtype));
     case Factor::Kind::kKronecker:
-      return times_kronecker(x, factor.left.to(dtype), factor.right.to(dtype));
+      return times_kronecker(x, factor);
     case Factor::Kind::kPermutation:
       return x.index_select(-1, factor.left);
   }
@@ -77,7 +79,7 @@ Tensor times_transpose(const Tensor& x, Factor factor) {
       break;
     case Factor::Kind::kKronecker:
       factor.left = factor.left.mT();
-      factor.right = factor.right.mT();
+      if (factor.right.defined()) factor.right = factor.right.mT();
       break;
     case Factor::Kind::kPermutation:
       factor.left = factor.left.argsort();
@@ -145,7 +147,7 @@ int64_t Factor::size() const {
     case Kind::kMatrix:
       return left.size(0) * left.size(1);
     case Kind::kKronecker:
-      return left.size(0) * right.size(0);
+      return left.size(0) * (right.defined() ? right.size(0) : block);
   }
   TORCH_INTERNAL_ASSERT(false, "unknown Factor::Kind");
 }
@@ -203,6 +205,17 @@ Factor kronecker_factor(const Tensor& left, const Tensor& right, const Tensor& l
           .right = right.contiguous(),
           .left_inverse = inverse_of("kronecker_factor", left, left_inverse),
           .right_inverse = inverse_of("kronecker_factor", right, right_inverse)};
+}
+
+Factor left_kronecker_factor(const Tensor& left, int64_t features, const Tensor& left_inverse) {
+  check_square("left_kronecker_factor", left, 2, 2);
+  TORCH_CHECK(features >= 1 && features <= std::numeric_limits<int64_t>::max() / left.size(0),
+              "left_kronecker_factor: ", features, " features of each of the ", left.size(0),
+              ", but at least 1 is needed and their product must fit an int64");
+  return {.kind = Factor::Kind::kKronecker,
+          .left = left.contiguous(),
+          .left_inverse = inverse_of("left_kronecker_factor", left, left_inverse),
+          .block = features};
 }
 
 Factor permutation_factor(const Tensor& permutation) {

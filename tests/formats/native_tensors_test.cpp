@@ -30,6 +30,7 @@ Transform factors_of(int64_t n, uint64_t seed) {
           matrix_factor(invertible({2, n / 2, n / 2}, seed + 1)),
           rotation_factor(cayley(invertible({n, n}, seed + 2))),
           kronecker_factor(invertible({2, 2}, seed + 3), invertible({n / 2, n / 2}, seed + 4)),
+          left_kronecker_factor(invertible({2, 2}, seed + 5), n / 2),
           permutation_factor(at::randperm(n, test::generator(seed), at::TensorOptions(at::kLong)))};
 }
 

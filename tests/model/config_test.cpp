@@ -236,6 +236,18 @@ TEST(QuantizationConfig, ComesBackFromItsJson) {
     EXPECT_EQ(to_json(config).at("format_version"), 7);
     EXPECT_EQ(quantization_config_from_json(to_json(config), "q"), config);
   }
+  config.overrides.clear();
+  config.uniform = true;
+  config.runtime = {{Site::kO, {.group = 32}}, {Site::kDown, {.span = RuntimeSmooth::Span::kWindow}}};
+  config.format_version = 7;
+  EXPECT_EQ(to_json(config).at("format_version"), 7);
+  EXPECT_EQ(quantization_config_from_json(to_json(config), "q"), config);
+  json wrong = to_json(config);
+  wrong["runtime_smooth"]["self_attn.v_cache_quant"] = json::object();
+  expect_error([&] { quantization_config_from_json(wrong, "q"); }, {"runtime_smooth", "v_cache_quant"});
+  wrong = to_json(config);
+  wrong["input_activations"] = nullptr;
+  expect_error([&] { quantization_config_from_json(wrong, "q"); }, {"runtime_smooth", "input_activations"});
 }
 
 TEST(QuantizationConfig, OverridesAreGridsByName) {

@@ -29,6 +29,7 @@ std::vector<Chain> chains() {
           {"blocks", {blocks}},
           {"matrix", {whole}},
           {"kronecker", {kronecker}},
+          {"left kronecker", {left_kronecker_factor(matrix(1, 4, 4)[0], 6)}},
           {"permutation", {permutation}},
           {"chain", {scale, blocks, permutation, kronecker, hadamard_factor(24)}}};
 }

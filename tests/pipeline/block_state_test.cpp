@@ -41,6 +41,10 @@ TEST_P(StoredState, GivesTheSameBlockBack) {
     add(Site::kGateUp, {Kind::kHadamard});
     add(Site::kDown, {Kind::kScale, Kind::kPermutation, Kind::kHadamard});
   });
+  block.edit([&](BlockState& state) {
+    const Tensor heads = test::invertible({shape.num_heads, shape.num_heads}, 3).to(at::kFloat);
+    state.transforms[Site::kO].push_back(left_kronecker_factor(heads, shape.head_dim));
+  });
   expect_kept(block, "with transforms");
   run(block, {PointsStep{.at = test::kInputSites, .clip = 0.9, .shift = PointsStep::Shift::kMean},
               PointsStep{.at = test::kCacheSites, .shift = PointsStep::Shift::kZero}});
@@ -48,6 +52,8 @@ TEST_P(StoredState, GivesTheSameBlockBack) {
     state.points.at(Site::kDown).gain = test::random_normal({shape.intermediate_size}, 5, at::kFloat).exp();
   });
   expect_kept(block, "with quant points");
+  block.edit_points([&](BlockState& state) { state.points.at(Site::kO).runtime = RuntimeSmooth{.group = 4}; });
+  expect_kept(block, "with Runtime Smooth");
   run(block, {RoundStep{.method = RoundStep::Method::kGptq}});
   expect_kept(block, "rounded");
   RoundStep corrected{.low_rank = LowRankOptions{.method = LowRankOptions::Method::kSvd, .rank = 3}};

@@ -45,6 +45,10 @@ class CandidateOf : public test::BlockTest {
     const Tensor output = of.forward(x, inputs.rope);
     return (output * test::random_normal(output.sizes(), 90)).sum() / std::sqrt(double(output.numel()));
   }
+  /// The heads mixed, each feature alike.
+  Factor heads_factor() const {
+    return left_kronecker_factor(test::invertible({shape.num_heads, shape.num_heads}, 5), shape.head_dim);
+  }
   static std::vector<Tensor> random_directions(const std::vector<Tensor>& leaves) {
     std::vector<Tensor> directions;
     uint64_t seed = 50;
@@ -132,6 +136,33 @@ TEST_P(CandidateOf, GradientsOfTransformsAreDifferenceQuotients) {
                                 1e-6);
 }
 
+TEST_P(CandidateOf, GradientsOfFreeMatricesAreDifferenceQuotients) {
+  BlockState state{.transforms = {{Site::kQkv, chain(Site::kQkv, {Kind::kKronecker})},
+                                  {Site::kQueryKey, chain(Site::kQueryKey, {Kind::kMatrix})},
+                                  {Site::kValue, chain(Site::kValue, {Kind::kMatrix})},
+                                  {Site::kO, {heads_factor()}},
+                                  {Site::kGateUp,
+                                   {scale_factor(at::ones({shape.hidden_size}, at::kDouble)),
+                                    matrix_factor(at::eye(shape.hidden_size, at::kDouble))}},
+                                  {Site::kDown, chain(Site::kDown, {Kind::kScale, Kind::kKronecker})}}};
+  for (const Site site : {Site::kQkv, Site::kValue, Site::kO, Site::kGateUp, Site::kDown}) {
+    state.points[site] = shifting_point(site);
+  }
+  expect_gradients_of_candidate(state,
+                                step_of(Weights::kExact, {{"qkv.kronecker", 1},
+                                                          {"value.svd", 1},
+                                                          {"o.kronecker", 1},
+                                                          {"gate_up.band", 1},
+                                                          {"down.kronecker", 1},
+                                                          {"down.scale", 1}}),
+                                1e-5);
+  // Without a shift of the cache its transform drops out of the output.
+  state.points[Site::kQueryKey] = shifting_point(Site::kQueryKey);
+  state.points[Site::kQueryKey].shift.zero_();
+  state.points[Site::kQueryKey].gain = 1 + 0.5 * test::random_normal({site_shape(Site::kQueryKey, config).features}, 3);
+  expect_gradients_of_candidate(state, step_of(Weights::kExact, {{"query_key.svd", 1}}), 1e-5);
+}
+
 TEST_P(CandidateOf, GradientsOfShiftsAndGainsAreDifferenceQuotients) {
   BlockState state;
   LearnStep step = step_of(Weights::kExact, {});
@@ -192,6 +223,31 @@ TEST_P(CandidateOf, WhateverItsTransformsBecomeTheUnquantizedOutputStays) {
     const DecoderLayer result = realize(layer, candidate.result(), place);
     EXPECT_LT(test::relative_error(result.forward(x, inputs.rope), target), 1e-10);
     EXPECT_FALSE(result.mlp.down_scale.defined());
+  }
+}
+
+TEST_P(CandidateOf, FreeMatricesKeepTheUnquantizedOutput) {
+  const BlockState state{.transforms = {{Site::kQkv, chain(Site::kQkv, {Kind::kScale, Kind::kKronecker})},
+                                        {Site::kQueryKey, {rotation_factor(at::eye(shape.head_dim, at::kDouble))}},
+                                        {Site::kValue, chain(Site::kValue, {Kind::kScale, Kind::kMatrix})},
+                                        {Site::kO, {heads_factor()}},
+                                        {Site::kGateUp, chain(Site::kGateUp, {Kind::kScale, Kind::kKronecker})},
+                                        {Site::kDown, chain(Site::kDown, {Kind::kScale, Kind::kKronecker})}}};
+  OpenBlock block = open_block(state);
+  const BlockTask given = task();
+  for (const std::map<std::string, double>& rates : std::vector<std::map<std::string, double>>{
+           {{"*.scale", 1}, {"*.kronecker", 1}, {"*.svd", 1}}, {{"query_key.svd", 1}}, {{"o.kronecker", 1}}}) {
+    SCOPED_TRACE(rates.begin()->first);
+    const LearnStep step = step_of(Weights::kExact, rates);
+    Candidate candidate(step, block, given);
+    EXPECT_TRUE(candidate.reaches_weights());
+    for (const Parameter& parameter : candidate.parameters()) {
+      move(parameter.leaves, random_directions(parameter.leaves), 0.3);
+    }
+    const c10::NoGradGuard no_grad;
+    EXPECT_LT(test::relative_error(candidate.build(Phase::kMonitoring).forward(x, inputs.rope), target), 1e-9);
+    const DecoderLayer result = realize(layer, candidate.result(), place);
+    EXPECT_LT(test::relative_error(result.forward(x, inputs.rope), target), 1e-9);
   }
 }
 

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 
 #include "block_test.h"
@@ -99,6 +100,21 @@ TEST_P(PointsOn, WithoutAGridAreRefused) {
   test::expect_error([&] { run(block, {PointsStep{.at = {Site::kDown}}}); }, {"points", "grid", "down"});
   test::expect_error([&] { run(block, {PointsStep{.at = {Site::kValue}}}); }, {"points", "grid", "value"});
   EXPECT_TRUE(block.state().points.empty());
+}
+
+TEST_P(PointsOn, SmoothedAtRunTimeGiveAPrefixTheSameOutputOnlyWhereTheyAreCausal) {
+  for (const RuntimeSmooth::Span span : {RuntimeSmooth::Span::kCausal, RuntimeSmooth::Span::kWindow}) {
+    OpenBlock block = open_block();
+    run(block, {PointsStep{.at = test::kInputSites, .runtime = RuntimeSmooth{.group = 4, .span = span}}});
+    const DecoderLayer smoothed = block.layer().to(at::kDouble);
+    const Tensor tokens = x.to(at::kDouble), whole = smoothed.forward(tokens, test::tiny_rope(shape, kSeq));
+    double largest = 0;
+    for (const int64_t length : {int64_t{1}, int64_t{5}, kSeq - 1}) {
+      const Tensor prefix = smoothed.forward(tokens.narrow(1, 0, length), test::tiny_rope(shape, length));
+      largest = std::max(largest, test::relative_error(prefix, whole.narrow(1, 0, length)));
+    }
+    EXPECT_EQ(largest < 1e-9, span == RuntimeSmooth::Span::kCausal) << largest;
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, PointsOn, testing::ValuesIn(test::tiny_shapes()), test::shape_name);

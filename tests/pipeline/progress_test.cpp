@@ -28,15 +28,16 @@ std::vector<ProgressEvent> one_of_each() {
           StageLearned{1, "transforms", 0.5, 0.125, 2.5},
           PointMeasured{.block = 1,
                         .name = "mlp.input_quant",
-                        .before = {-3, 4, 1, 4},
-                        .after = {-2, 2, 1, 2},
+                        .before = {-3, 4, 1, 4, 0.5},
+                        .after = {-2, 2, 1, 2, 0.25},
                         .enabled = true,
                         .clip = {0.5, 0.75},
                         .min_gain = 0.5,
                         .max_gain = 2},
           BlockFinished{1, 3, 0.01, 3.5, int64_t{1} << 40},
           Warning{"careful"},
-          RunFinished{9}};
+          RunFinished{9},
+          TransformChosen{1, "down", 1, "smooth, hadamard", {0.5, 0.25}}};
 }
 
 TEST(ProgressEvent, IsReadAsItWasWritten) {

@@ -32,7 +32,9 @@ TEST(RecipeRules, TransformsStandWhereTheyCan) {
   const std::vector<Allowed> table = {{"hadamard", {"residual", "qkv", "query_key", "value", "o", "gate_up", "down"}},
                                       {"scale", {"qkv", "value", "o", "gate_up", "down"}},
                                       {"smooth", {"qkv", "value", "o", "gate_up", "down"}},
-                                      {"matrix", {"value"}},
+                                      {"search", {"qkv", "value", "gate_up", "down"}},
+                                      {"matrix", {"qkv", "query_key", "value", "o", "gate_up", "down"}},
+                                      {"kronecker", {"qkv", "o", "gate_up", "down"}},
                                       {"balance", {"qkv", "query_key", "value", "gate_up", "down"}}};
   for (const auto& [kind, sites] : table) {
     for (const SiteInfo& info : baseq::sites()) {
@@ -56,12 +58,76 @@ TEST(RecipeRules, TransformsStandWhereTheyCan) {
           {"steps[1].at", "leave one out"});
   refused(transform("scale", R"("down")") + ", " + transform("scale", R"("down")"), {"steps[1].at", "\"down\""});
   refused(transform("matrix", R"("value")") + ", " + transform("matrix", R"("value")"), {"steps[1].at", "\"value\""});
+  refused(transform("kronecker", R"("o")") + ", " + transform("kronecker", R"("o")"), {"steps[1].at", "\"o\""});
   refused(transform("hadamard", R"("query_key")") + ", " + transform("balance", R"("query_key")"),
           {"steps[1].at", "RoPE"});
   EXPECT_NO_THROW(recipe_of(with_grids(transform("balance", R"("value", "down", "query_key")") + ", " +
                                        transform("matrix", R"("value")") + ", " + transform("scale", R"("down")") +
                                        ", " + transform("hadamard", R"("value", "down", "query_key")") + ", " +
                                        transform("smooth", R"("down")") + kRest)));
+}
+
+TEST(RecipeRules, PointsStartAgainAfterTheyWereLearned) {
+  const std::string tune = learn(R"("*.clip": 1)", "straight_through"), plain = R"({"step": "points", "at": ["*"]})";
+  EXPECT_NO_THROW(recipe_of(with_grids(kPoints + ", " + tune + ", " + plain + ", " + kRound)));
+  expect_refused(with_grids(kPoints + ", " + tune + ", " + plain + ", " + plain + ", " + kRound),
+                 {"steps[3].at", "is on already"});
+  // What was on before is gone.
+  expect_refused(with_grids(kPoints + ", " + tune + ", " + plain + ", " + kRound + ", " + learn(R"("*.shift": 1)")),
+                 {"steps[4].rates", "no such shift"});
+}
+
+TEST(RecipeRules, OnlyInputsAreSmoothedAtRunTime) {
+  const auto points = [](const std::string& at) {
+    return R"({"step": "points", "at": [)" + at + R"(], "runtime": {"group": 8, "span": "window"}})";
+  };
+  EXPECT_NO_THROW(recipe_of(R"({"grids": {"input_activations": {}}, "steps": [)" +
+                            points(R"("qkv", "o", "gate_up", "down")") + "]}"));
+  expect_refused(with_grids(points(R"("v_cache")")), {"steps[0].runtime", "\"v_cache\""});
+}
+
+TEST(RecipeRules, BlocksAreOfInputs) {
+  const auto transform = [](const std::string& fields) { return R"({"step": "transform", )" + fields + "}"; };
+  const auto refused = [&](const std::string& fields, const std::vector<std::string>& parts) {
+    expect_refused(with_grids(transform(fields) + kRest), parts);
+  };
+  const std::string rotation = R"("kind": "matrix", "start": "greedy", "block_size": 8, "at": ["down", "qkv"])",
+                    zigzag = R"("kind": "permutation", "block_size": 8, "at": ["down", "qkv"])";
+  EXPECT_NO_THROW(
+      recipe_of(with_grids(transform(rotation) + ", " + transform(zigzag) + ", " + transform(rotation) + kRest)));
+  refused(R"("kind": "permutation", "at": ["down"])", {"steps[0].block_size: expected"});
+  refused(R"("kind": "matrix", "start": "greedy", "at": ["down"])", {"steps[0].block_size: expected"});
+  refused(R"("kind": "matrix", "block_size": 8, "at": ["value"])", {"steps[0].block_size", "\"value\""});
+  refused(R"("kind": "kronecker", "start": "greedy", "at": ["down"])", {"steps[0].start", "greedy"});
+  refused(R"("kind": "matrix", "left_only": true, "at": ["value"])", {"left_only"});
+  refused(R"("kind": "hadamard", "start": "random", "at": ["value"])", {"start"});
+}
+
+TEST(RecipeRules, ChoicesAreBetweenWhatCanStandThere) {
+  const auto choose = [](const std::string& fields) { return R"({"step": "choose", )" + fields + "}"; };
+  const auto refused = [&](const std::string& fields, const std::vector<std::string>& parts) {
+    expect_refused(with_grids(choose(fields) + kRest), parts);
+  };
+  const std::string none = R"({"transforms": []})", hadamard = R"({"transforms": [{"kind": "hadamard"}]})",
+                    smooth = R"({"transforms": [{"kind": "smooth"}, {"kind": "hadamard"}]})";
+  const std::string three = R"("at": ["qkv", "down"], "from": [)" + none + ", " + hadamard + ", " + smooth + "]";
+  for (const char* by : {"block_loss", "rounding_error", "difficulty"}) {
+    EXPECT_NO_THROW(recipe_of(with_grids(choose(three + R"(, "by": ")" + by + "\"") + kRest)));
+  }
+  refused(three + R"(, "by": "rms")", {"steps[0].from", "two chains"});
+  refused(three + R"(, "by": "luck")", {"steps[0].by", "luck"});
+  refused(R"("at": ["qkv"], "from": [])", {"steps[0].from", "nothing to choose"});
+  refused(R"("at": [], "from": [)" + none + "]", {"steps[0].at", "no place"});
+  refused(R"("at": ["residual"], "from": [)" + hadamard + "]", {"steps[0].at", "residual"});
+  refused(R"("at": ["query_key"], "from": [)" + smooth + "]", {"steps[0].from", "query_key"});
+  refused(R"("at": ["qkv"], "from": [{"transforms": [{"kind": "hadamard", "at": ["o"]}]}])", {"from[0]", "at"});
+  expect_refused(with_weights(kRound + ", " + choose(three)), {"steps[1].at", "rounded by then"});
+  // What every chain has can be learned.
+  const std::string scales = R"("at": ["down"], "from": [{"transforms": [{"kind": "scale"}]}, )" + smooth + "]";
+  EXPECT_NO_THROW(
+      recipe_of(with_grids(choose(scales) + ", " + learn(R"("down.scale": 1)", "straight_through") + kRest)));
+  expect_refused(with_grids(choose(three) + ", " + learn(R"("down.scale": 1)", "straight_through") + kRest),
+                 {"steps[1].rates", "no such scale"});
 }
 
 TEST(RecipeRules, TransformsComeBeforeWhatTheyWouldChange) {
@@ -135,7 +201,7 @@ TEST(RecipeRules, RatesNameWhatIsThereByThen) {
   for (const char* rate : {"scale", "value.rotation", "*", "clip.*", ""}) {
     refused("", rate, {"recipe.json: steps[0].rates: unknown \"" + std::string(rate) + "\"", "\"weight_clip\""});
   }
-  for (const char* what : {"scale", "matrix", "clip", "shift", "gain"}) {
+  for (const char* what : {"scale", "matrix", "svd", "band", "kronecker", "clip", "shift", "gain"}) {
     refused("", std::string("*.") + what, {"steps[0].rates: \"*." + std::string(what) + "\": there is no such"});
   }
   const std::string scale = R"({"step": "transform", "kind": "scale", "at": ["down"]}, )";
@@ -147,6 +213,9 @@ TEST(RecipeRules, RatesNameWhatIsThereByThen) {
   accepted(R"({"step": "transform", "kind": "matrix", "at": ["value"]}, )", "value.matrix");
   const std::string balance = R"({"step": "transform", "kind": "balance", "at": ["value", "query_key", "down"]}, )";
   accepted(balance, "value.matrix");
+  accepted(balance, "*.svd");
+  accepted(R"({"step": "transform", "kind": "matrix", "at": ["query_key"]}, )", "query_key.svd");
+  accepted(R"({"step": "transform", "kind": "kronecker", "at": ["o"]}, )", "o.kronecker");
   refused(balance, "query_key.scale", {"steps[1].rates", "only at \"down\""});
   accepted("", "*.weight_clip");
   accepted("", "mlp.down_proj.weight_clip");
@@ -154,6 +223,35 @@ TEST(RecipeRules, RatesNameWhatIsThereByThen) {
   refused("", "*.low_rank", {"steps[0].rates", "needs weights \"rounded\""});
   expect_refused(with_weights(learn(R"("*.weight_clip": 1)", "exact") + ", " + kRound),
                  {"steps[0].rates", "needs weights \"straight_through\""});
+}
+
+TEST(RecipeRules, CodesAreLearnedOnceThereAreSome) {
+  const std::string then = kRound + ", ";
+  for (const std::string what : {"weight_offset", "weight_value", "weight_scale", "weight_zero_point"}) {
+    const std::string rates = "\"*." + what + "\": 1", one = "\"mlp.up_proj." + what + "\": 1";
+    expect_refused(with_weights(learn(rates, "straight_through") + ", " + kRound),
+                   {"steps[0].rates", "needs weights \"rounded\""});
+    expect_refused(with_weights(then + learn(rates, "exact")), {"steps[1].rates", "needs weights \"rounded\""});
+    const std::string asymmetric = R"({"grids": {"weights": {"symmetric": false}}, "steps": [)" + then;
+    EXPECT_NO_THROW(recipe_of(asymmetric + learn(rates) + "]}")) << what;
+    EXPECT_NO_THROW(recipe_of(asymmetric + learn(one) + "]}")) << what;
+    const std::string symmetric = with_weights(then + learn(rates));
+    if (what == "weight_zero_point") {
+      expect_refused(symmetric, {"steps[1].rates", "there is no such weight_zero_point"});
+    } else {
+      EXPECT_NO_THROW(recipe_of(symmetric)) << what;
+    }
+  }
+  const std::string corrected = R"({"step": "round", "low_rank": {"method": "fbquant"}}, )";
+  EXPECT_NO_THROW(recipe_of(with_weights(corrected + learn(R"("*.weight_offset": 1)"))));
+  expect_refused(with_weights(corrected + learn(R"("*.weight_offset": 1, "*.low_rank": 1)")),
+                 {"steps[1].rates", "\"low_rank\""});
+}
+
+TEST(RecipeRules, ASearchedScaleNeedsAWeightGrid) {
+  expect_refused(R"({"grids": {"input_activations": {}}, "steps": [
+                     {"step": "transform", "kind": "search", "at": ["qkv"]}, {"step": "points", "at": ["*"]}]})",
+                 {"steps[0].kind", "grids.weights"});
 }
 
 TEST(RecipeRules, PointsAreLearnedWhereTheyAreOn) {

@@ -6,6 +6,7 @@ namespace baseq {
 namespace {
 
 using StepKind = TransformStep::Kind;
+using Start = TransformStep::Start;
 
 /// The state of an interrupted recipe describes a block as well.
 class HalfDone : public test::BlockTest {
@@ -22,7 +23,14 @@ TEST_P(HalfDone, EveryStepLeavesABlock) {
       TransformStep{.kind = StepKind::kMatrix, .at = {Site::kValue}},
       TransformStep{.at = {Site::kResidual, Site::kValue, Site::kQueryKey, Site::kDown, Site::kQkv}},
       TransformStep{.kind = StepKind::kScale, .at = {Site::kO}},
-      TransformStep{.at = {Site::kGateUp}}};
+      TransformStep{.at = {Site::kGateUp}},
+      TransformStep{.kind = StepKind::kKronecker, .at = test::kInputSites, .start = Start::kRandom},
+      TransformStep{.kind = StepKind::kKronecker, .at = {Site::kO}, .start = Start::kHadamard, .left_only = true},
+      TransformStep{.kind = StepKind::kMatrix, .at = test::kCacheSites, .start = Start::kRandom},
+      TransformStep{.kind = StepKind::kMatrix, .at = test::kInputSites, .start = Start::kGreedy, .block_size = 4},
+      TransformStep{.kind = StepKind::kPermutation, .at = test::kInputSites, .block_size = 4},
+      TransformStep{.kind = StepKind::kMatrix, .at = test::kInputSites, .start = Start::kHadamard},
+      ChooseStep{.at = test::kInputSites, .from = {{}, {TransformStep{.kind = StepKind::kSmooth}, TransformStep{}}}}};
   OpenBlock block = open_block();
   for (const Step& step : transforms) {
     run(block, {step});

@@ -31,7 +31,7 @@ def logits_with(run, tmp_path_factory):
     return call
 
 
-@pytest.mark.parametrize("recipe", ["baseq-w4a4kv4", "gptq-w3a16-g16", "rtn-w8a8"])
+@pytest.mark.parametrize("recipe", ["baseq-w4a4kv4", "flatquant-w4a4kv4", "gptq-w3a16-g16", "rtn-w8a8"])
 def test_logits_are_the_same_bits_for_every_instruction_set(quantize, logits_with, recipe, tmp_path):
     quantize(config_file(recipe), tmp_path / "out")
     expected = logits_with(tmp_path / "out", {})

@@ -75,6 +75,8 @@ def test_rounded_weights_equal_those_of_numpy(quantize, tmp_path, num_bits, grid
 def test_every_recipe_of_the_repository_runs(quantize, evaluate, tmp_path, config):
     written = json.loads(config.read_text())
     overrides = {f"{path}.epochs": 1 for path, step in steps_of(written) if step["step"] == "learn"}
+    blocks = [path for path, step in steps_of(written) if step["step"] == "transform" and "block_size" in step]
+    overrides |= {f"{path}.block_size": 32 for path in blocks}
     if written.get("grids", {}).get("weights", {}).get("strategy") == "group":
         overrides["grids.weights.group_size"] = 32
     report = quantize(config, tmp_path / "out", overrides)

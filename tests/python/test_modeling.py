@@ -29,6 +29,17 @@ EVERYTHING = [
     {"step": "points", "at": ["k_cache", "v_cache"], "clip": 0.95, "shift": "mean"}]
 TUNING = {"step": "learn", "epochs": 1, "final_rate": 3e-6, "rates": {"*.clip": 3e-2, "*.shift": 2e-3, "*.gain": 3e-3}}
 FOUR = {"num_bits": 4}
+# FlatQuant's transforms, and DuQuant's at down.
+FREE = [
+    {"step": "transform", "kind": "smooth", "strength": 0.3, "at": ["qkv", "gate_up", "down"]},
+    {"step": "transform", "kind": "kronecker", "start": "random", "at": ["qkv", "gate_up"]},
+    {"step": "transform", "kind": "kronecker", "start": "random", "left_only": True, "at": ["o"]},
+    {"step": "transform", "kind": "matrix", "start": "random", "at": ["value", "query_key"]},
+    {"step": "transform", "kind": "matrix", "start": "greedy", "block_size": 8, "at": ["down"]},
+    {"step": "transform", "kind": "permutation", "block_size": 8, "at": ["down"]},
+    POINTS,
+    {"step": "learn", "weights": "straight_through", "epochs": 1,
+     "rates": {"*.kronecker": 5e-2, "*.svd": 5e-2, "*.scale": 5e-3, "*.clip": 5e-2}}]
 
 RECIPES = {
     "weights": recipe_of(ROUND, weights=FOUR),
@@ -40,6 +51,7 @@ RECIPES = {
                                  weights={"num_bits": 3, "strategy": "group", "group_size": 8}),
     "one scale": recipe_of(ROUND, weights={"num_bits": 5, "symmetric": False, "strategy": "tensor"}),
     "transforms": recipe_of(ONLINE),
+    "free matrices": recipe_of(*FREE, ROUND, weights=FOUR, inputs=FOUR, cache=FOUR),
     "symmetric": recipe_of(POINTS, ROUND, weights={"num_bits": 8}, inputs={"num_bits": 8, "symmetric": True},
                         cache={"num_bits": 3, "symmetric": True}),
     "everything": recipe_of(*EVERYTHING, GPTQ, TUNING, weights=FOUR, inputs=FOUR, cache=FOUR),

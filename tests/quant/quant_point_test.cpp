@@ -258,5 +258,56 @@ TEST(QuantPoint, StaticScaleIsThatOfTheCheckpoint) {
   }
 }
 
+/// Tokens of two sequences with loud channels, the last token the loudest.
+Tensor loud_sequences() {
+  at::manual_seed(3);
+  const Tensor x = at::randn({2, 9, 24}, at::kDouble);
+  x.select(2, 5).mul_(30);
+  x.select(2, 17).mul_(10);
+  x.select(1, 8).mul_(20);
+  return x;
+}
+
+TEST(RuntimeSmooth, DivisorsAreTheLargestOfTheirGroup) {
+  const Tensor x = at::tensor({1.0, -6.0, 2.0, 5.0, 0.0, 3.0, 4.0, -1.0}).view({1, 2, 4});
+  // Maxima 1, 6, 4, 5: in order 6 5 | 4 1.
+  const Tensor window = runtime_divisors(x, {.group = 2, .span = RuntimeSmooth::Span::kWindow});
+  EXPECT_TRUE(at::equal(window, at::tensor({4.0, 6.0, 4.0, 6.0}).view({1, 1, 4})));
+  // The first token alone: 6 5 | 2 1.
+  const Tensor causal = runtime_divisors(x, {.group = 2});
+  EXPECT_TRUE(at::equal(causal, at::tensor({2.0, 6.0, 2.0, 6.0, 4.0, 6.0, 4.0, 6.0}).view({1, 2, 4})));
+  const Tensor zeros = runtime_divisors(at::zeros({3, 5}), {.group = 3});
+  EXPECT_TRUE(at::equal(zeros, at::ones({3, 5})));
+  EXPECT_THROW(runtime_divisors(at::zeros({5}), {}), c10::Error);
+  EXPECT_THROW(runtime_divisors(at::zeros({2, 5}), {.group = 0}), c10::Error);
+}
+
+TEST(RuntimeSmooth, APrefixIsRoundedTheSameOnlyWhereItIsCausal) {
+  const Tensor x = loud_sequences();
+  for (const RuntimeSmooth::Span span : {RuntimeSmooth::Span::kCausal, RuntimeSmooth::Span::kWindow}) {
+    const QuantPoint point{.enabled = true, .runtime = RuntimeSmooth{.group = 8, .span = span}};
+    const Tensor whole = point.forward(x);
+    bool same = true;
+    for (const int64_t length : {1, 4, 8}) {
+      same = same && at::equal(point.forward(x.narrow(1, 0, length)), whole.narrow(1, 0, length));
+    }
+    EXPECT_EQ(same, span == RuntimeSmooth::Span::kCausal);
+  }
+}
+
+TEST(RuntimeSmooth, LowersTheErrorOfLoudChannels) {
+  const Tensor x = loud_sequences();
+  const auto error = [&](const QuantPoint& point) { return (point.forward(x) - x).square().sum().item<double>(); };
+  const double plain = error({.enabled = true});
+  EXPECT_LT(error({.enabled = true, .runtime = RuntimeSmooth{.group = 1}}), plain);
+  EXPECT_LT(error({.enabled = true, .runtime = RuntimeSmooth{.group = 8, .span = RuntimeSmooth::Span::kWindow}}),
+            plain);
+  // One group is one divisor for all: the grid of a token does not see it.
+  QuantPoint point{.enabled = true, .shift = at::ones({24}, at::kDouble)};
+  const Tensor expected = point.forward(x);
+  point.runtime = RuntimeSmooth{.group = 24};
+  EXPECT_LT((point.forward(x) - expected).abs().max().item<double>(), 1e-9);
+}
+
 }  // namespace
 }  // namespace baseq

@@ -45,6 +45,7 @@ std::vector<Case> factors_of(int64_t k, int64_t b, uint64_t seed) {
           {"matrices", n, {matrices}, [=] { return Transform{matrix_factor(matrices)}; }},
           {"rotations", n, {skew}, [=] { return Transform{rotation_factor(cayley(skew))}; }},
           {"kronecker", n, {left, right}, [=] { return Transform{kronecker_factor(left, right)}; }},
+          {"left kronecker", n, {left}, [=] { return Transform{left_kronecker_factor(left, b)}; }},
           {"permutation", n, {}, [=] { return Transform{permutation_factor(order)}; }}};
 }
 

@@ -40,6 +40,7 @@ struct QuantizationConfig {
   static constexpr int64_t kFirstWithTransforms = 5;
   static constexpr int64_t kFirstWithHead = 6;       ///< and embedding; written only where one of them is quantized
   static constexpr int64_t kFirstWithOverrides = 7;  ///< written only where there are any
+  static constexpr int64_t kFirstWithRuntime = 7;    ///< written only where a point is smoothed at run time
 
   std::optional<QuantSpec> weights{};
   /// Grids of single linears in place of `weights`, by full name.
@@ -50,6 +51,7 @@ struct QuantizationConfig {
   std::optional<QuantSpec> input_activations{};   ///< the four input points of a block; one scale a token
   std::optional<QuantSpec> kv_cache{};            ///< one scale a token and head
   std::optional<QuantSpec> head{}, embedding{};   ///< lm_head and model.embed_tokens; a tied pair has the same grid
+  std::map<Site, RuntimeSmooth> runtime{};        ///< input points that are smoothed at run time, in every block
   int64_t format_version = kFirstWithTransforms;  ///< of what was read; 0: another tool's checkpoint
   /// Sites with an online Hadamard transform in every block, which versions before kFirstWithTransforms name here.
   /// Later ones store each online transform as tensors: see Model::online_kinds.

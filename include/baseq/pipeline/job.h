@@ -64,6 +64,9 @@ struct ActivationRange {
   double rms = 0;
   double peak =
       0;  ///< mean over rows of max|x| / rms(x): 1 for a row of equal magnitudes, sqrt(row size) for one spike
+  /// Standard deviation over channels of the norm of a channel over tokens, arXiv 2506.01967: 0 where all channels are
+  /// equally loud. NaN: unknown, in an older log.
+  double difficulty = 0;
 };
 /// A quant point of a block that is done: ranges over about 2048 calibration tokens, and what was chosen or learned.
 struct PointMeasured {
@@ -74,6 +77,14 @@ struct PointMeasured {
   bool enabled = false;                                       ///< whether there is a grid
   std::vector<double> clip{};                                 ///< ratios, flattened; empty: the full range
   std::optional<double> min_gain{}, max_gain{}, max_shift{};  ///< over the channels; largest |shift|
+};
+/// What a choose step kept at a site.
+struct TransformChosen {
+  int64_t block;
+  std::string site;
+  int64_t chosen;                ///< index in ChooseStep::from
+  std::string chain;             ///< its kinds, such as "smooth, hadamard"; "none" for an empty one
+  std::vector<double> scores{};  ///< of every chain; of ChooseStep::By::kRms the root mean square alone
 };
 struct BlockFinished {
   int64_t block, num_blocks;
@@ -89,7 +100,7 @@ struct RunFinished {
   double seconds;  ///< of this process
 };
 using ProgressEvent = std::variant<RunStarted, RunResumed, BlockStarted, LinearRounded, EpochLearned, StageLearned,
-                                   PointMeasured, BlockFinished, Warning, RunFinished>;
+                                   PointMeasured, BlockFinished, Warning, RunFinished, TransformChosen>;
 using ProgressFn = std::function<void(const ProgressEvent&)>;
 
 /// An object with "event" ("block_finished") and the fields of the event; NaN and infinities become null.

@@ -27,13 +27,45 @@ struct TransformStep {
   enum class Kind {
     kHadamard,  ///< QuaRot, arXiv 2404.00456
     kScale,     ///< ones, for a later step to learn
-    kMatrix,    ///< the identity per head, for a later step to learn as a rotation (Cayley map); at value
+    kMatrix,    ///< a matrix per head at value, one for all heads at query_key, one of all features elsewhere
     kBalance,   ///< the closed form of pipeline/balance.h: a matrix per head at value, a scale elsewhere
     kSmooth,    ///< SmoothQuant's scale, arXiv 2211.10438, Eq. 4
+    kSearch,    ///< AWQ's scale, the best of 20 powers of the mean magnitudes, arXiv 2306.00978
+    /// FlatQuant's pair of matrices, arXiv 2410.09426: heads and features of a head at o, near the root of the number
+    /// of features elsewhere.
+    kKronecker,
+    kPermutation,  ///< DuQuant's zigzag of channel maxima over blocks, arXiv 2406.01721
+  };
+  /// Where the matrices of kMatrix and kKronecker start.
+  enum class Start {
+    kIdentity,
+    kHadamard,  ///< in blocks of hadamard_block_size
+    kRandom,    ///< orthogonal
+    kGreedy,    ///< orthogonal: DuQuant's rotation of the channels with the largest values; of kMatrix in blocks
   };
   Kind kind = Kind::kHadamard;
   std::vector<Site> at{};
   double strength = 0.5;  ///< alpha of kSmooth: how much of the outliers moves into the weights
+  Start start = Start::kIdentity;
+  int64_t block_size = 0;  ///< of kMatrix and kPermutation at inputs of linears: features per block; 0: all
+  bool left_only = false;  ///< of kKronecker: the right one is the identity
+};
+
+/// Tries chains of transforms at each site of `at`, from which it keeps the one with the least score. Sites in the
+/// order of `at`; each sees what was chosen before it.
+struct ChooseStep {
+  enum class By {
+    kBlockLoss,      ///< squared error of the block's output, the weights around the site and its point rounded
+    kRoundingError,  ///< of the weights plus that of the input per token: RoSTE, arXiv 2502.09003
+    /// The first chain where the root mean square of the input is below `threshold`, else the second: LRQ-DiT's ARS,
+    /// arXiv 2508.03485.
+    kRms,
+    kDifficulty,  ///< ActivationRange::difficulty of the input, arXiv 2506.01967
+  };
+  std::vector<Site> at{};
+  std::vector<std::vector<TransformStep>> from{};  ///< chains whose steps name no sites
+  By by = By::kBlockLoss;
+  double threshold = 1;
 };
 
 /// Turns on the quant points of the sites in `at`, with the grid of the recipe.
@@ -43,6 +75,7 @@ struct PointsStep {
   std::vector<Site> at{};
   double clip = 1.0;  ///< share of the range that the grid covers
   Shift shift = Shift::kNone;
+  std::optional<RuntimeSmooth> runtime{};  ///< of points at inputs of linears
   Stream stream = Stream::kFullPrecision;
 };
 
@@ -53,17 +86,29 @@ struct LearnStep {
     kStraightThrough,  ///< those that a learned parameter changes are rounded in each forward pass
     kRounded,          ///< the codes of an earlier round step
   };
+  enum class Rule {
+    kAdam,  ///< AdamW without weight decay
+    kSign,  ///< SignSGD: each step moves a value by the rate against the sign of its gradient, arXiv 2309.05516
+  };
+  enum class Schedule { kCosine, kLinear, kConstant };
   std::string name = "learn";  ///< in events and reports
   Weights weights = Weights::kRounded;
   int64_t epochs = 5;
+  int64_t steps = 0;  ///< of the optimizer; unless 0, they count and not the epochs
+  Rule rule = Rule::kAdam;
   /// First learning rate by parameter: "<place>.<what>", with "*" for any place. Places are the names of sites and, for
-  /// weight_clip and low_rank, of linears. What: scale, matrix, clip, shift, gain, weight_clip, low_rank.
+  /// what begins with weight_ and low_rank, of linears. What: scale, matrix, svd, band, kronecker, clip, shift, gain,
+  /// weight_clip, weight_offset, weight_value, weight_scale, weight_zero_point, low_rank.
   std::map<std::string, double> rates{};
-  double final_rate = 0;  ///< each rate falls to this along a cosine
+  double final_rate = 0;  ///< each rate falls to this along the schedule
+  Schedule schedule = Schedule::kCosine;
   Stream stream = Stream::kFullPrecision;
   at::ScalarType products = at::kBFloat16;  ///< dtype of the matrix products; sums stay in float32
   int64_t batch_size = 1;                   ///< windows per optimizer step
   int64_t num_monitored = 4;                ///< windows on which the best epoch is chosen
+
+  /// Whether it takes steps at all.
+  bool learns() const { return epochs > 0 || steps > 0; }
 };
 
 /// A correction of low rank next to every rounded weight.
@@ -92,7 +137,7 @@ struct RoundStep {
   std::optional<LowRankOptions> low_rank{};
 };
 
-using Step = std::variant<TransformStep, PointsStep, LearnStep, RoundStep>;
+using Step = std::variant<TransformStep, PointsStep, LearnStep, RoundStep, ChooseStep>;
 
 /// One walk over all blocks; each block takes all steps before the next one begins.
 struct Pass {
@@ -184,6 +229,8 @@ struct Recipe {
   std::string step_path(size_t pass, size_t step) const;
 
   const RoundStep* round_step() const;  ///< the last one; nullptr: none
+  /// All transforms that may come to stand in a block: of transform steps, and of every chain of choose steps.
+  std::vector<TransformStep> transforms() const;
   bool has_transform(Site site) const;
   bool rotates_residual() const { return has_transform(Site::kResidual); }
   /// Whether a head that is the embedding stays so: what is rotated or has another grid becomes a matrix of its own.

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 
 #include "baseq/tensor.h"
@@ -52,13 +53,19 @@ Tensor group_view(const Tensor& x, const QuantSpec& spec);
 /// Scale and zero point from the range of each group. Stays in the autograd graph: gradients reach `x` and `clip`.
 /// @param clip  what remains of the range: undefined (all of it), or broadcastable to [rows, groups, 1]. A static
 ///              grid scales its minimum and maximum; a dynamic grid scales both distances from the middle of the range
-///              (BASE-Q, arXiv 2506.15689).
+///              (BASE-Q, arXiv 2506.15689). A static grid also takes [rows, groups, 2]: the shares of the minimum and
+///              of the maximum (OmniQuant, arXiv 2308.13137).
 QParams compute_qparams(const Tensor& x, const QuantSpec& spec, const Tensor& clip = {});
 
 struct MseSearch {
+  enum class Method {
+    kRatios,         ///< the best of `num_steps` ratios of each range
+    kHalfQuadratic,  ///< HQQ, see quant/half_quadratic.h; looks at nothing of what follows
+  };
   double norm = 2.4;  ///< minimises sum |x - fake_quantize(x)|^norm, as GPTQ's reference does
   int64_t num_steps = 80;
   double max_shrink = 0.8;  ///< ratios 1, 1 - max_shrink/num_steps, ...
+  Method method = Method::kRatios;
 };
 
 /// The best clip ratio of each group, then compute_qparams with it. Up to 32 steps are all tried; of more, one in a
@@ -99,6 +106,23 @@ Tensor pack_zero_points(const Tensor& zero_points, int64_t num_bits);
 /// The inverse of pack_zero_points: float32 [rows, groups].
 Tensor unpack_zero_points(const Tensor& packed, int64_t num_bits, int64_t rows);
 
+/// Runtime Smooth (arXiv 2409.20361): channels are divided by what the tokens at hand show of them, and multiplied by
+/// it after rounding. Channels next to each other in the order of those magnitudes share the largest one of `group`.
+struct RuntimeSmooth {
+  enum class Span {
+    kCausal,  ///< the tokens up to each one
+    kWindow,  ///< all tokens, as published. Not causal: what a token becomes depends on later ones
+  };
+  int64_t group = 128;
+  Span span = Span::kCausal;
+
+  bool operator==(const RuntimeSmooth&) const = default;
+};
+
+/// The divisors of x [.., tokens, features] whose tokens are a sequence in order: of its size, or [.., 1, features]
+/// with kWindow; 1 for channels that are zero. No gradients.
+Tensor runtime_divisors(const Tensor& x, const RuntimeSmooth& smooth);
+
 /// An activation or KV cache quantizer with BASE-Q's corrections (arXiv 2506.15689, Eq. 14):
 /// `u = gain * x - shift`, forward returns `Q(u) + shift`. A default-constructed point passes its input through.
 /// The tensors may require gradients: they are what stage 3 of BASE-Q learns.
@@ -115,6 +139,8 @@ struct QuantPoint {
   Tensor gain{};               ///< [features]; undefined: 1
   Tensor shift{};              ///< [features]; undefined: 0
   bool add_shift_back = true;  ///< false once W * shift lives in the bias of the layers that read this point
+  /// Of gain * x - shift; x [.., tokens, features] is then whole sequences. Absent: none.
+  std::optional<RuntimeSmooth> runtime{};
   /// Called with what the readers of this point see; how calibration collects statistics.
   std::function<void(const Tensor&)> observer{};
 

@@ -17,16 +17,17 @@ Tensor cayley(const Tensor& parameter);
 /// change of the tensors that it was made from, make it again. Make it with the functions below, which check the sizes.
 struct Factor {
   enum class Kind {
-    kScale,        ///< diag(left), left [n]
-    kHadamard,     ///< `blocks` times hadamard_transform over `block` features along the diagonal, n = blocks * block
-    kMatrix,       ///< diag(left[0], .., left[k - 1]), left [k, b, b], n = k b: a matrix per head
-    kKronecker,    ///< left (x) right, [p, p] and [q, q], n = p q; left acts on the slow part of the index
+    kScale,      ///< diag(left), left [n]
+    kHadamard,   ///< `blocks` times hadamard_transform over `block` features along the diagonal, n = blocks * block
+    kMatrix,     ///< diag(left[0], .., left[k - 1]), left [k, b, b], n = k b: a matrix per head
+    kKronecker,  ///< left (x) right, [p, p] and [q, q], n = p q; left acts on the slow part of the index. An undefined
+                 ///< right is the identity of `block` features
     kPermutation,  ///< (x T)[.., j] = x[.., left[j]], left int64 [n]
   };
   Kind kind = Kind::kHadamard;
   Tensor left, right;
   Tensor left_inverse, right_inverse;  ///< undefined: that part is orthogonal
-  int64_t block = 1, blocks = 1;       ///< of kHadamard
+  int64_t block = 1, blocks = 1;       ///< of kHadamard; block: of kKronecker without right
 
   int64_t size() const;  ///< n
   /// Whether T^-T is known to be T.
@@ -59,6 +60,8 @@ Factor rotation_factor(const Tensor& matrices);
 /// FlatQuant, arXiv 2410.09426.
 Factor kronecker_factor(const Tensor& left, const Tensor& right, const Tensor& left_inverse = {},
                         const Tensor& right_inverse = {});
+/// left (x) identity: FlatQuant's transform of heads, which leaves the `features` of each as they are.
+Factor left_kronecker_factor(const Tensor& left, int64_t features, const Tensor& left_inverse = {});
 /// @param permutation int64 [n], each of 0 .. n-1 once
 Factor permutation_factor(const Tensor& permutation);
 

@@ -61,6 +61,7 @@ void preflight(const ExportSource& source, at::ScalarType dtype) {
                    "clip ratios of activations other than 1");
   obstacles.add_if(source.has_quant_tensor(".gain"), "gains of activations");
   obstacles.add_if(source.has_quant_tensor(".shift"), "shifts of activations");
+  obstacles.add_if(!quantization.runtime.empty(), "activations that are smoothed at run time (runtime_smooth)");
   for (const QuantSpec& grid : source.grids()) {
     obstacles.add_if(!grid.symmetric && grid.num_bits != 4 && grid.num_bits != 8,
                      fmt::format("asymmetric weights of {} bits (4 and 8 can be)", grid.num_bits));

@@ -12,6 +12,7 @@ namespace {
 using nlohmann::json;
 
 const std::vector<std::string> kStrategies = {"tensor", "channel", "group", "token"};
+const std::vector<std::string> kSpans = {"causal", "window"};
 const std::vector<std::string> kScaleDtypes = {"float32", "float16", "bfloat16"};
 constexpr at::ScalarType kScaleTypes[] = {at::kFloat, at::kHalf, at::kBFloat16};
 
@@ -40,6 +41,29 @@ std::optional<QuantSpec> read_grid(JsonObject& object, const std::string& key) {
   JsonObject grid = object.object(key);
   refuse_reserved(grid, kReservedInGrids);
   return quant_spec_from_json(std::move(grid), {});
+}
+
+json runtime_to_json(const std::map<Site, RuntimeSmooth>& runtime) {
+  json points = json::object();
+  for (const auto& [site, smooth] : runtime) {
+    points[std::string(site_info(site).point)] = {{"group", smooth.group},
+                                                  {"span", kSpans[static_cast<size_t>(smooth.span)]}};
+  }
+  return points;
+}
+
+std::map<Site, RuntimeSmooth> runtime_from_json(JsonObject points) {
+  std::map<Site, RuntimeSmooth> runtime;
+  for (const SiteInfo& info : sites()) {
+    if (!info.is_input() || !points.contains(info.point)) continue;
+    JsonObject fields = points.object(info.point);
+    RuntimeSmooth& smooth = runtime[info.site];
+    smooth.group = fields.integer("group", smooth.group, 1, int64_t{1} << 30);
+    smooth.span = static_cast<RuntimeSmooth::Span>(fields.choice("span", static_cast<size_t>(smooth.span), kSpans));
+    fields.finish();
+  }
+  points.finish();
+  return runtime;
 }
 
 /// `online_hadamard` of versions 3 and 4.
@@ -103,6 +127,12 @@ json to_json(const QuantizationConfig& config) {
     result["format_version"] = QuantizationConfig::kFirstWithOverrides;
     for (const auto& [linear, grid] : config.overrides) result["overrides"][linear] = optional_spec(grid);
   }
+  if (!config.runtime.empty()) {
+    result["format_version"] = QuantizationConfig::kFirstWithRuntime;
+    result["runtime_smooth"] = runtime_to_json(config.runtime);
+    result["head"] = optional_spec(config.head);
+    result["embedding"] = optional_spec(config.embedding);
+  }
   return result;
 }
 
@@ -139,6 +169,10 @@ QuantizationConfig quantization_config_from_json(const json& value, const std::s
     config.uniform = config.overrides.empty();
   }
   object.ignore("overrides");
+  if (version >= QuantizationConfig::kFirstWithRuntime && object.contains("runtime_smooth")) {
+    config.runtime = runtime_from_json(object.object("runtime_smooth"));
+    TORCH_CHECK(config.input_activations, path, ": runtime_smooth without input_activations");
+  }
   if (version < QuantizationConfig::kFirstWithTransforms) {
     config.hadamards = hadamards_of_flags(object.object("online_hadamard"));
   }

@@ -523,6 +523,8 @@ class Maker:
             known = ", ".join(map(str, FORMAT_VERSIONS))
             raise ValueError(f"format_version {version} of the checkpoint is unknown to modeling_baseq.py, which reads "
                              f"{known}")
+        if self.quantization.get("runtime_smooth"):
+            raise ValueError("runtime_smooth: modeling_baseq.py does not smooth activations at run time")
 
     def has(self, name):
         return lambda part: f"{name}.{part}" in self.tensors

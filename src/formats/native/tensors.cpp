@@ -54,6 +54,10 @@ at::ScalarType stored_type(const Part& part) {
 }
 
 Tensor stored_value(const Part& part, const Factor& factor) {
+  const bool identity = factor.kind == Kind::kKronecker && !factor.right.defined();
+  if (identity && (part.member == &Factor::right || part.member == &Factor::right_inverse)) {
+    return part.inverse ? Tensor{} : at::eye(factor.block, factor.left.options());
+  }
   if (part.member != nullptr) return factor.*part.member;
   const int64_t order = hadamard_block_size(factor.block);
   return at::tensor({order, factor.size() / order}, at::kLong);
@@ -160,6 +164,11 @@ Factor read_factor(const Checkpoint& checkpoint, const std::string& prefix, Site
     const Tensor& inverted = part.member == &Factor::left_inverse ? factor.left : factor.right;
     TORCH_CHECK(!part.inverse || inverted.sizes() == (factor.*part.member).sizes(), name, ": shape is ",
                 (factor.*part.member).sizes(), " but what it inverts is ", inverted.sizes());
+  }
+  if (kind == Kind::kKronecker && !factor.right_inverse.defined() &&
+      at::equal(factor.right, at::eye(factor.right.size(0), factor.right.options()))) {
+    factor.block = factor.right.size(0);  // nothing is multiplied by an identity
+    factor.right = Tensor{};
   }
   TORCH_CHECK(factor.size() == width, first, ": a factor of ", factor.size(), " features at a point with ", width);
   if (kind == Kind::kPermutation) {
