@@ -94,17 +94,18 @@ TEST_P(LearnedRounding, WhatItBuildsIsWhatItsResultRealizes) {
 
 TEST_P(LearnedRounding, LowersTheLossAndNeverEndsAboveItsStart) {
   every_grid([&] {
-    for (const char* what : {"weight_offset", "weight_value", "weight_scale"}) {
-      for (const double rate : {0.02, 10.0}) {
-        SCOPED_TRACE(std::string(what) + " at " + std::to_string(rate));
+    for (const auto& [what, rate] :
+         Rates{{"*.weight_offset", 0.02}, {"*.weight_value", 0.02}, {"*.weight_scale", 0.002}}) {
+      for (const double faster : {1.0, 500.0}) {
+        SCOPED_TRACE(what + ", times " + std::to_string(faster));
         OpenBlock block = rounded();
         const double before = loss_of(block.layer());
-        run(block, {step_of({{std::string("*.") + what, rate}})});
+        run(block, {step_of({{what, faster * rate}})});
         EXPECT_LE(stages.back().loss_after, stages.back().loss_before);
         EXPECT_NEAR(stages.back().loss_before / before, 1, 1e-4);
         EXPECT_NEAR(stages.back().loss_after / loss_of(block.layer()), 1, 1e-4);
-        if (rate < 1) {
-          EXPECT_LT(stages.back().loss_after, 0.97 * stages.back().loss_before);
+        if (faster == 1) {
+          EXPECT_LT(stages.back().loss_after, stages.back().loss_before);
         }
       }
     }
@@ -124,17 +125,24 @@ TEST_P(LearnedRounding, AStepThatLearnsNothingChangesNothing) {
 TEST_P(LearnedRounding, AnOffsetMovesACodeByOneAtMost) {
   for (const auto method : {RoundStep::Method::kNearest, RoundStep::Method::kGptq}) {
     OpenBlock block = rounded(method);
-    const BlockState before = block.state();
-    LearnStep step = step_of({{"*.weight_offset", 0.1}});
-    step.schedule = LearnStep::Schedule::kConstant;  // 2.4 steps of the grid without the projection
-    run(block, {step});
+    const LearnStep step = step_of({{"*.weight_offset", 1}});
+    const BlockTask given = task();
+    Candidate candidate(step, block, given);
+    const c10::NoGradGuard no_grad;
+    uint64_t seed = 80;
+    for (const Parameter& parameter : candidate.parameters()) {
+      const Tensor& offset = parameter.leaves.at(0);
+      offset.add_(test::random_normal(offset.sizes(), seed++, at::kFloat), 3);
+      parameter.project();
+      EXPECT_EQ(offset.abs().max().item<double>(), 0.5);
+    }
     int64_t moved = 0;
-    for (const auto& [name, weight] : block.state().weights) {
-      const Tensor distance =
-          (weight.codes->codes.to(at::kInt) - before.weights.at(name).codes->codes.to(at::kInt)).abs();
+    for (const auto& [name, weight] : candidate.result().weights) {
+      const QuantizedWeight& before = *block.state().weights.at(name).codes;
+      const Tensor distance = (weight.codes->codes.to(at::kInt) - before.codes.to(at::kInt)).abs();
       EXPECT_LE(distance.max().item<int64_t>(), 1) << name;
       moved += distance.sum().item<int64_t>();
-      EXPECT_TRUE(at::equal(weight.codes->qparams.scale, before.weights.at(name).codes->qparams.scale)) << name;
+      EXPECT_TRUE(at::equal(weight.codes->qparams.scale, before.qparams.scale)) << name;
     }
     EXPECT_GT(moved, 0);
   }
@@ -143,7 +151,7 @@ TEST_P(LearnedRounding, AnOffsetMovesACodeByOneAtMost) {
 TEST_P(LearnedRounding, ScalesAloneLeaveTheCodes) {
   OpenBlock block = rounded();
   const BlockState before = block.state();
-  run(block, {step_of({{"*.weight_scale", 0.01}})});
+  run(block, {step_of({{"*.weight_scale", 0.002}})});
   for (const auto& [name, weight] : block.state().weights) {
     EXPECT_TRUE(at::equal(weight.codes->codes, before.weights.at(name).codes->codes)) << name;
     EXPECT_FALSE(at::equal(weight.codes->qparams.scale, before.weights.at(name).codes->qparams.scale)) << name;
@@ -199,7 +207,7 @@ TEST_P(LearnedRounding, GradientsOfScalesAreDifferenceQuotients) {
     const double expected = (moved(kDistance) - moved(-kDistance)) / (2 * kDistance);
     const at::AutoGradMode with_grad(true);
     observed().backward();
-    EXPECT_NEAR((leaf.grad() * direction).sum().item<double>() / expected, 1, 2e-3);
+    EXPECT_NEAR((leaf.grad() * direction).sum().item<double>() / expected, 1, 1e-2);
   }
 }
 
