@@ -17,9 +17,9 @@ struct Parameter {
   std::function<void(BlockState&)> write{};  ///< puts the current values into a state; differentiable
   /// Called before each epoch, from 0, where learning changes with time: it may only add freedom. May be empty.
   std::function<void(int64_t epoch, int64_t num_epochs)> begin_epoch{};
-  std::vector<std::string> reaches{};        ///< linears whose weights depend on it
-  bool moves = false;                        ///< whether their exact weights do, not only how they are rounded
-  bool on_activations = false;               ///< a scale at down: while it is learned, it multiplies activations
+  std::vector<std::string> reaches{};  ///< linears whose weights depend on it
+  bool moves = false;                  ///< whether their exact weights do, not only how they are rounded
+  bool on_activations = false;         ///< a scale at down: while it is learned, it multiplies activations
 };
 
 /// The parameters that `step.rates` names, at the values that `state` has. Scales are learned as logarithms, clips as

@@ -74,8 +74,8 @@ void fields(TransformChosen& e, Visit visit) {
 }
 
 /// By the index in ProgressEvent.
-constexpr const char* kKinds[] = {"run_started",   "run_resumed",   "block_started",  "linear_rounded",
-                                  "epoch_learned", "stage_learned", "point_measured", "block_finished",
+constexpr const char* kKinds[] = {"run_started",   "run_resumed",   "block_started",   "linear_rounded",
+                                  "epoch_learned", "stage_learned", "point_measured",  "block_finished",
                                   "warning",       "run_finished",  "transform_chosen"};
 static_assert(std::size(kKinds) == std::variant_size_v<ProgressEvent>);
 
