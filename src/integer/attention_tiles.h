@@ -1,28 +1,36 @@
 #pragma once
 
 #include <algorithm>
-#include <cfloat>
-#include <cstring>
 #include <limits>
 
 #include "attention_kernels.h"
 #include "lanes.h"
 
-/// Attention by blocks of one page, inlined into a version for each instruction set. A row computes the same operations
-/// whatever rows it is computed with: those of the tokens that it sees, page after page.
+/// Tiles of query rows with one page, inlined into a version for each instruction set. A row computes the same
+/// operations whatever rows it is computed with, and wherever a tile reads the page.
 namespace baseq {
 
 /// Most rows of a tile.
 constexpr int kTileQueries = 6;
 
-/// The scratch memory: a page in the form that tiles read, and the rows that walk over it.
+/// Where tiles read a page. Many rows share one that was unpacked before; a few unpack it in registers.
+enum class PageForm : uint8_t { kUnpackedCodes, kUnpackedFloats, kNibbles, kBytes, kHalf };
+constexpr bool has_codes(PageForm form) { return form != PageForm::kUnpackedFloats && form != PageForm::kHalf; }
+constexpr bool is_packed(PageForm form) {
+  return form != PageForm::kUnpackedCodes && form != PageForm::kUnpackedFloats;
+}
+
+/// Rows that walk over the pages, and the scratch memory for it.
 struct AttentionBlock {
   const AttentionRows& task;
   int64_t features = 0;
   int64_t first = 0, rows = 0;     ///< rows of the task
-  int16_t* key_codes = nullptr;    ///< [features / 2, 64, 2]
-  float* keys = nullptr;           ///< float caches: [features, 64], the same memory
-  float* values = nullptr;         ///< [64, features]
+  const uint8_t* page = nullptr;   ///< as it is stored
+  int16_t* key_codes = nullptr;    ///< unpacked: [features / 2, 64, 2]
+  const float* keys = nullptr;     ///< unpacked, of float caches: [features, 64]
+  const float* values = nullptr;   ///< unpacked: [64, features]
+  float* key_memory = nullptr;     ///< of `key_codes` or `keys`
+  float* value_memory = nullptr;   ///< of `values`
   float* scores = nullptr;         ///< [kTileQueries, 64], then the weights of the values
   uint32_t* seen = nullptr;        ///< [64]: all bits of the tokens that the tile sees
   const float* numbers = nullptr;  ///< the page's key scale and base, value scale and base
@@ -39,110 +47,17 @@ struct TokenRange {
   int64_t begin = 0, end = 0;
   bool operator==(const TokenRange&) const = default;
 };
-/// The tokens of page `page` that row `row` of the task sees.
-[[gnu::always_inline]] inline TokenRange visible_tokens(const AttentionRows& task, int64_t row, int64_t page) {
-  const int64_t position = task.first_position + row / task.heads, start = page * kPageTokens;
-  const int64_t oldest = task.window > 0 ? std::max<int64_t>(0, position - task.window + 1) : 0;
-  return {std::clamp<int64_t>(oldest - start, 0, kPageTokens),
-          std::clamp<int64_t>(position + 1 - start, 0, kPageTokens)};
-}
 
-/// Query row `row` of the block: 15 bits with one scale, or its floats times the scaling.
-template <class Isa>
-[[gnu::always_inline]] inline void prepare_query(const AttentionBlock& block, int64_t row) {
-  using Floats = typename Isa::Floats;
-  using Ints = typename Isa::Ints;
-  const AttentionRows& task = block.task;
-  const int64_t at = block.first + row, head_dim = task.layout.head_dim;
-  alignas(64) float padded[kMaxHeadDim] = {};
-  std::memcpy(padded, task.query_values + at / task.heads * task.query_stride + at % task.heads * head_dim,
-              static_cast<size_t>(head_dim) * sizeof(float));
-  if (!task.layout.quantized()) {
-    float* to = block.queries + row * block.features;
-    for (int64_t i = 0; i < block.features; i += Isa::kLanes) store<Isa>(to + i, load<Isa>(padded + i) * task.scaling);
-    return;
-  }
-  constexpr float kLimit = 16383;
-  Floats largest = {}, bad = {};
-  for (int64_t i = 0; i < block.features; i += Isa::kLanes) {
-    const Floats x = load<Isa>(padded + i);
-    largest = larger<Isa>(largest, magnitude<Isa>(x));
-    bad = bad + x * 0.0F;
-  }
-  const float step = std::max(largest_lane<Isa>(largest) / kLimit, FLT_MIN);
-  Ints total = {};
-  for (int64_t i = 0; i < block.features; i += Isa::kLanes) {
-    Floats position = rounded<Isa>(load<Isa>(padded + i) / step);
-    position = position < -kLimit ? Floats{} - kLimit : position;
-    position = position > kLimit ? Floats{} + kLimit : position;
-    const Ints code = __builtin_convertvector(position, Ints);
-    total = total + code;
-    for (int lane = 0; lane < Isa::kLanes; ++lane) {
-      block.codes[row * block.features + i + lane] = static_cast<int16_t>(code[lane]);
-    }
-  }
-  int32_t sum = 0;
-  float not_finite = 0;
-  for (int lane = 0; lane < Isa::kLanes; ++lane) {
-    sum += total[lane];
-    not_finite += bad[lane];
-  }
-  const float scale = step * task.scaling + not_finite;
-  block.scale[row] = scale;
-  block.sum[row] = static_cast<float>(sum) * scale;
-}
+/// What a softmax step does to the output of the rows of a tile before values are added: o * kept + added.
+struct OutputSteps {
+  alignas(64) float kept[16] = {};
+  alignas(64) float added[16] = {};
+};
 
 /// float16 values from i on, infinities and NaN too.
 template <class Isa>
 [[gnu::always_inline]] inline typename Isa::Floats half_values(const void* values, int64_t i) {
-  using Words = typename Isa::Words;
-  const auto finite = reinterpret_cast<Words>(load_stored<Isa, StoredType::kHalf>(values, i));
-  // One where all bits of the exponent are set, and with it those of a float's exponent.
-  const Words special = ((Isa::widen_shorts(static_cast<const uint16_t*>(values) + i) & 0x7c00U) + 0x0400U) >> 15;
-  const Words exponent = (Words{} - (special & 1U)) & 0x7f800000U;
-  return reinterpret_cast<typename Isa::Floats>(finite | exponent);
-}
-
-/// A page of keys as int16 or float32, values as float32.
-template <class Isa>
-[[gnu::always_inline]] inline void unpack_page(const AttentionBlock& block, const uint8_t* page) {
-  using Words = typename Isa::Words;
-  const CacheLayout& layout = block.task.layout;
-  const uint8_t* values = page + layout.matrix_bytes();
-  const int64_t count = block.features * kPageTokens;
-  if (layout.type == CachedType::kNibbles) {
-    // Two features of kLanes tokens: 2 kLanes bytes.
-    for (int64_t quad = 0; quad < block.features / 4; ++quad) {
-      const uint8_t* stored = page + quad * kPageTokens * 2;
-      auto* to = reinterpret_cast<Words*>(block.key_codes + quad * kPageTokens * 4);
-      for (int64_t token = 0; token < kPageTokens; token += Isa::kLanes, ++to) {
-        const Words both = Isa::widen_pairs(stored + 2 * token);
-        to[0] = both & 0x000f000fU;
-        to[kPageTokens / Isa::kLanes] = both >> 4 & 0x000f000fU;
-      }
-    }
-    for (int64_t i = 0; i < count; i += 32, values += 16) {
-      for (int lane = 0; lane < 16; lane += Isa::kLanes) {
-        const Words both = Isa::widen_bytes(values + lane);
-        store<Isa>(block.values + i + lane, as_floats<Isa>(both & 15U));
-        store<Isa>(block.values + i + 16 + lane, as_floats<Isa>(both >> 4));
-      }
-    }
-  } else if (layout.type == CachedType::kBytes) {
-    auto* to = reinterpret_cast<Words*>(block.key_codes);
-    for (int64_t i = 0; i < count / 2; i += Isa::kLanes, ++to) *to = Isa::widen_pairs(page + 2 * i);
-    for (int64_t i = 0; i < count; i += Isa::kLanes) {
-      store<Isa>(block.values + i, as_floats<Isa>(Isa::widen_bytes(values + i)));
-    }
-  } else if (layout.type == CachedType::kHalf) {
-    for (int64_t i = 0; i < count; i += Isa::kLanes) {
-      store<Isa>(block.keys + i, half_values<Isa>(page, i));
-      store<Isa>(block.values + i, half_values<Isa>(values, i));
-    }
-  } else {
-    std::memcpy(block.keys, page, static_cast<size_t>(count) * sizeof(float));
-    std::memcpy(block.values, values, static_cast<size_t>(count) * sizeof(float));
-  }
+  return Isa::widen_halves(static_cast<const uint16_t*>(values) + i);
 }
 
 /// The largest power of two of registers beside each other so that kRows times as many fit.
@@ -151,226 +66,218 @@ constexpr int kAcross = 4 * kRows <= Isa::kRegisters * 3 / 4   ? 4
                         : 2 * kRows <= Isa::kRegisters * 3 / 4 ? 2
                                                                : 1;
 
-/// Scores of kRows rows with all tokens of the page.
-template <class Isa, int kRows>
-[[gnu::always_inline]] inline void score_rows(const AttentionBlock& block, int64_t row) {
+/// Four features of kWide registers of tokens, as pairs of int16: features 0 and 1, then 2 and 3.
+template <class Isa, PageForm kForm, int kWide>
+[[gnu::always_inline]] inline void load_key_codes(const AttentionBlock& block, int64_t feature, int64_t token,
+                                                  typename Isa::Words* keys) {
+  using Words = typename Isa::Words;
+  repeat<kWide>([&](auto j) __attribute__((always_inline)) {
+    const int64_t at = 2 * (token + j * Isa::kLanes);
+    if constexpr (kForm == PageForm::kNibbles) {
+      const Words both = Isa::widen_pairs(block.page + feature / 4 * kPageTokens * 2 + at);
+      keys[j] = both & 0x000f000fU;
+      keys[kWide + j] = both >> 4 & 0x000f000fU;
+    } else if constexpr (kForm == PageForm::kBytes) {
+      keys[j] = Isa::widen_pairs(block.page + feature * kPageTokens + at);
+      keys[kWide + j] = Isa::widen_pairs(block.page + (feature + 2) * kPageTokens + at);
+    } else {
+      keys[j] = *reinterpret_cast<const Words*>(block.key_codes + feature * kPageTokens + at);
+      keys[kWide + j] = *reinterpret_cast<const Words*>(block.key_codes + (feature + 2) * kPageTokens + at);
+    }
+  });
+}
+
+/// Scores of kRows rows with kWide registers of tokens.
+template <class Isa, PageForm kForm, int kRows, int kWide>
+[[gnu::always_inline]] inline void score_codes(const AttentionBlock& block, int64_t row, int64_t token) {
   using Floats = typename Isa::Floats;
   using Ints = typename Isa::Ints;
   using Words = typename Isa::Words;
-  constexpr int kWide = kAcross<Isa, kRows>;
-  for (int64_t token = 0; token < kPageTokens; token += kWide * Isa::kLanes) {
-    float* out = block.scores + token;
-    if (!block.task.layout.quantized()) {
-      Floats sums[kRows * kWide];
-      repeat<kRows * kWide>([&](auto i) __attribute__((always_inline)) { sums[i] = Floats{}; });
-      const float* queries = block.queries + row * block.features;
-      for (int64_t k = 0; k < block.features; ++k) {
-        Floats keys[kWide];
+  Ints sums[kRows * kWide];
+  repeat<kRows * kWide>([&](auto i) __attribute__((always_inline)) { sums[i] = Ints{}; });
+  const int16_t* codes = block.codes + row * block.features;
+  for (int64_t k = 0; k < block.features; k += 4) {
+    Words keys[2 * kWide];
+    load_key_codes<Isa, kForm, kWide>(block, k, token, keys);
+    repeat<2>([&](auto pair) __attribute__((always_inline)) {
+      repeat<kRows>([&](auto r) __attribute__((always_inline)) {
+        const Words query = Isa::broadcast(codes + r * block.features + k + 2 * pair);
         repeat<kWide>([&](auto j) __attribute__((always_inline)) {
-          keys[j] = load<Isa>(block.keys + k * kPageTokens + token + j * Isa::kLanes);
+          Isa::dot_shorts(sums[r * kWide + j], keys[pair * kWide + j], query);
         });
-        repeat<kRows>([&](auto r) __attribute__((always_inline)) {
-          const Floats query = broadcast_float<Isa>(queries + r * block.features + k);
-          repeat<kWide>([&](auto j) __attribute__((always_inline)) { Isa::fma(sums[r * kWide + j], query, keys[j]); });
-        });
-      }
-      repeat<kRows * kWide>([&](auto i) __attribute__((always_inline)) {
-        store<Isa>(out + i / kWide * kPageTokens + i % kWide * Isa::kLanes, sums[i]);
-      });
-      continue;
-    }
-    Ints sums[kRows * kWide];
-    repeat<kRows * kWide>([&](auto i) __attribute__((always_inline)) { sums[i] = Ints{}; });
-    const int16_t* codes = block.codes + row * block.features;
-    for (int64_t k = 0; k < block.features; k += 2) {
-      Words keys[kWide];
-      repeat<kWide>([&](auto j) __attribute__((always_inline)) {
-        keys[j] = *reinterpret_cast<const Words*>(block.key_codes + k * kPageTokens + 2 * (token + j * Isa::kLanes));
-      });
-      repeat<kRows>([&](auto r) __attribute__((always_inline)) {
-        const Words query = Isa::broadcast(codes + r * block.features + k);
-        repeat<kWide>([&](auto j)
-                          __attribute__((always_inline)) { Isa::dot_shorts(sums[r * kWide + j], keys[j], query); });
-      });
-    }
-    repeat<kWide>([&](auto j) __attribute__((always_inline)) {
-      const Floats scale = load<Isa>(block.numbers + token + j * Isa::kLanes);
-      const Floats base = load<Isa>(block.numbers + kPageTokens + token + j * Isa::kLanes);
-      repeat<kRows>([&](auto r) __attribute__((always_inline)) {
-        Floats score = base * block.sum[row + r];
-        Isa::fma(score, __builtin_convertvector(sums[r * kWide + j], Floats), scale * block.scale[row + r]);
-        store<Isa>(out + r * kPageTokens + j * Isa::kLanes, score);
       });
     });
   }
+  repeat<kWide>([&](auto j) __attribute__((always_inline)) {
+    const Floats scale = load<Isa>(block.numbers + token + j * Isa::kLanes);
+    const Floats base = load<Isa>(block.numbers + kPageTokens + token + j * Isa::kLanes);
+    repeat<kRows>([&](auto r) __attribute__((always_inline)) {
+      Floats score = base * block.sum[row + r];
+      Isa::fma(score, __builtin_convertvector(sums[r * kWide + j], Floats), scale * block.scale[row + r]);
+      store<Isa>(block.scores + token + r * kPageTokens + j * Isa::kLanes, score);
+    });
+  });
 }
 
-/// One row's scores become the weights of its values; what it has so far is scaled to the new largest score.
-template <class Isa>
-[[gnu::always_inline]] inline void softmax_step(const AttentionBlock& block, int64_t row, float* scores) {
+template <class Isa, PageForm kForm, int kRows, int kWide>
+[[gnu::always_inline]] inline void score_floats(const AttentionBlock& block, int64_t row, int64_t token) {
+  using Floats = typename Isa::Floats;
+  Floats sums[kRows * kWide];
+  repeat<kRows * kWide>([&](auto i) __attribute__((always_inline)) { sums[i] = Floats{}; });
+  const float* queries = block.queries + row * block.features;
+  for (int64_t k = 0; k < block.features; ++k) {
+    Floats keys[kWide];
+    repeat<kWide>([&](auto j) __attribute__((always_inline)) {
+      const int64_t at = k * kPageTokens + token + j * Isa::kLanes;
+      keys[j] = kForm == PageForm::kHalf ? half_values<Isa>(block.page, at) : load<Isa>(block.keys + at);
+    });
+    repeat<kRows>([&](auto r) __attribute__((always_inline)) {
+      const Floats query = broadcast_float<Isa>(queries + r * block.features + k);
+      repeat<kWide>([&](auto j) __attribute__((always_inline)) { Isa::fma(sums[r * kWide + j], query, keys[j]); });
+    });
+  }
+  repeat<kRows * kWide>([&](auto i) __attribute__((always_inline)) {
+    store<Isa>(block.scores + token + i / kWide * kPageTokens + i % kWide * Isa::kLanes, sums[i]);
+  });
+}
+
+/// Scores of kRows rows with the tokens that they see and some beside those.
+template <class Isa, PageForm kForm, int kRows>
+[[gnu::always_inline]] inline void score_rows(const AttentionBlock& block, int64_t row, const TokenRange& range) {
+  constexpr int kWide = is_packed(kForm) ? kAcross<Isa, kRows + 1> : kAcross<Isa, kRows>;
+  constexpr int64_t kTokens = int64_t{kWide} * Isa::kLanes;
+  for (int64_t token = range.begin / kTokens * kTokens; token < range.end; token += kTokens) {
+    if constexpr (has_codes(kForm)) {
+      score_codes<Isa, kForm, kRows, kWide>(block, row, token);
+    } else {
+      score_floats<Isa, kForm, kRows, kWide>(block, row, token);
+    }
+  }
+}
+
+/// The scores of kRows rows become the weights of their values.
+template <class Isa, bool kCodes, int kRows>
+[[gnu::always_inline]] inline void softmax_step(const AttentionBlock& block, int64_t row, OutputSteps& steps) {
   using Floats = typename Isa::Floats;
   using Words = typename Isa::Words;
   constexpr int kParts = 16 / Isa::kLanes;
-  const bool quantized = block.task.layout.quantized();
   const float *scale = block.numbers + 2 * kPageTokens, *base = block.numbers + 3 * kPageTokens;
   const auto hidden = reinterpret_cast<Words>(Floats{} - std::numeric_limits<float>::infinity());
-  Floats largest = reinterpret_cast<Floats>(hidden);
-  for (int64_t token = 0; token < kPageTokens; token += Isa::kLanes) {
-    const Words seen = *reinterpret_cast<const Words*>(block.seen + token);
-    const Words score = *reinterpret_cast<const Words*>(scores + token);
-    largest = larger<Isa>(largest, reinterpret_cast<Floats>((score & seen) | (hidden & ~seen)));
-  }
-  const float before = block.largest[row], now = std::max(before, largest_lane<Isa>(largest));
-  Floats weights[kParts], bases[kParts];
-  repeat<kParts>([&](auto part) __attribute__((always_inline)) { weights[part] = bases[part] = Floats{}; });
-  for (int64_t token = 0; token < kPageTokens; token += 16) {
-    repeat<kParts>([&](auto part) __attribute__((always_inline)) {
-      const int64_t at = token + part * Isa::kLanes;
-      const Words seen = *reinterpret_cast<const Words*>(block.seen + at);
-      Floats weight = exp_of_negative<Isa>(load<Isa>(scores + at) - now);
-      weight = reinterpret_cast<Floats>(reinterpret_cast<Words>(weight) & seen);
-      weights[part] = weights[part] + weight;
-      if (quantized) {
-        const Words of_token = *reinterpret_cast<const Words*>(base + at);
-        Isa::fma(bases[part], weight, reinterpret_cast<Floats>(of_token & seen));
-        weight = weight * load<Isa>(scale + at);
-      }
-      store<Isa>(scores + at, weight);
-    });
-  }
-  const float kept = exp_of_negative<Isa>(Floats{} + (before - now))[0];
-  block.largest[row] = now;
-  block.weight[row] = __builtin_fmaf(block.weight[row], kept, sum_of_lanes<Isa>(weights));
-  const Floats added = Floats{} + sum_of_lanes<Isa>(bases);
-  float* out = block.out + row * block.features;
-  for (int64_t i = 0; i < block.features; i += Isa::kLanes) {
-    Floats value = added;
-    Isa::fma(value, load<Isa>(out + i), Floats{} + kept);
-    store<Isa>(out + i, value);
-  }
-}
-
-/// Adds the weighted values of the tokens that kRows rows see, token after token.
-template <class Isa, int kRows>
-[[gnu::always_inline]] inline void add_values(const AttentionBlock& block, int64_t row, const TokenRange& range) {
-  using Floats = typename Isa::Floats;
-  // features is a multiple of 32: of 2 registers of 16 lanes.
-  constexpr int kMost = 32 / Isa::kLanes, kWide = kAcross<Isa, kRows> < kMost ? kAcross<Isa, kRows> : kMost;
-  float* out = block.out + row * block.features;
-  for (int64_t first = 0; first < block.features; first += kWide * Isa::kLanes) {
-    Floats sums[kRows * kWide];
-    repeat<kRows * kWide>([&](auto i) __attribute__((always_inline)) {
-      sums[i] = load<Isa>(out + i / kWide * block.features + first + i % kWide * Isa::kLanes);
-    });
-    for (int64_t token = range.begin; token < range.end; ++token) {
-      Floats values[kWide];
-      repeat<kWide>([&](auto j) __attribute__((always_inline)) {
-        values[j] = load<Isa>(block.values + token * block.features + first + j * Isa::kLanes);
-      });
-      repeat<kRows>([&](auto r) __attribute__((always_inline)) {
-        const Floats weight = broadcast_float<Isa>(block.scores + r * kPageTokens + token);
-        repeat<kWide>([&](auto j) __attribute__((always_inline)) { Isa::fma(sums[r * kWide + j], weight, values[j]); });
+  Floats highest[kRows];
+  repeat<kRows>([&](auto r) __attribute__((always_inline)) {
+    highest[r] = reinterpret_cast<Floats>(hidden);
+    for (int64_t token = 0; token < kPageTokens; token += Isa::kLanes) {
+      const Words seen = *reinterpret_cast<const Words*>(block.seen + token);
+      const Words score = *reinterpret_cast<const Words*>(block.scores + r * kPageTokens + token);
+      highest[r] = larger<Isa>(highest[r], reinterpret_cast<Floats>((score & seen) | (hidden & ~seen)));
+    }
+  });
+  alignas(64) float largest[16], sums[16];
+  across_lanes<Isa, kRows>(
+      highest, largest,
+      [](const Floats& a, const Floats& b) __attribute__((always_inline)) { return larger<Isa>(a, b); });
+  Floats totals[2 * kRows];
+  repeat<kRows>([&](auto r) __attribute__((always_inline)) {
+    float* scores = block.scores + r * kPageTokens;
+    const float before = block.largest[row + r], now = std::max(before, largest[r]);
+    steps.kept[r] = before - now;
+    block.largest[row + r] = now;
+    Floats weights[kParts], bases[kParts];
+    repeat<kParts>([&](auto part) __attribute__((always_inline)) { weights[part] = bases[part] = Floats{}; });
+    for (int64_t token = 0; token < kPageTokens; token += 16) {
+      repeat<kParts>([&](auto part) __attribute__((always_inline)) {
+        const int64_t at = token + part * Isa::kLanes;
+        const Words seen = *reinterpret_cast<const Words*>(block.seen + at);
+        Floats weight = exp_of_negative<Isa>(load<Isa>(scores + at) - now);
+        weight = reinterpret_cast<Floats>(reinterpret_cast<Words>(weight) & seen);
+        weights[part] = weights[part] + weight;
+        if constexpr (kCodes) {
+          const Words of_token = *reinterpret_cast<const Words*>(base + at);
+          Isa::fma(bases[part], weight, reinterpret_cast<Floats>(of_token & seen));
+          weight = weight * load<Isa>(scale + at);
+        }
+        store<Isa>(scores + at, weight);
       });
     }
-    repeat<kRows * kWide>([&](auto i) __attribute__((always_inline)) {
-      store<Isa>(out + i / kWide * block.features + first + i % kWide * Isa::kLanes, sums[i]);
-    });
+    totals[r] = in_one_register<Isa>(weights);
+    totals[kRows + r] = in_one_register<Isa>(bases);
+  });
+  across_lanes<Isa, 2 * kRows>(
+      totals, sums, [](const Floats& a, const Floats& b) __attribute__((always_inline)) { return a + b; });
+  for (int i = 0; i < kRows; i += Isa::kLanes)
+    store<Isa>(steps.kept + i, exp_of_negative<Isa>(load<Isa>(steps.kept + i)));
+  for (int r = 0; r < kRows; ++r) {
+    block.weight[row + r] = __builtin_fmaf(block.weight[row + r], steps.kept[r], sums[r]);
+    steps.added[r] = sums[kRows + r];
   }
 }
 
-template <class Isa, int kRows>
+/// Values of kUnits pairs of registers, which hold the features i and i + 16 of 32 features, from unit `unit` on.
+template <class Isa, PageForm kForm, int kUnits>
+[[gnu::always_inline]] inline void load_values(const AttentionBlock& block, int64_t token, int64_t unit,
+                                               typename Isa::Floats* values) {
+  using Words = typename Isa::Words;
+  constexpr int64_t kParts = 16 / Isa::kLanes;
+  repeat<kUnits>([&](auto u) __attribute__((always_inline)) {
+    const int64_t at = (unit + u) / kParts * 32 + (unit + u) % kParts * Isa::kLanes, from = token * block.features + at;
+    const uint8_t* stored = block.page + block.task.layout.matrix_bytes();
+    if constexpr (kForm == PageForm::kNibbles) {
+      const Words both = Isa::widen_bytes(stored + (token * block.features + at / 32 * 32) / 2 + at % 32);
+      values[2 * u] = as_floats<Isa>(both & 15U);
+      values[2 * u + 1] = as_floats<Isa>(both >> 4);
+    } else {
+      repeat<2>([&](auto half) __attribute__((always_inline)) {
+        const int64_t i = from + 16 * half;
+        values[2 * u + half] = kForm == PageForm::kBytes  ? as_floats<Isa>(Isa::widen_bytes(stored + i))
+                               : kForm == PageForm::kHalf ? half_values<Isa>(stored, i)
+                                                          : load<Isa>(block.values + i);
+      });
+    }
+  });
+}
+
+/// Adds the weighted values of the tokens that kRows rows see, token after token, to kUnits pairs of registers.
+template <class Isa, PageForm kForm, int kRows, int kUnits>
+[[gnu::always_inline]] inline void add_values(const AttentionBlock& block, int64_t row, const TokenRange& range,
+                                              const OutputSteps& steps, int64_t unit) {
+  using Floats = typename Isa::Floats;
+  constexpr int kWide = 2 * kUnits;
+  constexpr int64_t kParts = 16 / Isa::kLanes;
+  const auto place = [&](int r, int j) __attribute__((always_inline)) {
+    const int64_t u = unit + j / 2;
+    return block.out + (row + r) * block.features + u / kParts * 32 + u % kParts * Isa::kLanes + j % 2 * 16;
+  };
+  Floats sums[kRows * kWide];
+  repeat<kRows * kWide>([&](auto i) __attribute__((always_inline)) {
+    sums[i] = broadcast_float<Isa>(steps.added + i / kWide);
+    Isa::fma(sums[i], load<Isa>(place(i / kWide, i % kWide)), steps.kept + i / kWide);
+  });
+  for (int64_t token = range.begin; token < range.end; ++token) {
+    Floats values[kWide];
+    load_values<Isa, kForm, kUnits>(block, token, unit, values);
+    repeat<kRows>([&](auto r) __attribute__((always_inline)) {
+      const Floats weight = broadcast_float<Isa>(block.scores + r * kPageTokens + token);
+      repeat<kWide>([&](auto j) __attribute__((always_inline)) { Isa::fma(sums[r * kWide + j], weight, values[j]); });
+    });
+  }
+  repeat<kRows * kWide>([&](auto i)
+                            __attribute__((always_inline)) { store<Isa>(place(i / kWide, i % kWide), sums[i]); });
+}
+
+template <class Isa, PageForm kForm, int kRows>
 [[gnu::always_inline]] inline void attend_tile(const AttentionBlock& block, int64_t row, const TokenRange& range) {
-  score_rows<Isa, kRows>(block, row);
+  constexpr int kUnits = kAcross < Isa, kRows >> 2 ? kAcross<Isa, kRows> / 2 : 1;
+  score_rows<Isa, kForm, kRows>(block, row, range);
   for (int64_t token = 0; token < kPageTokens; ++token) {
     block.seen[token] = token >= range.begin && token < range.end ? ~0U : 0U;
   }
-  for (int r = 0; r < kRows; ++r) softmax_step<Isa>(block, row + r, block.scores + r * kPageTokens);
-  add_values<Isa, kRows>(block, row, range);
-}
-
-/// All rows of the block with one page.
-template <class Isa>
-[[gnu::always_inline]] inline void attend_page(const AttentionBlock& block, int64_t page) {
-  for (int64_t row = 0; row < block.rows;) {
-    const TokenRange range = visible_tokens(block.task, block.first + row, page);
-    int64_t count = 1;
-    while (count < kTileQueries && row + count < block.rows &&
-           visible_tokens(block.task, block.first + row + count, page) == range) {
-      ++count;
-    }
-    if (range.begin < range.end) {
-      const int64_t tile = count == 5 ? 4 : count;
-      switch (tile) {
-        case 6:
-          attend_tile<Isa, 6>(block, row, range);
-          break;
-        case 4:
-          attend_tile<Isa, 4>(block, row, range);
-          break;
-        case 3:
-          attend_tile<Isa, 3>(block, row, range);
-          break;
-        case 2:
-          attend_tile<Isa, 2>(block, row, range);
-          break;
-        default:
-          attend_tile<Isa, 1>(block, row, range);
-      }
-      count = tile;
-    }
-    row += count;
-  }
-}
-
-/// IntegerKernels::attend.
-template <class Isa>
-[[gnu::always_inline]] inline void attend_rows(const AttentionRows& task, void* scratch) {
-  using Floats = typename Isa::Floats;
-  const int64_t features = task.layout.features(), head_dim = task.layout.head_dim, rows = task.queries * task.heads;
-  auto* memory = static_cast<float*>(scratch);
-  AttentionBlock block{.task = task, .features = features};
-  const auto take = [&](int64_t count) {
-    float* result = memory;
-    memory += count;
-    return result;
-  };
-  block.keys = take(features * kPageTokens);
-  block.key_codes = reinterpret_cast<int16_t*>(block.keys);
-  block.values = take(features * kPageTokens);
-  block.scores = take(kTileQueries * kPageTokens);
-  block.seen = reinterpret_cast<uint32_t*>(take(kPageTokens));
-  block.queries = take(kQueryRows * features);
-  block.codes = reinterpret_cast<int16_t*>(block.queries);
-  block.out = take(kQueryRows * features);
-  block.scale = take(kQueryRows);
-  block.sum = take(kQueryRows);
-  block.largest = take(kQueryRows);
-  block.weight = take(kQueryRows);
-  for (; block.first < rows; block.first += block.rows) {
-    block.rows = std::min(kQueryRows, rows - block.first);
-    for (int64_t row = 0; row < block.rows; ++row) {
-      prepare_query<Isa>(block, row);
-      block.largest[row] = -std::numeric_limits<float>::infinity();
-      block.weight[row] = 0;
-    }
-    std::fill_n(block.out, block.rows * features, 0.0F);
-    const int64_t newest = task.first_position + (block.first + block.rows - 1) / task.heads;
-    const int64_t oldest = task.first_position + block.first / task.heads - (task.window > 0 ? task.window - 1 : 0);
-    const int64_t first_page = task.window > 0 ? std::max<int64_t>(0, oldest) / kPageTokens : 0;
-    for (int64_t page = first_page; page <= newest / kPageTokens; ++page) {
-      const uint8_t* bytes = task.pages[page];
-      block.numbers = reinterpret_cast<const float*>(bytes + 2 * task.layout.matrix_bytes());
-      unpack_page<Isa>(block, bytes);
-      attend_page<Isa>(block, page);
-    }
-    for (int64_t row = 0; row < block.rows; ++row) {
-      float* values = block.out + row * features;
-      const Floats inverse = Floats{} + 1.0F / block.weight[row];
-      for (int64_t i = 0; i < features; i += Isa::kLanes) store<Isa>(values + i, load<Isa>(values + i) * inverse);
-      const int64_t at = block.first + row;
-      std::memcpy(task.out + at / task.heads * task.out_stride + at % task.heads * head_dim, values,
-                  static_cast<size_t>(head_dim) * sizeof(float));
-    }
+  OutputSteps steps;
+  softmax_step<Isa, has_codes(kForm), kRows>(block, row, steps);
+  const int64_t units = block.features / (2 * Isa::kLanes);
+  int64_t unit = 0;
+  for (; unit + kUnits <= units; unit += kUnits) add_values<Isa, kForm, kRows, kUnits>(block, row, range, steps, unit);
+  if constexpr (kUnits > 1) {
+    for (; unit < units; ++unit) add_values<Isa, kForm, kRows, 1>(block, row, range, steps, unit);
   }
 }
 

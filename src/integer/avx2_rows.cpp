@@ -1,6 +1,6 @@
 #if defined(__x86_64__) && !defined(__clang__)
 
-#include "attention_tiles.h"
+#include "attention_rows.h"
 #include "row_functions.h"
 #include "row_kernels.h"
 

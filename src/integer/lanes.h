@@ -71,16 +71,49 @@ template <class Isa, int kHalf = Isa::kLanes / 2>
   }
 }
 
-/// The sum of 16 lanes in 16 / kLanes registers: lanes 8 to 15 are added to lanes 0 to 7, then 4 to 7 to 0 to 3, until
-/// one is left.
+/// 16 lanes in 16 / kLanes registers become those of one: lanes 8 to 15 are added to lanes 0 to 7, then 4 to 7 to 0 to
+/// 3, down to the lanes of a register.
+template <class Isa>
+[[gnu::always_inline]] inline typename Isa::Floats in_one_register(const typename Isa::Floats* parts) {
+  if constexpr (Isa::kLanes == 16) {
+    return parts[0];
+  } else if constexpr (Isa::kLanes == 8) {
+    return parts[0] + parts[1];
+  } else {
+    return (parts[0] + parts[2]) + (parts[1] + parts[3]);
+  }
+}
+/// Their sum: the same additions until one lane is left.
 template <class Isa>
 [[gnu::always_inline]] inline float sum_of_lanes(const typename Isa::Floats* parts) {
-  if constexpr (Isa::kLanes == 16) {
-    return sum_of_register<Isa>(parts[0]);
-  } else if constexpr (Isa::kLanes == 8) {
-    return sum_of_register<Isa>(parts[0] + parts[1]);
+  return sum_of_register<Isa>(in_one_register<Isa>(parts));
+}
+
+/// Lanes of a and b in runs of 2 * kHalf: the first or second half of each run, those of a before those of b.
+template <class Isa, int kHalf, bool kSecond, int... i>
+[[gnu::always_inline]] inline typename Isa::Floats halves_of_runs(const typename Isa::Floats& a,
+                                                                  const typename Isa::Floats& b,
+                                                                  std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(a, b, (i / kHalf * 2 * kHalf + i % kHalf + (kSecond ? kHalf : 0))...);
+}
+
+/// op over the lanes of each of kCount registers, as sum_of_register does it for one: out[i] is that of register i.
+/// With padding, at most 16 values are written.
+template <class Isa, int kCount, int kHalf = Isa::kLanes / 2, class Op>
+[[gnu::always_inline]] inline void across_lanes(const typename Isa::Floats* registers, float* out, const Op& op) {
+  using Floats = typename Isa::Floats;
+  constexpr int kPairs = (kCount + 1) / 2;
+  constexpr std::make_integer_sequence<int, Isa::kLanes> kLaneNumbers{};
+  Floats joined[kPairs];
+  repeat<kPairs>([&](auto i) __attribute__((always_inline)) {
+    const Floats &a = registers[2 * i], &b = registers[2 * i + 1 < kCount ? 2 * i + 1 : 2 * i];
+    joined[i] =
+        op(halves_of_runs<Isa, kHalf, false>(a, b, kLaneNumbers), halves_of_runs<Isa, kHalf, true>(a, b, kLaneNumbers));
+  });
+  if constexpr (kHalf == 1) {
+    repeat<kPairs>([&](auto i) __attribute__((always_inline)) { store<Isa>(out + i * Isa::kLanes, joined[i]); });
   } else {
-    return sum_of_register<Isa>((parts[0] + parts[2]) + (parts[1] + parts[3]));
+    across_lanes<Isa, kPairs, kHalf / 2>(joined, out, op);
   }
 }
 

@@ -1,4 +1,4 @@
-#include "attention_tiles.h"
+#include "attention_rows.h"
 #include "row_functions.h"
 #include "row_kernels.h"
 

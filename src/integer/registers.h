@@ -33,6 +33,7 @@ struct Avx512Registers {
   using Words = uint32_t __attribute__((vector_size(64), aligned(1), may_alias));
   using Bytes = uint8_t __attribute__((vector_size(64), aligned(1), may_alias));
   using Longs = uint64_t __attribute__((vector_size(64), aligned(1), may_alias));
+  using Shorts = int16_t __attribute__((vector_size(32), aligned(2), may_alias));
   using ByteQuarters = uint8_t __attribute__((vector_size(16), aligned(1), may_alias));
   using ByteHalves = uint8_t __attribute__((vector_size(32), aligned(1), may_alias));
   /// Rows of a tile by panels of 16 columns. Pairs keep sums of codes beside those of products.
@@ -49,7 +50,7 @@ struct Avx512Registers {
   [[gnu::always_inline]] static void dot_shorts(Ints& sum, const Words& a, const Words& b) {
     asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
   }
-  /// kLanes bytes, signed bytes and uint16 as 32 bits; 2 kLanes bytes as uint16.
+  /// kLanes bytes, signed bytes and uint16 as 32 bits; 2 kLanes bytes as uint16; kLanes float16 as float32.
   [[gnu::always_inline]] static Words widen_bytes(const void* values) {
     Words result;
     asm("vpmovzxbd %1, %0" : "=v"(result) : "m"(*static_cast<const ByteQuarters*>(values)));
@@ -68,6 +69,11 @@ struct Avx512Registers {
   [[gnu::always_inline]] static Words widen_pairs(const void* values) {
     Words result;
     asm("vpmovzxbw %1, %0" : "=v"(result) : "m"(*static_cast<const ByteHalves*>(values)));
+    return result;
+  }
+  [[gnu::always_inline]] static Floats widen_halves(const void* values) {
+    Floats result;
+    asm("vcvtph2ps %1, %0" : "=v"(result) : "m"(*static_cast<const ByteHalves*>(values)));
     return result;
   }
   [[gnu::always_inline]] static Words broadcast(const void* four) {
@@ -90,6 +96,7 @@ struct Avx2Registers {
   using Words = uint32_t __attribute__((vector_size(32), aligned(1), may_alias));
   using Bytes = uint8_t __attribute__((vector_size(32), aligned(1), may_alias));
   using Longs = uint64_t __attribute__((vector_size(32), aligned(1), may_alias));
+  using Shorts = int16_t __attribute__((vector_size(16), aligned(2), may_alias));
   using ByteQuarters = uint8_t __attribute__((vector_size(8), aligned(1), may_alias));
   using ByteHalves = uint8_t __attribute__((vector_size(16), aligned(1), may_alias));
 
@@ -98,7 +105,7 @@ struct Avx2Registers {
     asm("vpmaddwd %2, %1, %0" : "=x"(products) : "x"(a), "x"(b));
     sum = sum + products;
   }
-  /// kLanes bytes, signed bytes and uint16 as 32 bits; 2 kLanes bytes as uint16.
+  /// kLanes bytes, signed bytes and uint16 as 32 bits; 2 kLanes bytes as uint16; kLanes float16 as float32.
   [[gnu::always_inline]] static Words widen_bytes(const void* values) {
     Words result;
     asm("vpmovzxbd %1, %0" : "=x"(result) : "m"(*static_cast<const ByteQuarters*>(values)));
@@ -117,6 +124,11 @@ struct Avx2Registers {
   [[gnu::always_inline]] static Words widen_pairs(const void* values) {
     Words result;
     asm("vpmovzxbw %1, %0" : "=x"(result) : "m"(*static_cast<const ByteHalves*>(values)));
+    return result;
+  }
+  [[gnu::always_inline]] static Floats widen_halves(const void* values) {
+    Floats result;
+    asm("vcvtph2ps %1, %0" : "=x"(result) : "m"(*static_cast<const ByteHalves*>(values)));
     return result;
   }
   [[gnu::always_inline]] static Words broadcast(const void* four) {
@@ -150,6 +162,7 @@ struct PortableRegisters {
   using Floats = float __attribute__((vector_size(16), aligned(4), may_alias));
   using Ints = int32_t __attribute__((vector_size(16), aligned(4), may_alias));
   using Words = uint32_t __attribute__((vector_size(16), aligned(1), may_alias));
+  using Shorts = int16_t __attribute__((vector_size(8), aligned(2), may_alias));
   using ByteQuarters = uint8_t __attribute__((vector_size(4), aligned(1), may_alias));
   using ByteHalves = uint8_t __attribute__((vector_size(8), aligned(1), may_alias));
 
@@ -174,6 +187,15 @@ struct PortableRegisters {
     const auto* bytes = static_cast<const uint8_t*>(values);
     const auto pair = [&](int i) { return bytes[2 * i] | static_cast<uint32_t>(bytes[2 * i + 1]) << 16; };
     return Words{pair(0), pair(1), pair(2), pair(3)};
+  }
+  /// float16, infinities and NaN too.
+  [[gnu::always_inline]] static Floats widen_halves(const void* values) {
+    const Words bits = widen_shorts(values);
+    const Floats magnitude = reinterpret_cast<Floats>((bits & 0x7fffU) << 13) * 0x1p112F;
+    // One where all bits of the exponent are set, and with it those of a float's exponent.
+    const Words special = ((bits & 0x7c00U) + 0x0400U) >> 15;
+    const Words exponent = (Words{} - (special & 1U)) & 0x7f800000U;
+    return reinterpret_cast<Floats>(reinterpret_cast<Words>(magnitude) | (bits & 0x8000U) << 16 | exponent);
   }
   [[gnu::always_inline]] static Words broadcast(const void* four) {
     return Words{} + static_cast<uint32_t>(*static_cast<const FourBytes*>(four));

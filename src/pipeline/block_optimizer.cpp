@@ -8,6 +8,7 @@
 #include <cmath>
 #include <numbers>
 #include <numeric>
+#include <optional>
 #include <random>
 
 namespace baseq {
@@ -35,32 +36,87 @@ void shuffle(std::vector<int64_t>& order, std::mt19937_64& random) {
   for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random() % i]);
 }
 
-torch::optim::AdamW adamw(const std::vector<ParameterGroup>& groups) {
-  std::vector<torch::optim::OptimizerParamGroup> param_groups;
-  for (const auto& group : groups) {
-    const auto options = torch::optim::AdamWOptions(group.learning_rate).weight_decay(0).eps(group.epsilon);
-    param_groups.emplace_back(group.parameters, std::make_unique<torch::optim::AdamWOptions>(options));
+/// The rules of all groups.
+class Rules {
+ public:
+  explicit Rules(const std::vector<ParameterGroup>& groups) : groups_(groups) {
+    std::vector<torch::optim::OptimizerParamGroup> adam;
+    for (const ParameterGroup& group : groups) {
+      if (group.rule != LearnStep::Rule::kAdam) continue;
+      const auto options = torch::optim::AdamWOptions(group.learning_rate).weight_decay(0).eps(group.epsilon);
+      adam.emplace_back(group.parameters, std::make_unique<torch::optim::AdamWOptions>(options));
+    }
+    if (!adam.empty()) adam_.emplace(adam);
   }
-  return torch::optim::AdamW(param_groups);
+
+  void forget_gradients() {
+    for (const ParameterGroup& group : groups_) {
+      for (const Tensor& parameter : group.parameters) parameter.mutable_grad().reset();
+    }
+  }
+
+  /// @param share where between its final rate and its first one each group is, 0 to 1
+  void step(double final_learning_rate, double share) {
+    size_t index = 0;
+    for (const ParameterGroup& group : groups_) {
+      const double final_rate = std::min(final_learning_rate, group.learning_rate);
+      const double rate = final_rate + (group.learning_rate - final_rate) * share;
+      if (group.rule == LearnStep::Rule::kAdam) {
+        adam_->param_groups()[index++].options().set_lr(rate);
+      } else {
+        step_by_sign(group.parameters, rate);
+      }
+    }
+    if (adam_) adam_->step();
+    const c10::NoGradGuard no_grad;
+    for (const ParameterGroup& group : groups_) {
+      if (group.project) group.project();
+    }
+  }
+
+ private:
+  static void step_by_sign(const std::vector<Tensor>& parameters, double rate) {
+    const c10::NoGradGuard no_grad;
+    for (Tensor parameter : parameters) {
+      if (parameter.grad().defined()) parameter.sub_(parameter.grad().sign(), rate);
+    }
+  }
+
+  const std::vector<ParameterGroup>& groups_;
+  std::optional<torch::optim::AdamW> adam_;
+};
+
+/// What is left of the way from the first learning rate to the last one.
+double rate_share(LearnStep::Schedule schedule, int64_t step, int64_t num_steps) {
+  switch (schedule) {
+    case LearnStep::Schedule::kCosine:
+      return 0.5 * (1 + std::cos(std::numbers::pi * static_cast<double>(step) / num_steps));
+    case LearnStep::Schedule::kLinear:
+      return 1 - static_cast<double>(step) / num_steps;
+    case LearnStep::Schedule::kConstant:
+      return 1;
+  }
+  TORCH_INTERNAL_ASSERT(false, "unknown LearnStep::Schedule");
 }
 
-/// @param cosine where between its final rate and its first one each group is, 0 to 1
-void set_rates(torch::optim::AdamW& optimizer, const std::vector<ParameterGroup>& groups, double final_learning_rate,
-               double cosine) {
-  for (size_t g = 0; g < groups.size(); ++g) {
-    const double final_rate = std::min(final_learning_rate, groups[g].learning_rate);
-    optimizer.param_groups()[g].options().set_lr(final_rate + (groups[g].learning_rate - final_rate) * cosine);
-  }
+int64_t steps_per_epoch(const OptimizeOptions& options, int64_t num_samples) {
+  return (num_samples + options.batch_size - 1) / options.batch_size;
 }
 
 }  // namespace
 
+int64_t OptimizeOptions::num_epochs(int64_t num_samples) const {
+  if (steps == 0) return epochs;
+  const int64_t each = steps_per_epoch(*this, num_samples);
+  return (steps + each - 1) / each;
+}
+
 OptimizeResult optimize_block(const std::function<Tensor(const Tensor&)>& loss, const std::function<double()>& monitor,
                               int64_t num_samples, const std::vector<ParameterGroup>& groups,
                               const OptimizeOptions& options) {
-  TORCH_CHECK(num_samples > 0 && options.epochs > 0 && options.batch_size > 0,
-              "optimize_block: samples, epochs and batch size must be positive, got ", num_samples, ", ",
-              options.epochs, " and ", options.batch_size);
+  TORCH_CHECK(num_samples > 0 && options.batch_size > 0 && (options.steps > 0 || options.epochs > 0),
+              "optimize_block: samples, epochs or steps, and batch size must be positive, got ", num_samples, ", ",
+              options.epochs, " or ", options.steps, ", and ", options.batch_size);
   TORCH_CHECK(std::any_of(groups.begin(), groups.end(), [](const auto& group) { return !group.parameters.empty(); }),
               "optimize_block: there are no parameters to learn");
   const at::AutoGradMode with_grad(true);
@@ -68,9 +124,9 @@ OptimizeResult optimize_block(const std::function<Tensor(const Tensor&)>& loss, 
     const c10::NoGradGuard no_grad;
     return monitor();
   };
-  torch::optim::AdamW optimizer = adamw(groups);
-  const int64_t steps_per_epoch = (num_samples + options.batch_size - 1) / options.batch_size;
-  const int64_t num_steps = steps_per_epoch * options.epochs;
+  Rules rules(groups);
+  const int64_t num_epochs = options.num_epochs(num_samples);
+  const int64_t num_steps = options.steps > 0 ? options.steps : steps_per_epoch(options, num_samples) * num_epochs;
   std::mt19937_64 random(options.seed);
   std::vector<int64_t> order(static_cast<size_t>(num_samples));
   std::iota(order.begin(), order.end(), 0);
@@ -79,13 +135,11 @@ OptimizeResult optimize_block(const std::function<Tensor(const Tensor&)>& loss, 
   result.loss_before = result.loss_after = measure();
   std::vector<Tensor> best = snapshot(groups);
   int64_t step = 0;
-  for (int64_t epoch = 1; epoch <= options.epochs && !result.stopped_at_nonfinite; ++epoch) {
+  for (int64_t epoch = 1; epoch <= num_epochs && !result.stopped_at_nonfinite; ++epoch) {
     shuffle(order, random);
-    for (int64_t begin = 0; begin < num_samples; begin += options.batch_size, ++step) {
-      const double cosine = 0.5 * (1 + std::cos(std::numbers::pi * static_cast<double>(step) / num_steps));
-      set_rates(optimizer, groups, options.final_learning_rate, cosine);
+    for (int64_t begin = 0; begin < num_samples && step < num_steps; begin += options.batch_size, ++step) {
       const int64_t count = std::min(options.batch_size, num_samples - begin);
-      optimizer.zero_grad();
+      rules.forget_gradients();
       const Tensor value = loss(at::tensor(at::ArrayRef<int64_t>(order.data() + begin, count), at::kLong));
       result.losses.push_back(value.item<double>());
       if (!std::isfinite(result.losses.back())) {
@@ -93,7 +147,7 @@ OptimizeResult optimize_block(const std::function<Tensor(const Tensor&)>& loss, 
         break;
       }
       value.backward();
-      optimizer.step();
+      rules.step(options.final_learning_rate, rate_share(options.schedule, step, num_steps));
     }
     if (result.stopped_at_nonfinite) break;
     const double current = measure();

@@ -9,11 +9,19 @@
 
 namespace baseq {
 
+/// How the codes of a weight are learned: those of `source + change + offset * scale`.
+struct LearnedCodes {
+  Tensor offset;  ///< in steps of the grid, [out_features, in_features]; undefined: 0
+  Tensor change;  ///< [out_features, in_features]; undefined: 0
+  bool defined() const { return offset.defined() || change.defined(); }
+};
+
 /// Decisions about the weight of one linear.
 struct WeightState {
-  Tensor clip;                           ///< learned share of each range, [out_features, groups, 1]; undefined: none
+  Tensor clip;  ///< learned share of each range, [out_features, groups, 1 or 2], see compute_qparams; undefined: none
   std::optional<QuantizedWeight> codes;  ///< once it is rounded
   LowRankFactors low_rank;               ///< a correction next to the codes; may be undefined
+  LearnedCodes learned;                  ///< what moves the codes, only while a step learns it
 };
 
 /// The decisions of a recipe's steps about a block so far. A block is its original weights and this state, see

@@ -67,6 +67,10 @@ Tensor BlockWalk::allocate(int64_t features) const {
   return ActivationStorage{.dtype = dtype, .directory = task_.storage.directory}.allocate(shape);
 }
 
+Tensor after_attention(const DecoderLayer& layer, const Tensor& windows, const RotaryEmbedding& rope) {
+  return add_to_residual(layer, windows, layer.self_attn.o_proj.forward(layer.input_of(Site::kO, windows, rope)));
+}
+
 void advance_mlp(const DecoderLayer& layer, const Tensor& middle, const Tensor& to, const RotaryEmbedding& rope,
                  const PassOptions& options) {
   const c10::NoGradGuard no_grad;

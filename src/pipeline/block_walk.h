@@ -31,6 +31,8 @@ class BlockWalk {
   Tensor heads_, after_attention_;
 };
 
+/// The first half of advance(): the residual stream after attention.
+Tensor after_attention(const DecoderLayer& layer, const Tensor& windows, const RotaryEmbedding& rope);
 /// The second half of advance(): writes the block's output to `to`.
 /// @param middle the residual stream after attention
 void advance_mlp(const DecoderLayer& layer, const Tensor& middle, const Tensor& to, const RotaryEmbedding& rope,

@@ -5,9 +5,13 @@
 
 #include <algorithm>
 
+#include "learned_codes.h"
+#include "quant/cells.h"
+
 namespace baseq {
 
 using Weights = LearnStep::Weights;
+using OfRounded = Parameter::OfRounded;
 
 StraightThrough::StraightThrough(const QuantSpec& spec, const GptqOptions& options) : spec_(spec), options_(options) {
   // Coarser than where the codes are decided: the ratio is searched again and again while the weight moves.
@@ -40,13 +44,13 @@ Candidate::Candidate(const LearnStep& step, OpenBlock& block, const BlockTask& t
   }
   for (const Parameter& parameter : parameters_) {
     const bool moves_none = parameter.reaches.empty() && !parameter.moves;
-    TORCH_CHECK(step.weights != Weights::kRounded || moves_none || parameter.name.ends_with(".low_rank"),
+    TORCH_CHECK(step.weights != Weights::kRounded || moves_none || parameter.of_rounded != OfRounded::kNothing,
                 "learn step \"", step.name, "\": ", parameter.name, " would change weights that are rounded");
-    if (!parameter.reaches.empty() || parameter.moves) {
+    if (!moves_none) {
       original_ = block.original();
       reaches_weights_ = true;
     }
-    for (const std::string& name : parameter.reaches) reach(name, parameter.moves);
+    for (const std::string& name : parameter.reaches) reach(name, parameter);
     if (parameter.on_activations) start_down_scale_ = merged_scale(Site::kDown, transforms_, task.place);
   }
   if (unrounded) {
@@ -57,25 +61,29 @@ Candidate::Candidate(const LearnStep& step, OpenBlock& block, const BlockTask& t
   base_.for_each_linear([&](const std::string& name, Linear& linear) {
     linear.weight = reached_.contains(name) ? Tensor{} : linear.weight.to(step.products);
   });
-  begin_epoch(0);
 }
 
-void Candidate::reach(const std::string& name, bool moves) {
+void Candidate::reach(const std::string& name, const Parameter& parameter) {
   Reached& reached = reached_[name];
-  reached.moves = reached.moves || moves;
+  reached.moves = reached.moves || parameter.moves;
   if (step_.weights == Weights::kStraightThrough) reached.rounding.emplace(*task_.grids.weights, task_.rounding);
-  if (reached.moves || reached.exact.weight.defined()) return;
-  reached.exact = realize_linear(original_, name, transforms_, task_.place, at::kDouble);
+  if (reached.moves) return;
+  const bool known = reached.exact.weight.defined();
+  if (!known) reached.exact = realize_linear(original_, name, transforms_, task_.place, at::kDouble);
   const auto it = state_.weights.find(name);
+  if (parameter.of_rounded == OfRounded::kCodes) {
+    reached.in_cells = nearest_in_cells(reached.exact.weight, *it->second.codes);
+  }
+  if (known) return;
   if (it == state_.weights.end() || !it->second.low_rank.defined() || !task_.rounding.mse_clip) return;
   const QuantizedWeight& codes = *it->second.codes;
   reached.feedback_clip =
       clip_of(reached.exact.weight - it->second.low_rank.product(), codes.spec, codes.qparams.scale);
 }
 
-void Candidate::begin_epoch(int64_t epoch) {
+void Candidate::begin_epoch(int64_t epoch, int64_t num_epochs) {
   for (const Parameter& parameter : parameters_) {
-    if (parameter.begin_epoch) parameter.begin_epoch(epoch, step_.epochs);
+    if (parameter.begin_epoch) parameter.begin_epoch(epoch, num_epochs);
   }
 }
 
@@ -116,6 +124,7 @@ Tensor Candidate::weight_of(const std::string& name, Reached& reached, const Ten
     return reached.rounding->forward(exact, it == current.weights.end() ? Tensor{} : it->second.clip, search);
   }
   const LowRankFactors& factors = it->second.low_rank;
+  if (!factors.defined() || !factors.A.requires_grad()) return learned_weight(reached.in_cells, it->second);
   return feedback_weight(exact, factors.A, factors.B, *task_.grids.weights,
                          state_.weights.at(name).low_rank.A.scalar_type(), reached.feedback_clip);
 }
@@ -133,6 +142,7 @@ BlockState Candidate::result() const {
     }
   }
   for (auto& [name, weight] : state.weights) {
+    if (step_.weights == Weights::kRounded && reached_.contains(name)) settle(weight, reached_.at(name).in_cells);
     if (!weight.low_rank.A.defined() || !weight.low_rank.A.requires_grad()) continue;
     const Reached& reached = reached_.at(name);
     const at::ScalarType dtype = state_.weights.at(name).low_rank.A.scalar_type();

@@ -39,7 +39,7 @@ class Candidate {
   /// Whether a parameter changes more than the quant points.
   bool reaches_weights() const { return reaches_weights_; }
   /// To be called before each epoch, from 0.
-  void begin_epoch(int64_t epoch);
+  void begin_epoch(int64_t epoch, int64_t num_epochs);
   /// The block with the current values; weights are in the dtype of the products. Differentiable.
   DecoderLayer build(Phase phase);
   /// The state with the current values, for good.
@@ -50,11 +50,12 @@ class Candidate {
   struct Reached {
     Linear exact;        ///< with its exact weight, where no parameter moves that
     bool moves = false;  ///< a parameter does
+    Tensor in_cells;     ///< the weight whose codes are learned, see nearest_in_cells; undefined: they stay
     std::optional<StraightThrough> rounding;
     Tensor feedback_clip;  ///< share of each range that the grid next to a low-rank correction covers
   };
 
-  void reach(const std::string& name, bool moves);
+  void reach(const std::string& name, const Parameter& parameter);
   Tensor weight_of(const std::string& name, Reached& reached, const Tensor& exact, const BlockState& current,
                    bool search) const;
 

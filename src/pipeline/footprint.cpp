@@ -132,7 +132,7 @@ int64_t rounding_bytes(const ModelConfig& config, const Recipe& recipe, const Ru
 int64_t learning_bytes(const ModelConfig& config, const Recipe& recipe, const RunShape& shape) {
   int64_t largest = 0;
   for (const LearnStep* step : recipe.steps_of<LearnStep>()) {
-    if (step->epochs == 0) continue;
+    if (!step->learns()) continue;
     const int64_t values = block_values(config), tokens = step->batch_size * shape.seq_len;
     int64_t bytes = values * (kFloatBytes + size_of(step->products));
     // The original weights; what the factors reach is rotated, scaled and rounded anew in each step, which keeps
@@ -146,6 +146,13 @@ int64_t learning_bytes(const ModelConfig& config, const Recipe& recipe, const Ru
     if (matrices) bytes += matrix_values(config, recipe, everywhere) * kLearnedCopies * kFloatBytes;
     // The weight before rounding, Q, W_F and its gradient in both types, with the graph of one step.
     if (learns(*step, "low_rank")) bytes += values * (4 * kFloatBytes + size_of(step->products) + 1);
+    // Twice the weight before rounding, the leaf with its gradient, Adam's moments and best state, the rounded weight
+    // and its gradient in both types.
+    if (learns(*step, "weight_offset") || learns(*step, "weight_value")) {
+      bytes += values * (11 * kFloatBytes + 2 * size_of(step->products));
+    } else if (learns(*step, "weight_scale") || learns(*step, "weight_zero_point")) {
+      bytes += values * (5 * kFloatBytes + size_of(step->products));
+    }
     // A forward pass keeps for backward about twice what it holds at a time without.
     largest = std::max(largest, bytes + 3 * forward_bytes(config, tokens));
   }

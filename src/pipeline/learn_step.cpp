@@ -68,23 +68,31 @@ void tell_result(const OptimizeResult& result, const LearnStep& step, const Bloc
 
 void apply(const LearnStep& step, OpenBlock& block, const BlockTask& task) {
   const auto start = std::chrono::steady_clock::now();
-  if (step.epochs == 0) return;
+  if (!step.learns()) return;
   const Objective objective(step, task);
   if (objective.num_windows() == 0) return;  // the run was told that no token counts
   Candidate candidate(step, block, task);
   if (candidate.parameters().empty()) return;
   std::vector<ParameterGroup> groups;
   for (const Parameter& parameter : candidate.parameters()) {
-    groups.push_back({.parameters = parameter.leaves, .learning_rate = parameter.rate, .epsilon = parameter.epsilon});
+    groups.push_back({.parameters = parameter.leaves,
+                      .learning_rate = parameter.rate,
+                      .epsilon = parameter.epsilon,
+                      .rule = step.rule,
+                      .project = parameter.project});
   }
-  const OptimizeOptions options{.epochs = step.epochs,
-                                .batch_size = step.batch_size,
-                                .final_learning_rate = step.final_rate,
-                                .seed = task.seed + static_cast<uint64_t>(task.place.block),
-                                .on_epoch = [&](int64_t epoch, double loss) {
-                                  candidate.begin_epoch(epoch);
-                                  task.tell(EpochLearned{task.place.block, step.name, epoch, step.epochs, loss});
-                                }};
+  OptimizeOptions options{.epochs = step.epochs,
+                          .steps = step.steps,
+                          .batch_size = step.batch_size,
+                          .final_learning_rate = step.final_rate,
+                          .schedule = step.schedule,
+                          .seed = task.seed + static_cast<uint64_t>(task.place.block)};
+  const int64_t num_epochs = options.num_epochs(objective.num_windows());
+  options.on_epoch = [&](int64_t epoch, double loss) {
+    candidate.begin_epoch(epoch, num_epochs);
+    task.tell(EpochLearned{task.place.block, step.name, epoch, num_epochs, loss});
+  };
+  candidate.begin_epoch(0, num_epochs);
   const OptimizeResult result = optimize_block(
       [&](const Tensor& chosen) { return objective.loss(candidate.build(Candidate::Phase::kLearning), chosen); },
       [&] { return objective.monitored(candidate.build(Candidate::Phase::kMonitoring)); }, objective.num_windows(),

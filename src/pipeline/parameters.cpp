@@ -8,16 +8,13 @@
 
 #include "baseq/model/model.h"
 #include "transform_parameters.h"
+#include "weight_parameters.h"
 
 namespace baseq {
 namespace {
 
 /// Clips are learned through a sigmoid; a start at exactly 1 would have no gradient.
 constexpr double kLargestClip = 0.999;
-/// Where learned clips of weights start, sigmoid(4) as in OmniQuant (arXiv 2308.13137).
-constexpr double kWeightClip = 0.982;
-/// The gradient of an element of a low-rank factor shrinks with the size of the weight.
-constexpr double kLowRankEpsilon = 1e-15;
 
 Tensor leaf(const Tensor& value) { return value.detach().clone().requires_grad_(true); }
 
@@ -58,31 +55,6 @@ Parameter vector_parameter(Site site, Tensor QuantPoint::*member, const Tensor& 
   const Tensor value = leaf(start);
   return {.leaves = {value},
           .write = [site, member, value](BlockState& state) { state.points.at(site).*member = value; }};
-}
-
-Parameter weight_clip_parameter(const LinearShape& linear, const BlockState& state, const QuantSpec& spec,
-                                const at::TensorOptions& options) {
-  const int64_t rows = spec.strategy == Strategy::kTensor ? 1 : linear.out_features;
-  const int64_t groups = spec.strategy == Strategy::kGroup ? linear.in_features / spec.group_size : 1;
-  const auto it = state.weights.find(linear.name);
-  const bool known = it != state.weights.end() && it->second.clip.defined();
-  const Tensor start = known ? it->second.clip : at::full({rows, groups, 1}, kWeightClip, options);
-  const Tensor logit = leaf(at::logit(start.clamp_max(kLargestClip)));
-  const std::string name = linear.name;
-  return {.leaves = {logit},
-          .write = [name, logit](BlockState& to) { to.weights[name].clip = at::sigmoid(logit); },
-          .reaches = {linear.name}};
-}
-
-/// Its rate is in units of the root mean square of A.
-Parameter low_rank_parameter(const char* name, const LowRankFactors& factors) {
-  const Tensor a = leaf(factors.dequantized_A()), b = leaf(factors.dequantized_B());
-  return {.leaves = {a, b},
-          .rate = std::sqrt(a.detach().square().mean().item<double>()),
-          .epsilon = kLowRankEpsilon,
-          .write = [name = std::string(name), a,
-                    b](BlockState& state) { state.weights.at(name).low_rank = {.A = a, .B = b}; },
-          .reaches = {name}};
 }
 
 /// What the rates name of the transform at a site.
@@ -137,13 +109,10 @@ std::vector<Parameter> make_parameters(const LearnStep& step, const BlockState& 
     });
   }
   for (const LinearShape& linear : linear_shapes(place.config)) {
-    if (grids.weights) {
-      add(linear.name, "weight_clip",
-          [&] { return weight_clip_parameter(linear, state, *grids.weights, place.compute); });
+    for (const WeightParameter& of_weight :
+         weight_parameters(linear, state.weights[linear.name], grids, place.compute)) {
+      add(linear.name, of_weight.what, of_weight.make);
     }
-    const auto it = state.weights.find(linear.name);
-    if (it == state.weights.end() || !it->second.low_rank.defined()) continue;
-    add(linear.name, "low_rank", [&] { return low_rank_parameter(linear.name, it->second.low_rank); });
   }
   rates.check_all_used(step.name);
   return parameters;

@@ -10,6 +10,9 @@ namespace baseq {
 
 /// Something about a block that a step learns.
 struct Parameter {
+  /// What of a rounded weight it changes; of kNothing it cannot be learned once weights are rounded.
+  enum class OfRounded { kNothing, kGrid, kCodes, kCorrection };
+
   std::string name;                          ///< "value.matrix", "k_cache.clip", "mlp.down_proj.low_rank"
   std::vector<Tensor> leaves;                ///< they require gradients
   double rate = 1;                           ///< first learning rate
@@ -17,9 +20,11 @@ struct Parameter {
   std::function<void(BlockState&)> write{};  ///< puts the current values into a state; differentiable
   /// Called before each epoch, from 0, where learning changes with time: it may only add freedom. May be empty.
   std::function<void(int64_t epoch, int64_t num_epochs)> begin_epoch{};
-  std::vector<std::string> reaches{};  ///< linears whose weights depend on it
-  bool moves = false;                  ///< whether their exact weights do, not only how they are rounded
-  bool on_activations = false;         ///< a scale at down: while it is learned, it multiplies activations
+  std::vector<std::string> reaches{};        ///< linears whose weights depend on it
+  bool moves = false;                        ///< whether their exact weights do, not only how they are rounded
+  bool on_activations = false;               ///< a scale at down: while it is learned, it multiplies activations
+  OfRounded of_rounded = OfRounded::kNothing;
+  std::function<void()> project{};  ///< puts the leaves back into their range after a step; may be empty
 };
 
 /// The parameters that `step.rates` names, at the values that `state` has. Scales are learned as logarithms, clips as

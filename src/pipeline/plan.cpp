@@ -168,7 +168,7 @@ void check_windows(const Job& job, const ModelConfig& config, const RunShape& sh
 void check_products(const Job& job, RunPlan& plan) {
   if (!job.options.device.is_cpu()) return;
   for_each_step<LearnStep>(job.recipe, [&](const LearnStep& step, const std::string& path) {
-    if (step.epochs == 0 || multiplies(step.products)) return;
+    if (!step.learns() || multiplies(step.products)) return;
     plan.warnings.push_back(
         fmt::format("{}.products: this processor has no products of {}; learning with \"float32\" is faster here, to "
                     "slightly other results",

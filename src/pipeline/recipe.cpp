@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <concepts>
+#include <type_traits>
 
 #include "formats/native/config.h"
 #include "pipeline/activations.h"
@@ -20,15 +21,17 @@ using nlohmann::json;
 using Names = std::vector<std::string>;
 
 const Names kSteps = {"transform", "points", "learn", "round", "choose"};  // in the order of Step
-const Names kTransforms = {"hadamard", "scale", "matrix", "balance", "smooth", "kronecker", "permutation"};
+const Names kTransforms = {"hadamard", "scale", "matrix", "balance", "smooth", "search", "kronecker", "permutation"};
 const Names kStarts = {"identity", "hadamard", "random", "greedy"};
 const Names kCriteria = {"block_loss", "rounding_error", "rms", "difficulty"};
 const Names kShifts = {"none", "zero", "mean"};
 const Names kSpans = {"causal", "window"};
 const Names kStreams = {"full_precision", "quantized"};
 const Names kLearnedWeights = {"exact", "straight_through", "rounded"};
+const Names kRules = {"adam", "sign"};
+const Names kSchedules = {"cosine", "linear", "constant"};
 const Names kRoundings = {"rtn", "gptq"};
-const Names kClips = {"none", "search"};
+const Names kClips = {"none", "search", "hqq"};  // in the order of WeightRange
 const Names kLowRankMethods = {"svd", "l2qer", "qera-approx", "qera-exact", "fbquant"};
 const Names kFbquantStarts = {"qera", "zero", "svd"};
 const Names kTokenWeights = {"uniform", "inverse_energy"};
@@ -238,8 +241,11 @@ void visit_fields(Visitor& visit, S& step) {
   visit.text("name", step.name);
   visit.choice("weights", step.weights, kLearnedWeights);
   visit.integer("epochs", step.epochs, 0);
+  visit.integer("steps", step.steps, 0);
+  visit.choice("rule", step.rule, kRules);
   visit.rates("rates", step.rates);
   visit.number("final_rate", step.final_rate, 0, kMaxLearningRate);
+  visit.choice("schedule", step.schedule, kSchedules);
   visit.choice("stream", step.stream, kStreams);
   visit.dtype("products", step.products);
   visit.integer("batch_size", step.batch_size, 1);
@@ -256,10 +262,25 @@ void visit_fields(Visitor& visit, S& low_rank) {
   visit.number("learning_rate", low_rank.learning_rate, 0, kMaxLearningRate);
 }
 
+enum class WeightRange { kNone, kSearch, kHalfQuadratic };
+
+WeightRange range_of(const GptqOptions& options) {
+  if (!options.mse_clip) return WeightRange::kNone;
+  return options.search.method == MseSearch::Method::kRatios ? WeightRange::kSearch : WeightRange::kHalfQuadratic;
+}
+
+void set_range(GptqOptions& options, WeightRange range) {
+  options.mse_clip = range != WeightRange::kNone;
+  const bool half_quadratic = range == WeightRange::kHalfQuadratic;
+  options.search.method = half_quadratic ? MseSearch::Method::kHalfQuadratic : MseSearch::Method::kRatios;
+}
+
 template <class Visitor, Is<RoundStep> S>
 void visit_fields(Visitor& visit, S& step) {
   visit.choice("method", step.method, kRoundings);
-  visit.choice("clip", step.gptq.mse_clip, kClips);
+  WeightRange range = range_of(step.gptq);
+  visit.choice("clip", range, kClips);
+  if constexpr (!std::is_const_v<S>) set_range(step.gptq, range);
   visit.number("clip_norm", step.gptq.search.norm, 1, 8);
   visit.integer("block_size", step.gptq.block_size, 1);
   visit.number("damping", step.gptq.damping, 0, 1);
@@ -267,6 +288,7 @@ void visit_fields(Visitor& visit, S& step) {
   visit.boolean("static_groups", step.gptq.static_groups);
   visit.boolean("compensate_streams", step.compensate_streams);
   visit.number("cross_strength", step.gptq.cross_strength, 0, 1);
+  visit.number("first_order", step.gptq.first_order, 0, 1);
   visit.boolean("quantized_inputs", step.quantized_inputs);
   visit.section("low_rank", step.low_rank);
 }

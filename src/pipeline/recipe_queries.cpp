@@ -16,7 +16,7 @@ std::string describe_step(const nlohmann::json& step) {
   const std::string type = step["step"].get<std::string>();
   if (type == "transform") return step["kind"].get<std::string>();
   if (type == "points") return step["shift"] == "mean" ? "means" : "";
-  if (type == "learn") return step["epochs"] == 0 ? "" : "learn";
+  if (type == "learn") return step["epochs"] == 0 && step["steps"] == 0 ? "" : "learn";
   if (type == "choose") return "choose by " + step["by"].get<std::string>();
   std::string rounding = step["compensate_streams"] == true ? "gptaq" : step["method"].get<std::string>();
   if (const auto& low_rank = step["low_rank"]; low_rank.is_object()) {
@@ -77,7 +77,7 @@ bool Recipe::has_mean_shift() const {
 }
 
 bool Recipe::learns() const {
-  return std::ranges::any_of(steps_of<LearnStep>(), [](const LearnStep* step) { return step->epochs > 0; });
+  return std::ranges::any_of(steps_of<LearnStep>(), [](const LearnStep* step) { return step->learns(); });
 }
 
 bool Recipe::rounding_needs_moments() const {
@@ -86,7 +86,8 @@ bool Recipe::rounding_needs_moments() const {
 
 bool Recipe::needs_calibration() const {
   const bool measures = std::ranges::any_of(steps_of<TransformStep>(), [](const TransformStep* step) {
-    return step->kind == StepKind::kBalance || step->kind == StepKind::kSmooth || needs_tokens(*step);
+    return step->kind == StepKind::kBalance || step->kind == StepKind::kSmooth || step->kind == StepKind::kSearch ||
+           needs_tokens(*step);
   });
   return measures || !steps_of<ChooseStep>().empty() || rounding_needs_moments() || has_mean_shift() || learns();
 }

@@ -5,6 +5,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <array>
 #include <map>
 #include <set>
 
@@ -16,6 +17,9 @@ namespace {
 using StepKind = TransformStep::Kind;
 using NameSet = std::set<std::string>;
 
+/// What can be learned about the codes and the grid of a rounded weight.
+constexpr std::array kOfCodes = {"weight_offset", "weight_value", "weight_scale", "weight_zero_point"};
+
 std::string site_name(Site site) { return std::string(site_info(site).name); }
 
 std::string quoted(const NameSet& names) { return fmt::format("\"{}\"", fmt::join(names, "\", \"")); }
@@ -24,6 +28,8 @@ bool allows(StepKind kind, Site site) {
   switch (kind) {
     case StepKind::kHadamard:
       return true;
+    case StepKind::kSearch:  // where the weights take it
+      return site == Site::kQkv || site == Site::kValue || site == Site::kGateUp || site == Site::kDown;
     case StepKind::kScale:
     case StepKind::kSmooth:
       return site != Site::kResidual && site != Site::kQueryKey;
@@ -88,6 +94,7 @@ class Order {
   void add(const TransformStep& step) {
     check_form(step);
     check_sites(step.at);
+    require(step.kind != StepKind::kSearch || recipe_.grids.weights, "kind", "\"search\" needs grids.weights");
     for (const Site site : step.at) {
       require(allows(step.kind, site), "at", "no transform of that kind can stand at \"", site_name(site), "\"");
       require(step.block_size == 0 || site_info(site).is_input(), "block_size",
@@ -207,6 +214,14 @@ class Order {
       check_rate(name, step.weights);
       clips_weights_ = clips_weights_ || name.ends_with(".weight_clip");
     }
+    const auto learns = [&](const auto& whats) {
+      return std::ranges::any_of(step.rates, [&](const auto& rate) {
+        return std::ranges::any_of(whats,
+                                   [&](const char* what) { return rate.first.ends_with(std::string(".") + what); });
+      });
+    };
+    require(!learns(kOfCodes) || !learns(std::array{"low_rank"}), "rates",
+            "\"low_rank\" rounds the weights anew, and what is learned about their codes would be lost");
   }
 
   void check_rate(const std::string& rate, LearnStep::Weights weights) const {
@@ -222,7 +237,9 @@ class Order {
     }
     require(what != "weight_clip" || weights == Weights::kStraightThrough, "rates", "\"", rate,
             "\" needs weights \"straight_through\"");
-    require(what != "low_rank" || weights == Weights::kRounded, "rates", "\"", rate, "\" needs weights \"rounded\"");
+    const bool of_codes = std::ranges::find(kOfCodes, what) != kOfCodes.end();
+    require((what != "low_rank" && !of_codes) || weights == Weights::kRounded, "rates", "\"", rate,
+            "\" needs weights \"rounded\"");
     require(!moves_transforms(what) || !rounded_, "rates", "\"", rate,
             "\" would change weights that are rounded by then");
     const NameSet& places = found->second;
@@ -244,6 +261,8 @@ class Order {
             "false needs activation_order false");
     rounded_ = rounded_in_pass_ = true;
     learnable_["weight_clip"].clear();
+    for (const char* what : kOfCodes) learnable_[what] = linear_names();
+    if (recipe_.grids.weights->symmetric) learnable_["weight_zero_point"].clear();
     learnable_["low_rank"] = fbquant ? linear_names() : NameSet{};
   }
 
@@ -254,9 +273,20 @@ class Order {
   std::set<Site> points_;
   std::set<Site> fresh_;  ///< points that no learn step has seen since they were turned on
   /// Where there is what a learn step can learn, as recipes name it.
-  std::map<std::string, NameSet> learnable_{
-      {"scale", {}}, {"matrix", {}}, {"svd", {}},  {"band", {}},     {"kronecker", {}},
-      {"clip", {}},  {"shift", {}},  {"gain", {}}, {"low_rank", {}}, {"weight_clip", linear_names()}};
+  std::map<std::string, NameSet> learnable_{{"scale", {}},
+                                            {"matrix", {}},
+                                            {"svd", {}},
+                                            {"band", {}},
+                                            {"kronecker", {}},
+                                            {"clip", {}},
+                                            {"shift", {}},
+                                            {"gain", {}},
+                                            {"low_rank", {}},
+                                            {"weight_offset", {}},
+                                            {"weight_value", {}},
+                                            {"weight_scale", {}},
+                                            {"weight_zero_point", {}},
+                                            {"weight_clip", linear_names()}};
 };
 
 }  // namespace

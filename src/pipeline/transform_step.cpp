@@ -6,6 +6,7 @@
 #include <iterator>
 
 #include "balance.h"
+#include "search_scale.h"
 #include "smooth.h"
 #include "starts.h"
 #include "steps.h"
@@ -39,6 +40,11 @@ void append_smooth(const TransformStep& step, OpenBlock& block, const BlockTask&
   for (auto& [site, factor] : factors) append(block, site, std::move(factor));
 }
 
+/// One site after the other, each with the scales of those before it.
+void append_searched(const std::vector<Site>& at, OpenBlock& block, const BlockTask& task) {
+  for (const Site site : at) append(block, site, search_scale(block, site, task).factor);
+}
+
 /// Each factor of a block draws its own numbers.
 uint64_t seed_of_factor(const BlockState& state, Site site, const BlockTask& task) {
   const auto it = state.transforms.find(site);
@@ -53,6 +59,7 @@ void apply(const TransformStep& step, OpenBlock& block, const BlockTask& task) {
   const c10::NoGradGuard no_grad;
   if (step.kind == StepKind::kBalance) return append_balance(step.at, block, task);
   if (step.kind == StepKind::kSmooth) return append_smooth(step, block, task);
+  if (step.kind == StepKind::kSearch) return append_searched(step.at, block, task);
   std::vector<Site> at;
   std::copy_if(step.at.begin(), step.at.end(), std::back_inserter(at),
                [](Site site) { return site != Site::kResidual; });

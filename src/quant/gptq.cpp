@@ -138,7 +138,8 @@ class ColumnRounding {
                       .pivots = inputs_.pivots.slice(0, from, to),
                       .added = inputs_.added.slice(0, from, to),
                       .low = static_cast<float>(code_min(spec_)),
-                      .high = static_cast<float>(code_max(spec_))};
+                      .high = static_cast<float>(code_max(spec_)),
+                      .first_order = static_cast<float>(options_.first_order)};
       for (int64_t j = from; j < to; ++j) block.groups.push_back(order[j] / group_size_);
       round_block(block, losses_);
       if (to == end) break;
@@ -168,6 +169,8 @@ void check_gptq(const Tensor& weight, const QuantSpec& spec, const GptqOptions& 
               weight.sizes(), ", expected a floating type and [out_features, in_features]");
   TORCH_CHECK(options.block_size > 0 && options.damping >= 0, "gptq: block_size is ", options.block_size,
               " and damping ", options.damping, ", expected a positive and a non-negative number");
+  TORCH_CHECK(options.first_order >= 0 && options.first_order <= 1, "gptq: first_order is ", options.first_order,
+              ", expected 0 to 1");
   const bool params_on_the_way = spec.strategy == Strategy::kGroup && !options.static_groups;
   TORCH_CHECK(!(params_on_the_way && options.activation_order),
               "gptq: activation_order without static_groups scatters the groups over the columns, which this format "
@@ -253,8 +256,8 @@ GptqResult gptq(const Tensor& weight, const InputFactor& inputs, const QuantSpec
     result.weight = round_to_nearest(source, spec, options.mse_clip, options.search);
     result.fell_back_to_rtn = true;
   }
-  // What the columns lost is beside the corrected weights, where there is a correction.
-  if (!inputs.defined() || inputs.correction.defined()) {
+  // What the columns lost is beside the corrected weights, where there is a correction; FOEM does not sum it.
+  if (!inputs.defined() || inputs.correction.defined() || options.first_order != 0) {
     loss = energy_of(result.weight.dequantized().sub_(source), inputs);
   }
   result.relative_error = energy == 0 ? 0 : loss / energy;

@@ -34,12 +34,14 @@ struct Column {
   const float* zero_point;  ///< null: none
   int8_t* code;
   float pivot, added, low, high;
+  float pulled, forgotten;  ///< shares of the distance from the target
 };
 
 /// Adds what the `count` columns before this one left to make up for, and rounds. The quotient is the one of
 /// quantize().
 /// @param errors [count, kRowsInStrip] of the columns before; the column's own are written behind them
 /// @param shares [count]
+template <bool kFirstOrder>
 [[gnu::always_inline]] inline void round_column(const Column& column, const float* shares, int64_t count,
                                                 float* __restrict errors, Lanes& loss) {
   static_assert(kParts == 4);
@@ -54,18 +56,26 @@ struct Column {
     part2 += share * lanes(error + 2 * kLanes);
     part3 += share * lanes(error + 3 * kLanes);
   }
-  const Lanes parts[kParts] = {part0, part1, part2, part3};
+  Lanes parts[kParts] = {part0, part1, part2, part3};
   const Lanes low = Lanes{} + column.low, high = Lanes{} + column.high;
   for (int64_t k = 0; k < kParts; ++k) {
     const int64_t at = k * kLanes;
     const Lanes scale = lanes(column.scale + at);
     const Lanes zero_point = column.zero_point != nullptr ? lanes(column.zero_point + at) : Lanes{};
+    Lanes forgotten{};
+    if constexpr (kFirstOrder) {
+      const Lanes distance = parts[k] - lanes(column.target + at);
+      parts[k] -= column.pulled * distance;
+      forgotten = column.forgotten * distance;
+    }
     Lanes position = parts[k] / scale + zero_point;
     position = position > low ? position : low;  // NaN becomes a code as well
     position = position > high ? high : position;
     const Lanes code = (position + kRounder) - kRounder, value = (code - zero_point) * scale;
-    const Lanes error = lanes(column.target + at) - value, miss = parts[k] - value;
+    Lanes error = lanes(column.target + at) - value;
+    const Lanes miss = parts[k] - value;
     loss += column.pivot * miss * miss - column.added * error * error;
+    if constexpr (kFirstOrder) error -= forgotten;
     lanes(errors + count * kRowsInStrip + at) = error;
     lanes(column.target + at) = error;
     *reinterpret_cast<Bytes*>(column.code + at) =
@@ -83,29 +93,42 @@ struct Strip {
   const float *pivots, *added;
   const int64_t* groups;
   int64_t width, rows, feedback_stride;
-  float low, high;
+  float low, high, first_order;
 };
 
-/// All columns of one strip of rows; returns their loss.
-__attribute__((target_clones("avx512f", "avx2", "default"))) double round_strip(const Strip& strip,
-                                                                                float* __restrict errors) {
+template <bool kFirstOrder>
+[[gnu::always_inline]] inline double round_columns_of(const Strip& strip, float* __restrict errors) {
   Lanes loss{};
+  const float kept = 1 - strip.first_order;
   for (int64_t j = 0; j < strip.width; ++j) {
     const int64_t group = strip.groups[j] * strip.rows;
-    round_column({.target = strip.target + j * strip.rows,
-                  .corrected = strip.corrected + j * strip.rows,
-                  .scale = strip.scale + group,
-                  .zero_point = strip.zero_point != nullptr ? strip.zero_point + group : nullptr,
-                  .code = strip.codes + j * strip.rows,
-                  .pivot = strip.pivots[j],
-                  .added = strip.added[j],
-                  .low = strip.low,
-                  .high = strip.high},
-                 strip.feedback + j * strip.feedback_stride, j, errors, loss);
+    round_column<kFirstOrder>({.target = strip.target + j * strip.rows,
+                               .corrected = strip.corrected + j * strip.rows,
+                               .scale = strip.scale + group,
+                               .zero_point = strip.zero_point != nullptr ? strip.zero_point + group : nullptr,
+                               .code = strip.codes + j * strip.rows,
+                               .pivot = strip.pivots[j],
+                               .added = strip.added[j],
+                               .low = strip.low,
+                               .high = strip.high,
+                               .pulled = strip.first_order,
+                               .forgotten = 1 - kept * kept},
+                              strip.feedback + j * strip.feedback_stride, j, errors, loss);
   }
   double sum = 0;
   for (int64_t lane = 0; lane < kLanes; ++lane) sum += loss[lane];
   return sum;
+}
+
+/// All columns of one strip of rows; returns their loss.
+__attribute__((target_clones("avx512f", "avx2", "default"))) double round_strip(const Strip& strip,
+                                                                                float* __restrict errors) {
+  return round_columns_of<false>(strip, errors);
+}
+
+__attribute__((target_clones("avx512f", "avx2", "default"))) double round_strip_with_first_order(
+    const Strip& strip, float* __restrict errors) {
+  return round_columns_of<true>(strip, errors);
 }
 
 }  // namespace
@@ -128,7 +151,8 @@ void round_block(const GptqBlock& block, std::vector<double>& losses) {
                   .rows = rows,
                   .feedback_stride = block.feedback.stride(0),
                   .low = block.low,
-                  .high = block.high};
+                  .high = block.high,
+                  .first_order = block.first_order};
   at::parallel_for(0, rows / kRowsInStrip, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> errors(width * kRowsInStrip);
     for (int64_t index = begin; index < end; ++index) {
@@ -139,7 +163,8 @@ void round_block(const GptqBlock& block, std::vector<double>& losses) {
       strip.scale += top;
       if (strip.zero_point != nullptr) strip.zero_point += top;
       strip.codes += top;
-      losses[index] += round_strip(strip, errors.data());
+      losses[index] += block.first_order == 0 ? round_strip(strip, errors.data())
+                                              : round_strip_with_first_order(strip, errors.data());
     }
   });
 }

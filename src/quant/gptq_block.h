@@ -20,10 +20,16 @@ struct GptqBlock {
   std::vector<int64_t> groups;  ///< of each column
   Tensor pivots, added;         ///< [width], see InputFactor
   float low = 0, high = 0;      ///< the codes
+  float first_order = 0;        ///< FOEM's beta, see round_block
 };
 
 /// Rounds the columns of a block. Adds to losses[s], for each strip of rows, the sum over its rows and the columns of
 /// pivot * (corrected - value)^2 - added * (target - value)^2: over all columns the error of the output, tr(D H D^T).
+///
+/// With `first_order` b the loss means nothing and, D = corrected - target, the rounded weight is target + (1 - b) D
+/// and what is left of it target - value - (1 - (1 - b)^2) D. That is FOEM (arXiv 2507.11017) in the form with the
+/// inverse of H where, before a column is rounded, W -= b (W - W0) in it, and the error that later columns make up for
+/// is (W - Q(W)) - b (W - W0).
 void round_block(const GptqBlock& block, std::vector<double>& losses);
 
 }  // namespace baseq

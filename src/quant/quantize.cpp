@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
+#include "cells.h"
 #include "fused.h"
 #include "grid.h"
 
@@ -14,12 +15,6 @@ Tensor to_compute_type(const Tensor& x) { return x.scalar_type() == at::kDouble 
 
 /// A rounding whose gradient is the identity. The sum is exact: `rounded - x` has no bits below those of `x`.
 Tensor straight_through(const Tensor& x, const Tensor& rounded) { return x + (rounded - x).detach(); }
-
-Tensor round_scale(const Tensor& scale, const QuantSpec& spec) {
-  const Tensor clamped = scale.clamp_min(smallest_scale(spec));
-  if (spec.scale_dtype == at::kFloat) return clamped;
-  return straight_through(clamped, clamped.detach().to(spec.scale_dtype).to(clamped.scalar_type()));
-}
 
 /// x / scale + zero_point over [rows, groups, group_size].
 Tensor to_grid(const Tensor& grouped, const QParams& qparams) {
@@ -80,16 +75,17 @@ QParams compute_qparams(const Tensor& x, const QuantSpec& spec, const Tensor& cl
     low = low.clamp_max(0);
   }
   if (clip.defined()) {
-    const Tensor ratio = clip.dim() > 0 ? clip.select(-1, 0) : clip;
-    TORCH_CHECK((clip.dim() == 0 || clip.size(-1) == 1) && at::is_expandable_to(ratio.sizes(), high.sizes()),
+    const int64_t ends = clip.dim() == 0 ? 1 : clip.size(-1);
+    const Tensor ratio = clip.dim() == 0 ? clip : clip.select(-1, 0);
+    TORCH_CHECK((ends == 1 || (ends == 2 && !spec.dynamic)) && at::is_expandable_to(ratio.sizes(), high.sizes()),
                 "compute_qparams: clip is ", clip.sizes(), ", expected [", high.size(1), ", 1] or [", high.size(0),
-                ", ", high.size(1), ", 1]");
+                ", ", high.size(1), ", 1], or 2 in place of 1 on a static grid");
     if (spec.dynamic && !spec.symmetric) {
       const Tensor middle = (high + low) / 2, half = (high - low) / 2;
       high = middle + ratio * half;
       low = middle - ratio * half;
     } else {
-      high = ratio * high;
+      high = (ends == 2 ? clip.select(-1, 1) : ratio) * high;
       low = ratio * low;
     }
   }
@@ -98,7 +94,7 @@ QParams compute_qparams(const Tensor& x, const QuantSpec& spec, const Tensor& cl
   const Tensor scale = round_scale((high - low) / steps, spec);
   const Tensor zero_point = static_cast<double>(code_min(spec)) - low / scale;
   if (spec.dynamic) return {scale, zero_point};
-  return {scale, straight_through(zero_point, zero_point.detach().round()).clamp(code_min(spec), code_max(spec))};
+  return {scale, round_zero_point(zero_point, spec)};
 }
 
 Tensor quantize(const Tensor& x, const QParams& qparams, const QuantSpec& spec) {

@@ -14,6 +14,7 @@
 #include "distortion_kernel.h"
 #include "fused.h"
 #include "grid.h"
+#include "half_quadratic.h"
 
 namespace baseq {
 namespace {
@@ -209,6 +210,7 @@ QParams search_qparams(const Tensor& x, const QuantSpec& spec, const MseSearch& 
               search.max_shrink, ", expected at least 1, above 0 and 0 to 1");
   TORCH_CHECK(!importance.defined() || (importance.dim() == 1 && importance.size(0) == x.size(-1)),
               "search_qparams: importance is ", importance.sizes(), ", expected [", x.size(-1), "]");
+  if (search.method == MseSearch::Method::kHalfQuadratic) return half_quadratic_qparams(x, spec);
   const at::NoGradGuard no_grad;
   const Tensor grouped = group_view(x, spec);
   TORCH_CHECK(grouped.numel() > 0, "search_qparams: tensor of size ", x.sizes(), " has no elements");

@@ -25,7 +25,10 @@ Recipe shortened(Recipe recipe) {
   }
   for (Pass& pass : recipe.passes) {
     for (Step& step : pass.steps) {
-      if (auto* learn = std::get_if<LearnStep>(&step)) learn->epochs = std::min<int64_t>(learn->epochs, 1);
+      auto* learn = std::get_if<LearnStep>(&step);
+      if (learn == nullptr) continue;
+      learn->epochs = std::min<int64_t>(learn->epochs, 1);
+      learn->steps = std::min<int64_t>(learn->steps, 1);
     }
   }
   return recipe;

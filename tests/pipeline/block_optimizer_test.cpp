@@ -122,6 +122,87 @@ TEST(OptimizeBlock, LearnsUnderANoGradGuard) {
   EXPECT_FALSE(c10::GradMode::is_enabled());
 }
 
+TEST(OptimizeBlock, TheSignRuleMovesEachValueByTheRateAgainstTheSignOfItsGradient) {
+  const Tensor slopes = at::tensor({3.0, -1e-9, 0.0, -7.0});
+  for (const auto schedule : {LearnStep::Schedule::kConstant, LearnStep::Schedule::kLinear}) {
+    const Tensor w = at::zeros({4}, at::kDouble).requires_grad_(true);
+    // The monitor takes the last state for the best one.
+    double monitored = 0;
+    optimize_block([&](const Tensor&) { return (w * slopes).sum(); }, [&] { return monitored -= 1; }, 2,
+                   {{.parameters = {w}, .learning_rate = 0.25, .rule = LearnStep::Rule::kSign}},
+                   {.steps = 4, .schedule = schedule});
+    // Linear: 1 + 3/4 + 2/4 + 1/4 of the first rate.
+    const double travel = 0.25 * (schedule == LearnStep::Schedule::kConstant ? 4 : 2.5);
+    EXPECT_TRUE(at::equal(w.detach(), travel * at::tensor({-1.0, 1.0, 0.0, 1.0}, at::kDouble)));
+  }
+}
+
+TEST(OptimizeBlock, TheSignRuleKeepsTheBestState) {
+  for (const double learning_rate : {0.01, 0.5, 20.0}) {
+    Regression regression;
+    const OptimizeResult result =
+        optimize_block([&](const Tensor& indices) { return regression.loss(indices); },
+                       [&] { return regression.monitor(); }, Regression::kSamples,
+                       {{.parameters = {regression.w}, .learning_rate = learning_rate, .rule = LearnStep::Rule::kSign}},
+                       {.epochs = 8, .batch_size = 4, .schedule = LearnStep::Schedule::kLinear});
+    EXPECT_LE(result.loss_after, result.loss_before) << learning_rate;
+    EXPECT_DOUBLE_EQ(regression.monitor(), result.loss_after) << learning_rate;
+  }
+}
+
+TEST(OptimizeBlock, GroupsHaveTheirOwnRules) {
+  const auto alone = [](LearnStep::Rule rule) {
+    Regression regression;
+    optimize_block([&](const Tensor& indices) { return regression.loss(indices); },
+                   [&] { return regression.monitor(); }, Regression::kSamples,
+                   {{.parameters = {regression.w}, .learning_rate = 0.05, .rule = rule}}, {});
+    return regression.w.detach();
+  };
+  Regression first, second;
+  optimize_block([&](const Tensor& indices) { return first.loss(indices) + second.loss(indices); },
+                 [&] { return first.monitor() + second.monitor(); }, Regression::kSamples,
+                 {{.parameters = {first.w}, .learning_rate = 0.05, .rule = LearnStep::Rule::kSign},
+                  {.parameters = {second.w}, .learning_rate = 0.05}},
+                 {});
+  EXPECT_TRUE(at::equal(first.w.detach(), alone(LearnStep::Rule::kSign)));
+  EXPECT_TRUE(at::equal(second.w.detach(), alone(LearnStep::Rule::kAdam)));
+}
+
+TEST(OptimizeBlock, StepsCountInsteadOfEpochs) {
+  for (const int64_t steps : {1, 4, 6, 11}) {
+    Regression regression;
+    std::vector<int64_t> epochs;
+    OptimizeOptions options{.epochs = 3, .steps = steps, .batch_size = 4};
+    options.on_epoch = [&](int64_t epoch, double) { epochs.push_back(epoch); };
+    EXPECT_EQ(regression.run(0.05, options).losses.size(), size_t(steps));
+    EXPECT_EQ(std::ssize(epochs), options.num_epochs(Regression::kSamples));
+    EXPECT_EQ(std::ssize(epochs), (steps + 3) / 4);
+  }
+  // Whole walks are the same as so many epochs.
+  Regression by_epochs, by_steps;
+  EXPECT_EQ(by_epochs.run(0.05, {.epochs = 3, .batch_size = 4}).losses,
+            by_steps.run(0.05, {.steps = 12, .batch_size = 4}).losses);
+  EXPECT_TRUE(at::equal(by_epochs.w, by_steps.w));
+}
+
+TEST(OptimizeBlock, ParametersAreProjectedAfterEachStep) {
+  Regression regression;
+  for (const auto rule : {LearnStep::Rule::kAdam, LearnStep::Rule::kSign}) {
+    optimize_block(
+        [&](const Tensor& indices) {
+          EXPECT_LE(regression.w.abs().max().item<double>(), 0.125);
+          return regression.loss(indices);
+        },
+        [&] { return regression.monitor(); }, Regression::kSamples,
+        {{.parameters = {regression.w},
+          .learning_rate = 0.1,
+          .rule = rule,
+          .project = [&] { regression.w.clamp_(-0.125, 0.125); }}},
+        {.epochs = 3});
+    EXPECT_EQ(regression.w.abs().max().item<double>(), 0.125);
+  }
+}
+
 TEST(OptimizeBlock, RefusesNothingToDo) {
   Regression regression;
   test::expect_error([&] { regression.run(0.1, {.epochs = 0}); }, {"optimize_block", "positive"});

@@ -32,6 +32,7 @@ TEST(RecipeRules, TransformsStandWhereTheyCan) {
   const std::vector<Allowed> table = {{"hadamard", {"residual", "qkv", "query_key", "value", "o", "gate_up", "down"}},
                                       {"scale", {"qkv", "value", "o", "gate_up", "down"}},
                                       {"smooth", {"qkv", "value", "o", "gate_up", "down"}},
+                                      {"search", {"qkv", "value", "gate_up", "down"}},
                                       {"matrix", {"qkv", "query_key", "value", "o", "gate_up", "down"}},
                                       {"kronecker", {"qkv", "o", "gate_up", "down"}},
                                       {"balance", {"qkv", "query_key", "value", "gate_up", "down"}}};
@@ -222,6 +223,35 @@ TEST(RecipeRules, RatesNameWhatIsThereByThen) {
   refused("", "*.low_rank", {"steps[0].rates", "needs weights \"rounded\""});
   expect_refused(with_weights(learn(R"("*.weight_clip": 1)", "exact") + ", " + kRound),
                  {"steps[0].rates", "needs weights \"straight_through\""});
+}
+
+TEST(RecipeRules, CodesAreLearnedOnceThereAreSome) {
+  const std::string then = kRound + ", ";
+  for (const std::string what : {"weight_offset", "weight_value", "weight_scale", "weight_zero_point"}) {
+    const std::string rates = "\"*." + what + "\": 1", one = "\"mlp.up_proj." + what + "\": 1";
+    expect_refused(with_weights(learn(rates, "straight_through") + ", " + kRound),
+                   {"steps[0].rates", "needs weights \"rounded\""});
+    expect_refused(with_weights(then + learn(rates, "exact")), {"steps[1].rates", "needs weights \"rounded\""});
+    const std::string asymmetric = R"({"grids": {"weights": {"symmetric": false}}, "steps": [)" + then;
+    EXPECT_NO_THROW(recipe_of(asymmetric + learn(rates) + "]}")) << what;
+    EXPECT_NO_THROW(recipe_of(asymmetric + learn(one) + "]}")) << what;
+    const std::string symmetric = with_weights(then + learn(rates));
+    if (what == "weight_zero_point") {
+      expect_refused(symmetric, {"steps[1].rates", "there is no such weight_zero_point"});
+    } else {
+      EXPECT_NO_THROW(recipe_of(symmetric)) << what;
+    }
+  }
+  const std::string corrected = R"({"step": "round", "low_rank": {"method": "fbquant"}}, )";
+  EXPECT_NO_THROW(recipe_of(with_weights(corrected + learn(R"("*.weight_offset": 1)"))));
+  expect_refused(with_weights(corrected + learn(R"("*.weight_offset": 1, "*.low_rank": 1)")),
+                 {"steps[1].rates", "\"low_rank\""});
+}
+
+TEST(RecipeRules, ASearchedScaleNeedsAWeightGrid) {
+  expect_refused(R"({"grids": {"input_activations": {}}, "steps": [
+                     {"step": "transform", "kind": "search", "at": ["qkv"]}, {"step": "points", "at": ["*"]}]})",
+                 {"steps[0].kind", "grids.weights"});
 }
 
 TEST(RecipeRules, PointsAreLearnedWhereTheyAreOn) {

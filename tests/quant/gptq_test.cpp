@@ -63,8 +63,11 @@ Tensor reference_gptq(const Tensor& weight, const Tensor& hessian, const QuantSp
       const float position = static_cast<float>(wa[row][i]) / static_cast<float>(s) + static_cast<float>(z);
       const double code = std::clamp(std::nearbyint(static_cast<double>(position)), low, -low - 1);
       ca[row][column] = static_cast<int8_t>(code);
-      const double error = (wa[row][i] - (code - z) * s) / ua[i][i];
+      const double distance = wa[row][i] - oa[row][i];
+      const double error = (wa[row][i] - (code - z) * s - options.first_order * distance) / ua[i][i];
       for (int64_t j = i + 1; j < columns; ++j) wa[row][j] += -error * ua[i][j] + oa[row][i] * pa[i][j];
+      // FOEM's pull of the next column, which a block's border does not stop.
+      if (i + 1 < columns) wa[row][i + 1] -= options.first_order * (wa[row][i + 1] - oa[row][i + 1]);
     }
   }
   return codes;
@@ -122,6 +125,39 @@ TEST(Gptq, CodesEqualTheReferenceWithTheInverseHessian) {
       }
     }
   }
+}
+
+TEST(Gptq, FirstOrderTermsEqualTheReferenceAcrossBordersOfBlocks) {
+  at::manual_seed(21);
+  const Tensor weight = at::randn({45, 80}), hessian = hessian_of(correlated_inputs(400, 80));
+  for (const double first_order : {0.05, 0.2, 1.0}) {
+    for (const bool activation_order : {true, false}) {
+      for (const int64_t block_size : {1, 24, 80, 128}) {
+        const QuantSpec spec{.num_bits = 3, .symmetric = false, .strategy = Strategy::kGroup, .group_size = 16};
+        const GptqOptions options{.block_size = block_size,
+                                  .activation_order = activation_order,
+                                  .mse_clip = false,
+                                  .first_order = first_order};
+        const GptqResult result = gptq(weight, hessian, spec, options);
+        const Tensor expected = reference_gptq(weight, hessian, spec, compute_qparams(weight, spec), options);
+        EXPECT_TRUE(at::equal(result.weight.codes, expected))
+            << (result.weight.codes != expected).sum().item<int64_t>() << " codes differ, beta " << first_order
+            << ", block " << block_size;
+        const Tensor error = result.weight.dequantized() - weight;
+        EXPECT_NEAR(result.relative_error, quadratic_form(error, hessian) / quadratic_form(weight, hessian), 1e-6);
+      }
+    }
+  }
+  EXPECT_THROW(gptq(weight, hessian, {}, {.first_order = 1.5}), c10::Error);
+}
+
+TEST(Gptq, AFirstOrderTermOfOneIsRoundToNearest) {
+  // All of the distance is taken back before a column is rounded.
+  at::manual_seed(22);
+  const Tensor weight = at::randn({17, 64}), hessian = hessian_of(correlated_inputs(400, 64));
+  const QuantSpec spec{.num_bits = 4};
+  const GptqResult result = gptq(weight, hessian, spec, {.mse_clip = false, .first_order = 1});
+  EXPECT_TRUE(at::equal(result.weight.codes, round_to_nearest(weight, spec).codes));
 }
 
 TEST(Gptq, ManyColumnsAreMadeUpForInTwoLevels) {

@@ -258,6 +258,32 @@ TEST(Quantize, GradientsReachTheInputAndTheClipThroughTheRange) {
   }
 }
 
+TEST(Quantize, AStaticRangeTakesAClipForEitherEnd) {
+  at::manual_seed(8);
+  const Tensor x = at::randn({3, 16}, at::kDouble);
+  for (QuantSpec spec : all_specs()) {
+    if (spec.strategy != Strategy::kGroup) continue;
+    const int64_t groups = group_view(x, spec).size(1);
+    const Tensor ends = at::rand({3, groups, 2}, at::kDouble).add_(0.1);
+    if (spec.dynamic) {
+      EXPECT_THROW(compute_qparams(x, spec, ends), c10::Error);
+      continue;
+    }
+    const Tensor both = ends.narrow(-1, 0, 1);
+    EXPECT_TRUE(
+        at::equal(compute_qparams(x, spec, both.expand({3, groups, 2})).scale, compute_qparams(x, spec, both).scale));
+    // The ends of the range, where a group has a negative and a positive value.
+    Tensor clipped = at::zeros_like(group_view(x, spec));
+    clipped.select(-1, 0).copy_(ends.select(-1, 0) * group_view(x, spec).amin(-1).clamp_max(0));
+    clipped.select(-1, 1).copy_(ends.select(-1, 1) * group_view(x, spec).amax(-1).clamp_min(0));
+    const QParams got = compute_qparams(x, spec, ends), expected = compute_qparams(clipped.view({3, 16}), spec);
+    EXPECT_TRUE(at::allclose(got.scale, expected.scale, 1e-12)) << name_of(spec);
+    if (!spec.symmetric) {
+      EXPECT_TRUE(at::equal(got.zero_point, expected.zero_point)) << name_of(spec);
+    }
+  }
+}
+
 TEST(Quantize, ThrowsOnWrongShapesAndSpecs) {
   const Tensor x = at::randn({2, 12});
   EXPECT_THROW(group_view(x, {.strategy = Strategy::kGroup, .group_size = 8}), c10::Error);

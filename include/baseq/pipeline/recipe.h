@@ -30,6 +30,7 @@ struct TransformStep {
     kMatrix,    ///< a matrix per head at value, one for all heads at query_key, one of all features elsewhere
     kBalance,   ///< the closed form of pipeline/balance.h: a matrix per head at value, a scale elsewhere
     kSmooth,    ///< SmoothQuant's scale, arXiv 2211.10438, Eq. 4
+    kSearch,    ///< AWQ's scale, the best of 20 powers of the mean magnitudes, arXiv 2306.00978
     /// FlatQuant's pair of matrices, arXiv 2410.09426: heads and features of a head at o, near the root of the number
     /// of features elsewhere.
     kKronecker,
@@ -85,18 +86,29 @@ struct LearnStep {
     kStraightThrough,  ///< those that a learned parameter changes are rounded in each forward pass
     kRounded,          ///< the codes of an earlier round step
   };
+  enum class Rule {
+    kAdam,  ///< AdamW without weight decay
+    kSign,  ///< SignSGD: each step moves a value by the rate against the sign of its gradient, arXiv 2309.05516
+  };
+  enum class Schedule { kCosine, kLinear, kConstant };
   std::string name = "learn";  ///< in events and reports
   Weights weights = Weights::kRounded;
   int64_t epochs = 5;
+  int64_t steps = 0;  ///< of the optimizer; unless 0, they count and not the epochs
+  Rule rule = Rule::kAdam;
   /// First learning rate by parameter: "<place>.<what>", with "*" for any place. Places are the names of sites and, for
-  /// weight_clip and low_rank, of linears. What: scale, matrix, svd, band, kronecker, clip, shift, gain, weight_clip,
-  /// low_rank.
+  /// what begins with weight_ and low_rank, of linears. What: scale, matrix, svd, band, kronecker, clip, shift, gain,
+  /// weight_clip, weight_offset, weight_value, weight_scale, weight_zero_point, low_rank.
   std::map<std::string, double> rates{};
-  double final_rate = 0;  ///< each rate falls to this along a cosine
+  double final_rate = 0;  ///< each rate falls to this along the schedule
+  Schedule schedule = Schedule::kCosine;
   Stream stream = Stream::kFullPrecision;
   at::ScalarType products = at::kBFloat16;  ///< dtype of the matrix products; sums stay in float32
   int64_t batch_size = 1;                   ///< windows per optimizer step
   int64_t num_monitored = 4;                ///< windows on which the best epoch is chosen
+
+  /// Whether it takes steps at all.
+  bool learns() const { return epochs > 0 || steps > 0; }
 };
 
 /// A correction of low rank next to every rounded weight.

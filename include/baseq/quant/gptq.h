@@ -33,6 +33,9 @@ struct GptqOptions {
   bool mse_clip = true;          ///< search_qparams instead of compute_qparams
   MseSearch search{};
   double cross_strength = 0.25;  ///< how much of `cross` is made up for; 1 is the optimum for the calibration data
+  /// FOEM's beta (arXiv 2507.11017): before a column is rounded, this share of its distance from the original weights
+  /// is taken back, and so is what its error tells later columns of that distance. 0: GPTQ.
+  double first_order = 0;
 };
 
 struct GptqResult {

@@ -53,13 +53,19 @@ Tensor group_view(const Tensor& x, const QuantSpec& spec);
 /// Scale and zero point from the range of each group. Stays in the autograd graph: gradients reach `x` and `clip`.
 /// @param clip  what remains of the range: undefined (all of it), or broadcastable to [rows, groups, 1]. A static
 ///              grid scales its minimum and maximum; a dynamic grid scales both distances from the middle of the range
-///              (BASE-Q, arXiv 2506.15689).
+///              (BASE-Q, arXiv 2506.15689). A static grid also takes [rows, groups, 2]: the shares of the minimum and
+///              of the maximum (OmniQuant, arXiv 2308.13137).
 QParams compute_qparams(const Tensor& x, const QuantSpec& spec, const Tensor& clip = {});
 
 struct MseSearch {
+  enum class Method {
+    kRatios,         ///< the best of `num_steps` ratios of each range
+    kHalfQuadratic,  ///< HQQ, see quant/half_quadratic.h; looks at nothing of what follows
+  };
   double norm = 2.4;  ///< minimises sum |x - fake_quantize(x)|^norm, as GPTQ's reference does
   int64_t num_steps = 80;
   double max_shrink = 0.8;  ///< ratios 1, 1 - max_shrink/num_steps, ...
+  Method method = Method::kRatios;
 };
 
 /// The best clip ratio of each group, then compute_qparams with it. Up to 32 steps are all tried; of more, one in a
