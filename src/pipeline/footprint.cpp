@@ -14,6 +14,8 @@
 namespace baseq {
 namespace {
 
+using StepKind = TransformStep::Kind;
+
 constexpr int64_t kFloatBytes = 4, kDoubleBytes = 8, kLongBytes = 8;
 /// What a tensor takes in the header of its file, what the log says of a block, and the files that every output has.
 constexpr int64_t kHeaderBytes = 128, kLogBytes = 4096, kFilesBytes = 32 << 10;
@@ -42,14 +44,13 @@ bool learns(const LearnStep& step, std::string_view what) {
 /// Values of the matrices that a step places at a site of a block.
 /// @param inverted whether a step learns inverses that are no transposes
 int64_t matrix_values_at(const ModelConfig& config, const TransformStep& step, Site site, bool inverted) {
-  using Kind = TransformStep::Kind;
   const SiteShape shape = site_shape(site, config);
   const int64_t width = step.block_size > 0 ? step.block_size : shape.width();
   const int64_t dense = (site == Site::kQueryKey ? width : shape.features) * width;
-  if (step.kind == Kind::kMatrix) return dense * (inverted ? 2 : 1);
-  if (step.kind == Kind::kBalance && site == Site::kValue) return 2 * dense;
-  if (step.kind == Kind::kPermutation) return shape.features * kLongBytes / kFloatBytes;
-  if (step.kind != Kind::kKronecker) return 0;
+  if (step.kind == StepKind::kMatrix) return dense * (inverted ? 2 : 1);
+  if (step.kind == StepKind::kBalance && site == Site::kValue) return 2 * dense;
+  if (step.kind == StepKind::kPermutation) return shape.features * kLongBytes / kFloatBytes;
+  if (step.kind != StepKind::kKronecker) return 0;
   const auto [left, right] = kronecker_sizes(site, config);
   return (left * left + right * right) * (inverted ? 2 : 1);
 }
@@ -70,9 +71,9 @@ int64_t matrix_values(const ModelConfig& config, const Recipe& recipe, bool (*co
 
 /// While a layer is rotated: all of it in float64, and one linear at a time besides.
 int64_t merging_bytes(const ModelConfig& config, const Recipe& recipe) {
-  using Kind = TransformStep::Kind;
   const std::vector<TransformStep> steps = recipe.transforms();
-  const bool wide = std::ranges::any_of(steps, [](const TransformStep& step) { return step.kind == Kind::kHadamard; });
+  const bool wide =
+      std::ranges::any_of(steps, [](const TransformStep& step) { return step.kind == StepKind::kHadamard; });
   if (!wide) return block_values(config) * kFloatBytes * (steps.empty() ? 1 : 2);
   return block_values(config) * kDoubleBytes + config.hidden_size * config.intermediate_size * kDoubleBytes;
 }

@@ -92,6 +92,7 @@ void apply(const LearnStep& step, OpenBlock& block, const BlockTask& task) {
     candidate.begin_epoch(epoch, num_epochs);
     task.tell(EpochLearned{task.place.block, step.name, epoch, num_epochs, loss});
   };
+  candidate.begin_epoch(0, num_epochs);
   const OptimizeResult result = optimize_block(
       [&](const Tensor& chosen) { return objective.loss(candidate.build(Candidate::Phase::kLearning), chosen); },
       [&] { return objective.monitored(candidate.build(Candidate::Phase::kMonitoring)); }, objective.num_windows(),

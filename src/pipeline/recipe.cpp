@@ -15,6 +15,8 @@
 namespace baseq {
 namespace {
 
+using StepKind = TransformStep::Kind;
+
 using nlohmann::json;
 using Names = std::vector<std::string>;
 
@@ -197,12 +199,11 @@ concept Is = std::same_as<std::remove_const_t<T>, Struct>;
 /// All of a transform but its sites.
 template <class Visitor, Is<TransformStep> S>
 void visit_transform(Visitor& visit, S& step) {
-  using Kind = TransformStep::Kind;
   visit.choice("kind", step.kind, kTransforms);
-  const bool matrix = step.kind == Kind::kMatrix, kronecker = step.kind == Kind::kKronecker;
-  if (step.kind == Kind::kSmooth) visit.number("strength", step.strength, 0, 1);
+  const bool matrix = step.kind == StepKind::kMatrix, kronecker = step.kind == StepKind::kKronecker;
+  if (step.kind == StepKind::kSmooth) visit.number("strength", step.strength, 0, 1);
   if (matrix || kronecker) visit.choice("start", step.start, kStarts);
-  if (matrix || step.kind == Kind::kPermutation) visit.integer("block_size", step.block_size, 0);
+  if (matrix || step.kind == StepKind::kPermutation) visit.integer("block_size", step.block_size, 0);
   if (kronecker) visit.boolean("left_only", step.left_only);
 }
 

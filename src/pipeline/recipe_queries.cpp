@@ -9,6 +9,8 @@
 namespace baseq {
 namespace {
 
+using StepKind = TransformStep::Kind;
+
 /// A step in one or two words; empty for one that only turns points on.
 std::string describe_step(const nlohmann::json& step) {
   const std::string type = step["step"].get<std::string>();
@@ -84,8 +86,7 @@ bool Recipe::rounding_needs_moments() const {
 
 bool Recipe::needs_calibration() const {
   const bool measures = std::ranges::any_of(steps_of<TransformStep>(), [](const TransformStep* step) {
-    using Kind = TransformStep::Kind;
-    return step->kind == Kind::kBalance || step->kind == Kind::kSmooth || step->kind == Kind::kSearch ||
+    return step->kind == StepKind::kBalance || step->kind == StepKind::kSmooth || step->kind == StepKind::kSearch ||
            needs_tokens(*step);
   });
   return measures || !steps_of<ChooseStep>().empty() || rounding_needs_moments() || has_mean_shift() || learns();

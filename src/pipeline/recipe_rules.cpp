@@ -146,14 +146,22 @@ class Order {
         }
       }
     }
-    // A later step may learn what every chain has. What only some have, it cannot count on.
-    for (const Site site : step.at) {
-      for (const TransformStep& transform : step.from.front()) {
-        const bool everywhere = std::ranges::all_of(step.from, [&](const std::vector<TransformStep>& chain) {
-          return std::ranges::any_of(chain, [&](const TransformStep& t) { return t.kind == transform.kind; });
-        });
-        if (everywhere) place(transform, site);
+    for (const Site site : step.at) place_choice(step.from, site);
+  }
+
+  /// A later step may learn what every chain has. What only some have, it cannot count on.
+  void place_choice(const std::vector<std::vector<TransformStep>>& from, Site site) {
+    std::map<std::string, size_t> chains_with;
+    for (const std::vector<TransformStep>& chain : from) {
+      NameSet learnable;
+      for (const TransformStep& transform : chain) {
+        placed_.insert({transform.kind, site});
+        for (const char* what : learnable_by(transform.kind, site)) learnable.insert(what);
       }
+      for (const std::string& what : learnable) ++chains_with[what];
+    }
+    for (const auto& [what, count] : chains_with) {
+      if (count == from.size()) learnable_[what].insert(site_name(site));
     }
   }
 

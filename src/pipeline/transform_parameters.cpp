@@ -9,27 +9,25 @@
 namespace baseq {
 namespace {
 
-using Kind = Factor::Kind;
-
 /// Share of the magnitude on the diagonal that those beside it may have together.
 constexpr double kDominance = 0.99;
 
 Tensor new_leaf(const Tensor& value) { return value.detach().clone().requires_grad_(true); }
 
 /// Where a factor that is learned multiplies activations, and leaves the rows of writers as they are.
-bool acts_on_activations(Site site, Kind kind) { return site == Site::kDown && kind == Kind::kScale; }
+bool acts_on_activations(Site site, Factor::Kind kind) { return site == Site::kDown && kind == Factor::Kind::kScale; }
 
 /// Linears whose rows or columns a factor at a site changes while it is learned.
-std::vector<std::string> linears_around(Site site, Kind kind) {
+std::vector<std::string> linears_around(Site site, Factor::Kind kind) {
   const SiteInfo& info = site_info(site);
   std::vector<std::string> names(info.readers.begin(), info.readers.end());
   // What runs online leaves the writers alone: all of it but scales, and the matrices at value.
-  const bool writers = site == Site::kValue || (kind == Kind::kScale && !acts_on_activations(site, kind));
+  const bool writers = site == Site::kValue || (kind == Factor::Kind::kScale && !acts_on_activations(site, kind));
   if (writers) names.insert(names.end(), info.writers.begin(), info.writers.end());
   return names;
 }
 
-Parameter moving(Site site, Kind kind, std::vector<Tensor> leaves, std::function<void(Factor&)> write) {
+Parameter moving(Site site, Factor::Kind kind, std::vector<Tensor> leaves, std::function<void(Factor&)> write) {
   return {
       .leaves = std::move(leaves),
       .write = [site, kind, write = std::move(write)](BlockState& state) { write(*find_factor(state, site, kind)); },
@@ -40,7 +38,7 @@ Parameter moving(Site site, Kind kind, std::vector<Tensor> leaves, std::function
 
 Parameter scale_leaf(Site site, const Factor& factor) {
   const Tensor logarithm = new_leaf(factor.left.log());
-  return moving(site, Kind::kScale, {logarithm}, [logarithm](Factor& scale) {
+  return moving(site, Factor::Kind::kScale, {logarithm}, [logarithm](Factor& scale) {
     scale.left = logarithm.exp();
     scale.left_inverse = (-logarithm).exp();
   });
@@ -48,7 +46,7 @@ Parameter scale_leaf(Site site, const Factor& factor) {
 
 Parameter rotation_leaf(Site site, const Factor& factor) {
   const Tensor turn = new_leaf(at::zeros_like(factor.left));
-  return moving(site, Kind::kMatrix, {turn}, [turn, start = factor.detach()](Factor& matrix) {
+  return moving(site, Factor::Kind::kMatrix, {turn}, [turn, start = factor.detach()](Factor& matrix) {
     const Tensor rotation = cayley(turn);
     matrix.left = at::matmul(rotation, start.left);
     if (!start.orthogonal()) matrix.left_inverse = at::matmul(start.left_inverse, rotation.mT());
@@ -87,7 +85,7 @@ class SvdForm {
 
 Parameter svd_leaf(Site site, const Factor& factor) {
   const SvdForm form(factor.left, factor.orthogonal());
-  return moving(site, Kind::kMatrix, form.leaves(),
+  return moving(site, Factor::Kind::kMatrix, form.leaves(),
                 [form](Factor& matrix) { form.write(matrix.left, matrix.left_inverse); });
 }
 
@@ -99,7 +97,7 @@ Parameter kronecker_leaf(Site site, const Factor& factor) {
     right.emplace(factor.right, !factor.right_inverse.defined());
     for (const Tensor& leaf : right->leaves()) leaves.push_back(leaf);
   }
-  return moving(site, Kind::kKronecker, std::move(leaves), [left, right](Factor& kronecker) {
+  return moving(site, Factor::Kind::kKronecker, std::move(leaves), [left, right](Factor& kronecker) {
     left.write(kronecker.left, kronecker.left_inverse);
     if (right) right->write(kronecker.right, kronecker.right_inverse);
   });
@@ -111,7 +109,7 @@ Parameter band_leaf(Site site, const Factor& factor) {
               std::string(site_info(site).name), " is not strictly diagonally dominant, as \"band\" needs it at first");
   const Tensor moved = new_leaf(at::zeros_like(start));
   const auto mask = std::make_shared<Tensor>();
-  Parameter parameter = moving(site, Kind::kMatrix, {moved}, [=](Factor& matrix) {
+  Parameter parameter = moving(site, Factor::Kind::kMatrix, {moved}, [=](Factor& matrix) {
     matrix.left = diagonally_dominant(start + moved * *mask);
     matrix.left_inverse = at::linalg_solve(matrix.left, identity.expand_as(matrix.left));
   });
@@ -122,11 +120,11 @@ Parameter band_leaf(Site site, const Factor& factor) {
   return parameter;
 }
 
-constexpr TransformLeaf kLeaves[] = {{"scale", Kind::kScale, scale_leaf},
-                                     {"matrix", Kind::kMatrix, rotation_leaf},
-                                     {"svd", Kind::kMatrix, svd_leaf},
-                                     {"band", Kind::kMatrix, band_leaf},
-                                     {"kronecker", Kind::kKronecker, kronecker_leaf}};
+constexpr TransformLeaf kLeaves[] = {{"scale", Factor::Kind::kScale, scale_leaf},
+                                     {"matrix", Factor::Kind::kMatrix, rotation_leaf},
+                                     {"svd", Factor::Kind::kMatrix, svd_leaf},
+                                     {"band", Factor::Kind::kMatrix, band_leaf},
+                                     {"kronecker", Factor::Kind::kKronecker, kronecker_leaf}};
 
 }  // namespace
 

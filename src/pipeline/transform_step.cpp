@@ -15,6 +15,8 @@
 namespace baseq {
 namespace {
 
+using StepKind = TransformStep::Kind;
+
 void append(OpenBlock& block, Site site, Factor factor) {
   block.edit([&](BlockState& state) { state.transforms[site].push_back(std::move(factor)); });
 }
@@ -55,10 +57,9 @@ uint64_t seed_of_factor(const BlockState& state, Site site, const BlockTask& tas
 
 void apply(const TransformStep& step, OpenBlock& block, const BlockTask& task) {
   const c10::NoGradGuard no_grad;
-  using Kind = TransformStep::Kind;
-  if (step.kind == Kind::kBalance) return append_balance(step.at, block, task);
-  if (step.kind == Kind::kSmooth) return append_smooth(step, block, task);
-  if (step.kind == Kind::kSearch) return append_searched(step.at, block, task);
+  if (step.kind == StepKind::kBalance) return append_balance(step.at, block, task);
+  if (step.kind == StepKind::kSmooth) return append_smooth(step, block, task);
+  if (step.kind == StepKind::kSearch) return append_searched(step.at, block, task);
   std::vector<Site> at;
   std::copy_if(step.at.begin(), step.at.end(), std::back_inserter(at),
                [](Site site) { return site != Site::kResidual; });
