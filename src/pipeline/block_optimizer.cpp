@@ -53,6 +53,18 @@ void set_rates(torch::optim::AdamW& optimizer, const std::vector<ParameterGroup>
   }
 }
 
+/// Moves losses into those of the result, up to the first that is not finite; returns whether all are.
+bool read_losses(std::vector<Tensor>& unread, std::vector<double>& losses) {
+  if (unread.empty()) return true;
+  const Tensor values = at::stack(unread).to(at::kCPU, at::kDouble);
+  unread.clear();
+  for (int64_t i = 0; i < values.numel(); ++i) {
+    losses.push_back(values.const_data_ptr<double>()[i]);
+    if (!std::isfinite(losses.back())) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 OptimizeResult optimize_block(const std::function<Tensor(const Tensor&)>& loss, const std::function<double()>& monitor,
@@ -77,7 +89,7 @@ OptimizeResult optimize_block(const std::function<Tensor(const Tensor&)>& loss, 
 
   OptimizeResult result;
   result.loss_before = result.loss_after = measure();
-  std::vector<Tensor> best = snapshot(groups);
+  std::vector<Tensor> best = snapshot(groups), unread;
   int64_t step = 0;
   for (int64_t epoch = 1; epoch <= options.epochs && !result.stopped_at_nonfinite; ++epoch) {
     shuffle(order, random);
@@ -87,14 +99,14 @@ OptimizeResult optimize_block(const std::function<Tensor(const Tensor&)>& loss, 
       const int64_t count = std::min(options.batch_size, num_samples - begin);
       optimizer.zero_grad();
       const Tensor value = loss(at::tensor(at::ArrayRef<int64_t>(order.data() + begin, count), at::kLong));
-      result.losses.push_back(value.item<double>());
-      if (!std::isfinite(result.losses.back())) {
-        result.stopped_at_nonfinite = true;
-        break;
-      }
+      unread.push_back(value.detach());
+      // On other devices, looking at a loss waits for all that was asked for: those of an epoch are read at its end.
+      result.stopped_at_nonfinite = value.is_cpu() && !read_losses(unread, result.losses);
+      if (result.stopped_at_nonfinite) break;
       value.backward();
       optimizer.step();
     }
+    result.stopped_at_nonfinite = result.stopped_at_nonfinite || !read_losses(unread, result.losses);
     if (result.stopped_at_nonfinite) break;
     const double current = measure();
     if (options.on_epoch) options.on_epoch(epoch, current);

@@ -32,6 +32,15 @@ Tensor from_grid(const Tensor& codes, const QParams& qparams) {
   return centred * qparams.scale.unsqueeze(-1);
 }
 
+/// The ratios of `clip` for ranges [rows, groups].
+Tensor ratios_of(const Tensor& clip, const Tensor& ranges) {
+  const Tensor ratio = clip.dim() > 0 ? clip.select(-1, 0) : clip;
+  TORCH_CHECK((clip.dim() == 0 || clip.size(-1) == 1) && at::is_expandable_to(ratio.sizes(), ranges.sizes()),
+              "compute_qparams: clip is ", clip.sizes(), ", expected [", ranges.size(1), ", 1] or [", ranges.size(0),
+              ", ", ranges.size(1), ", 1]");
+  return ratio;
+}
+
 void check_qparams(const char* who, const Tensor& grouped, const QParams& qparams) {
   TORCH_CHECK(qparams.scale.defined() && qparams.scale.dim() == 2 && qparams.scale.size(0) == grouped.size(0) &&
                   qparams.scale.size(1) == grouped.size(1),
@@ -80,10 +89,7 @@ QParams compute_qparams(const Tensor& x, const QuantSpec& spec, const Tensor& cl
     low = low.clamp_max(0);
   }
   if (clip.defined()) {
-    const Tensor ratio = clip.dim() > 0 ? clip.select(-1, 0) : clip;
-    TORCH_CHECK((clip.dim() == 0 || clip.size(-1) == 1) && at::is_expandable_to(ratio.sizes(), high.sizes()),
-                "compute_qparams: clip is ", clip.sizes(), ", expected [", high.size(1), ", 1] or [", high.size(0),
-                ", ", high.size(1), ", 1]");
+    const Tensor ratio = ratios_of(clip, high);
     if (spec.dynamic && !spec.symmetric) {
       const Tensor middle = (high + low) / 2, half = (high - low) / 2;
       high = middle + ratio * half;
@@ -128,6 +134,20 @@ Tensor fake_quantize(const Tensor& x, const QParams& qparams, const QuantSpec& s
   const Tensor position = to_grid(grouped, qparams);
   const Tensor codes = straight_through(position, position.detach().round()).clamp(code_min(spec), code_max(spec));
   return from_grid(codes, qparams).to(x.scalar_type()).view(x.sizes());
+}
+
+Tensor fake_quantize_from_base(const Tensor& x, const QuantSpec& spec, const Tensor& clip) {
+  check_spec("fake_quantize_from_base", spec);
+  TORCH_INTERNAL_ASSERT(spec.dynamic && !spec.symmetric);
+  const Tensor grouped = to_compute_type(group_view(x, spec));
+  const Tensor high = grouped.amax(-1), low = grouped.amin(-1);
+  const Tensor middle = (high + low) / 2, half = (high - low) / 2;
+  const Tensor reach = clip.defined() ? ratios_of(clip, high) * half : half, base = middle - reach;
+  const auto count = static_cast<double>(num_steps(spec));
+  const Tensor scale = round_scale((middle + reach - base) / count, spec).unsqueeze(-1), from = base.unsqueeze(-1);
+  const Tensor position = (grouped - from) / scale;
+  const Tensor codes = straight_through(position, position.detach().round()).clamp(0, count);
+  return (codes * scale + from).to(x.scalar_type()).view(x.sizes());
 }
 
 Tensor QuantizedWeight::dequantized() const { return dequantize(codes, qparams, spec); }
