@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 ALLOWED = {
     "io": set(),
     "tokenizer": {"io"},
+    "kernels": set(),
     "quant": set(),
     "transform": set(),
     "conv": {"quant", "integer"},

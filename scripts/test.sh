@@ -109,6 +109,7 @@ stage layers $venv_python scripts/check_layers.py
 stage format check_format
 stage aarch64 check_aarch64
 stage "C++ tests" in_two_shards build/tests/baseq_tests
+stage "C++ tests on a device of their own" in_two_shards build/tests/baseq_device_tests
 stage "Python tests" python_tests
 stage "installed copy" scripts/test_consumer.sh build
 finish

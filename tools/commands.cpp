@@ -134,6 +134,18 @@ CLI::Validator memory_size() {
       "SIZE");
 }
 
+CLI::Validator memory_sizes() {
+  return CLI::Validator(
+      [](std::string& text) {
+        const std::string place = text.starts_with(kGpuMemory) ? kGpuMemory : "";
+        std::string size = text.substr(place.size());
+        std::string error = memory_size()(size);
+        text = place + size;
+        return error;
+      },
+      "SIZE|gpu=SIZE");
+}
+
 CLI::Validator checkpoint_directory() { return checkpoint_validator(/*file=*/false); }
 CLI::Validator checkpoint_path() { return checkpoint_validator(/*file=*/true); }
 

@@ -28,6 +28,10 @@ CLI::Validator input_file();
 CLI::Validator output_file();
 /// A size such as 8G or 1.5GiB, units of 1024; becomes bytes.
 CLI::Validator memory_size();
+/// What a budget of the memory of a GPU begins with.
+inline constexpr const char* kGpuMemory = "gpu=";
+/// The same, or "gpu=40G", of which the size is turned into bytes.
+CLI::Validator memory_sizes();
 /// The name of a built-in recipe or a file to read; "-" is stdin.
 CLI::Validator recipe_name();
 /// Turns a checkpoint's directory, or "org/name" in the local Hugging Face cache, into the directory.

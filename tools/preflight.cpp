@@ -14,6 +14,16 @@ namespace {
 /// Directory of the streams when they live on disk.
 std::filesystem::path beside(const std::string& output) { return std::filesystem::absolute(output).parent_path(); }
 
+/// The last of the budgets that begin with `place`; 0: none.
+int64_t budget(const QuantizeArguments& arguments, const std::string& place) {
+  int64_t bytes = 0;
+  for (const std::string& text : arguments.memory) {
+    if (place.empty() ? text.find('=') == std::string::npos : text.starts_with(place))
+      bytes = std::stoll(text.substr(place.size()));
+  }
+  return bytes;
+}
+
 QuantizeOptions options_of(const QuantizeArguments& arguments) {
   QuantizeOptions options;
   options.device = apply(arguments.common);
@@ -21,23 +31,26 @@ QuantizeOptions options_of(const QuantizeArguments& arguments) {
   options.output = {.shard_bytes = arguments.shard_megabytes << 20, .force = arguments.force};
   options.work_directory = arguments.work;
   if (arguments.activations == "disk") options.activations_directory = beside(arguments.output);
+  options.device_memory = budget(arguments, kGpuMemory);
+  TORCH_CHECK(options.device_memory == 0 || !options.device.is_cpu(), "--memory ", kGpuMemory,
+              format_bytes(options.device_memory), ": the run is on the CPU; pass --device cuda");
   return options;
 }
 
 /// Makes the run fit --memory and says how, or says what would be enough.
 void fit(const QuantizeArguments& arguments, PreparedRun& prepared) {
   QuantizeOptions& options = prepared.job.options;
-  const auto bytes = static_cast<int64_t>(arguments.memory);
+  const int64_t bytes = budget(arguments, "");
   const MemoryFit fit = fit_memory(prepared.job, bytes);
-  const std::string budget = format_bytes(bytes);
+  const std::string given = format_bytes(bytes);
   TORCH_CHECK(
       fit.choice.has_value(),
       fmt::format("--memory {}: too little; at least {} are needed with activations on disk and {} tokens a batch{}",
-                  budget, format_bytes(fit.smallest.bytes), fit.smallest.tokens_per_batch,
+                  given, format_bytes(fit.smallest.bytes), fit.smallest.tokens_per_batch,
                   prepared.job.windows.defined() ? " (a smaller calibration.seq_len needs less)" : ""));
   options.tokens_per_batch = fit.choice->tokens_per_batch;
   if (fit.choice->activations_on_disk) options.activations_directory = beside(arguments.output);
-  prepared.memory_choice = fmt::format("--memory {}: activations {}, {} tokens a batch; about {} needed", budget,
+  prepared.memory_choice = fmt::format("--memory {}: activations {}, {} tokens a batch; about {} needed", given,
                                        options.activations_directory.empty() ? "in memory" : "on disk",
                                        options.tokens_per_batch, format_bytes(fit.choice->bytes));
 }
@@ -92,7 +105,7 @@ PreparedRun prepare(const QuantizeArguments& arguments) {
     });
     // The rest is looked at as if they were there.
     if (!has_windows) job.windows = at::zeros({job.recipe.num_samples, job.recipe.seq_len}, at::kLong);
-    if (arguments.memory > 0) attempt([&] { fit(arguments, prepared); });
+    if (budget(arguments, "") > 0) attempt([&] { fit(arguments, prepared); });
     prepared.plan = plan(job);
   } else {
     attempt([&] { (void)Checkpoint(arguments.model); });
@@ -112,6 +125,14 @@ void print_plan(const QuantizeArguments& arguments, const RunPlan& plan, double 
     print_text("    {:<46} {}\n", what, format_bytes(bytes));
     memory[what] = bytes;
   }
+  nlohmann::json device = nlohmann::json::object();
+  if (!plan.device_memory.parts.empty()) {
+    print_text("  {}  {}, estimated\n", arguments.common.device, format_bytes(plan.device_memory.bytes()));
+  }
+  for (const auto& [what, bytes] : plan.device_memory.parts) {
+    print_text("    {:<46} {}\n", what, format_bytes(bytes));
+    device[what] = bytes;
+  }
   for (const auto& [directory, bytes] : plan.disk) {
     print_text("  disk    {} in {}\n", format_bytes(bytes), directory);
     disk[directory] = disk.value(directory, int64_t{0}) + bytes;
@@ -121,6 +142,7 @@ void print_plan(const QuantizeArguments& arguments, const RunPlan& plan, double 
              plan.num_blocks);
   write_json(arguments.common, {{"memory_bytes", plan.memory.bytes()},
                                 {"memory", memory},
+                                {"device_memory", device},
                                 {"disk", disk},
                                 {"seconds", seconds},
                                 {"warnings", plan.warnings},

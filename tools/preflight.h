@@ -14,7 +14,7 @@ struct QuantizeArguments {
   std::string activations;  ///< "ram", "disk", or empty: ram unless --memory says otherwise
   std::vector<std::string> overrides;
   int64_t shard_megabytes = 4768;
-  uint64_t memory = 0;  ///< bytes; 0: no limit
+  std::vector<std::string> memory;  ///< budgets in bytes, that of a GPU after kGpuMemory
   bool force = false, dry_run = false;
 };
 

@@ -154,8 +154,11 @@ void add_quantize(CLI::App& app) {
       ->check(CLI::IsMember({"ram", "disk"}));
   command
       ->add_option("--memory", arguments->memory,
-                   "Budget such as 8G: chooses where the activation streams live and how many tokens go at a time")
-      ->transform(memory_size())
+                   "Budget such as 8G: chooses where the activation streams live and how many tokens go at a time; "
+                   "gpu=40G is one of the memory of --device; both may be given")
+      ->transform(memory_sizes())
+      ->take_all()
+      ->allow_extra_args(false)  // what follows may be the model
       ->excludes(command->get_option("--activations"));
   begin_group(*command, "Long runs");
   command->add_flag("--dry-run", arguments->dry_run,

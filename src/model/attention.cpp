@@ -62,12 +62,20 @@ Tensor attend_from_start(const Attention& attention, Tensor q, Tensor k, Tensor 
   q = q.transpose(1, 2);
   k = k.transpose(1, 2);
   v = v.transpose(1, 2);
-  const bool learning = v.requires_grad() && products != q.scalar_type() && !mask;
+  // Other devices have kernels whose gradients differ from run to run.
+  const bool learning = v.requires_grad() && (products != q.scalar_type() || !q.is_cpu()) && !mask;
   const double default_scaling = 1 / std::sqrt(static_cast<double>(attention.head_dim));
+  bool grouped = attention.num_heads != attention.num_kv_heads;
+  if (grouped && !learning && !q.is_cpu()) {
+    // CUDA's kernels that hold no matrix of scores take float32 only without groups.
+    k = k.repeat_interleave(attention.num_heads / attention.num_kv_heads, 1);
+    v = v.repeat_interleave(attention.num_heads / attention.num_kv_heads, 1);
+    grouped = false;
+  }
   const Tensor attended = learning ? learned_attention(q, k, v, attention.scaling.value_or(default_scaling), products)
-                                   : at::scaled_dot_product_attention(
-                                         q, k, v, mask, /*dropout_p=*/0.0, /*is_causal=*/!mask, attention.scaling,
-                                         /*enable_gqa=*/attention.num_heads != attention.num_kv_heads);
+                                   : at::scaled_dot_product_attention(q, k, v, mask, /*dropout_p=*/0.0,
+                                                                      /*is_causal=*/!mask, attention.scaling,
+                                                                      /*enable_gqa=*/grouped);
   return attended.transpose(1, 2).reshape({batch, seq, attention.num_heads * attention.head_dim});
 }
 

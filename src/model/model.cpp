@@ -156,7 +156,9 @@ Tensor Model::read(const std::string& name, OptionalType dtype) const {
   // Views of the mapped file become memory of their own even when no conversion is due.
   const Tensor stored = tensors_->tensor(name);
   const at::ScalarType type = dtype.value_or(at::promote_types(stored.scalar_type(), at::kFloat));
-  return stored.to(options_.device, type, /*non_blocking=*/false, /*copy=*/true);
+  // As stored to another device, where the conversion costs less than its bytes on the way.
+  if (!options_.device.is_cpu()) return stored.to(options_.device).to(type);
+  return stored.to(type, /*non_blocking=*/false, /*copy=*/true);
 }
 
 Tensor Model::embedding() const {

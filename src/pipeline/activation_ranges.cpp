@@ -13,10 +13,15 @@ ActivationRange range_of(const Tensor& values, int64_t row_size) {
   const Tensor rows = values.reshape({-1, row_size}).to(at::kFloat);
   const Tensor rms = rows.square().mean(-1).sqrt();
   const Tensor peak = rows.abs().amax(-1) / rms.clamp_min(1e-30);
-  return {.min = rows.min().item<double>(),
-          .max = rows.max().item<double>(),
-          .rms = std::sqrt(rows.square().mean(at::IntArrayRef{}, /*keepdim=*/false, at::kDouble).item<double>()),
-          .peak = peak.mean(at::kDouble).item<double>(),
+  const Tensor mean_square = rows.square().mean(at::IntArrayRef{}, /*keepdim=*/false, at::kDouble);
+  const Tensor found =
+      at::stack({rows.min().to(at::kDouble), rows.max().to(at::kDouble), mean_square, peak.mean(at::kDouble)})
+          .cpu();  // in one copy
+  const auto* values_found = found.const_data_ptr<double>();
+  return {.min = values_found[0],
+          .max = values_found[1],
+          .rms = std::sqrt(values_found[2]),
+          .peak = values_found[3],
           .difficulty = difficulty(values)};
 }
 

@@ -17,7 +17,7 @@ namespace baseq {
 Tensor ActivationStorage::allocate(at::IntArrayRef sizes) const {
   TORCH_CHECK(std::find(std::begin(kDtypes), std::end(kDtypes), dtype) != std::end(kDtypes), "activations: dtype is ",
               dtype, ", expected one of ", at::ArrayRef(kDtypes));
-  if (directory.empty()) return at::empty(sizes, dtype);
+  if (directory.empty()) return at::empty(sizes, at::TensorOptions(dtype).device(device));
 
   const auto num_bytes = static_cast<size_t>(c10::multiply_integers(sizes)) * c10::elementSize(dtype);
   if (num_bytes == 0) return at::empty(sizes, dtype);

@@ -16,8 +16,9 @@ struct ActivationStorage {
   /// Empty: in host memory. Otherwise in mapped files of this directory, which have no name once they are open and so
   /// vanish with the process.
   std::filesystem::path directory{};
+  at::Device device = at::kCPU;  ///< without a directory: in the memory of this device
 
-  /// Uninitialized host memory. Throws c10::Error when the file cannot be made or the disk has no room for all of it.
+  /// Uninitialized memory. Throws c10::Error when the file cannot be made or the disk has no room for all of it.
   Tensor allocate(at::IntArrayRef sizes) const;
 };
 
@@ -34,7 +35,8 @@ struct PassOptions {
 };
 
 /// The two activation streams at the input of one block, [num_samples, seq, hidden_size]: as the full-precision prefix
-/// and as the already quantized prefix produce them. They stay on the host; the device of a block is that of `rope`.
+/// and as the already quantized prefix produce them. They are on the host or on the block's device, which is that of
+/// `rope`.
 struct BlockInputs {
   Tensor full_precision;
   Tensor quantized;

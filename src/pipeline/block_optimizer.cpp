@@ -103,6 +103,18 @@ int64_t steps_per_epoch(const OptimizeOptions& options, int64_t num_samples) {
   return (num_samples + options.batch_size - 1) / options.batch_size;
 }
 
+/// Moves losses into those of the result, up to the first that is not finite; returns whether all are.
+bool read_losses(std::vector<Tensor>& unread, std::vector<double>& losses) {
+  if (unread.empty()) return true;
+  const Tensor values = at::stack(unread).to(at::kCPU, at::kDouble);
+  unread.clear();
+  for (int64_t i = 0; i < values.numel(); ++i) {
+    losses.push_back(values.const_data_ptr<double>()[i]);
+    if (!std::isfinite(losses.back())) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 int64_t OptimizeOptions::num_epochs(int64_t num_samples) const {
@@ -133,7 +145,7 @@ OptimizeResult optimize_block(const std::function<Tensor(const Tensor&)>& loss, 
 
   OptimizeResult result;
   result.loss_before = result.loss_after = measure();
-  std::vector<Tensor> best = snapshot(groups);
+  std::vector<Tensor> best = snapshot(groups), unread;
   int64_t step = 0;
   for (int64_t epoch = 1; epoch <= num_epochs && !result.stopped_at_nonfinite; ++epoch) {
     shuffle(order, random);
@@ -141,14 +153,14 @@ OptimizeResult optimize_block(const std::function<Tensor(const Tensor&)>& loss, 
       const int64_t count = std::min(options.batch_size, num_samples - begin);
       rules.forget_gradients();
       const Tensor value = loss(at::tensor(at::ArrayRef<int64_t>(order.data() + begin, count), at::kLong));
-      result.losses.push_back(value.item<double>());
-      if (!std::isfinite(result.losses.back())) {
-        result.stopped_at_nonfinite = true;
-        break;
-      }
+      unread.push_back(value.detach());
+      // On other devices, looking at a loss waits for all that was asked for: those of an epoch are read at its end.
+      result.stopped_at_nonfinite = value.is_cpu() && !read_losses(unread, result.losses);
+      if (result.stopped_at_nonfinite) break;
       value.backward();
       rules.step(options.final_learning_rate, rate_share(options.schedule, step, num_steps));
     }
+    result.stopped_at_nonfinite = result.stopped_at_nonfinite || !read_losses(unread, result.losses);
     if (result.stopped_at_nonfinite) break;
     const double current = measure();
     if (options.on_epoch) options.on_epoch(epoch, current);

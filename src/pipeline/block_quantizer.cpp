@@ -41,6 +41,27 @@ std::string name_of(const Step& step) {
   return learned ? learned->name : "rounding";
 }
 
+/// What a step is called while it works.
+std::string work_of(const Step& step) {
+  if (const auto* learned = std::get_if<LearnStep>(&step)) return "learning \"" + learned->name + "\"";
+  if (std::holds_alternative<RoundStep>(step)) return "rounding";
+  return std::holds_alternative<TransformStep>(step) ? "finding a transform" : "setting quant points";
+}
+
+/// Does a part of the work on a block. Where the memory of its device ends, the error says which part.
+template <class Work>
+auto during(const std::string& what, const BlockPlace& place, const Work& work) {
+  try {
+    return work();
+  } catch (const c10::OutOfMemoryError& error) {
+    TORCH_CHECK_WITH(OutOfMemoryError, false, "block ", place.block + 1, " of ", place.config.num_hidden_layers, ", ",
+                     what, ": out of memory on ", place.compute.device(),
+                     "; with less `device_memory` the activation streams stay on the host, and fewer "
+                     "`tokens_per_batch` need less. ",
+                     error.what_without_backtrace());
+  }
+}
+
 /// The grids for a model: a group of the cache is a head.
 Grids grids_for(Grids grids, const ModelConfig& config) {
   if (grids.kv_cache) grids.kv_cache->group_size = config.head_dim;
@@ -158,8 +179,10 @@ BlockQuantizer::Result BlockQuantizer::quantize(int64_t pass, int64_t block, Blo
     if (std::exchange(measure, false)) before = original_ranges(layer.to(options_.compute));
     return in_stream_basis(std::move(layer));
   });
-  const Tensor weights =
-      windows_.defined() ? weigh_tokens(open.original(), block, begin > 0, in_passing ? &before : nullptr) : Tensor{};
+  const Tensor weights = during("passing the original", place, [&] {
+    return windows_.defined() ? weigh_tokens(open.original(), block, begin > 0, in_passing ? &before : nullptr)
+                              : Tensor{};
+  });
   const BlockTask task{.place = place,
                        .grids = grids,
                        .rounding = rounding_,
@@ -171,16 +194,22 @@ BlockQuantizer::Result BlockQuantizer::quantize(int64_t pass, int64_t block, Blo
                        .storage = options_.storage};
   const std::vector<Step>& steps = recipe_.passes.at(static_cast<size_t>(pass)).steps;
   for (auto step = steps.begin() + begin; step != steps.end(); ++step) {
-    apply_any(*step, open, task);
+    during(work_of(*step), place, [&] { apply_any(*step, open, task); });
     if (step_ended && is_long(*step) && std::any_of(step + 1, steps.end(), is_long)) {
       step_ended({step + 1 - steps.begin(), name_of(*step), state_tensors(open.state())});
     }
   }
+  return during("passing the result", place, [&] { return finish(open, block, pass + 1 == num_passes(), before); });
+}
+
+/// Ends the work on a block: takes the streams through it.
+BlockQuantizer::Result BlockQuantizer::finish(OpenBlock& open, int64_t block, bool last_pass,
+                                              const std::map<std::string, ActivationRange>& before) {
   OpenBlock::Passed passed = open.take_passed();
   Result result{open.state(), open.take_layer()};
   merge_corrections(result.layer);
   if (windows_.defined()) {
-    if (pass + 1 == num_passes()) {
+    if (last_pass) {
       if (passed.ranges.empty()) {
         passed.ranges = activation_ranges(result.layer, measured(streams_.quantized), streams_.rope);
       }

@@ -66,6 +66,7 @@ class BlockQuantizer {
  private:
   DecoderLayer read_block(int64_t block) const;
   DecoderLayer in_stream_basis(DecoderLayer layer) const;
+  Result finish(OpenBlock& open, int64_t block, bool last_pass, const std::map<std::string, ActivationRange>& before);
   Tensor measured(const Tensor& stream) const;
   std::map<std::string, ActivationRange> original_ranges(const DecoderLayer& layer) const;
   Tensor weigh_tokens(const DecoderLayer& original, int64_t block, bool quiet,

@@ -62,9 +62,10 @@ Tensor BlockWalk::allocate(int64_t features) const {
   const Tensor& stream = task_.inputs.quantized;
   const std::vector<int64_t> shape{stream.size(0), stream.size(1), features};
   const at::ScalarType dtype = task_.inputs.compute().dtype().toScalarType();
-  if (dtype != at::kFloat) return at::empty(shape, dtype);
+  if (dtype != at::kFloat) return at::empty(shape, stream.options().dtype(dtype));
   // Not in the type of the streams: a pass that does not stop here rounds nothing either.
-  return ActivationStorage{.dtype = dtype, .directory = task_.storage.directory}.allocate(shape);
+  return ActivationStorage{.dtype = dtype, .directory = task_.storage.directory, .device = task_.storage.device}
+      .allocate(shape);
 }
 
 Tensor after_attention(const DecoderLayer& layer, const Tensor& windows, const RotaryEmbedding& rope) {

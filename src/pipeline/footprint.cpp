@@ -22,6 +22,10 @@ constexpr int64_t kHeaderBytes = 128, kLogBytes = 4096, kFilesBytes = 32 << 10;
 /// Copies of a matrix while a step learns its rotation: the leaf with its gradient and the optimizer's two moments, the
 /// matrices of the Cayley map, and the gradients of those.
 constexpr int64_t kLearnedCopies = 12;
+/// Values of a weight whose clips are searched at a time by tensor operations, and tensors of that size.
+constexpr int64_t kSearchChunk = int64_t{1} << 24, kSearchCopies = 8;
+/// Tensors of the size of its input that a quant point takes by tensor operations.
+constexpr int64_t kPointCopies = 8;
 
 int64_t block_values(const ModelConfig& config) {
   int64_t values = 0;
@@ -206,6 +210,42 @@ int64_t state_bytes(const ModelConfig& config, const Recipe& recipe) {
   return (codes ? block_values(config) : 0) + matrix_values(config, recipe, everywhere) * kFloatBytes;
 }
 
+/// The stage of a block that needs most, and the streams, where the block is computed.
+std::vector<Footprint::Part> block_parts(const ModelConfig& config, const Recipe& recipe, const RunShape& shape) {
+  const int64_t tokens = shape.num_windows * shape.seq_len, values = block_values(config);
+  const int64_t forward =
+      tokens > 0 ? forward_bytes(config, std::min(tokens, std::max(shape.tokens_per_batch, shape.seq_len))) : 0;
+  const int64_t merging = merging_bytes(config, recipe);
+  const int64_t rounding = rounding_bytes(config, recipe, shape);
+  const int64_t learning = learning_bytes(config, recipe, shape);
+  const int64_t passing = values * (kFloatBytes + 1) + forward;
+  const int64_t block = std::max({merging, rounding, learning, passing});
+  const char* stage = block == rounding   ? "rounding"
+                      : block == learning ? "learning"
+                      : block == merging  ? "merging"
+                                          : "a pass";
+  return {{std::string("one block, at most while ") + stage, block}, {"what the allocator keeps between", block / 20}};
+}
+
+std::vector<Footprint::Part> stream_parts(const ModelConfig& config, const Recipe& recipe, const RunShape& shape) {
+  const int64_t tokens = shape.num_windows * shape.seq_len;
+  if (tokens == 0) return {};
+  const int64_t stream = tokens * config.hidden_size * size_of(recipe.activations_dtype);
+  std::vector<Footprint::Part> parts = {{"three activation streams", 3 * stream}};
+  if (!recipe.rounding_needs_moments()) return parts;
+  // The inputs of o_proj, in whose place the stream after attention comes where it is as wide.
+  const int64_t heads = config.num_attention_heads * config.head_dim;
+  const int64_t width = heads == config.hidden_size ? heads : heads + config.hidden_size;
+  parts.push_back({"a stream inside the block", tokens * width * kFloatBytes});
+  return parts;
+}
+
+/// Between the start of a run and its first block, where the table is rotated or rounded.
+int64_t embedding_bytes(const ModelConfig& config, const Recipe& recipe, const RunShape& shape) {
+  const int64_t value = recipe.grids.embedding ? 1 : size_of(recipe.dtype.value_or(shape.checkpoint_dtype));
+  return config.vocab_size * config.hidden_size * value;
+}
+
 }  // namespace
 
 int64_t Footprint::bytes() const {
@@ -219,41 +259,55 @@ int64_t forward_bytes(const ModelConfig& config, int64_t num_tokens) {
 }
 
 Footprint quantization_memory(const ModelConfig& config, const Recipe& recipe, const RunShape& shape) {
-  const int64_t tokens = shape.num_windows * shape.seq_len, values = block_values(config);
-  const int64_t stream = tokens * config.hidden_size * size_of(recipe.activations_dtype);
-  const int64_t forward =
-      tokens > 0 ? forward_bytes(config, std::min(tokens, std::max(shape.tokens_per_batch, shape.seq_len))) : 0;
-  const int64_t merging = merging_bytes(config, recipe);
-  const int64_t rounding = rounding_bytes(config, recipe, shape);
-  const int64_t learning = learning_bytes(config, recipe, shape);
-  const int64_t passing = values * (kFloatBytes + 1) + forward;
+  const int64_t values = block_values(config);
   Footprint memory;
-  const int64_t block = std::max({merging, rounding, learning, passing});
-  const char* stage = block == rounding   ? "rounding"
-                      : block == learning ? "learning"
-                      : block == merging  ? "merging"
-                                          : "a pass";
-  memory.parts.push_back({std::string("one block, at most while ") + stage, block});
+  const auto add = [&](const std::vector<Footprint::Part>& parts) {
+    memory.parts.insert(memory.parts.end(), parts.begin(), parts.end());
+  };
+  const std::vector<Footprint::Part> block = block_parts(config, recipe, shape);
+  if (shape.on_device) {
+    memory.parts.push_back(
+        {"one block on its way to the output", output_bytes(config, recipe, shape.checkpoint_dtype).block});
+  } else {
+    memory.parts.push_back(block[0]);
+  }
   memory.parts.push_back({"one block of the mapped checkpoint", values * size_of(shape.checkpoint_dtype)});
-  if (const int64_t matrices = matrix_values(config, recipe, everywhere); matrices > 0) {
+  if (const int64_t matrices = matrix_values(config, recipe, everywhere); matrices > 0 && !shape.on_device) {
     memory.parts.push_back({"the matrices of a block's transforms", matrices * kFloatBytes});
   }
   if (const int64_t state = state_bytes(config, recipe); recipe.passes.size() > 1 && state > 0) {
     memory.parts.push_back({"the states of all blocks between two passes", state * config.num_hidden_layers});
   }
-  if (recipe.rotates_residual()) {
-    const int64_t value = recipe.grids.embedding ? 1 : size_of(recipe.dtype.value_or(shape.checkpoint_dtype));
-    memory.parts.push_back({"the rotated embedding", config.vocab_size * config.hidden_size * value});
+  if (recipe.rotates_residual() && !shape.on_device) {
+    memory.parts.push_back({"the rotated embedding", embedding_bytes(config, recipe, shape)});
   }
-  if (tokens > 0 && !shape.activations_on_disk) memory.parts.push_back({"three activation streams", 3 * stream});
-  if (tokens > 0 && !shape.activations_on_disk && recipe.rounding_needs_moments()) {
-    // The inputs of o_proj, in whose place the stream after attention comes where it is as wide.
-    const int64_t heads = config.num_attention_heads * config.head_dim;
-    const int64_t width = heads == config.hidden_size ? heads : heads + config.hidden_size;
-    memory.parts.push_back({"a stream inside the block", tokens * width * kFloatBytes});
-  }
-  memory.parts.push_back({"what the allocator keeps between", block / 20});
+  if (!shape.activations_on_disk && !shape.streams_on_device) add(stream_parts(config, recipe, shape));
+  if (!shape.on_device) memory.parts.push_back(block[1]);
   memory.parts.push_back({"the program", kProcessBytes});
+  return memory;
+}
+
+Footprint quantization_device_memory(const ModelConfig& config, const Recipe& recipe, const RunShape& shape) {
+  Footprint memory{block_parts(config, recipe, shape)};
+  const auto add = [&](const std::string& what, int64_t bytes) {
+    if (bytes > 0) memory.parts.push_back({what, bytes});
+  };
+  // What fused kernels of the CPU keep in registers are tensors there: some of the size of a weight, or of a chunk of
+  // it, while clips are searched, and some of the activations at each quant point.
+  const int64_t largest = config.hidden_size * config.intermediate_size;
+  add("weights on the way to their grid", std::min(largest, kSearchChunk) * kSearchCopies * kFloatBytes);
+  const int64_t tokens = std::min(shape.num_windows * shape.seq_len, std::max(shape.tokens_per_batch, shape.seq_len));
+  if (recipe.grids.input_activations || recipe.grids.kv_cache) {
+    add("activations on the way to their grid",
+        (recipe.learns() ? 2 : 1) * tokens * config.intermediate_size * kPointCopies * kFloatBytes);
+  }
+  add("matrices of a block's transforms", matrix_values(config, recipe, everywhere) * kFloatBytes);
+  add("the embedding, as stored and as written",
+      config.vocab_size * config.hidden_size * size_of(shape.checkpoint_dtype) +
+          embedding_bytes(config, recipe, shape));
+  if (shape.streams_on_device) {
+    for (const Footprint::Part& part : stream_parts(config, recipe, shape)) add(part.what, part.bytes);
+  }
   return memory;
 }
 

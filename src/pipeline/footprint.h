@@ -11,11 +11,16 @@ struct RunShape {
   int64_t num_windows = 0, seq_len = 0;  ///< 0 windows: no calibration
   int64_t tokens_per_batch = 2048;
   bool activations_on_disk = false;
+  bool on_device = false;          ///< blocks are computed in the memory of another device than the CPU
+  bool streams_on_device = false;  ///< activation streams as well
   at::ScalarType checkpoint_dtype = at::kBFloat16;
 };
 
-/// Memory that quantize_checkpoint needs at its peak; the stage of a block that needs most is one part.
+/// Memory of the host that quantize() needs at its peak; the stage of a block that needs most is one part.
 Footprint quantization_memory(const ModelConfig& config, const Recipe& recipe, const RunShape& shape);
+
+/// The same of the device of a run with `on_device`.
+Footprint quantization_device_memory(const ModelConfig& config, const Recipe& recipe, const RunShape& shape);
 
 /// Bytes of the quantized checkpoint but for side files: of all blocks, and of what surrounds them. Rather too much
 /// than too little: what learning may put there counts.

@@ -31,19 +31,19 @@ class Objective {
     task_.inputs.pass.step();
     const Tensor indices = windows_.index_select(0, chosen);
     const at::TensorOptions compute = task_.inputs.compute();
-    const Tensor x = stream_.index_select(0, indices).to(compute);
-    const Tensor target = task_.target.index_select(0, indices).to(compute);
-    const Tensor weights = task_.token_weights.index_select(0, indices.to(compute.device()));
+    const Tensor there = indices.to(compute.device());
+    const auto rows = [&](const Tensor& of) { return of.index_select(0, of.is_cpu() ? indices : there).to(compute); };
+    const Tensor x = rows(stream_), target = rows(task_.target), weights = rows(task_.token_weights);
     const Tensor error = (layer.forward(x, task_.inputs.rope) - target).square().mean(-1);
     return (error * weights).mean();
   }
   /// Over windows that are spread over all of them.
   double monitored(const DecoderLayer& layer) const {
-    double sum = 0;
+    Tensor sum = at::zeros({}, task_.inputs.compute().dtype(at::kDouble));
     for (int64_t i = 0; i < num_monitored_; ++i) {
-      sum += loss(layer, at::tensor({i * num_windows() / num_monitored_}, at::kLong)).item<double>();
+      sum.add_(loss(layer, at::tensor({i * num_windows() / num_monitored_}, at::kLong)));
     }
-    return sum / static_cast<double>(num_monitored_);
+    return sum.item<double>() / static_cast<double>(num_monitored_);
   }
 
  private:

@@ -8,6 +8,7 @@
 
 #include "baseq/pipeline/job.h"
 #include "baseq/transform/hadamard.h"
+#include "device_plan.h"
 #include "finite_weights.h"
 #include "grid_overrides.h"
 #include "instruction_set.h"
@@ -216,13 +217,6 @@ int64_t bytes_in(const fs::path& directory) {
   return bytes;
 }
 
-at::ScalarType dtype_of(const Checkpoint& checkpoint) {
-  for (const char* name : {"model.embed_tokens.weight", "embed_tokens.weight"}) {
-    if (checkpoint.contains(name)) return checkpoint.info(name).dtype;
-  }
-  return at::kBFloat16;
-}
-
 ModelConfig config_of(const Checkpoint& checkpoint) {
   return ModelConfig::from_json(checkpoint.config(), (checkpoint.path() / "config.json").string());
 }
@@ -231,18 +225,6 @@ ModelConfig config_of(const Checkpoint& checkpoint) {
 Checkpoint checkpoint_of(const Job& job) {
   if (const auto* path = std::get_if<fs::path>(&job.model)) return Checkpoint(*path);
   return std::get<StoredModel>(job.model).tensors;
-}
-
-/// What memory and disk depend on besides model and recipe.
-RunShape shape_of(const Job& job, const Checkpoint& checkpoint) {
-  RunShape shape{.tokens_per_batch = job.options.tokens_per_batch,
-                 .activations_on_disk = !job.options.activations_directory.empty(),
-                 .checkpoint_dtype = dtype_of(checkpoint)};
-  if (job.windows.defined() || job.recipe.needs_calibration()) {
-    shape.num_windows = job.windows.defined() ? job.windows.size(0) : job.recipe.num_samples;
-    shape.seq_len = job.windows.defined() ? job.windows.size(1) : job.recipe.seq_len;
-  }
-  return shape;
 }
 
 /// Output, work directory and streams, in this order.
@@ -282,7 +264,7 @@ RunPlan plan(const Job& job) {
     return plan;
   }
   const Checkpoint& checkpoint = *opened;
-  const RunShape shape = shape_of(job, checkpoint);
+  RunShape shape = shape_of(job, checkpoint);
   if (!job.windows.defined() && job.recipe.needs_calibration()) plan.problems.push_back(needs_windows(job.recipe));
   check_model(checkpoint, plan);
   check_recipe(config, job.recipe, plan);
@@ -290,13 +272,17 @@ RunPlan plan(const Job& job) {
   check_products(job, plan);
 
   plan.num_blocks = config.num_hidden_layers;
+  const DevicePlan device = plan_device(job, config, shape);
+  if (device.problem) plan.problems.push_back(*device.problem);
+  plan.device_memory = device.memory;
+  shape.streams_on_device = device.streams_on_device;
   plan.memory = quantization_memory(config, job.recipe, shape);
   plan.disk = disk_needs(job, config, shape, check_side_files(checkpoint, plan));
   std::vector<DiskNeed> needs;
   for (const Footprint::Part& part : plan.disk) needs.push_back({part.what, part.bytes});
   for (std::string& problem : find_disk_problems(needs)) plan.problems.push_back(std::move(problem));
   const std::optional<int64_t> available = available_memory();
-  if (job.options.device.is_cpu() && available && plan.memory.bytes() > *available) {
+  if (available && plan.memory.bytes() > *available) {
     plan.warnings.push_back(
         fmt::format("memory: about {} needed, {} available; a `memory` budget finds a way with less",
                     format_bytes(plan.memory.bytes()), format_bytes(*available)));
@@ -313,6 +299,7 @@ MemoryFit fit_memory(const Job& job, int64_t budget) {
   const auto consider = [&](int64_t tokens_per_batch, bool on_disk) {
     shape.tokens_per_batch = tokens_per_batch;
     shape.activations_on_disk = on_disk;
+    shape.streams_on_device = !on_disk && plan_device(job, config, shape).streams_on_device;
     fit.smallest = {tokens_per_batch, on_disk, quantization_memory(config, job.recipe, shape).bytes()};
     if (!fit.choice && fit.smallest.bytes <= budget) fit.choice = fit.smallest;
   };

@@ -12,6 +12,7 @@
 #include "baseq/pipeline/job.h"
 #include "baseq/tokenizer/token_windows.h"
 #include "block_quantizer.h"
+#include "device_plan.h"
 #include "formats/native/config.h"
 #include "formats/native/modeling_source.h"
 #include "grid_overrides.h"
@@ -63,6 +64,8 @@ class Run {
   void write() {
     const std::vector<std::string> obstacles = find_obstacles(job_);
     TORCH_CHECK(obstacles.empty(), obstacles.front());
+    const std::optional<std::string> no_room = device_plan().problem;
+    TORCH_CHECK(!no_room, *no_room);
     // Before the writer removes what an earlier process left: that one may still be at work.
     if (!options_.work_directory.empty()) {
       journal_.emplace(options_.work_directory, describe_run(job_, checkpoint(), recipe_));
@@ -123,13 +126,17 @@ class Run {
     if (job_.progress) job_.progress(event);
   }
 
+  DevicePlan device_plan() const { return plan_device(job_, model_.config(), shape_of(job_, checkpoint())); }
+
   BlockQuantizer::Options block_options() {
     const auto report = [this](const ProgressEvent& event) {
       block_events_.push_back(to_json(event));
       tell(event);
     };
     return {.compute = at::TensorOptions().dtype(at::kFloat).device(options_.device),
-            .storage = {.dtype = recipe_.activations_dtype, .directory = options_.activations_directory},
+            .storage = {.dtype = recipe_.activations_dtype,
+                        .directory = options_.activations_directory,
+                        .device = device_plan().streams_on_device ? options_.device : at::Device(at::kCPU)},
             .pass = {.tokens_per_batch = options_.tokens_per_batch, .before_step = [this] { stop_when_asked(); }},
             .seed = options_.seed,
             .report = report};

@@ -54,7 +54,7 @@ Statistics collect(Site site, const DecoderLayer& layer, const DecoderLayer& unr
   const BlockInputs& inputs = task.inputs;
   Statistics result;
   const bool magnitudes = step.low_rank && step.low_rank->method == LowRank::kL2qer;
-  double dropped = 0;
+  Tensor dropped = at::zeros({}, task.token_weights.options().dtype(at::kDouble));
   const int64_t num_tokens = task.token_weights.numel();
   const auto add = [&](int64_t begin, const Tensor& seen) {
     Tensor x = seen.flatten(0, 1), full;
@@ -63,20 +63,21 @@ Statistics collect(Site site, const DecoderLayer& layer, const DecoderLayer& unr
       full = inputs.full_precision.narrow(0, begin, seen.size(0)).to(inputs.compute());
       full = unrounded.input_of(site, full, inputs.rope).flatten(0, 1);
     }
-    dropped += drop_tokens_not_finite({&x, &full}, weight);
+    if (const Tensor weights = drop_tokens_not_finite({&x, &full}, weight); weights.defined()) dropped.add_(weights);
     if (takes_tokens(step, num_tokens, x.size(1))) {
       if (!result.tokens.defined()) result.tokens = at::empty({num_tokens, x.size(1)}, x.options());
       const int64_t first = begin * inputs.quantized.size(1);
       result.tokens.narrow(0, first, x.size(0)).copy_(x).mul_(weight.sqrt());
       return;
     }
-    const Tensor weighted = weight.eq(1).all().item<bool>() ? x : x * weight;
+    const bool alike = weight.is_cpu() && weight.eq(1).all().item<bool>();  // elsewhere looking takes longer
+    const Tensor weighted = alike ? x : x * weight;
     accumulate(result.hessian, symmetric_product(weighted, x));
     if (magnitudes) accumulate(result.mean_magnitude, weighted.abs().sum(0, /*keepdim=*/false, at::kDouble));
     if (full.defined()) accumulate(result.cross, matrix_product((full - x).t(), weighted));
   };
   walk.visit(site, layer, add);
-  finish(result, task.token_weights.sum(at::kDouble).item<double>() - dropped);
+  finish(result, (task.token_weights.sum(at::kDouble) - dropped).item<double>());
   return result;
 }
 
@@ -84,7 +85,7 @@ Statistics collect(Site site, const DecoderLayer& layer, const DecoderLayer& unr
 const InputFactor& factor_of(Statistics& statistics, const GptqOptions& options) {
   if (statistics.factor) return *statistics.factor;
   if (statistics.tokens.defined()) {
-    const Tensor tokens = std::exchange(statistics.tokens, Tensor()).to(at::kCPU, at::kFloat);
+    const Tensor tokens = std::exchange(statistics.tokens, Tensor()).to(at::kFloat);
     statistics.factor = factor_tokens(tokens, options);
     if (statistics.factor->defined()) return *statistics.factor;
     statistics.hessian = symmetric_product(tokens, tokens).to(at::kDouble);
@@ -96,7 +97,7 @@ const InputFactor& factor_of(Statistics& statistics, const GptqOptions& options)
 
 /// The error of the linear's output over the inputs that `hessian` describes, or of its weight when that is undefined.
 double relative_error(const Tensor& weight, const Linear& rounded, const Tensor& hessian) {
-  const Tensor source = weight.to(at::kFloat), error = source - rounded.dequantized().to(source.device());
+  const Tensor source = weight.to(at::kFloat), error = source - rounded.dequantized();
   if (!hessian.defined())
     return source.any().item<bool>() ? (error.square().sum() / source.square().sum()).item<double>() : 0;
   const double energy = quadratic_form(source, hessian);

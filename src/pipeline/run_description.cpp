@@ -22,6 +22,13 @@ int64_t modified(const fs::path& file) {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(time).count();
 }
 
+at::ScalarType dtype_of(const Checkpoint& checkpoint) {
+  for (const char* name : {"model.embed_tokens.weight", "embed_tokens.weight"}) {
+    if (checkpoint.contains(name)) return checkpoint.info(name).dtype;
+  }
+  return at::kBFloat16;
+}
+
 }  // namespace
 
 StoredModel stored_model(const Job& job) {
@@ -32,6 +39,18 @@ StoredModel stored_model(const Job& job) {
 fs::path model_path(const Job& job) {
   if (const auto* path = std::get_if<fs::path>(&job.model)) return *path;
   return std::get<StoredModel>(job.model).tensors.path();
+}
+
+RunShape shape_of(const Job& job, const Checkpoint& checkpoint) {
+  RunShape shape{.tokens_per_batch = job.options.tokens_per_batch,
+                 .activations_on_disk = !job.options.activations_directory.empty(),
+                 .on_device = !job.options.device.is_cpu(),
+                 .checkpoint_dtype = dtype_of(checkpoint)};
+  if (job.windows.defined() || job.recipe.needs_calibration()) {
+    shape.num_windows = job.windows.defined() ? job.windows.size(0) : job.recipe.num_samples;
+    shape.seq_len = job.windows.defined() ? job.windows.size(1) : job.recipe.seq_len;
+  }
+  return shape;
 }
 
 std::string needs_windows(const Recipe& recipe) { return "recipe \"" + recipe.name + "\" needs calibration `windows`"; }

@@ -6,12 +6,16 @@
 
 #include "baseq/pipeline/job.h"
 #include "io/run_journal.h"
+#include "pipeline/footprint.h"
 
 namespace baseq {
 
 /// The model of a job, opened where it is a path.
 StoredModel stored_model(const Job& job);
 std::filesystem::path model_path(const Job& job);
+
+/// What memory and disk of a job depend on besides model and recipe. The streams of `on_device` are on the host.
+RunShape shape_of(const Job& job, const Checkpoint& checkpoint);
 
 /// What a job without calibration windows is told whose recipe needs some.
 std::string needs_windows(const Recipe& recipe);

@@ -19,7 +19,7 @@ class MomentSums {
 
   /// x: [tokens, features], weights [tokens, 1].
   void add(Tensor x, Tensor weights) {
-    dropped_ += drop_tokens_not_finite({&x}, weights);
+    if (const Tensor dropped = drop_tokens_not_finite({&x}, weights); dropped.defined()) accumulate(dropped_, dropped);
     const Tensor weighted = x * weights;
     accumulate(first_, weighted.sum(0, /*keepdim=*/false, at::kDouble));
     accumulate(second_, with_covariance_ ? matrix_product(weighted.t(), x).to(at::kDouble)
@@ -33,7 +33,8 @@ class MomentSums {
   Moments over(double weight_of_all) const {
     Moments moments;
     if (!first_.defined()) return moments;
-    const double counted = weight_of_all - dropped_, total = counted > 0 ? counted : 1;
+    const double counted = weight_of_all - (dropped_.defined() ? dropped_.item<double>() : 0);
+    const double total = counted > 0 ? counted : 1;
     moments.mean = first_ / total;
     if (with_covariance_) {
       moments.covariance = second_ / total - at::outer(moments.mean, moments.mean);
@@ -51,7 +52,7 @@ class MomentSums {
   static void accumulate(Tensor& sum, const Tensor& term) { sum = sum.defined() ? sum.add_(term) : term; }
 
   bool with_covariance_, with_maximum_;
-  double dropped_ = 0;  ///< weight of the tokens that were left out
+  Tensor dropped_;  ///< weight of the tokens that were left out
   Tensor first_, second_, maximum_;
 };
 
@@ -69,9 +70,9 @@ Tensor token_weights(const Tensor& target, Recipe::TokenWeights kind, const at::
   return kind == Recipe::TokenWeights::kUniform ? weights : weights / weights.mean();
 }
 
-double drop_tokens_not_finite(std::initializer_list<Tensor*> inputs, Tensor& weights) {
+Tensor drop_tokens_not_finite(std::initializer_list<Tensor*> inputs, Tensor& weights) {
   const auto finite = [](const Tensor* x) { return !x->defined() || all_finite(*x); };
-  if (std::all_of(inputs.begin(), inputs.end(), finite)) return 0;
+  if (weights.is_cpu() && std::all_of(inputs.begin(), inputs.end(), finite)) return {};
   Tensor counted = at::ones_like(weights, at::kBool);
   for (const Tensor* x : inputs) {
     if (x->defined()) counted = counted.logical_and_(x->isfinite().all(-1, /*keepdim=*/true));
@@ -81,7 +82,7 @@ double drop_tokens_not_finite(std::initializer_list<Tensor*> inputs, Tensor& wei
   }
   const Tensor before = weights;
   weights = at::where(counted, weights, 0.0);
-  return (before - weights).sum(at::kDouble).item<double>();
+  return (before - weights).sum(at::kDouble);
 }
 
 BlockMoments measure_block(const DecoderLayer& layer, const Tensor& stream, const RotaryEmbedding& rope,

@@ -15,11 +15,12 @@ namespace baseq {
 Tensor token_weights(const Tensor& target, Recipe::TokenWeights kind, const at::TensorOptions& compute);
 
 /// Takes the tokens that have a value which is not finite in one of `inputs` out of all of them: their values and
-/// weights become zero. Where there is none, the tensors stay the same ones.
+/// weights become zero. On the CPU the tensors stay the same ones where there is none; on other devices nothing is read
+/// back to find that out.
 /// @param inputs  [tokens, features] each, or undefined
 /// @param weights [tokens, 1]
-/// @return the sum of the weights that became zero
-double drop_tokens_not_finite(std::initializer_list<Tensor*> inputs, Tensor& weights);
+/// @return the sum of the weights that became zero, float64 []; undefined where none did
+Tensor drop_tokens_not_finite(std::initializer_list<Tensor*> inputs, Tensor& weights);
 
 /// Weighted first and second moments of a tensor's channels, float64.
 struct Moments {

@@ -19,7 +19,7 @@ Tensor VocabularyTable::rows(const Tensor& ids) const {
   if (!codes) return at::embedding(values, ids.to(values.device()));
   std::vector<int64_t> sizes = ids.sizes().vec();
   sizes.push_back(codes->codes.size(1));
-  return select_rows(*codes, ids.flatten().cpu()).dequantized().view(sizes);
+  return select_rows(*codes, ids.flatten().to(codes->codes.device())).dequantized().view(sizes);
 }
 
 std::map<std::string, Tensor> VocabularyTable::tensors(const std::string& name) const {
@@ -45,7 +45,7 @@ VocabularyTable make_table(const Tensor& matrix, const Tensor& column_gain, cons
       table.values.narrow(0, begin, rows).copy_(chunk);
       continue;
     }
-    const QuantizedWeight rounded = round_to_nearest(chunk.to(at::kCPU, at::kFloat), *grid, /*mse_clip=*/false);
+    const QuantizedWeight rounded = round_to_nearest(chunk.to(at::kFloat), *grid, /*mse_clip=*/false);
     codes.push_back(rounded.codes);
     scales.push_back(rounded.qparams.scale);
     if (rounded.qparams.zero_point.defined()) zero_points.push_back(rounded.qparams.zero_point);

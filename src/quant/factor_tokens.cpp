@@ -27,24 +27,26 @@ InputFactor factor_tokens(const Tensor& x, const GptqOptions& options) {
   factor.damping = options.damping;
   const Tensor diagonal = damp(factor, x.to(at::kDouble).square_().sum(0), options);
   factor.tokens = x.index_select(1, factor.order);
-  factor.responses = at::empty({n, num_tokens}, at::kFloat);
-  const Tensor rest = at::eye(num_tokens, at::kDouble), pivots = at::empty({n}, at::kDouble);
+  factor.responses = at::empty({n, num_tokens}, x.options());
+  const Tensor rest = at::eye(num_tokens, diagonal.options()), pivots = at::empty_like(diagonal);
   const Tensor added = factor.added.to(at::kDouble);
+  Conditions conditions;
   for (int64_t end = n, begin = 0; end > 0; end = begin) {
     begin = std::max<int64_t>(0, end - kColumns);
     const Tensor block = factor.tokens.slice(1, begin, end).to(at::kDouble).contiguous();
     const Tensor image = at::mm(rest, block);
     Tensor square = at::mm(block.t(), image);
     square.diagonal().add_(added.slice(0, begin, end));
-    const Tensor upper = upper_factor(square);
-    if (!upper.defined()) return {};
+    const auto [upper, usable] = upper_factor(square);
+    if (!conditions.add(usable)) return {};
     const Tensor root = upper.diagonal();
     const Tensor images = at::linalg_solve_triangular(upper.t(), image, /*upper=*/false, /*left=*/false);  // V_J
     pivots.slice(0, begin, end).copy_(root.square());
     factor.responses.slice(0, begin, end).copy_((images / root).t());
     if (begin > 0) rest.addmm_(images, images.t(), /*beta=*/1, /*alpha=*/-1);
   }
-  if (!has_usable_pivots(pivots, diagonal)) return {};
+  conditions.add(has_usable_pivots(pivots, diagonal));
+  if (!conditions.all_hold()) return {};
   factor.pivots = pivots.to(at::kFloat);
   return factor;
 }

@@ -39,6 +39,38 @@ Factors start_factors(const Tensor& weight, const Tensor& moments, const QuantSp
   return {(correction.A / length.unsqueeze(1)).to(at::kFloat), (correction.B * length).to(at::kFloat)};
 }
 
+/// The state with the least loss. It is chosen on the device of the weight, without reading a loss.
+class Best {
+ public:
+  /// Copies, for the optimizer goes on to change what it is given.
+  void offer(const Tensor& loss, const LowRankFactors& lora, const Tensor& clip) {
+    const bool first = !loss_.defined();
+    const Tensor better = first ? Tensor() : loss < loss_;
+    const auto take = [&](Tensor& kept, const Tensor& other) {
+      if (other.defined()) kept = first ? other.clone() : at::where(better, other, kept);
+    };
+    take(loss_, loss);
+    take(lora_.A, lora.A);
+    take(lora_.B, lora.B);
+    take(lora_.A_scale, lora.A_scale);
+    take(lora_.B_scale, lora.B_scale);
+    take(clip_, clip);
+  }
+  double loss() const { return loss_.item<double>(); }
+  const LowRankFactors& lora() const { return lora_; }
+  const Tensor& clip() const { return clip_; }
+
+ private:
+  Tensor loss_, clip_;
+  LowRankFactors lora_;
+};
+
+void check_losses(const std::vector<Tensor>& losses) {
+  const Tensor bad = at::stack(losses).isfinite().logical_not().nonzero().cpu();
+  TORCH_CHECK(bad.numel() == 0, "fbquant: the loss of step ", bad.numel() == 0 ? 0 : bad[0][0].item<int64_t>(),
+              " is not finite; lower the learning rate");
+}
+
 /// Steps of learning between two searches of the clip ratios, and ratios that one tries.
 constexpr int64_t kStepsPerSearch = 10, kRatiosPerSearch = 20;
 
@@ -100,7 +132,8 @@ FbquantResult fbquant(const Tensor& weight, const Tensor& moments, const QuantSp
   MseSearch search = options.search;
   search.num_steps = std::min(search.num_steps, kRatiosPerSearch);
   Tensor clip;
-  FbquantResult result;
+  Best best;
+  std::vector<Tensor> losses;
   for (int64_t step = 0; step <= options.steps; ++step) {
     const LowRankFactors lora = store_factors(learned.A, learned.B, options.dtype);
     const Factors stored{lora.dequantized_A(), lora.dequantized_B()};
@@ -110,17 +143,8 @@ FbquantResult fbquant(const Tensor& weight, const Tensor& moments, const QuantSp
     const QParams qparams = compute_qparams(rest, spec, clip);
     const Tensor error = rest - fake_quantize(rest, qparams, spec);
     const Tensor gradient = matrix_product(error, h);  // of + B A, up to -2
-    const double loss = (gradient * error).sum(at::kDouble).item<double>() / unit;
-    TORCH_CHECK(std::isfinite(loss), "fbquant: the loss of step ", step, " is not finite; lower the learning rate");
-    if (step == 0) result.loss_before = loss;
-    if (step == 0 || loss < result.relative_error) {
-      result.relative_error = loss;
-      result.lora = lora;
-      result.clip = clip;
-      // In float32 these are the tensors that the optimizer goes on to change.
-      result.lora.A = lora.A.clone();
-      result.lora.B = lora.B.clone();
-    }
+    losses.push_back((gradient * error).sum(at::kDouble) / unit);
+    best.offer(losses.back(), lora, clip);
     if (step == options.steps) break;
     learned.A.mutable_grad() = matrix_product(stored.B.t(), gradient).mul_(-2 / unit);
     learned.B.mutable_grad() = matrix_product(gradient, stored.A.t()).mul_(-2 / unit);
@@ -129,6 +153,10 @@ FbquantResult fbquant(const Tensor& weight, const Tensor& moments, const QuantSp
     optimizer.step();
   }
 
+  check_losses(losses);
+  FbquantResult result{.lora = best.lora(), .clip = best.clip()};
+  result.loss_before = losses.front().item<double>();
+  result.relative_error = best.loss();
   result.weight = round_beside(source, result.lora, spec, result.clip);
   return result;
 }

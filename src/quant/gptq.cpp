@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <numeric>
-#include <vector>
 
 #include "finite.h"
 #include "gptq_block.h"
@@ -36,8 +35,8 @@ QParams by_column(const QParams& qparams, int64_t rows, int64_t padded_rows) {
   return {turn(qparams.scale, 1), turn(qparams.zero_point, 0)};
 }
 
-/// One weight while its columns are rounded. All matrices are [columns, rows] in the order of rounding, rows padded
-/// with zeros to whole strips.
+/// One weight while its columns are rounded, on its device. All matrices are [columns, rows] in the order of rounding,
+/// rows padded with zeros to whole strips.
 class ColumnRounding {
  public:
   ColumnRounding(const Tensor& weight, const InputFactor& inputs, const QuantSpec& spec, const GptqOptions& options)
@@ -48,9 +47,10 @@ class ColumnRounding {
         columns_(weight.size(1)),
         group_size_(spec.strategy == Strategy::kGroup ? spec.group_size : columns_),
         params_on_the_way_(spec.strategy == Strategy::kGroup && !options.static_groups),
-        target_(at::zeros({columns_, (rows_ + kRowsInStrip - 1) / kRowsInStrip * kRowsInStrip})),
-        codes_(at::empty(target_.sizes(), at::kChar)),
-        losses_(target_.size(1) / kRowsInStrip) {
+        target_(at::zeros({columns_, (rows_ + kRowsInStrip - 1) / kRowsInStrip * kRowsInStrip}, weight.options())),
+        codes_(at::empty(target_.sizes(), weight.options().dtype(at::kChar))),
+        groups_(inputs.order.floor_divide(group_size_)),
+        losses_(at::zeros({target_.size(1) / kRowsInStrip}, weight.options().dtype(at::kDouble))) {
     const Tensor target = inputs.correction.defined()
                               ? weight.index_select(1, inputs.order) +
                                     matrix_product(weight.index_select(1, inputs.order), inputs.correction)
@@ -58,7 +58,7 @@ class ColumnRounding {
     target_.narrow(1, 0, rows_).copy_(target.t());
     if (params_on_the_way_) {
       (void)group_view(weight, spec);  // throws when group_size does not divide the columns
-      const Tensor empty = at::ones({columns_ / group_size_, target_.size(1)});
+      const Tensor empty = at::ones({columns_ / group_size_, target_.size(1)}, weight.options());
       by_column_ = {empty, spec.symmetric ? Tensor() : at::zeros_like(empty)};
     } else {
       qparams_ = params_of(weight, spec);
@@ -82,7 +82,11 @@ class ColumnRounding {
   }
 
   /// tr(D H D^T), D = target - dequantized.
-  double loss() const { return std::max(0.0, std::accumulate(losses_.begin(), losses_.end(), 0.0)); }
+  double loss() const {
+    const Tensor losses = losses_.cpu();
+    const auto* first = losses.const_data_ptr<double>();
+    return std::max(0.0, std::accumulate(first, first + losses.numel(), 0.0));
+  }
 
  private:
   QParams params_of(const Tensor& w, const QuantSpec& grid) const {
@@ -125,7 +129,6 @@ class ColumnRounding {
     const Tensor feedback = inputs_.tokens.defined() ? matrix_product(inputs_.responses.slice(0, begin, end),
                                                                       inputs_.tokens.slice(1, begin, end).contiguous())
                                                      : inputs_.feedback.slice(0, begin, end).slice(1, begin, end);
-    const auto* order = inputs_.order.const_data_ptr<int64_t>();
     for (int64_t from = begin; from < end; from += inner_size()) {
       const int64_t to = std::min(from + inner_size(), end), first = from - begin, last = to - begin;
       if (params_on_the_way_ && from % group_size_ == 0)
@@ -135,12 +138,12 @@ class ColumnRounding {
                       .feedback = feedback.slice(0, first, last).slice(1, first, last),
                       .codes = codes_.slice(0, from, to),
                       .qparams = by_column_,
+                      .groups = groups_.slice(0, from, to),
                       .pivots = inputs_.pivots.slice(0, from, to),
                       .added = inputs_.added.slice(0, from, to),
                       .low = static_cast<float>(code_min(spec_)),
                       .high = static_cast<float>(code_max(spec_)),
                       .first_order = static_cast<float>(options_.first_order)};
-      for (int64_t j = from; j < to; ++j) block.groups.push_back(order[j] / group_size_);
       round_block(block, losses_);
       if (to == end) break;
       current.slice(0, last).add_(
@@ -158,7 +161,8 @@ class ColumnRounding {
   bool params_on_the_way_;
   Tensor target_;  ///< the weights of columns that are not yet rounded, the errors of the others
   Tensor codes_;
-  std::vector<double> losses_;  ///< by strip
+  Tensor groups_;  ///< of each column
+  Tensor losses_;  ///< by strip
   QParams qparams_, by_column_;
   Tensor outputs_;  ///< of the errors so far, [num_tokens, rows]; in the token form
 };
@@ -217,15 +221,15 @@ Tensor second_moments(const Tensor& x) {
 
 double quadratic_form(const Tensor& matrix, const Tensor& hessian) {
   constexpr int64_t kColumns = 512;
-  double total = 0;
+  Tensor total = at::zeros({}, matrix.options().dtype(at::kDouble));
   for (int64_t begin = 0; begin < hessian.size(0); begin += kColumns) {
     const int64_t end = std::min(begin + kColumns, hessian.size(0));
     Tensor block = hessian.slice(0, 0, end).slice(1, begin, end).to(at::kFloat, false, /*copy=*/true);
     block.slice(0, 0, begin).mul_(2);
     const Tensor product = matrix_product(matrix.slice(1, 0, end), block);
-    total += product.mul_(matrix.slice(1, begin, end)).sum(at::kDouble).item<double>();
+    total.add_(product.mul_(matrix.slice(1, begin, end)).sum(at::kDouble));
   }
-  return total;
+  return total.item<double>();
 }
 
 QuantizedWeight round_to_nearest(const Tensor& weight, const QuantSpec& spec, bool mse_clip, const MseSearch& search) {
@@ -242,7 +246,7 @@ QuantizedWeight round_to_nearest(const Tensor& weight, const QuantSpec& spec, bo
 GptqResult gptq(const Tensor& weight, const InputFactor& inputs, const QuantSpec& spec, const GptqOptions& options) {
   check_gptq(weight, spec, options);
   const at::NoGradGuard no_grad;
-  const Tensor source = weight.to(at::kCPU, at::kFloat).contiguous();
+  const Tensor source = weight.to(at::kFloat).contiguous();
   TORCH_CHECK(all_finite(source), "gptq: weight has a value that is not finite");
   GptqResult result{.weight = {spec, {}, {}}, .damping = inputs.damping};
   const double energy = energy_of(source, inputs);
@@ -272,7 +276,8 @@ GptqResult gptq(const Tensor& weight, const Tensor& hessian, const QuantSpec& sp
               " but weight is ", weight.sizes());
   TORCH_CHECK(!cross.defined() || cross.sizes() == hessian.sizes(), "gptq: cross is ", cross.sizes(),
               " but hessian is ", hessian.sizes());
-  return gptq(weight, factor_moments(hessian, options, cross), spec, options);
+  const auto there = [&](const Tensor& t) { return t.defined() ? t.to(weight.device()) : t; };
+  return gptq(weight, factor_moments(there(hessian), options, there(cross)), spec, options);
 }
 
 }  // namespace baseq

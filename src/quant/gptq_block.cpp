@@ -131,12 +131,44 @@ __attribute__((target_clones("avx512f", "avx2", "default"))) double round_strip_
   return round_columns_of<true>(strip, errors);
 }
 
+/// By tensor operations on any device: five a column, without reading anything back.
+void round_by_operations(const GptqBlock& block, const Tensor& losses) {
+  const int64_t width = block.target.size(0);
+  const bool shifted = block.qparams.zero_point.defined();
+  const Tensor scale = block.qparams.scale.index_select(0, block.groups);
+  const Tensor zero_point = shifted ? block.qparams.zero_point.index_select(0, block.groups) : Tensor();
+  const Tensor target = block.target.clone(), errors = block.target;
+  const Tensor seen = at::empty_like(target), codes = at::empty_like(target);
+  for (int64_t j = 0; j < width; ++j) {
+    Tensor position = codes[j], corrected = seen[j];
+    at::addmv_out(corrected, block.corrected[j], errors.slice(0, 0, j).t(), block.feedback[j].slice(0, 0, j));
+    Tensor forgotten;
+    if (block.first_order != 0) {
+      const float kept = 1 - block.first_order;
+      const Tensor distance = corrected - target[j];
+      corrected.sub_(distance, block.first_order);
+      forgotten = distance * (1 - kept * kept);
+    }
+    at::div_out(position, corrected, scale[j]);
+    if (shifted) position.add_(zero_point[j]);
+    position.clamp_(block.low, block.high).round_();
+    errors[j].addcmul_(shifted ? position - zero_point[j] : position, scale[j], -1);
+    if (forgotten.defined()) errors[j].sub_(forgotten);
+  }
+  block.codes.copy_(codes);
+  const Tensor value = (shifted ? codes - zero_point : codes) * scale;
+  const Tensor missed = (seen - value).square_().mul_(block.pivots.unsqueeze(1));
+  const Tensor damped = (target - value).square_().mul_(block.added.unsqueeze(1));
+  losses[0].add_((missed - damped).sum(at::kDouble));
+}
+
 }  // namespace
 
-void round_block(const GptqBlock& block, std::vector<double>& losses) {
+void round_block(const GptqBlock& block, const Tensor& losses) {
   const int64_t width = block.target.size(0), rows = block.target.size(1);
-  TORCH_INTERNAL_ASSERT(rows % kRowsInStrip == 0 && static_cast<int64_t>(losses.size()) == rows / kRowsInStrip &&
-                        static_cast<int64_t>(block.groups.size()) == width);
+  TORCH_INTERNAL_ASSERT(rows % kRowsInStrip == 0 && losses.numel() == rows / kRowsInStrip &&
+                        block.groups.numel() == width);
+  if (!block.target.is_cpu()) return round_by_operations(block, losses);
   const bool shifted = block.qparams.zero_point.defined();
   const Strip all{.target = block.target.mutable_data_ptr<float>(),
                   .corrected = block.corrected.const_data_ptr<float>(),
@@ -146,13 +178,14 @@ void round_block(const GptqBlock& block, std::vector<double>& losses) {
                   .codes = block.codes.mutable_data_ptr<int8_t>(),
                   .pivots = block.pivots.const_data_ptr<float>(),
                   .added = block.added.const_data_ptr<float>(),
-                  .groups = block.groups.data(),
+                  .groups = block.groups.const_data_ptr<int64_t>(),
                   .width = width,
                   .rows = rows,
                   .feedback_stride = block.feedback.stride(0),
                   .low = block.low,
                   .high = block.high,
                   .first_order = block.first_order};
+  auto* loss = losses.mutable_data_ptr<double>();
   at::parallel_for(0, rows / kRowsInStrip, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> errors(width * kRowsInStrip);
     for (int64_t index = begin; index < end; ++index) {
@@ -163,8 +196,8 @@ void round_block(const GptqBlock& block, std::vector<double>& losses) {
       strip.scale += top;
       if (strip.zero_point != nullptr) strip.zero_point += top;
       strip.codes += top;
-      losses[index] += block.first_order == 0 ? round_strip(strip, errors.data())
-                                              : round_strip_with_first_order(strip, errors.data());
+      loss[index] += block.first_order == 0 ? round_strip(strip, errors.data())
+                                            : round_strip_with_first_order(strip, errors.data());
     }
   });
 }

@@ -37,6 +37,10 @@ struct RangeGrid {
 /// the low end, which keeps the precision that a large real zero point would lose.
 RangeGrid grid_over(const Extremes& range, float clip, const QuantSpec& spec);
 
+/// Fake quantization over the range of each group of x, a dynamic asymmetric grid that counts from its low end as
+/// grid_over() does, by tensor operations on any device. See compute_qparams for `clip`.
+Tensor fake_quantize_from_base(const Tensor& x, const QuantSpec& spec, const Tensor& clip);
+
 /// Throws c10::Error when a field of `spec` is out of range.
 void check_spec(const char* who, const QuantSpec& spec);
 /// Throws c10::Error for what check_spec refuses, and for a grid whose ranges come from each row as it passes.

@@ -24,6 +24,7 @@ constexpr double kLeastFloatPivot = 1e-4;
 /// Rows and columns of a float64 matrix in another order and type.
 template <class Out>
 Tensor reordered(const Tensor& matrix, const Tensor& order, at::ScalarType dtype) {
+  if (!matrix.is_cpu()) return matrix.index_select(0, order).index_select(1, order).to(dtype);
   const int64_t n = matrix.size(0);
   const Tensor result = at::empty({n, n}, dtype);
   const auto* from = matrix.const_data_ptr<double>();
@@ -44,7 +45,8 @@ bool factor_in_float32(InputFactor& factor, const Tensor& diagonal) {
   const int64_t n = diagonal.size(0);
   const Tensor g = reordered<float>(factor.moments, factor.order, at::kFloat);  // becomes R^T, row by row
   g.diagonal().copy_(diagonal);
-  const Tensor pivots = at::empty({n}, at::kDouble);
+  const Tensor pivots = at::empty_like(diagonal);
+  Conditions conditions;
   for (int64_t end = n, begin = 0; end > 0; end = begin) {
     begin = std::max<int64_t>(0, end - kFactorBlock);
     const Tensor rows = g.slice(0, begin, end);
@@ -52,12 +54,12 @@ bool factor_in_float32(InputFactor& factor, const Tensor& diagonal) {
       const Tensor later = g.slice(0, end).slice(1, 0, end).contiguous();
       rows.slice(1, 0, end).sub_(matrix_product(later.slice(1, begin).t().contiguous(), later));
     }
-    const Tensor square = rows.slice(1, begin, end), upper = upper_factor(square.to(at::kDouble));
-    if (!upper.defined()) return false;
-    pivots.slice(0, begin, end).copy_(upper.diagonal().square());
-    if (pivots.slice(0, begin, end).lt(diagonal.slice(0, begin, end) * kLeastFloatPivot).any().item<bool>()) {
-      return false;
-    }
+    const Tensor square = rows.slice(1, begin, end);
+    const auto [upper, usable] = upper_factor(square.to(at::kDouble));
+    if (!conditions.add(usable)) return false;
+    const Tensor found = upper.diagonal().square();
+    pivots.slice(0, begin, end).copy_(found);
+    if (!conditions.add(found.ge(diagonal.slice(0, begin, end) * kLeastFloatPivot).all())) return false;
     square.copy_(upper.t());
     if (begin == 0) break;
     const Tensor inverse =
@@ -65,7 +67,8 @@ bool factor_in_float32(InputFactor& factor, const Tensor& diagonal) {
     const Tensor earlier = rows.slice(1, 0, begin);
     earlier.copy_(matrix_product(inverse, earlier.contiguous()));
   }
-  if (!has_usable_pivots(pivots, diagonal)) return false;
+  conditions.add(has_usable_pivots(pivots, diagonal));
+  if (!conditions.all_hold()) return false;
   factor.feedback = g.div_(pivots.sqrt().to(at::kFloat).unsqueeze(1));
   factor.pivots = pivots.to(at::kFloat);
   return true;
@@ -77,12 +80,15 @@ bool factor_in_float64(InputFactor& factor, const Tensor& diagonal) {
   const Tensor matrix = reordered<double>(factor.moments, factor.order.flip(0), at::kDouble);
   matrix.diagonal().copy_(diagonal.flip(0));
   Tensor lower = matrix.t();  // column-major, as LAPACK works
-  Tensor info = at::empty({}, at::kInt);
+  Tensor info = at::empty({}, matrix.options().dtype(at::kInt));
   at::linalg_cholesky_ex_out(lower, info, lower);
   const Tensor root = lower.diagonal().flip(0);
   // What is not finite in a row makes the row's diagonal so.
-  if (info.item<int64_t>() != 0 || !all_finite(root) || !has_usable_pivots(root.square(), diagonal)) return false;
-  factor.feedback = at::empty({n, n}, at::kFloat);
+  Conditions conditions;
+  conditions.add(info.eq(0).logical_and(root.isfinite().all()));
+  conditions.add(has_usable_pivots(root.square(), diagonal));
+  if (!conditions.all_hold()) return false;
+  factor.feedback = at::empty({n, n}, matrix.options().dtype(at::kFloat));
   constexpr int64_t kRows = 512;  // no second matrix in float64
   for (int64_t begin = 0; begin < n; begin += kRows) {
     const int64_t rows = std::min(kRows, n - begin);
@@ -116,33 +122,39 @@ Tensor damp(InputFactor& factor, const Tensor& diagonal, const GptqOptions& opti
   // Inputs that are always zero constrain nothing and say nothing of the others: they do not count in the mean, and
   // with it on their diagonal they are rounded on their own.
   const Tensor live = diagonal.masked_select(diagonal != 0);
-  const double mean = live.numel() > 0 ? live.mean().item<double>() : 1.0;
+  const Tensor mean = live.numel() > 0 ? live.mean() : at::ones({}, diagonal.options());
   factor.order = options.activation_order ? at::argsort(diagonal, /*stable=*/true, /*dim=*/0, /*descending=*/true)
-                                          : at::arange(diagonal.size(0));
+                                          : at::arange(diagonal.size(0), diagonal.options().dtype(at::kLong));
   const Tensor ordered = diagonal.index_select(0, factor.order);
-  const Tensor added = at::where(ordered == 0, mean, at::zeros_like(ordered)) + factor.damping * mean;
+  const Tensor added = at::where(ordered == 0, mean, at::zeros_like(ordered)) + mean * factor.damping;
   factor.added = added.to(at::kFloat);
   return ordered + added;
 }
 
-Tensor upper_factor(const Tensor& matrix) {
+UpperFactor upper_factor(const Tensor& matrix) {
   const auto [lower, info] = at::linalg_cholesky_ex(matrix.flip({0, 1}));
-  if (info.item<int64_t>() != 0 || !all_finite(lower.diagonal().contiguous())) return {};
-  return lower.flip({0, 1});
+  return {lower.flip({0, 1}), info.eq(0).logical_and(lower.diagonal().isfinite().all())};
 }
 
-bool has_usable_pivots(const Tensor& pivots, const Tensor& diagonal) {
+bool Conditions::add(const Tensor& condition) {
+  all_ = all_.defined() ? all_.logical_and(condition) : condition;
+  return !condition.is_cpu() || condition.item<bool>();
+}
+
+bool Conditions::all_hold() const { return !all_.defined() || all_.item<bool>(); }
+
+Tensor has_usable_pivots(const Tensor& pivots, const Tensor& diagonal) {
   constexpr double kNothing = 1e-18;
   constexpr double kSafety = 100;  // errors of the matrix itself grow on their way to the last pivots
   const double rounding = kSafety * static_cast<double>(diagonal.size(0)) * std::numeric_limits<double>::epsilon();
   const Tensor least = at::maximum(diagonal * rounding, diagonal.max() * kNothing);
-  return pivots.ge(least).all().item<bool>();
+  return pivots.ge(least).all();
 }
 
 InputFactor factor_moments(const Tensor& moments, const GptqOptions& options, const Tensor& cross) {
   const at::NoGradGuard no_grad;
   InputFactor factor;
-  const Tensor h = moments.to(at::kCPU, at::kDouble).contiguous();
+  const Tensor h = moments.to(at::kDouble).contiguous();
   if (!all_finite(h)) return factor;
   factor.moments = h;
   const Tensor diagonal = h.diagonal().contiguous();
@@ -154,7 +166,7 @@ InputFactor factor_moments(const Tensor& moments, const GptqOptions& options, co
     if (factor.damping >= 1) return factor;
   }
   if (cross.defined()) {
-    const Tensor d = cross.to(at::kCPU, at::kDouble).contiguous();
+    const Tensor d = cross.to(at::kDouble).contiguous();
     TORCH_CHECK(all_finite(d), "gptq: cross has a value that is not finite");
     factor.correction = correction_for(factor, d, options.cross_strength);
   }

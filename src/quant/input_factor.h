@@ -4,7 +4,8 @@
 
 namespace baseq {
 
-/// What GPTQ takes from the inputs of a linear. All linears that read the same input share it.
+/// What GPTQ takes from the inputs of a linear. All linears that read the same input share it. All is on the device of
+/// the moments or tokens that it was computed from.
 ///
 /// With rows and columns in the order in which columns are rounded, H + A = R R^T: H are the second moments of the
 /// inputs, A is diagonal, R upper triangular. GPTQ's feedback needs no more. With the inverse of H + A factored as
@@ -45,13 +46,30 @@ GptqResult gptq(const Tensor& weight, const InputFactor& inputs, const QuantSpec
 /// Returns the diagonal of H + A in the order of rounding.
 Tensor damp(InputFactor& factor, const Tensor& diagonal, const GptqOptions& options);
 
-/// Upper triangular R with A = R R^T, float64; undefined when A has none.
-Tensor upper_factor(const Tensor& matrix);
+/// Upper triangular R with A = R R^T, float64.
+struct UpperFactor {
+  Tensor matrix;
+  Tensor usable;  ///< bool []: whether A has one
+};
+UpperFactor upper_factor(const Tensor& matrix);
+
+/// What has to hold on the way to a factor. On the CPU one can stop where it does not; on other devices looking there
+/// would wait for all that was asked for, so that it is looked at in the end.
+class Conditions {
+ public:
+  /// @param condition bool []
+  /// Returns false when it is known that it does not hold.
+  bool add(const Tensor& condition);
+  bool all_hold() const;
+
+ private:
+  Tensor all_;
+};
 
 /// Whether every pivot of a Cholesky factor says something: a pivot is what is left of a diagonal value when the
 /// columns before it are known. One that is less than the rounding errors of its own diagonal value comes from them
 /// alone, and one that is nothing beside the largest value makes a feedback without bound. Any damping worth the name
-/// keeps both away.
-bool has_usable_pivots(const Tensor& pivots, const Tensor& diagonal);
+/// keeps both away. bool []
+Tensor has_usable_pivots(const Tensor& pivots, const Tensor& diagonal);
 
 }  // namespace baseq

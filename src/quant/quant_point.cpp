@@ -41,7 +41,8 @@ Tensor fake_quantize_dynamic(const Tensor& x, const QuantSpec& spec, const Tenso
     return fused_fake_quantize_dynamic(grouped, spec, ratios, gain, shift, add_shift_back).view(x.sizes());
   }
   const Tensor u = apply_gain_and_shift(x, gain, shift);
-  const Tensor rounded = fake_quantize(u, compute_qparams(u, spec, clip), spec);
+  const Tensor rounded =
+      spec.symmetric ? fake_quantize(u, compute_qparams(u, spec, clip), spec) : fake_quantize_from_base(u, spec, clip);
   return add_shift_back && shift.defined() ? rounded + shift : rounded;
 }
 

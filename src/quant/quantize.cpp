@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
+#include <utility>
+
 #include "cells.h"
 #include "fused.h"
 #include "grid.h"
@@ -25,6 +27,16 @@ Tensor to_grid(const Tensor& grouped, const QParams& qparams) {
 Tensor from_grid(const Tensor& codes, const QParams& qparams) {
   const Tensor centred = qparams.zero_point.defined() ? codes - qparams.zero_point.unsqueeze(-1) : codes;
   return centred * qparams.scale.unsqueeze(-1);
+}
+
+/// What of the minimum and what of the maximum of ranges [rows, groups] remains, by `clip`.
+std::pair<Tensor, Tensor> ratios_of(const Tensor& clip, const Tensor& ranges, const QuantSpec& spec) {
+  const int64_t ends = clip.dim() == 0 ? 1 : clip.size(-1);
+  const Tensor low = clip.dim() == 0 ? clip : clip.select(-1, 0);
+  TORCH_CHECK((ends == 1 || (ends == 2 && !spec.dynamic)) && at::is_expandable_to(low.sizes(), ranges.sizes()),
+              "compute_qparams: clip is ", clip.sizes(), ", expected [", ranges.size(1), ", 1] or [", ranges.size(0),
+              ", ", ranges.size(1), ", 1], or 2 in place of 1 on a static grid");
+  return {low, ends == 2 ? clip.select(-1, 1) : low};
 }
 
 void check_qparams(const char* who, const Tensor& grouped, const QParams& qparams) {
@@ -75,18 +87,14 @@ QParams compute_qparams(const Tensor& x, const QuantSpec& spec, const Tensor& cl
     low = low.clamp_max(0);
   }
   if (clip.defined()) {
-    const int64_t ends = clip.dim() == 0 ? 1 : clip.size(-1);
-    const Tensor ratio = clip.dim() == 0 ? clip : clip.select(-1, 0);
-    TORCH_CHECK((ends == 1 || (ends == 2 && !spec.dynamic)) && at::is_expandable_to(ratio.sizes(), high.sizes()),
-                "compute_qparams: clip is ", clip.sizes(), ", expected [", high.size(1), ", 1] or [", high.size(0),
-                ", ", high.size(1), ", 1], or 2 in place of 1 on a static grid");
+    const auto [of_low, of_high] = ratios_of(clip, high, spec);
     if (spec.dynamic && !spec.symmetric) {
       const Tensor middle = (high + low) / 2, half = (high - low) / 2;
-      high = middle + ratio * half;
-      low = middle - ratio * half;
+      high = middle + of_low * half;
+      low = middle - of_low * half;
     } else {
-      high = (ends == 2 ? clip.select(-1, 1) : ratio) * high;
-      low = ratio * low;
+      high = of_high * high;
+      low = of_low * low;
     }
   }
   const auto steps = static_cast<double>(num_steps(spec));
@@ -124,6 +132,20 @@ Tensor fake_quantize(const Tensor& x, const QParams& qparams, const QuantSpec& s
   const Tensor position = to_grid(grouped, qparams);
   const Tensor codes = straight_through(position, position.detach().round()).clamp(code_min(spec), code_max(spec));
   return from_grid(codes, qparams).to(x.scalar_type()).view(x.sizes());
+}
+
+Tensor fake_quantize_from_base(const Tensor& x, const QuantSpec& spec, const Tensor& clip) {
+  check_spec("fake_quantize_from_base", spec);
+  TORCH_INTERNAL_ASSERT(spec.dynamic && !spec.symmetric);
+  const Tensor grouped = to_compute_type(group_view(x, spec));
+  const Tensor high = grouped.amax(-1), low = grouped.amin(-1);
+  const Tensor middle = (high + low) / 2, half = (high - low) / 2;
+  const Tensor reach = clip.defined() ? ratios_of(clip, high) * half : half, base = middle - reach;
+  const auto count = static_cast<double>(num_steps(spec));
+  const Tensor scale = round_scale((middle + reach - base) / count, spec).unsqueeze(-1), from = base.unsqueeze(-1);
+  const Tensor position = (grouped - from) / scale;
+  const Tensor codes = straight_through(position, position.detach().round()).clamp(0, count);
+  return (codes * scale + from).to(x.scalar_type()).view(x.sizes());
 }
 
 Tensor QuantizedWeight::dequantized() const { return dequantize(codes, qparams, spec); }

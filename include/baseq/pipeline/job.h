@@ -123,6 +123,9 @@ struct QuantizeOptions {
   /// Directory of the mapped files that hold the activation streams; empty: they stay in memory.
   std::filesystem::path activations_directory{};
   int64_t tokens_per_batch = kTokensPerBatch;
+  /// Bytes of the memory of a `device` other than the CPU that may be used; 0: what is free there. The activation
+  /// streams live there where they fit, else on the host, to the same bytes of the result.
+  int64_t device_memory = 0;
   CheckpointWriter::Options output{};  ///< size of the shards, whether an existing checkpoint is replaced
   /// Keeps finished blocks, finished stages of the next one and the streams. A job that finds its own continues it, to
   /// the same bytes. Empty: nothing is kept.
@@ -169,7 +172,8 @@ struct Footprint {
 struct RunPlan {
   std::vector<std::string> problems;  ///< each a sentence; one is enough to end the run
   std::vector<std::string> warnings;
-  Footprint memory;
+  Footprint memory;         ///< of the host
+  Footprint device_memory;  ///< of a device other than the CPU; without parts on the CPU
   /// Bytes that will be written, by directory.
   std::vector<Footprint::Part> disk;
   int64_t num_blocks = 0;
@@ -178,8 +182,8 @@ struct RunPlan {
 /// Looks for everything that would end the run sooner or later, without working: a checkpoint that cannot be opened or
 /// is quantized already, tensors that are missing, of another shape, not finite or not used, sizes without a Hadamard
 /// matrix, groups that do not divide, windows that are missing, token ids that the model does not know, an output that
-/// exists or cannot be written, too little room on the disks or in memory. Warnings also say what of the checkpoint the
-/// output does not get. Reads every weight once.
+/// exists or cannot be written, too little room on the disks or in the memory of a GPU. Warnings also say what of the
+/// checkpoint the output does not get. Reads every weight once.
 ///
 ///     for (const std::string& problem : plan(job).problems) std::puts(problem.c_str());
 ///
