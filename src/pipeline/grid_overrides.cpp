@@ -8,6 +8,7 @@
 #include "baseq/model/model.h"
 #include "formats/compressed_tensors/config.h"
 #include "io/strict_json.h"
+#include "model/quantized_linear.h"
 
 namespace baseq {
 namespace {
@@ -104,6 +105,30 @@ std::map<std::string, std::optional<QuantSpec>> overridden_linears(const Grids& 
     if (item && item->weights != grids.weights) found[name] = item->weights;
   }
   return found;
+}
+
+std::map<std::string, TensorInfo> infos_of_block(const std::map<std::string, Tensor>& first_block, const Grids& grids,
+                                                 const ModelConfig& config, int64_t block, at::ScalarType dtype) {
+  const std::string prefix = layer_prefix(block);
+  std::map<std::string, TensorInfo> infos;
+  for (const auto& [name, tensor] : first_block) {
+    infos[prefix + name.substr(layer_prefix(0).size())] = {tensor.scalar_type(), tensor.sizes().vec()};
+  }
+  const Grids own = grids.in_block(block), of_first = grids.in_block(0);
+  for (const LinearShape& linear : linear_shapes(config)) {
+    const std::optional<QuantSpec>& grid = own.weights_of(linear.name);
+    if (grid == of_first.weights_of(linear.name)) continue;
+    const std::string name = prefix + linear.name;
+    std::erase_if(infos, [&](const auto& info) {
+      return info.first.starts_with(name + ".weight") || (!grid && info.first.starts_with(name + ".lora_"));
+    });
+    if (grid) {
+      infos.merge(quantized_weight_infos(name, *grid, linear.out_features, linear.in_features));
+    } else {
+      infos[name + ".weight"] = {dtype, {linear.out_features, linear.in_features}};
+    }
+  }
+  return infos;
 }
 
 }  // namespace baseq

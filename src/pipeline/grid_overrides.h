@@ -20,4 +20,11 @@ std::vector<std::string> unmatched_patterns(const Grids& grids, const ModelConfi
 /// The grids of the linears for which an override counts, by full name.
 std::map<std::string, std::optional<QuantSpec>> overridden_linears(const Grids& grids, const ModelConfig& config);
 
+/// Types and shapes of the tensors of a block: those of the first one, but for the weights that have another grid. What
+/// only has a correction of low rank in later blocks is not known.
+/// @param first_block the tensors of block 0 by full name
+/// @param dtype       of weights in full precision
+std::map<std::string, TensorInfo> infos_of_block(const std::map<std::string, Tensor>& first_block, const Grids& grids,
+                                                 const ModelConfig& config, int64_t block, at::ScalarType dtype);
+
 }  // namespace baseq

@@ -313,30 +313,6 @@ class Run {
 
   bool stays_tied() const { return model_.config().tie_word_embeddings && recipe_.keeps_tied_head(); }
 
-  /// A block with the tensors of the first one, but for the weights that have another grid.
-  std::map<std::string, TensorInfo> expected_block(const RunJournal::Tensors& first_block, int64_t block) const {
-    const std::string prefix = layer_prefix(block);
-    std::map<std::string, TensorInfo> infos;
-    for (const auto& [name, tensor] : first_block) {
-      infos[prefix + name.substr(layer_prefix(0).size())] = {tensor.scalar_type(), tensor.sizes().vec()};
-    }
-    const Grids grids = recipe_.grids.in_block(block), of_first = recipe_.grids.in_block(0);
-    for (const LinearShape& linear : linear_shapes(model_.config())) {
-      const auto& grid = grids.weights_of(linear.name);
-      if (grid == of_first.weights_of(linear.name)) continue;
-      const std::string name = prefix + linear.name;
-      std::erase_if(infos, [&](const auto& info) {
-        return info.first.starts_with(name + ".weight") || (!grid && info.first.starts_with(name + ".lora_"));
-      });
-      if (grid) {
-        infos.merge(quantized_weight_infos(name, *grid, linear.out_features, linear.in_features));
-      } else {
-        infos[name + ".weight"] = {dtype_, {linear.out_features, linear.in_features}};
-      }
-    }
-    return infos;
-  }
-
   /// Writes what surrounds the blocks, and says what follows: blocks with the tensors of the first one.
   void write_surroundings(CheckpointWriter& writer, const RunJournal::Tensors& first_block) {
     const std::vector<Surrounding> parts = surroundings();
@@ -345,7 +321,9 @@ class Run {
       for (const auto& [name, info] : part.infos) expected.push_back({name, info});
     }
     for (int64_t block = 0; block < model_.config().num_hidden_layers; ++block) {
-      for (const auto& [name, info] : expected_block(first_block, block)) expected.push_back({name, info});
+      for (const auto& [name, info] : infos_of_block(first_block, recipe_.grids, model_.config(), block, dtype_)) {
+        expected.push_back({name, info});
+      }
     }
     writer.expect(expected);
     for (const Surrounding& part : parts) {
