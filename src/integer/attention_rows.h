@@ -8,9 +8,6 @@
 /// Attention by blocks of rows that walk the pages together, inlined into a version for each instruction set.
 namespace baseq {
 
-/// Up to so many rows unpack a page in registers.
-constexpr int64_t kPackedRows = kTileQueries;
-
 /// The tokens of page `page` that the query of row `row` of the task sees.
 [[gnu::always_inline]] inline TokenRange visible_tokens(const AttentionRows& task, int64_t row, int64_t page) {
   const int64_t position = task.first_position + row / task.heads, start = page * kPageTokens;
@@ -103,16 +100,6 @@ template <class Isa>
   }
 }
 
-/// Calls fn(row, rows) for tiles of rows from `first` to `end` of the block. Five rows are four and one.
-template <class Fn>
-[[gnu::always_inline]] inline void for_each_query_tile(int64_t first, int64_t end, const Fn& fn) {
-  while (first < end) {
-    const int64_t left = end - first, rows = left >= kTileQueries ? kTileQueries : left == 5 ? 4 : left;
-    fn(first, rows);
-    first += rows;
-  }
-}
-
 /// All rows of the block with page `page`.
 template <class Isa, PageForm kForm>
 [[gnu::always_inline]] inline void attend_page(const AttentionBlock& block, int64_t page) {
@@ -124,22 +111,10 @@ template <class Isa, PageForm kForm>
     if (range != of_last) {
       for (end = first + 1; range_of(end) == range;) ++end;
     }
-    if (range.begin < range.end) {
-      for_each_query_tile(
-          first, end, [&](int64_t row, int64_t rows) __attribute__((always_inline)) {
-            switch (rows) {
-              case 6:
-                return attend_tile<Isa, kForm, 6>(block, row, range);
-              case 4:
-                return attend_tile<Isa, kForm, 4>(block, row, range);
-              case 3:
-                return attend_tile<Isa, kForm, 3>(block, row, range);
-              case 2:
-                return attend_tile<Isa, kForm, 2>(block, row, range);
-              default:
-                return attend_tile<Isa, kForm, 1>(block, row, range);
-            }
-          });
+    for (int64_t row = first; range.begin < range.end && row < end;) {
+      const int64_t left = end - row, rows = left >= kTileQueries ? kTileQueries : std::min<int64_t>(left, 4);
+      attend_tile<Isa, kForm>(block, row, rows, range);
+      row += rows;
     }
     first = end;
   }
