@@ -140,7 +140,7 @@ Tensor fake_quantize_from_base(const Tensor& x, const QuantSpec& spec, const Ten
   const Tensor grouped = to_compute_type(group_view(x, spec));
   const Tensor high = grouped.amax(-1), low = grouped.amin(-1);
   const Tensor middle = (high + low) / 2, half = (high - low) / 2;
-  const Tensor reach = clip.defined() ? ratios_of(clip, high) * half : half, base = middle - reach;
+  const Tensor reach = clip.defined() ? ratios_of(clip, high, spec).first * half : half, base = middle - reach;
   const auto count = static_cast<double>(num_steps(spec));
   const Tensor scale = round_scale((middle + reach - base) / count, spec).unsqueeze(-1), from = base.unsqueeze(-1);
   const Tensor position = (grouped - from) / scale;
