@@ -105,7 +105,8 @@ void ProgressDisplay::show(const ProgressEvent& event) {
                  },
                  [&](const BlockStarted& started) {
                    detail_.clear();
-                   step(started.block, started.num_blocks, "blocks");
+                   const bool whole = started.block == kWholeModel;
+                   step(whole ? 0 : started.block, started.num_blocks, whole ? "the model" : "blocks");
                  },
                  [&](const EpochLearned& epoch) {
                    detail_ =
@@ -129,13 +130,16 @@ void ProgressDisplay::show(const ProgressEvent& event) {
                                     stage.loss_after, stage.seconds));
                  },
                  [&](const BlockFinished& block) {
-                   done_ = block.block + 1;
+                   const bool whole = block.block == kWholeModel;
+                   done_ = whole ? block.num_blocks : block.block + 1;
                    if (quiet_) return;
                    const std::string error = std::isnan(block.relative_error)
                                                  ? ""
                                                  : fmt::format("  median relative error {:.4f}", block.relative_error);
-                   line(fmt::format("block {}/{}{}  {:.1f} s  peak {}", block.block + 1, block.num_blocks, error,
-                                    block.seconds, format_bytes(peak_memory_bytes())));
+                   const std::string place =
+                       whole ? "the model" : fmt::format("block {}/{}", block.block + 1, block.num_blocks);
+                   line(fmt::format("{}{}  {:.1f} s  peak {}", place, error, block.seconds,
+                                    format_bytes(peak_memory_bytes())));
                  },
              },
              event);

@@ -11,6 +11,8 @@
 #include <optional>
 #include <random>
 
+#include "cayley_sgd.h"
+
 namespace baseq {
 namespace {
 
@@ -63,8 +65,12 @@ class Rules {
       const double rate = final_rate + (group.learning_rate - final_rate) * share;
       if (group.rule == LearnStep::Rule::kAdam) {
         adam_->param_groups()[index++].options().set_lr(rate);
-      } else {
+      } else if (group.rule == LearnStep::Rule::kSign) {
         step_by_sign(group.parameters, rate);
+      } else {
+        for (const Tensor& matrix : group.parameters) {
+          if (matrix.grad().defined()) cayley_step(matrix, matrix.grad(), rate);
+        }
       }
     }
     if (adam_) adam_->step();

@@ -11,6 +11,7 @@
 #include "block_walk.h"
 #include "merge.h"
 #include "steps.h"
+#include "turns.h"
 
 namespace baseq {
 namespace {
@@ -76,6 +77,7 @@ BlockQuantizer::BlockQuantizer(const Model& model, const Recipe& recipe, const T
       windows_(windows),
       options_(std::move(options)),
       grids_(grids_for(recipe.grids, model.config())),
+      passes_(passes_with_blocks_last(recipe.passes)),
       residual_(residual_transform(recipe, model.config())) {
   if (const RoundStep* round = recipe.round_step()) rounding_ = round->gptq;
 }
@@ -117,13 +119,13 @@ DecoderLayer BlockQuantizer::read_block(int64_t block) const {
   return layer;
 }
 
-/// A block as read_block returns it in the basis of the streams. Transforms of the residual are merged in float64, and
-/// the block stays so unless activations pass it.
-DecoderLayer BlockQuantizer::in_stream_basis(DecoderLayer layer) const {
+/// A block as read_block returns it in the basis of the streams, or another one. Transforms of the residual are merged
+/// in float64, and the block stays so unless activations pass it.
+DecoderLayer BlockQuantizer::in_basis(DecoderLayer layer, const Transform& residual) const {
   if (!residual_.empty()) {
     layer = std::move(layer).to(at::kDouble);
     fuse_norm_gains(layer);
-    transform_residual(layer, residual_);
+    transform_residual(layer, residual);
   }
   return windows_.defined() ? std::move(layer).to(options_.compute) : layer;
 }
@@ -192,7 +194,7 @@ BlockQuantizer::Result BlockQuantizer::quantize(int64_t pass, int64_t block, Blo
                        .seed = options_.seed,
                        .report = options_.report,
                        .storage = options_.storage};
-  const std::vector<Step>& steps = recipe_.passes.at(static_cast<size_t>(pass)).steps;
+  const std::vector<Step>& steps = passes_.at(static_cast<size_t>(pass)).steps;
   for (auto step = steps.begin() + begin; step != steps.end(); ++step) {
     during(work_of(*step), place, [&] { apply_any(*step, open, task); });
     if (step_ended && is_long(*step) && std::any_of(step + 1, steps.end(), is_long)) {
@@ -225,6 +227,32 @@ BlockQuantizer::Result BlockQuantizer::finish(OpenBlock& open, int64_t block, bo
     std::swap(streams_.full_precision, target_);
   }
   return result;
+}
+
+void BlockQuantizer::learn_model(int64_t pass, ModelState& state,
+                                 const std::function<Heads(at::ScalarType products)>& heads) {
+  for (int64_t block = 0; block < static_cast<int64_t>(state.blocks.size()); ++block) pass_full_precision(block);
+  for (int64_t n = 0; n < windows_.size(0) && !residual_.empty(); ++n) {
+    // The transform is orthogonal: its transpose takes the stream back to the basis of the checkpoint.
+    const Tensor window = streams_.full_precision.narrow(0, n, 1);
+    window.copy_(apply_transpose(residual_, window.to(options_.compute)));
+  }
+  const ModelTask task{.config = model_.config(),
+                       .grids = grids_,
+                       .rounding = rounding_,
+                       .inputs = streams_,
+                       .target = streams_.full_precision,
+                       .windows = windows_,
+                       .heads = heads,
+                       .read_original = [this](int64_t block) { return in_stream_basis(read_block(block)); },
+                       .read_fused = [this](int64_t block) { return in_basis(read_block(block), {}); },
+                       .residual =
+                           [this](const Tensor& matrix) {
+                             return matrix.defined() ? residual_transform(recipe_, model_.config(), matrix) : residual_;
+                           },
+                       .seed = options_.seed,
+                       .report = options_.report};
+  for (const Step& step : passes_.at(static_cast<size_t>(pass)).steps) apply(std::get<LearnStep>(step), state, task);
 }
 
 double BlockQuantizer::stream_error() const {

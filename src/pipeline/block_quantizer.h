@@ -4,11 +4,15 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "baseq/model/model.h"
 #include "baseq/pipeline/job.h"
+#include "model_step.h"
 #include "open_block.h"
 #include "pipeline/activation_ranges.h"
+#include "steps.h"
 
 namespace baseq {
 
@@ -21,11 +25,11 @@ inline constexpr const char* kQuantized = "quantized";
 class BlockQuantizer {
  public:
   struct Options {
-    at::TensorOptions compute;  ///< float32, and the device
-    ActivationStorage storage;  ///< of the streams
-    PassOptions pass;
+    at::TensorOptions compute{};  ///< float32, and the device
+    ActivationStorage storage{};  ///< of the streams
+    PassOptions pass{};
     uint64_t seed = 0;
-    ProgressFn report;  ///< every event between the start of a block and its end
+    ProgressFn report{};  ///< every event between the start of a block and its end
   };
   /// A block between two steps.
   struct StepEnd {
@@ -42,8 +46,12 @@ class BlockQuantizer {
   /// All but the options must outlive this. `windows` may be undefined.
   BlockQuantizer(const Model& model, const Recipe& recipe, const Tensor& windows, Options options);
 
-  int64_t num_passes() const { return static_cast<int64_t>(recipe_.passes.size()); }
+  /// passes_with_blocks_last() of the recipe's.
+  const std::vector<Pass>& passes() const { return passes_; }
+  int64_t num_passes() const { return static_cast<int64_t>(passes_.size()); }
   const Transform& residual() const { return residual_; }
+  /// From the next start() on: what was learned in place of the identity of a "matrix" at the residual stream.
+  void set_residual_matrix(const Tensor& matrix) { residual_ = residual_transform(recipe_, model_.config(), matrix); }
   const Grids& grids() const { return grids_; }
   /// Puts the streams before the first block; to be called for each pass.
   /// @param embedding the rows of the quantized model's table by token ids, [..., hidden_size]
@@ -60,12 +68,16 @@ class BlockQuantizer {
   Result quantize(int64_t pass, int64_t block, BlockState state, std::optional<StepEnd> reached = {},
                   const std::function<void(const StepEnd&)>& step_ended = {});
 
+  /// Takes the state of the model through the steps of a pass over the model; to be called after start().
+  void learn_model(int64_t pass, ModelState& state, const std::function<Heads(at::ScalarType products)>& heads);
+
   /// Of the streams: median over tokens of |quantized - full|^2 / |full|^2; NaN when there is no calibration.
   double stream_error() const;
 
  private:
   DecoderLayer read_block(int64_t block) const;
-  DecoderLayer in_stream_basis(DecoderLayer layer) const;
+  DecoderLayer in_stream_basis(DecoderLayer layer) const { return in_basis(std::move(layer), residual_); }
+  DecoderLayer in_basis(DecoderLayer layer, const Transform& residual) const;
   Result finish(OpenBlock& open, int64_t block, bool last_pass, const std::map<std::string, ActivationRange>& before);
   Tensor measured(const Tensor& stream) const;
   std::map<std::string, ActivationRange> original_ranges(const DecoderLayer& layer) const;
@@ -77,6 +89,7 @@ class BlockQuantizer {
   const Tensor& windows_;
   Options options_;
   Grids grids_;
+  std::vector<Pass> passes_;
   GptqOptions rounding_;
   Transform residual_;  ///< empty: the residual stream keeps its basis
   BlockInputs streams_;

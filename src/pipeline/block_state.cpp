@@ -34,6 +34,8 @@ std::string factor_key(Site site, size_t index) {
   return std::string(site_info(site).name) + ".transform." + std::to_string(index);
 }
 
+std::string norm_key(Site site) { return std::string(site_info(site).name) + ".norm"; }
+
 std::string point_key(Site site) { return std::string(site_info(site).name) + ".point"; }
 
 class Restorer {
@@ -121,6 +123,7 @@ std::map<std::string, Tensor> state_tensors(const BlockState& state) {
            at::tensor({point.runtime->group, static_cast<int64_t>(point.runtime->span)}, at::kLong));
     }
   }
+  for (const auto& [site, factor] : state.norms) save(norm_key(site), factor);
   for (const auto& [name, weight] : state.weights) {
     save(name + ".clip", weight.clip);
     if (!weight.codes) continue;
@@ -138,6 +141,7 @@ BlockState state_from_tensors(const std::map<std::string, Tensor>& tensors, cons
   for (const SiteInfo& info : sites()) {
     Transform transform = restore_transform(info.site, restore);
     if (!transform.empty()) state.transforms[info.site] = std::move(transform);
+    if (restore.has(norm_key(info.site))) restore(norm_key(info.site), state.norms[info.site]);
     if (info.point.empty() || !restore.has(point_key(info.site))) continue;
     const std::optional<QuantSpec>& grid = info.cache ? grids.kv_cache : grids.input_activations;
     TORCH_CHECK(grid, "state of a block: the point at ", std::string(info.name), " is on, but the recipe has no grid");

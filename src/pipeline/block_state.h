@@ -29,6 +29,7 @@ struct WeightState {
 struct BlockState {
   std::map<Site, Transform> transforms;        ///< of every site but kResidual, which belongs to the whole model
   std::map<Site, QuantPoint> points;           ///< those that are on
+  std::map<Site, Tensor> norms;                ///< learned factors of the weights of the norms before sites, [features]
   std::map<std::string, WeightState> weights;  ///< by linear
 };
 

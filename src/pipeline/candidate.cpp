@@ -32,12 +32,14 @@ void StraightThrough::search_ratio(const Tensor& weight) {
   ratio_ = ratio.unsqueeze(-1);
 }
 
-Candidate::Candidate(const LearnStep& step, OpenBlock& block, const BlockTask& task)
+Candidate::Candidate(const LearnStep& step, OpenBlock& block, const BlockTask& task, Holds holds,
+                     const std::vector<Parameter>& shared)
     : step_(step),
       task_(task),
       state_(block.state()),
       transforms_(split_transforms(state_, task.place)),
       parameters_(make_parameters(step, state_, task.place, task.grids)) {
+  parameters_.insert(parameters_.end(), shared.begin(), shared.end());
   const bool unrounded = has_codes(state_) && step.weights != Weights::kRounded;
   if (unrounded) {
     for (auto& [name, weight] : state_.weights) weight = {.clip = weight.clip};
@@ -46,20 +48,34 @@ Candidate::Candidate(const LearnStep& step, OpenBlock& block, const BlockTask& t
     const bool moves_none = parameter.reaches.empty() && !parameter.moves;
     TORCH_CHECK(step.weights != Weights::kRounded || moves_none || parameter.of_rounded != OfRounded::kNothing,
                 "learn step \"", step.name, "\": ", parameter.name, " would change weights that are rounded");
-    if (!moves_none) {
-      original_ = block.original();
-      reaches_weights_ = true;
+    changes_weights_ = changes_weights_ || !moves_none;
+    if (parameter.of_rounded == OfRounded::kGrid) {
+      from_codes_.insert(parameter.reaches.begin(), parameter.reaches.end());
+      continue;
     }
+    changes_sites_ = changes_sites_ || parameter.on_norm || !moves_none;
+    if (!moves_none) original_ = block.original();
     for (const std::string& name : parameter.reaches) reach(name, parameter);
     if (parameter.on_activations) start_down_scale_ = merged_scale(Site::kDown, transforms_, task.place);
   }
-  if (unrounded) {
-    base_ = realize(block.original(), state_, task.place);
-  } else {
-    base_ = !reaches_weights_ ? block.layer() : block.release_layer();  // it is made again with what is learned
+  if (changes_sites_ && reached_.empty()) {
+    original_ = block.original();
+    original_.for_each_linear([](const std::string&, Linear& linear) { linear = {}; });
   }
+  if (unrounded) {
+    hold(realize(block.original(), state_, task.place), holds);
+  } else {
+    hold(reaches_weights() ? block.release_layer() : block.layer(), holds);  // it is made again with what is learned
+  }
+}
+
+void Candidate::hold(DecoderLayer layer, Holds holds) {
+  base_ = std::move(layer);
   base_.for_each_linear([&](const std::string& name, Linear& linear) {
-    linear.weight = reached_.contains(name) ? Tensor{} : linear.weight.to(step.products);
+    if (holds == Holds::kCodes && linear.quantized) from_codes_.insert(name);
+    if (reached_.contains(name)) from_codes_.erase(name);
+    const bool made_anew = reached_.contains(name) || from_codes_.contains(name);
+    linear.weight = made_anew ? Tensor{} : linear.weight.to(step_.products);
   });
 }
 
@@ -83,17 +99,16 @@ void Candidate::reach(const std::string& name, const Parameter& parameter) {
       clip_of(reached.exact.weight - it->second.low_rank.product(), codes.spec, codes.qparams.scale);
 }
 
-void Candidate::begin_epoch(int64_t epoch, int64_t num_epochs) {
-  for (const Parameter& parameter : parameters_) {
-    if (parameter.begin_epoch) parameter.begin_epoch(epoch, num_epochs);
-  }
-}
-
 DecoderLayer Candidate::build(Phase phase) {
   BlockState current = state_;
   for (const Parameter& parameter : parameters_) parameter.write(current);
   DecoderLayer layer = base_;
-  if (!reaches_weights_) {
+  for (const std::string& name : from_codes_) {
+    Linear& linear = layer.linear(name);
+    round_linear(linear, current.weights.at(name), task_.place);
+    linear.weight = linear.weight.to(step_.products);
+  }
+  if (!changes_sites_) {
     realize_points(layer, transforms_, current, task_.place);
     return layer;
   }
@@ -108,7 +123,7 @@ DecoderLayer Candidate::build(Phase phase) {
   }
   // As often as the published method searches its clip again. States are compared with the clip that suits each.
   constexpr int64_t kStepsPerSearch = 10;
-  const bool search = phase == Phase::kMonitoring || steps_++ % kStepsPerSearch == 0;
+  const bool search = phase == Phase::kMonitoring || (phase == Phase::kLearning && steps_++ % kStepsPerSearch == 0);
   for (auto& [name, reached] : reached_) {
     Linear& linear = layer.linear(name);
     const SplitTransforms& seen = input_site(name) == Site::kGateUp ? of_writers : transforms;
@@ -136,7 +151,9 @@ Tensor Candidate::weight_of(const std::string& name, Reached& reached, const Ten
 BlockState Candidate::result() const {
   const c10::NoGradGuard no_grad;
   BlockState state = state_;
-  for (const Parameter& parameter : parameters_) parameter.write(state);
+  for (const Parameter& parameter : parameters_) {
+    if (!parameter.of_model) parameter.write(state);
+  }
   for (auto& [site, transform] : state.transforms) {
     for (Factor& factor : transform) factor = factor.detach();
   }
@@ -145,8 +162,11 @@ BlockState Candidate::result() const {
       if (tensor->defined()) *tensor = tensor->detach().clone();
     }
   }
+  for (auto& [site, factor] : state.norms) factor = factor.detach().clone();
   for (auto& [name, weight] : state.weights) {
-    if (step_.weights == Weights::kRounded && reached_.contains(name)) settle(weight, reached_.at(name).in_cells);
+    const auto found = reached_.find(name);
+    const Tensor in_cells = found == reached_.end() ? Tensor{} : found->second.in_cells;
+    if (step_.weights == Weights::kRounded && weight.codes) settle(weight, in_cells);
     if (!weight.low_rank.A.defined() || !weight.low_rank.A.requires_grad()) continue;
     const Reached& reached = reached_.at(name);
     const at::ScalarType dtype = state_.weights.at(name).low_rank.A.scalar_type();

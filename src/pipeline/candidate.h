@@ -1,6 +1,7 @@
 #pragma once
 
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -30,16 +31,19 @@ class StraightThrough {
 class Candidate {
  public:
   /// Whether a forward pass is for a step of the optimizer, or compares states.
-  enum class Phase { kLearning, kMonitoring };
+  /// kAgain: the same step of the optimizer as the pass before.
+  enum class Phase { kLearning, kAgain, kMonitoring };
+  /// What stays between two forward passes: the weights of a block, or where there are codes nothing but these.
+  enum class Holds { kWeights, kCodes };
 
   /// `step` and `task` must outlive this.
-  Candidate(const LearnStep& step, OpenBlock& block, const BlockTask& task);
+  /// @param shared parameters that belong to more than this block
+  Candidate(const LearnStep& step, OpenBlock& block, const BlockTask& task, Holds holds = Holds::kWeights,
+            const std::vector<Parameter>& shared = {});
 
   const std::vector<Parameter>& parameters() const { return parameters_; }
   /// Whether a parameter changes more than the quant points.
-  bool reaches_weights() const { return reaches_weights_; }
-  /// To be called before each epoch, from 0.
-  void begin_epoch(int64_t epoch, int64_t num_epochs);
+  bool reaches_weights() const { return changes_sites_ || changes_weights_; }
   /// The block with the current values; weights are in the dtype of the products. Differentiable.
   DecoderLayer build(Phase phase);
   /// The state with the current values, for good.
@@ -56,6 +60,7 @@ class Candidate {
   };
 
   void reach(const std::string& name, const Parameter& parameter);
+  void hold(DecoderLayer layer, Holds holds);
   Tensor weight_of(const std::string& name, Reached& reached, const Tensor& exact, const BlockState& current,
                    bool search) const;
 
@@ -65,10 +70,11 @@ class Candidate {
   SplitTransforms transforms_;  ///< of state_
   std::vector<Parameter> parameters_;
   DecoderLayer base_;      ///< linears that no parameter reaches are final, in the dtype of the products
-  DecoderLayer original_;  ///< defined where a parameter reaches a weight
+  DecoderLayer original_;  ///< with norms where a parameter changes sites, with linears where it reaches a weight
+  bool changes_sites_ = false, changes_weights_ = false;
+  std::set<std::string> from_codes_;  ///< linears whose weight is made of the codes in each pass
   std::map<std::string, Reached> reached_;
   Tensor start_down_scale_;  ///< undefined unless a scale at down is learned
-  bool reaches_weights_ = false;
   int64_t steps_ = 0;
 };
 

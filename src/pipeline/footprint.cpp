@@ -6,10 +6,12 @@
 #include <numeric>
 
 #include "baseq/model/model.h"
+#include "head_loss.h"
 #include "model/quantized_linear.h"
 #include "starts.h"
 #include "steps.h"
 #include "transform_parameters.h"
+#include "turns.h"
 
 namespace baseq {
 namespace {
@@ -163,6 +165,40 @@ int64_t learning_bytes(const ModelConfig& config, const Recipe& recipe, const Ru
   return largest;
 }
 
+/// Values of which learn steps over the model have leaves in all blocks, with gradient, two moments and the best state.
+int64_t model_leaf_bytes(const ModelConfig& config, const Recipe& recipe) {
+  int64_t values = 0;
+  for (const LinearShape& linear : linear_shapes(config)) {
+    const QuantSpec* grid = recipe.grids.weights ? &*recipe.grids.weights : nullptr;
+    const int64_t groups = grid && grid->strategy == Strategy::kGroup ? linear.in_features / grid->group_size : 1;
+    values += linear.out_features * groups;
+  }
+  for (const SiteInfo& info : sites()) {
+    values += info.point.empty() ? 0 : 3 * site_shape(info.site, config).features;
+  }
+  return 5 * values * kFloatBytes * config.num_hidden_layers;
+}
+
+/// While the model is learned as a whole: one block from its codes with its graph, the inputs of all blocks, two heads,
+/// and four times the logits of a chunk of rows.
+int64_t model_learning_bytes(const ModelConfig& config, const Recipe& recipe, const RunShape& shape) {
+  int64_t largest = 0;
+  for (const Pass& pass : recipe.passes) {
+    if (pass.over != Pass::Over::kModel) continue;
+    for (const Step& any : pass.steps) {
+      const auto& step = std::get<LearnStep>(any);
+      if (!step.learns()) continue;
+      const int64_t tokens = step.batch_size * shape.seq_len, values = block_values(config);
+      const int64_t block = values * (2 * kFloatBytes + size_of(step.products)) + 3 * forward_bytes(config, tokens);
+      const int64_t inputs = tokens * config.hidden_size * kFloatBytes * config.num_hidden_layers;
+      const int64_t heads = config.vocab_size * config.hidden_size * 2 * size_of(step.products);
+      const int64_t logits = 4 * std::min(kRowsOfLogits, tokens) * config.vocab_size * kFloatBytes;
+      largest = std::max(largest, std::max(block, logits) + inputs + heads + model_leaf_bytes(config, recipe));
+    }
+  }
+  return largest;
+}
+
 /// A matrix as it is written.
 int64_t matrix_bytes(const std::optional<QuantSpec>& grid, int64_t rows, int64_t columns, int64_t unquantized) {
   if (!grid) return rows * columns * unquantized + kHeaderBytes;
@@ -204,8 +240,9 @@ int64_t transform_bytes(const ModelConfig& config, const Recipe& recipe) {
 /// The state of a block between two passes: its codes, if a pass before the last rounds, and its matrices.
 int64_t state_bytes(const ModelConfig& config, const Recipe& recipe) {
   bool codes = false;
-  for (size_t pass = 0; pass + 1 < recipe.passes.size(); ++pass) {
-    for (const Step& step : recipe.passes[pass].steps) codes = codes || std::holds_alternative<RoundStep>(step);
+  const std::vector<Pass> passes = passes_with_blocks_last(recipe.passes);
+  for (size_t pass = 0; pass + 1 < passes.size(); ++pass) {
+    for (const Step& step : passes[pass].steps) codes = codes || std::holds_alternative<RoundStep>(step);
   }
   return (codes ? block_values(config) : 0) + matrix_values(config, recipe, everywhere) * kFloatBytes;
 }
@@ -219,8 +256,10 @@ std::vector<Footprint::Part> block_parts(const ModelConfig& config, const Recipe
   const int64_t rounding = rounding_bytes(config, recipe, shape);
   const int64_t learning = learning_bytes(config, recipe, shape);
   const int64_t passing = values * (kFloatBytes + 1) + forward;
-  const int64_t block = std::max({merging, rounding, learning, passing});
-  const char* stage = block == rounding   ? "rounding"
+  const int64_t whole = model_learning_bytes(config, recipe, shape);
+  const int64_t block = std::max({merging, rounding, learning, passing, whole});
+  const char* stage = block == whole      ? "learning over the model"
+                      : block == rounding ? "rounding"
                       : block == learning ? "learning"
                       : block == merging  ? "merging"
                                           : "a pass";
@@ -275,7 +314,8 @@ Footprint quantization_memory(const ModelConfig& config, const Recipe& recipe, c
   if (const int64_t matrices = matrix_values(config, recipe, everywhere); matrices > 0 && !shape.on_device) {
     memory.parts.push_back({"the matrices of a block's transforms", matrices * kFloatBytes});
   }
-  if (const int64_t state = state_bytes(config, recipe); recipe.passes.size() > 1 && state > 0) {
+  if (const int64_t state = state_bytes(config, recipe);
+      passes_with_blocks_last(recipe.passes).size() > 1 && state > 0) {
     memory.parts.push_back({"the states of all blocks between two passes", state * config.num_hidden_layers});
   }
   if (recipe.rotates_residual() && !shape.on_device) {
@@ -336,7 +376,7 @@ int64_t stage_bytes(const ModelConfig& config, const Recipe& recipe) {
   // Codes and matrices; the other factors and corrections are small. The old state is there until the new one is whole.
   const int64_t codes = recipe.round_step() && recipe.learns() ? block_values(config) : 0;
   const int64_t between_steps = 2 * (codes + matrix_values(config, recipe, everywhere) * kFloatBytes);
-  const auto earlier_passes = static_cast<int64_t>(recipe.passes.size()) - 1;
+  const auto earlier_passes = static_cast<int64_t>(passes_with_blocks_last(recipe.passes).size()) - 1;
   return between_steps + earlier_passes * config.num_hidden_layers * state_bytes(config, recipe);
 }
 

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "baseq/model/model.h"
+#include "cayley_sgd.h"
 #include "transform_parameters.h"
 #include "weight_parameters.h"
 
@@ -44,6 +45,23 @@ class Rates {
   std::set<std::string> used_;
 };
 
+/// An orthogonal matrix as itself, for Cayley SGD.
+Parameter orthogonal_parameter(Site site, const Factor& factor) {
+  const SiteInfo& info = site_info(site);
+  TORCH_CHECK(factor.orthogonal(), "learn step: the rule \"cayley\" needs an orthogonal matrix at ",
+              std::string(info.name));
+  const Tensor matrix = leaf(factor.left);
+  // What runs online leaves the writers alone.
+  std::vector<std::string> reaches(info.readers.begin(), info.readers.end());
+  if (site == Site::kValue) reaches.insert(reaches.end(), info.writers.begin(), info.writers.end());
+  return {.leaves = {matrix},
+          .write = [site, matrix](BlockState& to) { find_factor(to, site, Factor::Kind::kMatrix)->left = matrix; },
+          .orthogonal = true,
+          .reaches = std::move(reaches),
+          .moves = true,
+          .project = [matrix] { matrix.copy_(nearest_orthogonal(matrix)); }};
+}
+
 Parameter clip_parameter(Site site, const QuantPoint& point) {
   const Tensor logit = leaf(at::logit(point.clip.clamp_max(kLargestClip)));
   return {.leaves = {logit},
@@ -57,13 +75,21 @@ Parameter vector_parameter(Site site, Tensor QuantPoint::*member, const Tensor& 
           .write = [site, member, value](BlockState& state) { state.points.at(site).*member = value; }};
 }
 
+Parameter norm_parameter(Site site, const BlockState& state, const BlockPlace& place) {
+  const auto it = state.norms.find(site);
+  const Tensor ones = at::ones({site_shape(site, place.config).features}, place.compute);
+  const Tensor factor = leaf(it == state.norms.end() ? ones : it->second);
+  return {.leaves = {factor}, .write = [site, factor](BlockState& to) { to.norms[site] = factor; }, .on_norm = true};
+}
+
 /// What rates name of the weight of a linear.
 constexpr const char* kOfWeights[] = {"weight_clip",  "low_rank",     "weight_offset",
                                       "weight_value", "weight_scale", "weight_zero_point"};
 
 /// What the rates name of the transform at a site.
 template <class Add>
-void add_transforms(const SiteInfo& info, BlockState& state, const std::string& name, const Add& add) {
+void add_transforms(const SiteInfo& info, BlockState& state, const std::string& name, LearnStep::Rule rule,
+                    const Add& add) {
   std::map<Factor::Kind, std::string_view> moved;
   for (const TransformLeaf& leaf : transform_leaves()) {
     // RoPE passes no other scales than those that are equal within each pair.
@@ -74,7 +100,8 @@ void add_transforms(const SiteInfo& info, BlockState& state, const std::string& 
       const auto [other, is_first] = moved.emplace(leaf.kind, leaf.what);
       TORCH_CHECK(is_first, "learn: \"", std::string(other->second), "\" and \"", std::string(leaf.what),
                   "\" move the same factor at ", name);
-      return leaf.make(info.site, *factor);
+      const bool by_cayley = rule == LearnStep::Rule::kCayley && leaf.what == "matrix";
+      return by_cayley ? orthogonal_parameter(info.site, *factor) : leaf.make(info.site, *factor);
     });
   }
 }
@@ -96,7 +123,8 @@ std::vector<Parameter> make_parameters(const LearnStep& step, const BlockState& 
   };
   for (const SiteInfo& info : sites()) {
     const std::string name(info.name);
-    add_transforms(info, state, name, add);
+    add_transforms(info, state, name, step.rule, add);
+    if (!info.norm.empty()) add(name, "norm", [&] { return norm_parameter(info.site, state, place); });
     const auto it = state.points.find(info.site);
     if (it == state.points.end()) continue;
     const QuantPoint& point = it->second;

@@ -18,10 +18,13 @@ struct Parameter {
   double rate = 1;                           ///< first learning rate
   double epsilon = 1e-8;                     ///< Adam's, which should be small next to the gradients
   std::function<void(BlockState&)> write{};  ///< puts the current values into a state; differentiable
+  bool orthogonal = false;                   ///< a matrix that Cayley SGD moves and keeps orthogonal
   /// Called before each epoch, from 0, where learning changes with time: it may only add freedom. May be empty.
   std::function<void(int64_t epoch, int64_t num_epochs)> begin_epoch{};
   std::vector<std::string> reaches{};  ///< linears whose weights depend on it
   bool moves = false;                  ///< whether their exact weights do, not only how they are rounded
+  bool of_model = false;               ///< whether it belongs to the model and not to the state of a block
+  bool on_norm = false;                ///< whether it changes the weight of a norm
   bool on_activations = false;         ///< a scale at down: while it is learned, it multiplies activations
   OfRounded of_rounded = OfRounded::kNothing;
   std::function<void()> project{};  ///< puts the leaves back into their range after a step; may be empty

@@ -13,6 +13,11 @@ namespace {
 
 using nlohmann::json;
 
+/// A block, or all of them.
+struct Place {
+  int64_t& block;
+};
+
 // The fields of every event, once for writing and reading.
 template <class Visit>
 void fields(RunStarted& e, Visit visit) {
@@ -25,21 +30,21 @@ void fields(RunResumed& e, Visit visit) {
 }
 template <class Visit>
 void fields(BlockStarted& e, Visit visit) {
-  visit("block", e.block), visit("num_blocks", e.num_blocks), visit("pass", e.pass);
+  visit("block", Place{e.block}), visit("num_blocks", e.num_blocks), visit("pass", e.pass);
 }
 template <class Visit>
 void fields(LinearRounded& e, Visit visit) {
-  visit("block", e.block), visit("name", e.name), visit("relative_error", e.relative_error);
+  visit("block", Place{e.block}), visit("name", e.name), visit("relative_error", e.relative_error);
   visit("damping", e.damping), visit("seconds", e.seconds);
 }
 template <class Visit>
 void fields(EpochLearned& e, Visit visit) {
-  visit("block", e.block), visit("stage", e.stage), visit("epoch", e.epoch), visit("num_epochs", e.num_epochs);
+  visit("block", Place{e.block}), visit("stage", e.stage), visit("epoch", e.epoch), visit("num_epochs", e.num_epochs);
   visit("loss", e.loss);
 }
 template <class Visit>
 void fields(StageLearned& e, Visit visit) {
-  visit("block", e.block), visit("stage", e.stage), visit("loss_before", e.loss_before);
+  visit("block", Place{e.block}), visit("stage", e.stage), visit("loss_before", e.loss_before);
   visit("loss_after", e.loss_after), visit("seconds", e.seconds);
 }
 template <class Visit>
@@ -49,13 +54,13 @@ void fields(ActivationRange& e, Visit visit) {
 }
 template <class Visit>
 void fields(PointMeasured& e, Visit visit) {
-  visit("block", e.block), visit("name", e.name), visit("before", e.before), visit("after", e.after);
+  visit("block", Place{e.block}), visit("name", e.name), visit("before", e.before), visit("after", e.after);
   visit("enabled", e.enabled), visit("clip", e.clip), visit("min_gain", e.min_gain), visit("max_gain", e.max_gain);
   visit("max_shift", e.max_shift);
 }
 template <class Visit>
 void fields(BlockFinished& e, Visit visit) {
-  visit("block", e.block), visit("num_blocks", e.num_blocks), visit("relative_error", e.relative_error);
+  visit("block", Place{e.block}), visit("num_blocks", e.num_blocks), visit("relative_error", e.relative_error);
   visit("seconds", e.seconds), visit("peak_memory_bytes", e.peak_memory_bytes);
 }
 template <class Visit>
@@ -92,6 +97,9 @@ struct EventWriter {
     for (const double value : values) object[key].push_back(number(value));
   }
   void operator()(const char* key, ActivationRange& range) const { fields(range, EventWriter{object[key]}); }
+  void operator()(const char* key, Place place) const {
+    object[key] = place.block == kWholeModel ? json("model") : json(place.block);
+  }
   template <class Value>
   void operator()(const char* key, const Value& value) const {
     object[key] = value;
@@ -108,6 +116,12 @@ struct EventReader {
     result = it != value.end() && it->is_number_unsigned()
                  ? it->get<uint64_t>()
                  : static_cast<uint64_t>(object.integer(key, 0, 0, INT64_MAX));
+  }
+  void operator()(const char* key, Place place) const {
+    const auto it = value.find(key);
+    const bool whole = it != value.end() && *it == "model";
+    if (whole) object.ignore(key);
+    place.block = whole ? kWholeModel : object.integer(key, 0, 0, INT64_MAX);
   }
   void operator()(const char* key, double& result) const { result = object.number(key, NAN, -DBL_MAX, DBL_MAX); }
   void operator()(const char* key, bool& result) const { result = object.boolean(key, false); }

@@ -145,6 +145,12 @@ void scale_norms(DecoderLayer& layer, const Transform& merged) {
   }
 }
 
+Tensor realize_norm(Site site, const DecoderLayer& original, const Transform& merged, const BlockState& state) {
+  const Tensor weight = apply_transform(merged, original.norm(site).weight);
+  const auto it = state.norms.find(site);
+  return it == state.norms.end() ? weight : weight * it->second;
+}
+
 QuantPoint realize_point(const SiteInfo& info, const BlockState& state, const Tensor& scale, const BlockPlace& place) {
   const auto it = state.points.find(info.site);
   QuantPoint point = it == state.points.end() ? QuantPoint{} : it->second;
@@ -179,7 +185,7 @@ void realize_sites(DecoderLayer& layer, const DecoderLayer& original, const Spli
   layer.self_attn.k_norm.weight = original.self_attn.k_norm.weight;
   for (const auto& [site, parts] : transforms) {
     const SiteInfo& info = site_info(site);
-    if (!info.norm.empty()) layer.norm(site).weight = apply_transform(parts.merged, original.norm(site).weight);
+    if (!info.norm.empty()) layer.norm(site).weight = realize_norm(site, original, parts.merged, state);
     if (site == Site::kQueryKey && original.self_attn.q_norm.weight.defined()) scale_norms(layer, parts.merged);
     if (info.online) layer.transform(site) = parts.online;
   }

@@ -27,8 +27,10 @@ const Names kCriteria = {"block_loss", "rounding_error", "rms", "difficulty"};
 const Names kShifts = {"none", "zero", "mean"};
 const Names kSpans = {"causal", "window"};
 const Names kStreams = {"full_precision", "quantized"};
+const Names kOver = {"blocks", "model"};
+const Names kLosses = {"mse", "ce", "kl", "kl_top"};
 const Names kLearnedWeights = {"exact", "straight_through", "rounded"};
-const Names kRules = {"adam", "sign"};
+const Names kRules = {"adam", "sign", "cayley"};
 const Names kSchedules = {"cosine", "linear", "constant"};
 const Names kRoundings = {"rtn", "gptq"};
 const Names kClips = {"none", "search", "hqq"};  // in the order of WeightRange
@@ -239,6 +241,8 @@ void visit_fields(Visitor& visit, S& step) {
 template <class Visitor, Is<LearnStep> S>
 void visit_fields(Visitor& visit, S& step) {
   visit.text("name", step.name);
+  visit.choice("loss", step.loss, kLosses);
+  if (step.loss == LearnStep::Loss::kKlTop) visit.integer("top_k", step.top_k, 2);
   visit.choice("weights", step.weights, kLearnedWeights);
   visit.integer("epochs", step.epochs, 0);
   visit.integer("steps", step.steps, 0);
@@ -387,8 +391,9 @@ json write_step(const Step& step) {
 }
 
 /// The list "steps" of `object`; `paths` gets how errors name each of them.
-Pass read_pass(JsonObject& object, const Grids& grids, std::vector<std::string>& paths) {
-  Pass pass;
+Pass read_pass(JsonObject& object, const Grids& grids, std::vector<std::string>& paths,
+               Pass::Over over = Pass::Over::kBlocks) {
+  Pass pass{.over = over};
   for (JsonObject& step : object.objects("steps")) {
     paths.push_back(step.path());
     pass.steps.push_back(read_step(std::move(step), grids));
@@ -399,7 +404,9 @@ Pass read_pass(JsonObject& object, const Grids& grids, std::vector<std::string>&
 json write_pass(const Pass& pass) {
   json steps = json::array();
   for (const Step& step : pass.steps) steps.push_back(write_step(step));
-  return {{"steps", steps}};
+  json object{{"steps", steps}};
+  if (pass.over != Pass::Over::kBlocks) object["over"] = kOver.at(static_cast<size_t>(pass.over));
+  return object;
 }
 
 }  // namespace
@@ -429,7 +436,8 @@ Recipe Recipe::from_json(const json& value, const std::string& path) {
     recipe.passes.clear();
     step_paths.clear();
     for (JsonObject& pass : visit.object.objects("passes")) {
-      recipe.passes.push_back(read_pass(pass, recipe.grids, step_paths.emplace_back()));
+      const auto over = static_cast<Pass::Over>(pass.choice("over", 0, kOver));
+      recipe.passes.push_back(read_pass(pass, recipe.grids, step_paths.emplace_back(), over));
       pass.finish();
     }
     TORCH_CHECK(!recipe.passes.empty(), path, ": passes: expected at least one");
@@ -452,7 +460,7 @@ json Recipe::to_json() const {
   Writer calibration;
   visit_calibration(calibration, *this);
   visit.object["calibration"] = calibration.object;
-  if (passes.size() == 1) {
+  if (passes.size() == 1 && passes[0].over == Pass::Over::kBlocks) {
     visit.object.update(write_pass(passes[0]));
   } else {
     visit.object["passes"] = json::array();

@@ -16,7 +16,8 @@ std::string describe_step(const nlohmann::json& step) {
   const std::string type = step["step"].get<std::string>();
   if (type == "transform") return step["kind"].get<std::string>();
   if (type == "points") return step["shift"] == "mean" ? "means" : "";
-  if (type == "learn") return step["epochs"] == 0 && step["steps"] == 0 ? "" : "learn";
+  if (type == "learn" && step["epochs"] == 0 && step["steps"] == 0) return "";
+  if (type == "learn") return step["loss"] == "mse" ? "learn" : step["loss"].get<std::string>();
   if (type == "choose") return "choose by " + step["by"].get<std::string>();
   std::string rounding = step["compensate_streams"] == true ? "gptaq" : step["method"].get<std::string>();
   if (const auto& low_rank = step["low_rank"]; low_rank.is_object()) {
@@ -44,7 +45,8 @@ std::string describe_method(const Recipe& recipe) {
 
 std::string Recipe::step_path(size_t pass, size_t step) const {
   const std::string in_pass = "steps[" + std::to_string(step) + "]";
-  return passes.size() == 1 ? in_pass : "passes[" + std::to_string(pass) + "]." + in_pass;
+  const bool listed = passes.size() > 1 || passes.front().over == Pass::Over::kModel;
+  return !listed ? in_pass : "passes[" + std::to_string(pass) + "]." + in_pass;
 }
 
 const RoundStep* Recipe::round_step() const {

@@ -35,7 +35,7 @@ bool allows(StepKind kind, Site site) {
     case StepKind::kSmooth:
       return site != Site::kResidual && site != Site::kQueryKey;
     case StepKind::kMatrix:
-      return site != Site::kResidual;
+      return true;
     case StepKind::kKronecker:
     case StepKind::kPermutation:
       return site_info(site).is_input();
@@ -58,16 +58,32 @@ NameSet linear_names() {
   return names;
 }
 
+NameSet norm_sites() {
+  NameSet names;
+  for (const SiteInfo& info : sites()) {
+    if (!info.norm.empty()) names.insert(std::string(info.name));
+  }
+  return names;
+}
+
 /// Follows the steps of a recipe and refuses what comes too early, too late, or to nothing.
 class Order {
  public:
   explicit Order(const Recipe& recipe) : recipe_(recipe) {}
 
-  void begin_pass() { rounded_in_pass_ = false; }
+  void begin_pass(const Pass& pass) {
+    rounded_in_pass_ = false;
+    over_model_ = pass.over == Pass::Over::kModel;
+    learnable_["norm"] = norm_sites();
+    if (over_model_) learnable_["norm"].insert("final");
+  }
   void add(const Step& step, const std::string& path) {
     path_ = path;
+    require(!over_model_ || std::holds_alternative<LearnStep>(step), "step",
+            "a pass over the model has learn steps alone; put this one into a pass over blocks");
     std::visit([this](const auto& typed) { add(typed); }, step);
-    is_first_ = false;
+    const auto* transform = std::get_if<TransformStep>(&step);
+    turns_model_ = turns_model_ && transform && std::ranges::count(transform->at, Site::kResidual) > 0;
   }
 
   /// Every grid has its steps.
@@ -167,6 +183,7 @@ class Order {
 
   /// The parts of rates that name the factor that such a step places; none: it cannot be learned.
   static std::vector<const char*> learnable_by(StepKind kind, Site site) {
+    if (kind == StepKind::kMatrix && site == Site::kResidual) return {"matrix"};
     const bool matrix = kind == StepKind::kMatrix || (kind == StepKind::kBalance && site == Site::kValue);
     if (matrix) return {"matrix", "svd", "band"};
     if (kind == StepKind::kKronecker) return {"kronecker"};
@@ -179,8 +196,8 @@ class Order {
   void check_place_of(const TransformStep& step, Site site) const {
     const StepKind kind = step.kind;
     const std::string name = site_name(site);
-    require(site != Site::kResidual || is_first_, "at",
-            "\"residual\" turns the whole model; only the first step can do that");
+    require(site != Site::kResidual || turns_model_, "at",
+            "\"residual\" turns the whole model; only the first steps can do that");
     for (const Site point : {site, site == Site::kValue ? Site::kO : site}) {
       require(!points_.contains(point), "at", "\"", name, "\" changes what the point at \"", point_name(point),
               "\" sees; put this step before its points step");
@@ -217,6 +234,12 @@ class Order {
             "\"straight_through\" rounds weights that a step before this one has rounded; expected \"rounded\"");
     require(step.weights != Weights::kStraightThrough || recipe_.grids.weights, "weights",
             "\"straight_through\" needs grids.weights");
+    require((step.loss != LearnStep::Loss::kMse) == over_model_, "loss",
+            over_model_
+                ? "\"mse\" is the loss of a block; expected \"ce\", \"kl\" or \"kl_top\" in a pass over the model"
+                : "only a pass over the model has a loss at the head; expected \"mse\"");
+    require(!over_model_ || step.stream == Stream::kFullPrecision, "stream",
+            "a pass over the model begins at the embedding; leave it out");
     require(!step.rates.empty(), "rates", "there is nothing to learn");
     fresh_.clear();
     for (const auto& [name, rate] : step.rates) {
@@ -251,7 +274,12 @@ class Order {
             "\" needs weights \"rounded\"");
     require(!moves_transforms(what) || !rounded_, "rates", "\"", rate,
             "\" would change weights that are rounded by then");
-    const NameSet& places = found->second;
+    const bool turns_model = what == "matrix" && (place == "residual" || (place == "*" && over_model_)) &&
+                             found->second.contains("residual");
+    require(!turns_model || (over_model_ && weights == Weights::kExact), "rates", "\"", rate,
+            "\": \"residual\" turns the whole model; only a pass over the model with weights \"exact\" learns that");
+    NameSet places = found->second;
+    if (!over_model_) places.erase("residual");
     require(place == "*" ? !places.empty() : places.contains(place), "rates", "\"", rate, "\": there is no such ", what,
             " by then", places.empty() ? "" : ", only at " + quoted(places));
   }
@@ -277,7 +305,7 @@ class Order {
 
   const Recipe& recipe_;
   std::string path_;  ///< of the step at hand
-  bool is_first_ = true, rounded_ = false, rounded_in_pass_ = false, clips_weights_ = false;
+  bool over_model_ = false, turns_model_ = true, rounded_ = false, rounded_in_pass_ = false, clips_weights_ = false;
   std::set<std::pair<StepKind, Site>> placed_;
   std::set<Site> points_;
   std::set<Site> fresh_;  ///< points that no learn step has seen since they were turned on
@@ -290,6 +318,7 @@ class Order {
                                             {"clip", {}},
                                             {"shift", {}},
                                             {"gain", {}},
+                                            {"norm", norm_sites()},
                                             {"low_rank", {}},
                                             {"weight_offset", {}},
                                             {"weight_value", {}},
@@ -339,7 +368,7 @@ void check_steps(const Recipe& recipe, const std::string& path,
                  const std::vector<std::vector<std::string>>& step_paths) {
   Order order(recipe);
   for (size_t pass = 0; pass < recipe.passes.size(); ++pass) {
-    order.begin_pass();
+    order.begin_pass(recipe.passes[pass]);
     const std::vector<Step>& steps = recipe.passes[pass].steps;
     for (size_t i = 0; i < steps.size(); ++i) order.add(steps[i], step_paths[pass][i]);
   }

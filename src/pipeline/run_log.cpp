@@ -10,7 +10,7 @@
 namespace baseq {
 
 void RunRecord::add(const ProgressEvent& event) {
-  const auto block = [&](const auto& e) -> BlockRecord& { return blocks[e.block]; };
+  const auto block = [&](const auto& e) -> BlockRecord& { return e.block == kWholeModel ? model : blocks[e.block]; };
   if (const auto* run = std::get_if<RunStarted>(&event)) started = *run;
   if (const auto* linear = std::get_if<LinearRounded>(&event)) block(*linear).linears.push_back(*linear);
   if (const auto* epoch = std::get_if<EpochLearned>(&event)) block(*epoch).epochs.push_back(*epoch);
@@ -26,17 +26,17 @@ void RunRecord::add(const ProgressEvent& event) {
   if (const auto* warning = std::get_if<Warning>(&event)) warnings.push_back(warning->message);
   // A log that is appended to may hold the start of a block that an earlier process did not finish. A later pass adds
   // to what the first one told.
-  if (const auto* begun = std::get_if<BlockStarted>(&event); begun && begun->pass == 0) blocks[begun->block] = {};
+  if (const auto* begun = std::get_if<BlockStarted>(&event); begun && begun->pass == 0) block(*begun) = {};
 }
 
 double RunRecord::seconds() const {
-  double sum = 0;
+  double sum = model.finished ? model.finished->seconds : 0;
   for (const auto& [index, block] : blocks) sum += block.finished ? block.finished->seconds : 0;
   return sum;
 }
 
 int64_t RunRecord::peak_memory_bytes() const {
-  int64_t peak = 0;
+  int64_t peak = model.finished ? model.finished->peak_memory_bytes : 0;
   for (const auto& [index, block] : blocks) {
     if (block.finished) peak = std::max(peak, block.finished->peak_memory_bytes);
   }

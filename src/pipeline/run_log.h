@@ -16,7 +16,7 @@ namespace baseq {
 /// checkpoint whose bytes differ between two equal runs.
 inline constexpr const char* kRunLogFile = "quantization_log.jsonl";
 
-/// What happened in one block.
+/// What happened in one block, or in passes over the model.
 struct BlockRecord {
   std::vector<LinearRounded> linears;
   std::vector<EpochLearned> epochs;
@@ -30,10 +30,11 @@ struct BlockRecord {
 struct RunRecord {
   std::optional<RunStarted> started;
   std::map<int64_t, BlockRecord> blocks;
+  BlockRecord model;  ///< of kWholeModel
   std::vector<std::string> warnings;
 
   void add(const ProgressEvent& event);
-  double seconds() const;             ///< of the finished blocks
+  double seconds() const;             ///< of the finished blocks and passes over the model
   int64_t peak_memory_bytes() const;  ///< 0: unknown
 };
 

@@ -24,6 +24,7 @@ inline void apply_any(const Step& step, OpenBlock& block, const BlockTask& task)
 }
 
 /// The transform of the residual stream, which all blocks share; orthogonal.
-Transform residual_transform(const Recipe& recipe, const ModelConfig& config);
+/// @param matrix what was learned in place of the identity of a "matrix", float64 [n, n]; may be undefined
+Transform residual_transform(const Recipe& recipe, const ModelConfig& config, const Tensor& matrix = {});
 
 }  // namespace baseq

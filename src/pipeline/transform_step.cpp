@@ -72,12 +72,16 @@ void apply(const TransformStep& step, OpenBlock& block, const BlockTask& task) {
   }
 }
 
-Transform residual_transform(const Recipe& recipe, const ModelConfig& config) {
+Transform residual_transform(const Recipe& recipe, const ModelConfig& config, const Tensor& matrix) {
   Transform transform;
   for (const TransformStep* step : recipe.steps_of<TransformStep>()) {
     if (std::find(step->at.begin(), step->at.end(), Site::kResidual) == step->at.end()) continue;
+    if (step->kind == TransformStep::Kind::kMatrix) {
+      transform.push_back(rotation_factor(matrix.defined() ? matrix : at::eye(config.hidden_size, at::kDouble)));
+      continue;
+    }
     TORCH_CHECK(step->kind == TransformStep::Kind::kHadamard,
-                "the residual stream takes only a transform of kind \"hadamard\"");
+                "the residual stream takes only transforms of kind \"hadamard\" and \"matrix\"");
     transform.push_back(start_factor(*step, Site::kResidual, config, at::kDouble));
   }
   return transform;

@@ -13,6 +13,7 @@
 #include "html.h"
 #include "io/hub_cache.h"
 #include "io/units.h"
+#include "report/whole_model.h"
 #include "report_style.h"
 #include "svg_chart.h"
 
@@ -383,8 +384,8 @@ std::string html_report(const Report& report) {
       "<title>{} &#8211; baseq report</title>\n<style>{}</style>\n</head>\n<body>\n<h1>{}</h1>\n",
       title, kReportStyle, title);
   html += model_section(report) + warnings_section(report.run) + results_section(report) + blocks_section(report.run) +
-          bits_section(report.summary) + linears_section(report.run) + activations_section(report.run) +
-          clips_section(report.run) + recipe_section(report.config);
+          whole_model_section(report.run) + bits_section(report.summary) + linears_section(report.run) +
+          activations_section(report.run) + clips_section(report.run) + recipe_section(report.config);
   if (report.run.blocks.empty()) {
     html += fmt::format("<p>The checkpoint has no {}: of its run nothing more is known.</p>\n", kRunLogFile);
   }

@@ -121,5 +121,19 @@ TEST(RunLog, TextThatIsNotUtf8StaysOneLine) {
   EXPECT_NO_THROW(json::parse(line));
 }
 
+TEST(ProgressEvents, NameTheModelInPlaceOfABlock) {
+  const nlohmann::json written = to_json(EpochLearned{kWholeModel, "tuning", 2, 8, 0.5});
+  EXPECT_EQ(written.at("block"), "model");
+  const auto read = progress_event_from_json(written, "log");
+  ASSERT_TRUE(read);
+  EXPECT_EQ(std::get<EpochLearned>(*read).block, kWholeModel);
+  RunRecord record;
+  record.add(*read);
+  record.add(BlockFinished{.block = kWholeModel, .num_blocks = 2, .relative_error = 0, .seconds = 5});
+  EXPECT_TRUE(record.blocks.empty());
+  EXPECT_EQ(record.model.epochs.size(), 1U);
+  EXPECT_EQ(record.seconds(), 5);
+}
+
 }  // namespace
 }  // namespace baseq

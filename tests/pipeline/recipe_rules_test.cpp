@@ -33,7 +33,7 @@ TEST(RecipeRules, TransformsStandWhereTheyCan) {
                                       {"scale", {"qkv", "value", "o", "gate_up", "down"}},
                                       {"smooth", {"qkv", "value", "o", "gate_up", "down"}},
                                       {"search", {"qkv", "value", "gate_up", "down"}},
-                                      {"matrix", {"qkv", "query_key", "value", "o", "gate_up", "down"}},
+                                      {"matrix", {"residual", "qkv", "query_key", "value", "o", "gate_up", "down"}},
                                       {"kronecker", {"qkv", "o", "gate_up", "down"}},
                                       {"balance", {"qkv", "query_key", "value", "gate_up", "down"}}};
   for (const auto& [kind, sites] : table) {
@@ -283,6 +283,33 @@ TEST(RecipeRules, OfRoundedWeightsOnlyTheirCorrectionIsLearned) {
   EXPECT_NO_THROW(recipe_of(low_rank("fbquant", "mlp.up_proj.low_rank")));
   expect_refused(low_rank("qera-exact", "*.low_rank"), {"steps[1].rates", "no such low_rank"});
   expect_refused(low_rank("fbquant", "up_proj.low_rank"), {"steps[1].rates", "\"mlp.up_proj\""});
+}
+
+TEST(RecipeRules, APassOverTheModelLearnsByALossAtTheHead) {
+  const auto over_model = [](const std::string& steps) {
+    return R"({"grids": {"weights": {}}, "passes": [{"steps": [)" + kRound + R"(]}, {"over": "model", "steps": [)" +
+           steps + "]}]}";
+  };
+  const auto tuned = [](const std::string& loss, const std::string& rates) {
+    return R"({"step": "learn", "loss": ")" + loss + R"(", "rates": {)" + rates + "}}";
+  };
+  const std::string rates = R"("*.norm": 1, "*.weight_scale": 1, "mlp.up_proj.weight_scale": 1)";
+  for (const char* loss : {"ce", "kl", "kl_top"}) {
+    const Recipe recipe = recipe_of(over_model(tuned(loss, rates)));
+    EXPECT_EQ(recipe.passes[1].over, Pass::Over::kModel);
+    EXPECT_EQ(Recipe::from_json(recipe.to_json(), "again").to_json(), recipe.to_json());
+  }
+  expect_refused(over_model(tuned("mse", rates)), {"passes[1].steps[0].loss", "\"kl_top\""});
+  expect_refused(over_model(kRound), {"passes[1].steps[0].step", "learn steps alone"});
+  expect_refused(over_model(tuned("kl", R"("*.scale": 1)")), {"passes[1].steps[0].rates", "\"*.scale\""});
+  expect_refused(over_model(R"({"step": "learn", "loss": "kl", "stream": "quantized", "rates": {"*.norm": 1}})"),
+                 {"passes[1].steps[0].stream", "embedding"});
+  expect_refused(with_weights(tuned("kl", rates) + ", " + kRound), {"steps[0].loss", "expected \"mse\""});
+  expect_refused(with_weights(learn(R"("*.weight_scale": 1)", "exact") + ", " + kRound),
+                 {"steps[0].rates", "\"*.weight_scale\""});
+  expect_refused(R"({"grids": {}, "passes": [{"over": "model", "steps": [)" + tuned("kl", R"("*.clip": 1)") + "]}]}",
+                 {"passes[0].steps[0].weights", "round step"});
+  expect_refused(R"({"grids": {}, "passes": [{"over": "blocks and model", "steps": []}]})", {"passes[0].over"});
 }
 
 }  // namespace

@@ -137,8 +137,8 @@ TEST(Recipe, EveryFieldSurvivesTheRoundTrip) {
          "runtime": {"group": 8, "span": "window"}},
         {"step": "points", "at": ["k_cache", "v_cache"], "clip": 0.7, "shift": "none", "stream": "full_precision",
          "runtime": null},
-        {"step": "learn", "name": "first", "weights": "straight_through", "epochs": 2, "steps": 7, "rule": "sign",
-         "schedule": "linear",
+        {"step": "learn", "name": "first", "loss": "mse", "weights": "straight_through", "epochs": 2, "steps": 7,
+         "rule": "sign", "schedule": "linear",
          "rates": {"value.matrix": 0.1, "*.scale": 0.2, "o.clip": 0.3},
          "final_rate": 0.5, "stream": "quantized", "products": "float32", "batch_size": 2, "num_monitored": 3},
         {"step": "round", "method": "gptq", "clip": "none", "clip_norm": 2.0, "block_size": 32, "damping": 0.05,
@@ -149,11 +149,16 @@ TEST(Recipe, EveryFieldSurvivesTheRoundTrip) {
          "activation_order": true, "static_groups": true, "compensate_streams": false, "cross_strength": 0.25,
          "first_order": 0.0, "quantized_inputs": false, "low_rank": {"method": "fbquant", "rank": 7,
                                                  "dtype": "int8", "start": "svd", "steps": 9, "learning_rate": 0.7}},
-        {"step": "learn", "name": "second", "weights": "rounded", "epochs": 1, "steps": 0, "rule": "adam",
-         "schedule": "constant",
+        {"step": "learn", "name": "second", "loss": "mse", "weights": "rounded", "epochs": 1, "steps": 0,
+         "rule": "adam", "schedule": "constant",
          "rates": {"*.low_rank": 0.1, "mlp.up_proj.low_rank": 0.4, "*.gain": 0.2, "*.shift": 0.3},
          "final_rate": 0.0, "stream": "full_precision", "products": "float16", "batch_size": 1,
-         "num_monitored": 4}]}]
+         "num_monitored": 4}]},
+      {"over": "model", "steps": [
+        {"step": "learn", "name": "third", "loss": "kl_top", "top_k": 30, "weights": "rounded", "epochs": 1,
+         "steps": 0, "rule": "cayley", "schedule": "cosine",
+         "rates": {"*.norm": 0.1, "final.norm": 0.2}, "final_rate": 0.0, "stream": "full_precision",
+         "products": "float32", "batch_size": 1, "num_monitored": 4}]}]
   })");
   EXPECT_EQ(Recipe::from_json(original, "recipe.json").to_json(), original);
 }

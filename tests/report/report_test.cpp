@@ -10,6 +10,7 @@
 #include "baseq/pipeline/job.h"
 #include "report/html.h"
 #include "report/svg_chart.h"
+#include "report/whole_model.h"
 
 namespace baseq {
 namespace {
@@ -99,6 +100,17 @@ TEST(Report, OfWhateverConfigAndEvents) {
   const std::string html = html_report(report);
   for (const char* name : {"<q>", "<s>", "<n>", "<r>", "<w>", "<x>", "<&>"}) EXPECT_EQ(count(html, name), 0) << name;
   EXPECT_NE(html.find("&lt;q&gt;"), html.npos);
+}
+
+TEST(Report, ShowsTheLossOfPassesOverTheModel) {
+  RunRecord run;
+  EXPECT_EQ(whole_model_section(run), "");
+  run.add(EpochLearned{kWholeModel, "tuning", 1, 1, 0.25});
+  run.add(StageLearned{kWholeModel, "tuning", 0.5, 0.25, 3});
+  const std::string html = whole_model_section(run);
+  for (const char* part : {"Loss of tuning", "epoch", "0.25", "0.5"}) {
+    EXPECT_NE(html.find(part), std::string::npos) << part;
+  }
 }
 
 TEST(CheckpointSummary, BitsAWeightCountScalesAndZeroPoints) {

@@ -35,6 +35,8 @@ struct RunResumed {
   int64_t num_finished, num_blocks;  ///< the finished ones come from the work directory
   std::string stage{};               ///< of the block behind them, also from there: the last one it finished; or empty
 };
+/// In place of the number of a block: a step over the whole model.
+inline constexpr int64_t kWholeModel = -1;
 struct BlockStarted {
   int64_t block, num_blocks;
   int64_t pass = 0;  ///< of the recipe, which takes each block once per pass
@@ -87,7 +89,7 @@ struct TransformChosen {
   std::vector<double> scores{};  ///< of every chain; of ChooseStep::By::kRms the root mean square alone
 };
 struct BlockFinished {
-  int64_t block, num_blocks;
+  int64_t block, num_blocks;  ///< kWholeModel: a pass over the model
   double
       relative_error;  ///< median over tokens of |quantized - full|^2 / |full|^2 of the block's output; NaN if unknown
   double seconds;

@@ -27,10 +27,12 @@ struct TransformStep {
   enum class Kind {
     kHadamard,  ///< QuaRot, arXiv 2404.00456
     kScale,     ///< ones, for a later step to learn
-    kMatrix,    ///< a matrix per head at value, one for all heads at query_key, one of all features elsewhere
-    kBalance,   ///< the closed form of pipeline/balance.h: a matrix per head at value, a scale elsewhere
-    kSmooth,    ///< SmoothQuant's scale, arXiv 2211.10438, Eq. 4
-    kSearch,    ///< AWQ's scale, the best of 20 powers of the mean magnitudes, arXiv 2306.00978
+    /// A matrix per head at value, one for all heads at query_key, one of all features elsewhere; at residual the
+    /// identity, for a pass over the model to turn.
+    kMatrix,
+    kBalance,  ///< the closed form of pipeline/balance.h: a matrix per head at value, a scale elsewhere
+    kSmooth,   ///< SmoothQuant's scale, arXiv 2211.10438, Eq. 4
+    kSearch,   ///< AWQ's scale, the best of 20 powers of the mean magnitudes, arXiv 2306.00978
     /// FlatQuant's pair of matrices, arXiv 2410.09426: heads and features of a head at o, near the root of the number
     /// of features elsewhere.
     kKronecker,
@@ -79,33 +81,43 @@ struct PointsStep {
   Stream stream = Stream::kFullPrecision;
 };
 
-/// Learns parameters of a block together, so that its output keeps close to that of the full-precision block.
+/// Learns parameters together: those of a block, so that its output keeps close to that of the full-precision block, or
+/// in a pass over the model those of all blocks, by a loss at the head.
 struct LearnStep {
   enum class Weights {
     kExact,            ///< not rounded
     kStraightThrough,  ///< those that a learned parameter changes are rounded in each forward pass
     kRounded,          ///< the codes of an earlier round step
   };
+  enum class Loss {
+    kMse,  ///< squared error of the block's output, in a pass over blocks; the others are for one over the model
+    kCrossEntropy,  ///< of the next token
+    kKl,            ///< Kullback-Leibler divergence from the predictions of the full-precision model
+    kKlTop,         ///< the same over its `top_k` most likely tokens alone (OSTQuant, arXiv 2501.13987)
+  };
   enum class Rule {
-    kAdam,  ///< AdamW without weight decay
-    kSign,  ///< SignSGD: each step moves a value by the rate against the sign of its gradient, arXiv 2309.05516
+    kAdam,    ///< AdamW without weight decay
+    kSign,    ///< SignSGD: each step moves a value by the rate against the sign of its gradient, arXiv 2309.05516
+    kCayley,  ///< matrices by Cayley SGD (arXiv 2002.01113; SpinQuant, arXiv 2405.16406), all else as kAdam
   };
   enum class Schedule { kCosine, kLinear, kConstant };
   std::string name = "learn";  ///< in events and reports
+  Loss loss = Loss::kMse;
+  int64_t top_k = 1000;  ///< of kKlTop
   Weights weights = Weights::kRounded;
   int64_t epochs = 5;
   int64_t steps = 0;  ///< of the optimizer; unless 0, they count and not the epochs
   Rule rule = Rule::kAdam;
   /// First learning rate by parameter: "<place>.<what>", with "*" for any place. Places are the names of sites and, for
   /// what begins with weight_ and low_rank, of linears. What: scale, matrix, svd, band, kronecker, clip, shift, gain,
-  /// weight_clip, weight_offset, weight_value, weight_scale, weight_zero_point, low_rank.
+  /// norm, weight_clip, weight_offset, weight_value, weight_scale, weight_zero_point, low_rank.
   std::map<std::string, double> rates{};
   double final_rate = 0;  ///< each rate falls to this along the schedule
   Schedule schedule = Schedule::kCosine;
   Stream stream = Stream::kFullPrecision;
   at::ScalarType products = at::kBFloat16;  ///< dtype of the matrix products; sums stay in float32
   int64_t batch_size = 1;                   ///< windows per optimizer step
-  int64_t num_monitored = 4;                ///< windows on which the best epoch is chosen
+  int64_t num_monitored = 4;  ///< windows on which the best epoch is chosen; over the model no others learn from them
 
   /// Whether it takes steps at all.
   bool learns() const { return epochs > 0 || steps > 0; }
@@ -139,9 +151,12 @@ struct RoundStep {
 
 using Step = std::variant<TransformStep, PointsStep, LearnStep, RoundStep, ChooseStep>;
 
-/// One walk over all blocks; each block takes all steps before the next one begins.
+/// One walk over all blocks, each of which takes all steps before the next one begins; or steps that the model takes as
+/// a whole, all of them learn steps.
 struct Pass {
+  enum class Over { kBlocks, kModel };
   std::vector<Step> steps{};
+  Over over = Over::kBlocks;
 };
 
 /// Another grid for some linears.
