@@ -305,8 +305,8 @@ Footprint quantization_memory(const ModelConfig& config, const Recipe& recipe, c
   };
   const std::vector<Footprint::Part> block = block_parts(config, recipe, shape);
   if (shape.on_device) {
-    memory.parts.push_back(
-        {"one block on its way to the output", output_bytes(config, recipe, shape.checkpoint_dtype).block});
+    memory.parts.push_back({"one block on its way to the output",
+                            output_bytes(config, recipe, shape.checkpoint_dtype).blocks / config.num_hidden_layers});
   } else {
     memory.parts.push_back(block[0]);
   }
