@@ -188,9 +188,12 @@ class ModelObjective {
     const at::TensorOptions compute = task_.inputs.compute();
     const Tensor ids = task_.windows.index_select(0, indices).to(compute.device(), at::kLong);
     const Tensor next = at::constant_pad_nd(ids.narrow(1, 1, ids.size(1) - 1), {0, 1}, -1);
-    Tensor x = task_.inputs.quantized.index_select(0, indices).to(compute);
+    const auto rows = [&](const Tensor& stream) {
+      return stream.index_select(0, indices.to(stream.device())).to(compute);
+    };
+    Tensor x = rows(task_.inputs.quantized);
     if (!rotated_) x = apply_transpose(task_.residual({}), x);
-    return {x, task_.target.index_select(0, indices).to(compute).flatten(0, 1), next.flatten()};
+    return {x, rows(task_.target).flatten(0, 1), next.flatten()};
   }
 
   const ModelTask& task_;
