@@ -12,6 +12,14 @@ using test::recipe_of;
 
 json item(const json& linears, const json& weights) { return {{"linears", linears}, {"weights", weights}}; }
 
+/// Braces around one item would copy it.
+template <class... Items>
+json list(const Items&... items) {
+  json array = json::array();
+  (array.push_back(items), ...);
+  return array;
+}
+
 /// Scales and groups that every format has.
 json exported(const json& overrides, const char* scales, const json& weights = {{"num_bits", 4}}) {
   json grid = weights;
@@ -34,7 +42,7 @@ class OverriddenExport : public test::TinyRun {
   }
 };
 
-const json kExported = {item({"*.down_proj"}, {{"num_bits", 8}}), item({"model.layers.0.mlp.up_proj"}, nullptr)};
+const json kExported = list(item({"*.down_proj"}, {{"num_bits", 8}}), item({"model.layers.0.mlp.up_proj"}, nullptr));
 
 TEST_F(OverriddenExport, CompressedTensorsHasAGroupForEachGridAndIgnoresTheRest) {
   const StoredModel native = quantized(exported(kExported, "bfloat16"));
@@ -54,7 +62,7 @@ TEST_F(OverriddenExport, CompressedTensorsHasAGroupForEachGridAndIgnoresTheRest)
 }
 
 TEST_F(OverriddenExport, CompressedTensorsNamesAMixtureOfFormats) {
-  json recipe = exported({item({"*.down_proj"}, {{"num_bits", 4}})}, "bfloat16", {{"num_bits", 8}});
+  json recipe = exported(list(item({"*.down_proj"}, {{"num_bits", 4}})), "bfloat16", {{"num_bits", 8}});
   recipe["grids"]["input_activations"] = {{"num_bits", 8}, {"symmetric", true}};
   recipe["steps"] = {{{"step", "points"}, {"at", {"*"}}}, {{"step", "round"}}};
   const ExportOptions options{.format = ExportFormat::kCompressedTensors, .dtype = at::kFloat};
@@ -63,7 +71,7 @@ TEST_F(OverriddenExport, CompressedTensorsNamesAMixtureOfFormats) {
   EXPECT_EQ(config["format"], "mixed-precision");
   EXPECT_EQ(config["config_groups"]["group_0"]["format"], "int-quantized");
   EXPECT_EQ(config["config_groups"]["group_1"]["format"], "pack-quantized");
-  recipe["grids"]["overrides"] = {item({"*.down_proj"}, nullptr)};
+  recipe["grids"]["overrides"] = list(item({"*.down_proj"}, nullptr));
   expect_error([&] { plan_export(quantized(recipe), options); }, {"quantized inputs of linears in full precision"});
 }
 
@@ -88,7 +96,8 @@ TEST_F(OverriddenExport, GgufHasATypeForEachTensor) {
       {"weights of 6 bits"});
   expect_error(
       [&] {
-        plan_export(quantized(exported({item({"*.o_proj"}, {{"num_bits", 6}, {"symmetric", false}})}, "float16")), q4);
+        plan_export(quantized(exported(list(item({"*.o_proj"}, {{"num_bits", 6}, {"symmetric", false}})), "float16")),
+                    q4);
       },
       {"asymmetric weights"});
 }
@@ -99,11 +108,11 @@ TEST_F(OverriddenExport, OthersCarryThemDequantizedOrRefuseThem) {
   for (const auto format : {ExportFormat::kGptq, ExportFormat::kAwq}) {
     expect_error([&] { plan_export(native, {.format = format}); }, {"linears with other grids", "grids.overrides"});
   }
-  json recipe = exported({item({"*.down_proj"}, {{"num_bits", 8}})}, "float16");
+  json recipe = exported(list(item({"*.down_proj"}, {{"num_bits", 8}})), "float16");
   recipe["steps"] = {{{"step", "round"}, {"low_rank", {{"method", "svd"}, {"rank", 2}}}}};
   EXPECT_EQ(export_formats(recipe_of(recipe.dump())), (std::vector<std::string>{"hf", "peft"}));
   EXPECT_NO_THROW(plan_export(quantized(recipe), {.format = ExportFormat::kPeft}));
-  recipe["grids"]["overrides"] = {item({"*.down_proj"}, nullptr)};
+  recipe["grids"]["overrides"] = list(item({"*.down_proj"}, nullptr));
   EXPECT_EQ(export_formats(recipe_of(recipe.dump())), (std::vector<std::string>{"hf"}));
   expect_error([&] { plan_export(quantized(recipe), {.format = ExportFormat::kPeft}); },
                {"model.layers.0.mlp.down_proj is in full precision"});

@@ -20,6 +20,14 @@ const json kRound = {{{"step", "round"}}};
 
 json item(const json& linears, const json& weights) { return {{"linears", linears}, {"weights", weights}}; }
 
+/// Braces around one item would copy it.
+template <class... Items>
+json list(const Items&... items) {
+  json array = json::array();
+  (array.push_back(items), ...);
+  return array;
+}
+
 /// A recipe of 4 bits per channel with these overrides.
 json with_overrides(const json& overrides, const json& steps = kRound) {
   return {
@@ -32,11 +40,11 @@ Recipe recipe_with(const json& overrides, const json& steps = kRound) {
 
 /// 8 bits in down_proj, 3 asymmetric ones in groups in o_proj of block 1; the first block keeps q_proj and all of its
 /// MLP but down_proj.
-const json kMixed = {
-    item({"*.down_proj"}, {{"num_bits", 8}}),
-    item({"model.layers.0.mlp.*", "re:.*layers\\.0\\.self_attn\\.q_proj$"}, nullptr),
-    item({"model.layers.0.mlp.down_proj"}, {{"num_bits", 8}, {"scale_dtype", "bfloat16"}}),
-    item({"*.1.*.o_proj"}, {{"num_bits", 3}, {"symmetric", false}, {"strategy", "group"}, {"group_size", 4}})};
+const json kMixed =
+    list(item({"*.down_proj"}, {{"num_bits", 8}}),
+         item({"model.layers.0.mlp.*", "re:.*layers\\.0\\.self_attn\\.q_proj$"}, nullptr),
+         item({"model.layers.0.mlp.down_proj"}, {{"num_bits", 8}, {"scale_dtype", "bfloat16"}}),
+         item({"*.1.*.o_proj"}, {{"num_bits", 3}, {"symmetric", false}, {"strategy", "group"}, {"group_size", 4}}));
 
 /// The uniform recipes whose linears kMixed takes, by name within the model; absent: in full precision.
 std::optional<json> grid_in_mixed(const std::string& name) {
@@ -50,19 +58,18 @@ std::optional<json> grid_in_mixed(const std::string& name) {
 }
 
 TEST(Overrides, AreReadAsWhatDiffersAndTheLastOneThatMatchesCounts) {
-  const Recipe recipe =
-      Recipe::from_json({{"grids",
-                          {{"weights",
-                            {{"num_bits", 3},
-                             {"symmetric", false},
-                             {"strategy", "group"},
-                             {"group_size", 8},
-                             {"scale_dtype", "float16"}}},
-                           {"overrides",
-                            {item({"*_proj"}, {{"num_bits", 5}}), item({"*.up_proj"}, {{"strategy", "channel"}}),
-                             item({"*.gate_proj"}, nullptr), item({"*.0.mlp.gate_proj"}, json::object())}}}},
-                         {"steps", kRound}},
-                        "recipe.json");
+  const Recipe recipe = Recipe::from_json(
+      {{"grids",
+        {{"weights",
+          {{"num_bits", 3},
+           {"symmetric", false},
+           {"strategy", "group"},
+           {"group_size", 8},
+           {"scale_dtype", "float16"}}},
+         {"overrides", list(item({"*_proj"}, {{"num_bits", 5}}), item({"*.up_proj"}, {{"strategy", "channel"}}),
+                            item({"*.gate_proj"}, nullptr), item({"*.0.mlp.gate_proj"}, json::object()))}}},
+       {"steps", kRound}},
+      "recipe.json");
   QuantSpec spec = *recipe.grids.weights;
   EXPECT_EQ(recipe.grids.weights_of("model.layers.0.mlp.gate_proj"), spec);
   EXPECT_EQ(recipe.grids.weights_of("model.layers.1.mlp.gate_proj"), std::nullopt);
@@ -108,22 +115,22 @@ TEST(Overrides, ThatSayNothingUsefulAreRefused) {
   const auto refused = [](const json& overrides, const std::vector<std::string>& parts) {
     expect_refused(with_overrides(overrides).dump(), parts);
   };
-  refused({item(json::array(), nullptr)}, {"recipe.json: grids.overrides[0].linears: names no linear"});
-  refused({item({"*"}, nullptr), item({""}, nullptr)}, {"grids.overrides[1].linears", "empty"});
-  refused({item({"re:("}, nullptr)}, {"grids.overrides[0].linears", "re:(", "no", "regular expression"});
-  refused({item({"*"}, {{"num_bits", 9}})}, {"grids.overrides[0].weights.num_bits", "2 to 8"});
-  refused({item({"*"}, {{"strategy", "token"}})}, {"grids.overrides[0].weights", "static grid"});
-  refused({item({"*"}, {{"dynamic", true}})}, {"grids.overrides[0].weights", "static grid"});
-  refused({item({"*"}, {{"group_size", 8}})}, {"grids.overrides[0].weights", "group_size goes with"});
-  refused({item({"*"}, {{"bits", 8}})}, {"grids.overrides[0].weights", "bits"});
-  refused({{{"linears", {"*"}}, {"num_bits", 8}}}, {"grids.overrides[0]", "num_bits"});
-  refused({item("*", nullptr)}, {"grids.overrides[0].linears", "array"});
-  refused({{"*.down_proj", {{"num_bits", 8}}}}, {"grids.overrides", "object"});
+  refused(list(item(json::array(), nullptr)), {"recipe.json: grids.overrides[0].linears: names no linear"});
+  refused(list(item({"*"}, nullptr), item({""}, nullptr)), {"grids.overrides[1].linears", "empty"});
+  refused(list(item({"re:("}, nullptr)), {"grids.overrides[0].linears", "re:(", "no", "regular expression"});
+  refused(list(item({"*"}, {{"num_bits", 9}})), {"grids.overrides[0].weights.num_bits", "2 to 8"});
+  refused(list(item({"*"}, {{"strategy", "token"}})), {"grids.overrides[0].weights", "static grid"});
+  refused(list(item({"*"}, {{"dynamic", true}})), {"grids.overrides[0].weights", "static grid"});
+  refused(list(item({"*"}, {{"group_size", 8}})), {"grids.overrides[0].weights", "group_size goes with"});
+  refused(list(item({"*"}, {{"bits", 8}})), {"grids.overrides[0].weights", "bits"});
+  refused(list(json::object({{"linears", {"*"}}, {"num_bits", 8}})), {"grids.overrides[0]", "num_bits"});
+  refused(list(item("*", nullptr)), {"grids.overrides[0].linears", "array"});
+  refused(json::object({{"*.down_proj", {{"num_bits", 8}}}}), {"grids.overrides", "object"});
   Recipe recipe;
   recipe.grids.overrides = {{.linears = {"*"}}};
   expect_error([&] { recipe.validate(); }, {"grids.overrides", "there are none"});
   // What a C++ caller can build is held to the same rules.
-  recipe = recipe_with({item({"*"}, nullptr)});
+  recipe = recipe_with(list(item({"*"}, nullptr)));
   recipe.grids.overrides[0].weights = QuantSpec{.num_bits = 4, .strategy = Strategy::kToken};
   expect_error([&] { recipe.validate(); }, {"grids.overrides[0].weights"});
 }
@@ -141,7 +148,7 @@ class OverriddenRun : public test::TinyRun, public testing::WithParamInterface<T
       return;
     }
     Recipe uniform = recipe_of(test::kRoundToNearest);
-    uniform.grids.weights = recipe_with({item({"*"}, *grid)}).grids.overrides[0].weights;
+    uniform.grids.weights = recipe_with(list(item({"*"}, *grid))).grids.overrides[0].weights;
     run(uniform, "uniform", {.output = {.force = true}});
     const Checkpoint expected(directory / "uniform");
     for (const char* part : {".weight_packed", ".weight_scale", ".weight_zero_point", ".weight_shape"}) {
@@ -186,9 +193,10 @@ TEST_P(OverriddenRun, EachLinearIsThatOfAUniformRunWithItsGrid) {
 
 TEST_P(OverriddenRun, GridsThatAreAllAlikeGiveTheBytesOfAUniformCheckpoint) {
   run(recipe_of(test::kRoundToNearest), "uniform");
-  run(Recipe::from_json({{"grids", {{"weights", {{"num_bits", 4}}}, {"overrides", {item({"*"}, {{"num_bits", 4}})}}}},
-                         {"steps", kRound}},
-                        "recipe"),
+  run(Recipe::from_json(
+          {{"grids", {{"weights", {{"num_bits", 4}}}, {"overrides", list(item({"*"}, {{"num_bits", 4}}))}}},
+           {"steps", kRound}},
+          "recipe"),
       "same");
   EXPECT_EQ(test::read_bytes(directory / "same" / "model.safetensors"),
             test::read_bytes(directory / "uniform" / "model.safetensors"));
@@ -203,7 +211,7 @@ TEST_P(OverriddenRun, EverythingElseOfARecipeWorksWithThem) {
     SCOPED_TRACE(recipe["name"].get<std::string>());
     // A whole block, a site of one reader, and one of several readers.
     for (const json& overrides :
-         {kMixed, json{item({"model.layers.0.*"}, nullptr)}, json{item({"*.down_proj", "*.k_proj"}, nullptr)}}) {
+         {kMixed, list(item({"model.layers.0.*"}, nullptr)), list(item({"*.down_proj", "*.k_proj"}, nullptr))}) {
       recipe["grids"]["overrides"] = overrides;
       run(recipe_of(recipe.dump()), "out", {.output = {.force = true}});
       EXPECT_TRUE(at::isfinite(logits("out")).all().item<bool>());
@@ -224,7 +232,7 @@ TEST_P(OverriddenRun, LearnedClipsAndCorrectionsPassOverWhatIsLeftOut) {
       {{"step", "round"}, {"low_rank", {{"method", "fbquant"}, {"rank", 2}, {"steps", 2}}}},
       {{"step", "learn"}, {"epochs", 1}, {"rates", {{"*.low_rank", 0.01}, {"mlp.up_proj.low_rank", 0.02}}}}};
   for (const json& steps : {clips, corrections}) {
-    for (const json& overrides : {kMixed, json{item({"model.layers.0.*"}, nullptr)}}) {
+    for (const json& overrides : {kMixed, list(item({"model.layers.0.*"}, nullptr))}) {
       run(recipe_with(overrides, steps), "out", {.output = {.force = true}});
       EXPECT_TRUE(at::isfinite(logits("out")).all().item<bool>());
     }
@@ -273,9 +281,9 @@ TEST_P(OverriddenRun, ThePlanKnowsTheirSizeAndNamesWhatMatchesNothing) {
   EXPECT_NEAR(static_cast<double>(estimate - uniform), static_cast<double>(bytes - uniform_bytes), 16 * 128);
 
   const Job job = test::job_of(*original,
-                               recipe_with({item({"*.down_proj", "*.experts.*", "lm_head"}, nullptr),
-                                            item({"model.layers.2.*"}, {{"num_bits", 8}}),
-                                            item({"*.o_proj"}, {{"strategy", "group"}, {"group_size", 7}})}),
+                               recipe_with(list(item({"*.down_proj", "*.experts.*", "lm_head"}, nullptr),
+                                                item({"model.layers.2.*"}, {{"num_bits", 8}}),
+                                                item({"*.o_proj"}, {{"strategy", "group"}, {"group_size", 7}}))),
                                {}, directory / "out");
   std::vector<std::string> problems;
   for (const std::string& problem : plan(job).problems) {
@@ -316,7 +324,7 @@ TEST_P(OverriddenRun, ChangedOverridesInTheConfigAreRefused) {
 }
 
 TEST(Overrides, ExpressionsThatTakeTooLongAreRefused) {
-  const json hostile = {item({"re:((((.+)+)+)+)+[!?]"}, nullptr)};
+  const json hostile = list(item({"re:((((.+)+)+)+)+[!?]"}, nullptr));
   const Recipe recipe = recipe_with(hostile);
   expect_error([&] { (void)recipe.grids.weights_of("model.layers.0.self_attn.q_proj"); }, {"takes too long to match"});
   const test::TempDirectory directory;
