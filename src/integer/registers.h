@@ -8,6 +8,8 @@
 
 // Vectors as arguments, of functions that are all inlined.
 #pragma GCC diagnostic ignored "-Wpsabi"
+// Lanes and vectors of an array are set one by one.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 
 /// What the kernels need of the registers of an instruction set. g++ 12 moves the sums of a tile to memory when they
 /// are written with intrinsics; with inline assembly on its vector types they stay in registers. clang checks the

@@ -67,7 +67,9 @@ INSTANTIATE_TEST_SUITE_P(
     });
 
 TEST(HeadLossKlTop, OverAllTokensIsTheDivergence) {
-  const Head head{.norm = {.weight = at::ones({6}, at::kDouble)}, .weight = test::random_normal({9, 6}, 1)};
+  Head head;
+  head.norm.weight = at::ones({6}, at::kDouble);
+  head.weight = test::random_normal({9, 6}, 1);
   const Tensor hidden = test::random_normal({4, 6}, 2), target = test::random_normal({4, 6}, 3), next;
   const auto all = HeadLoss(Loss::kKlTop, 1000, head, head).with_gradient(hidden, target, next);
   const auto kl = HeadLoss(Loss::kKl, 1, head, head).with_gradient(hidden, target, next);
