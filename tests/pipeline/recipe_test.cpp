@@ -76,7 +76,7 @@ TEST(Recipe, AnUnknownNameSuggestsTheNearest) {
   for (const auto& [given, meant] :
        std::vector<std::pair<std::string, std::string>>{{"baseq-w4a4kv", "baseq-w4a4kv4?"},
                                                         {"gptq-w4a16-g128", "gptq-w4a16-g64?"},
-                                                        {"smoothquant", "smoothquant-w8a8?"},
+                                                        {"smoothquant", "smoothquant-w4a4kv4?"},
                                                         {"baseq-w4a4kv4.json", "baseq-w4a4kv4?"},
                                                         {"configs/baseq-w4a4kv4.json", "baseq-w4a4kv4?"}}) {
     expect_error([&] { Recipe::read(given); }, {given + " is neither a built-in recipe nor a file", "mean " + meant});
