@@ -231,6 +231,7 @@ BlockQuantizer::Result BlockQuantizer::finish(OpenBlock& open, int64_t block, bo
 
 void BlockQuantizer::learn_model(int64_t pass, ModelState& state,
                                  const std::function<Heads(at::ScalarType products)>& heads) {
+  if (!windows_.defined()) return;  // no step learns
   for (int64_t block = 0; block < static_cast<int64_t>(state.blocks.size()); ++block) pass_full_precision(block);
   for (int64_t n = 0; n < windows_.size(0) && !residual_.empty(); ++n) {
     // The transform is orthogonal: its transpose takes the stream back to the basis of the checkpoint.

@@ -19,7 +19,8 @@ double seconds_of(const Work& work) {
 }
 
 BlockQuantizer::Options trial_options(const Job& job) {
-  return {.pass = {.tokens_per_batch = job.options.tokens_per_batch, .before_step = {}}, .report = {}};
+  return {.pass = {.tokens_per_batch = job.options.tokens_per_batch, .before_step = {}},
+          .report = [](const ProgressEvent&) {}};
 }
 
 /// Takes the first block through all passes over blocks; seconds without what a run does once.

@@ -66,7 +66,8 @@ TEST_F(OverriddenExport, CompressedTensorsNamesAMixtureOfFormats) {
   recipe["grids"]["input_activations"] = {{"num_bits", 8}, {"symmetric", true}};
   recipe["steps"] = {{{"step", "points"}, {"at", {"*"}}}, {{"step", "round"}}};
   const ExportOptions options{.format = ExportFormat::kCompressedTensors, .dtype = at::kFloat};
-  EXPECT_LT(test::relative_error(logits_of(quantized(recipe), options, "out"), logits("native")), 1e-6);
+  const Tensor exported_logits = logits_of(quantized(recipe), options, "out");
+  EXPECT_LT(test::relative_error(exported_logits, logits("native")), 1e-6);
   const json config = Checkpoint(directory / "out").config()["quantization_config"];
   EXPECT_EQ(config["format"], "mixed-precision");
   EXPECT_EQ(config["config_groups"]["group_0"]["format"], "int-quantized");

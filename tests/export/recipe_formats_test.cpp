@@ -18,13 +18,16 @@ using test::TinyShape;
 const TinyShape kShape{.hidden_size = 64, .intermediate_size = 96, .head_dim = 16, .vocab_size = 640};
 const std::vector<std::string> kFormats = {"hf", "compressed-tensors", "gptq", "awq", "gguf", "peft"};
 
-/// `recipe` in a second of time, with groups that divide the sizes.
+/// `recipe` in a second of time, with groups and blocks that divide the sizes.
 Recipe shortened(Recipe recipe) {
   if (auto& weights = recipe.grids.weights; weights && weights->strategy == Strategy::kGroup) {
     weights->group_size = std::min<int64_t>(weights->group_size, 32);
   }
   for (Pass& pass : recipe.passes) {
     for (Step& step : pass.steps) {
+      if (auto* transform = std::get_if<TransformStep>(&step); transform != nullptr && transform->block_size > 0) {
+        transform->block_size = 32;
+      }
       auto* learn = std::get_if<LearnStep>(&step);
       if (learn == nullptr) continue;
       learn->epochs = std::min<int64_t>(learn->epochs, 1);

@@ -295,7 +295,6 @@ TEST(Footprint, StreamsOnDiskAndSmallerBatchesNeedLess) {
 }
 
 TEST(Footprint, MatricesThatStayOnlineCountInMemoryOutputAndWorkDirectory) {
-  // No recipe in a file can place them yet; a chain of factors can hold them.
   const ModelConfig config = config_of(2);
   const auto recipe_with = [](TransformStep::Kind kind, Site site) {
     Recipe recipe;
@@ -308,7 +307,8 @@ TEST(Footprint, MatricesThatStayOnlineCountInMemoryOutputAndWorkDirectory) {
     const Recipe scale = recipe_with(TransformStep::Kind::kScale, info.site);
     const Recipe matrix = recipe_with(TransformStep::Kind::kMatrix, info.site);
     const SiteShape shape = site_shape(info.site, config);
-    const int64_t bytes = shape.features * shape.width() * 4;
+    const int64_t blocks = info.site == Site::kQueryKey ? 1 : shape.blocks;  // there all heads share one
+    const int64_t bytes = blocks * shape.width() * shape.width() * 4;
     const auto memory = [&](const Recipe& recipe) { return quantization_memory(config, recipe, {}).bytes(); };
     EXPECT_EQ(memory(matrix) - memory(scale), bytes);
     const auto output = [&](const Recipe& recipe) { return output_bytes(config, recipe, at::kFloat).blocks; };

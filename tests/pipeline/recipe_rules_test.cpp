@@ -304,7 +304,8 @@ TEST(RecipeRules, APassOverTheModelLearnsByALossAtTheHead) {
   expect_refused(over_model(tuned("kl", R"("*.scale": 1)")), {"passes[1].steps[0].rates", "\"*.scale\""});
   expect_refused(over_model(R"({"step": "learn", "loss": "kl", "stream": "quantized", "rates": {"*.norm": 1}})"),
                  {"passes[1].steps[0].stream", "embedding"});
-  expect_refused(with_weights(tuned("kl", rates) + ", " + kRound), {"steps[0].loss", "expected \"mse\""});
+  expect_refused(with_weights(kRound + (", " + tuned("kl", R"("*.weight_scale": 1)"))),
+                 {"steps[1].loss", "expected \"mse\""});
   expect_refused(with_weights(learn(R"("*.weight_scale": 1)", "exact") + ", " + kRound),
                  {"steps[0].rates", "\"*.weight_scale\""});
   expect_refused(R"({"grids": {}, "passes": [{"over": "model", "steps": [)" + tuned("kl", R"("*.clip": 1)") + "]}]}",
