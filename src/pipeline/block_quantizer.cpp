@@ -78,7 +78,7 @@ BlockQuantizer::BlockQuantizer(const Model& model, const Recipe& recipe, const T
       options_(std::move(options)),
       grids_(grids_for(recipe.grids, model.config())),
       passes_(passes_with_blocks_last(recipe.passes)),
-      residual_(residual_transform(recipe, model.config())) {
+      residual_(residual_transform(recipe, model.config(), options_.compute.device())) {
   if (const RoundStep* round = recipe.round_step()) rounding_ = round->gptq;
 }
 
@@ -249,7 +249,8 @@ void BlockQuantizer::learn_model(int64_t pass, ModelState& state,
                        .read_fused = [this](int64_t block) { return in_basis(read_block(block), {}); },
                        .residual =
                            [this](const Tensor& matrix) {
-                             return matrix.defined() ? residual_transform(recipe_, model_.config(), matrix) : residual_;
+                             if (!matrix.defined()) return residual_;
+                             return residual_transform(recipe_, model_.config(), matrix.device(), matrix);
                            },
                        .seed = options_.seed,
                        .report = options_.report};

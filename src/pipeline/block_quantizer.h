@@ -51,7 +51,9 @@ class BlockQuantizer {
   int64_t num_passes() const { return static_cast<int64_t>(passes_.size()); }
   const Transform& residual() const { return residual_; }
   /// From the next start() on: what was learned in place of the identity of a "matrix" at the residual stream.
-  void set_residual_matrix(const Tensor& matrix) { residual_ = residual_transform(recipe_, model_.config(), matrix); }
+  void set_residual_matrix(const Tensor& matrix) {
+    residual_ = residual_transform(recipe_, model_.config(), matrix.device(), matrix);
+  }
   const Grids& grids() const { return grids_; }
   /// Puts the streams before the first block; to be called for each pass.
   /// @param embedding the rows of the quantized model's table by token ids, [..., hidden_size]

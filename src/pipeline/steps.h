@@ -25,6 +25,7 @@ inline void apply_any(const Step& step, OpenBlock& block, const BlockTask& task)
 
 /// The transform of the residual stream, which all blocks share; orthogonal.
 /// @param matrix what was learned in place of the identity of a "matrix", float64 [n, n]; may be undefined
-Transform residual_transform(const Recipe& recipe, const ModelConfig& config, const Tensor& matrix = {});
+Transform residual_transform(const Recipe& recipe, const ModelConfig& config, at::Device device,
+                             const Tensor& matrix = {});
 
 }  // namespace baseq

@@ -72,12 +72,13 @@ void apply(const TransformStep& step, OpenBlock& block, const BlockTask& task) {
   }
 }
 
-Transform residual_transform(const Recipe& recipe, const ModelConfig& config, const Tensor& matrix) {
+Transform residual_transform(const Recipe& recipe, const ModelConfig& config, at::Device device, const Tensor& matrix) {
   Transform transform;
   for (const TransformStep* step : recipe.steps_of<TransformStep>()) {
     if (std::find(step->at.begin(), step->at.end(), Site::kResidual) == step->at.end()) continue;
     if (step->kind == TransformStep::Kind::kMatrix) {
-      transform.push_back(rotation_factor(matrix.defined() ? matrix : at::eye(config.hidden_size, at::kDouble)));
+      const at::TensorOptions options = at::TensorOptions().dtype(at::kDouble).device(device);
+      transform.push_back(rotation_factor(matrix.defined() ? matrix : at::eye(config.hidden_size, options)));
       continue;
     }
     TORCH_CHECK(step->kind == TransformStep::Kind::kHadamard,

@@ -91,16 +91,17 @@ INSTANTIATE_TEST_SUITE_P(Shapes, HalfDone, testing::ValuesIn(test::tiny_shapes()
 TEST(ResidualTransform, CollectsTheHadamardFactorsOfAllPasses) {
   const ModelConfig config = test::tiny_model_config({});
   const TransformStep hadamard{.at = {Site::kDown, Site::kResidual}}, other{.at = {Site::kDown}};
-  EXPECT_TRUE(residual_transform({.passes = {{.steps = {other}}}}, config).empty());
+  EXPECT_TRUE(residual_transform({.passes = {{.steps = {other}}}}, config, at::kCPU).empty());
   const Transform transform =
-      residual_transform({.passes = {{.steps = {other, hadamard}}, {.steps = {hadamard}}}}, config);
+      residual_transform({.passes = {{.steps = {other, hadamard}}, {.steps = {hadamard}}}}, config, at::kCPU);
   ASSERT_EQ(transform.size(), 2U);
   for (const Factor& factor : transform) {
     EXPECT_EQ(factor.kind, Factor::Kind::kHadamard);
     EXPECT_EQ(factor.size(), config.hidden_size);
   }
   const TransformStep scale{.kind = StepKind::kScale, .at = {Site::kResidual}};
-  test::expect_error([&] { residual_transform({.passes = {{.steps = {scale}}}}, config); }, {"residual", "hadamard"});
+  test::expect_error([&] { residual_transform({.passes = {{.steps = {scale}}}}, config, at::kCPU); },
+                     {"residual", "hadamard"});
 }
 
 }  // namespace
