@@ -115,13 +115,13 @@ struct EventReader {
     const auto it = value.find(key);
     result = it != value.end() && it->is_number_unsigned()
                  ? it->get<uint64_t>()
-                 : static_cast<uint64_t>(object.integer(key, 0, 0, INT64_MAX));
+                 : static_cast<uint64_t>(object.integer(key, 0, INT64_MIN, INT64_MAX));
   }
   void operator()(const char* key, Place place) const {
     const auto it = value.find(key);
     const bool whole = it != value.end() && *it == "model";
     if (whole) object.ignore(key);
-    place.block = whole ? kWholeModel : object.integer(key, 0, 0, INT64_MAX);
+    place.block = whole ? kWholeModel : object.integer(key, 0, INT64_MIN, INT64_MAX);
   }
   void operator()(const char* key, double& result) const { result = object.number(key, NAN, -DBL_MAX, DBL_MAX); }
   void operator()(const char* key, bool& result) const { result = object.boolean(key, false); }
