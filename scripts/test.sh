@@ -75,7 +75,8 @@ elif [[ ${1:-} == --sanitize=thread ]]; then
   stage build cmake --build build-tsan --target baseq_tests
   [[ ${#failed[@]} -eq 0 ]] || finish
   # What calls at::parallel_for, and the tests that start threads.
-  threaded='*Conv*:CalibrateLayers*:Int8Weights*:PreparedLinear*:Hadamard*:Pack*:Quant*:SearchQparams*:Gptq.*:Fbquant*:DecodeLinear*:Tokenizer.*'
+  threaded='*Conv*:CalibrateLayers*:Int8Weights*:PreparedL*:*/PreparedLayer*:FloatLinear*:Attention.*:Rows.*:IntegerKernels*'
+  threaded+=':Hadamard*:Pack*:Quant*:SearchQparams*:Gptq.*:InputFactor*:AllFinite*:Fbquant*:MachineLimits*:Tokenizer.*:SessionTest*'
   stage "C++ tests on four threads" env OMP_NUM_THREADS=4 TSAN_OPTIONS=halt_on_error=1 \
     build-tsan/tests/baseq_tests --gtest_brief=1 --gtest_filter="$threaded-*Slow"
   finish
