@@ -8,9 +8,6 @@
 /// Attention by blocks of rows that walk the pages together, inlined into a version for each instruction set.
 namespace baseq {
 
-/// Up to so many rows unpack a page in registers.
-constexpr int64_t kPackedRows = kTileQueries;
-
 /// The tokens of page `page` that the query of row `row` of the task sees.
 [[gnu::always_inline]] inline TokenRange visible_tokens(const AttentionRows& task, int64_t row, int64_t page) {
   const int64_t position = task.first_position + row / task.heads, start = page * kPageTokens;
@@ -103,16 +100,6 @@ template <class Isa>
   }
 }
 
-/// Calls fn(row, rows) for tiles of rows from `first` to `end` of the block. Five rows are four and one.
-template <class Fn>
-[[gnu::always_inline]] inline void for_each_query_tile(int64_t first, int64_t end, const Fn& fn) {
-  while (first < end) {
-    const int64_t left = end - first, rows = left >= kTileQueries ? kTileQueries : left == 5 ? 4 : left;
-    fn(first, rows);
-    first += rows;
-  }
-}
-
 /// All rows of the block with page `page`.
 template <class Isa, PageForm kForm>
 [[gnu::always_inline]] inline void attend_page(const AttentionBlock& block, int64_t page) {
@@ -124,22 +111,10 @@ template <class Isa, PageForm kForm>
     if (range != of_last) {
       for (end = first + 1; range_of(end) == range;) ++end;
     }
-    if (range.begin < range.end) {
-      for_each_query_tile(
-          first, end, [&](int64_t row, int64_t rows) __attribute__((always_inline)) {
-            switch (rows) {
-              case 6:
-                return attend_tile<Isa, kForm, 6>(block, row, range);
-              case 4:
-                return attend_tile<Isa, kForm, 4>(block, row, range);
-              case 3:
-                return attend_tile<Isa, kForm, 3>(block, row, range);
-              case 2:
-                return attend_tile<Isa, kForm, 2>(block, row, range);
-              default:
-                return attend_tile<Isa, kForm, 1>(block, row, range);
-            }
-          });
+    for (int64_t row = first; range.begin < range.end && row < end;) {
+      const int64_t left = end - row, rows = left >= kTileQueries ? kTileQueries : std::min<int64_t>(left, 4);
+      attend_tile<Isa, kForm>(block, row, rows, range);
+      row += rows;
     }
     first = end;
   }
@@ -194,6 +169,7 @@ template <class Isa>
 [[gnu::always_inline]] inline void attend_rows(const AttentionRows& task, void* scratch) {
   using Floats = typename Isa::Floats;
   const int64_t features = task.layout.features(), head_dim = task.layout.head_dim, rows = task.queries * task.heads;
+  const int64_t most = rows_of_block(task);
   auto* memory = static_cast<float*>(scratch);
   AttentionBlock block{.task = task, .features = features};
   const auto take = [&](int64_t count) {
@@ -206,15 +182,15 @@ template <class Isa>
   block.values = block.value_memory = take(features * kPageTokens);
   block.scores = take(kTileQueries * kPageTokens);
   block.seen = reinterpret_cast<uint32_t*>(take(kPageTokens));
-  block.queries = take(kQueryRows * features);
+  block.queries = take(most * features);
   block.codes = reinterpret_cast<int16_t*>(block.queries);
-  block.out = take(kQueryRows * features);
-  block.scale = take(kQueryRows);
-  block.sum = take(kQueryRows);
-  block.largest = take(kQueryRows);
-  block.weight = take(kQueryRows);
+  block.out = take(most * features);
+  block.scale = take(most);
+  block.sum = take(most);
+  block.largest = take(most);
+  block.weight = take(most);
   for (; block.first < rows; block.first += block.rows) {
-    block.rows = std::min(kQueryRows, rows - block.first);
+    block.rows = std::min(most, rows - block.first);
     for (int64_t row = 0; row < block.rows; ++row) {
       prepare_query<Isa>(block, row);
       block.largest[row] = -std::numeric_limits<float>::infinity();

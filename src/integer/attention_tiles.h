@@ -12,6 +12,8 @@ namespace baseq {
 
 /// Most rows of a tile.
 constexpr int kTileQueries = 6;
+/// Up to so many rows unpack a page in registers.
+constexpr int kPackedRows = 4;
 
 /// Where tiles read a page. Many rows share one that was unpacked before; a few unpack it in registers.
 enum class PageForm : uint8_t { kUnpackedCodes, kUnpackedFloats, kNibbles, kBytes, kHalf };
@@ -155,35 +157,36 @@ template <class Isa, PageForm kForm, int kRows>
   }
 }
 
-/// The scores of kRows rows become the weights of their values.
-template <class Isa, bool kCodes, int kRows>
-[[gnu::always_inline]] inline void softmax_step(const AttentionBlock& block, int64_t row, OutputSteps& steps) {
+/// The scores of `rows` rows, kMost at most, become the weights of their values.
+template <class Isa, bool kCodes, int kMost>
+[[gnu::always_inline]] inline void softmax_step(const AttentionBlock& block, int64_t row, int64_t rows,
+                                                OutputSteps& steps) {
   using Floats = typename Isa::Floats;
   using Words = typename Isa::Words;
   constexpr int kParts = 16 / Isa::kLanes;
   const float *scale = block.numbers + 2 * kPageTokens, *base = block.numbers + 3 * kPageTokens;
   const auto hidden = reinterpret_cast<Words>(Floats{} - std::numeric_limits<float>::infinity());
-  Floats highest[kRows];
-  repeat<kRows>([&](auto r) __attribute__((always_inline)) {
-    highest[r] = reinterpret_cast<Floats>(hidden);
+  Floats highest[kMost] = {}, totals[2 * kMost] = {};
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* scores = block.scores + r * kPageTokens;
+    Floats largest = reinterpret_cast<Floats>(hidden);
     for (int64_t token = 0; token < kPageTokens; token += Isa::kLanes) {
       const Words seen = *reinterpret_cast<const Words*>(block.seen + token);
-      const Words score = *reinterpret_cast<const Words*>(block.scores + r * kPageTokens + token);
-      highest[r] = larger<Isa>(highest[r], reinterpret_cast<Floats>((score & seen) | (hidden & ~seen)));
+      const Words score = *reinterpret_cast<const Words*>(scores + token);
+      largest = larger<Isa>(largest, reinterpret_cast<Floats>((score & seen) | (hidden & ~seen)));
     }
-  });
+    highest[r] = largest;
+  }
   alignas(64) float largest[16], sums[16];
-  across_lanes<Isa, kRows>(
+  across_lanes<Isa, kMost>(
       highest, largest,
       [](const Floats& a, const Floats& b) __attribute__((always_inline)) { return larger<Isa>(a, b); });
-  Floats totals[2 * kRows];
-  repeat<kRows>([&](auto r) __attribute__((always_inline)) {
+  for (int64_t r = 0; r < rows; ++r) {
     float* scores = block.scores + r * kPageTokens;
     const float before = block.largest[row + r], now = std::max(before, largest[r]);
     steps.kept[r] = before - now;
     block.largest[row + r] = now;
-    Floats weights[kParts], bases[kParts];
-    repeat<kParts>([&](auto part) __attribute__((always_inline)) { weights[part] = bases[part] = Floats{}; });
+    Floats weights[kParts] = {}, bases[kParts] = {};
     for (int64_t token = 0; token < kPageTokens; token += 16) {
       repeat<kParts>([&](auto part) __attribute__((always_inline)) {
         const int64_t at = token + part * Isa::kLanes;
@@ -200,15 +203,16 @@ template <class Isa, bool kCodes, int kRows>
       });
     }
     totals[r] = in_one_register<Isa>(weights);
-    totals[kRows + r] = in_one_register<Isa>(bases);
-  });
-  across_lanes<Isa, 2 * kRows>(
+    totals[kMost + r] = in_one_register<Isa>(bases);
+  }
+  across_lanes<Isa, 2 * kMost>(
       totals, sums, [](const Floats& a, const Floats& b) __attribute__((always_inline)) { return a + b; });
-  for (int i = 0; i < kRows; i += Isa::kLanes)
+  for (int64_t i = 0; i < kMost; i += Isa::kLanes) {
     store<Isa>(steps.kept + i, exp_of_negative<Isa>(load<Isa>(steps.kept + i)));
-  for (int r = 0; r < kRows; ++r) {
+  }
+  for (int64_t r = 0; r < rows; ++r) {
     block.weight[row + r] = __builtin_fmaf(block.weight[row + r], steps.kept[r], sums[r]);
-    steps.added[r] = sums[kRows + r];
+    steps.added[r] = sums[kMost + r];
   }
 }
 
@@ -238,8 +242,8 @@ template <class Isa, PageForm kForm, int kUnits>
 
 /// Adds the weighted values of the tokens that kRows rows see, token after token, to kUnits pairs of registers.
 template <class Isa, PageForm kForm, int kRows, int kUnits>
-[[gnu::always_inline]] inline void add_values(const AttentionBlock& block, int64_t row, const TokenRange& range,
-                                              const OutputSteps& steps, int64_t unit) {
+[[gnu::always_inline]] inline void add_units(const AttentionBlock& block, int64_t row, const TokenRange& range,
+                                             const OutputSteps& steps, int64_t unit) {
   using Floats = typename Isa::Floats;
   constexpr int kWide = 2 * kUnits;
   constexpr int64_t kParts = 16 / Isa::kLanes;
@@ -265,20 +269,50 @@ template <class Isa, PageForm kForm, int kRows, int kUnits>
 }
 
 template <class Isa, PageForm kForm, int kRows>
-[[gnu::always_inline]] inline void attend_tile(const AttentionBlock& block, int64_t row, const TokenRange& range) {
-  constexpr int kUnits = kAcross < Isa, kRows >> 2 ? kAcross<Isa, kRows> / 2 : 1;
-  score_rows<Isa, kForm, kRows>(block, row, range);
+[[gnu::always_inline]] inline void add_values(const AttentionBlock& block, int64_t row, const TokenRange& range,
+                                              const OutputSteps& steps) {
+  constexpr int kUnits = kAcross<Isa, kRows> == 4 ? 2 : 1;
+  const int64_t units = block.features / (2 * Isa::kLanes);
+  int64_t unit = 0;
+  for (; unit + kUnits <= units; unit += kUnits) add_units<Isa, kForm, kRows, kUnits>(block, row, range, steps, unit);
+  if constexpr (kUnits > 1) {
+    for (; unit < units; ++unit) add_units<Isa, kForm, kRows, 1>(block, row, range, steps, unit);
+  }
+}
+
+/// fn with `rows` as a constant: 1 to 4, or 6 where pages were unpacked.
+template <PageForm kForm, class Fn>
+[[gnu::always_inline]] inline void with_rows(int64_t rows, const Fn& fn) {
+  switch (rows) {
+    case 1:
+      return fn(std::integral_constant<int, 1>{});
+    case 2:
+      return fn(std::integral_constant<int, 2>{});
+    case 3:
+      return fn(std::integral_constant<int, 3>{});
+    case 4:
+      return fn(std::integral_constant<int, 4>{});
+    default:
+      if constexpr (!is_packed(kForm)) fn(std::integral_constant<int, kTileQueries>{});
+  }
+}
+
+/// `rows` rows with the tokens of `range`.
+template <class Isa, PageForm kForm>
+[[gnu::always_inline]] inline void attend_tile(const AttentionBlock& block, int64_t row, int64_t rows,
+                                               const TokenRange& range) {
+  with_rows<kForm>(
+      rows, [&](auto r)
+                __attribute__((always_inline)) { score_rows<Isa, kForm, decltype(r)::value>(block, row, range); });
   for (int64_t token = 0; token < kPageTokens; ++token) {
     block.seen[token] = token >= range.begin && token < range.end ? ~0U : 0U;
   }
   OutputSteps steps;
-  softmax_step<Isa, has_codes(kForm), kRows>(block, row, steps);
-  const int64_t units = block.features / (2 * Isa::kLanes);
-  int64_t unit = 0;
-  for (; unit + kUnits <= units; unit += kUnits) add_values<Isa, kForm, kRows, kUnits>(block, row, range, steps, unit);
-  if constexpr (kUnits > 1) {
-    for (; unit < units; ++unit) add_values<Isa, kForm, kRows, 1>(block, row, range, steps, unit);
-  }
+  softmax_step<Isa, has_codes(kForm), is_packed(kForm) ? kPackedRows : kTileQueries>(block, row, rows, steps);
+  with_rows<kForm>(
+      rows, [&](auto r) __attribute__((always_inline)) {
+        add_values<Isa, kForm, decltype(r)::value>(block, row, range, steps);
+      });
 }
 
 }  // namespace baseq
