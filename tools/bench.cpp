@@ -139,17 +139,13 @@ void run(const BenchArguments& arguments) {
   const Model model = opened(arguments.model, device);
   const int64_t most_depth = std::ranges::max(arguments.depths) + arguments.num_tokens;
   check_resident_memory(arguments.model, model, arguments.load, most_depth, std::ranges::max(arguments.batches));
-  const double bandwidth = measure_read_bandwidth(), peak = measure_multiply_peak();
-  const Decoder decoder = model.load(arguments.load);
-  release_free_memory();
+  const Decoder decoder = load_resident(model, arguments.load);
   nlohmann::json json{{"model", arguments.model},
                       {"load",
                        {{"arithmetic", arguments.load.arithmetic == Arithmetic::kInteger ? "integer" : "float"},
                         {"activation_bits", arguments.load.activation_bits}}},
                       {"num_threads", at::get_num_threads()},
                       {"weight_bytes", decoder.bytes()},
-                      {"read_bytes_per_second", bandwidth},
-                      {"multiply_operations_per_second", peak > 0 ? nlohmann::json(peak) : nlohmann::json()},
                       {"measurements", nlohmann::json::array()}};
   {
     ProgressDisplay display(arguments.common.quiet);
@@ -162,6 +158,10 @@ void run(const BenchArguments& arguments) {
     }
   }
   json["peak_memory_bytes"] = peak_memory_bytes();
+  // At the end: what is read for it is not the model's memory.
+  json["read_bytes_per_second"] = measure_read_bandwidth();
+  const double peak = measure_multiply_peak();
+  json["multiply_operations_per_second"] = peak > 0 ? nlohmann::json(peak) : nlohmann::json();
   print_results(json);
   write_json(arguments.common, json);
 }

@@ -137,8 +137,7 @@ class Generator {
                 " tokens: a longer `context` or a shorter prompt is needed");
     check_resident_memory(arguments_.model, model_, arguments_.load, context);
     warn_of_unused(model_);
-    decoder_.emplace(model_.load(arguments_.load));
-    release_free_memory();
+    decoder_.emplace(load_resident(model_, arguments_.load));
     session_.emplace(*decoder_, Session::Options{.context = context, .cancelled = stop_requested});
   }
 

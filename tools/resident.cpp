@@ -1,5 +1,6 @@
 #include "resident.h"
 
+#include "commands.h"
 #include "io/machine_limits.h"
 #include "io/units.h"
 #include "pipeline/footprint.h"
@@ -13,6 +14,15 @@ void check_resident_memory(const std::string& name, const Model& model, const Lo
   TORCH_CHECK(!available || needed <= *available || !model.options().device.is_cpu(), name, ": needs about ",
               format_bytes(needed), " with a context of ", context, " tokens, but ", format_bytes(*available),
               " of memory are free");
+}
+
+Decoder load_resident(const Model& model, const LoadOptions& options) {
+  constexpr int kUnpackedWeight = 1 << 20;
+  return_freed_memory(kUnpackedWeight);
+  Decoder decoder = model.load(options);
+  keep_freed_memory();
+  release_free_memory();
+  return decoder;
 }
 
 }  // namespace baseq::cli

@@ -1,6 +1,7 @@
 #include "activations.h"
 
 #include <ATen/ATen.h>
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 
 #include <algorithm>
@@ -26,12 +27,20 @@ void check_input(const char* who, const Tensor& x, const ColumnGroups& columns) 
       "] on cpu");
 }
 
+/// Uninitialized, but for the padding.
 Activations empty_rows(int64_t rows, int64_t planes, int64_t scales, int64_t num_bits, const ColumnGroups& columns) {
-  return {.columns = columns,
-          .num_bits = num_bits,
-          .codes = at::zeros({rows, planes, columns.padded_columns()}, at::kChar),
-          .sums = at::empty({rows, planes, columns.count()}, at::kInt),
-          .scale = at::empty({rows, scales}, at::kFloat)};
+  Activations result{.columns = columns,
+                     .num_bits = num_bits,
+                     .codes = at::detail::empty_cpu({rows, planes, columns.padded_columns()}, at::kChar),
+                     .sums = at::detail::empty_cpu({rows, planes, columns.count()}, at::kInt),
+                     .scale = at::detail::empty_cpu({rows, scales}, at::kFloat)};
+  if (columns.padded_columns() != columns.features) result.codes.zero_();
+  return result;
+}
+
+/// Codes of `planes` planes, `stride` apart, of a group that has values that are not finite.
+void clear_codes(int8_t* codes, int64_t size, int64_t planes, int64_t stride) {
+  for (int64_t plane = 0; plane < planes; ++plane) std::fill_n(codes + plane * stride, size, int8_t{0});
 }
 
 /// Fixed-point codes of n values, in one plane or, where `second` is not null, in two.
@@ -117,7 +126,7 @@ Activations quantize_rows(const Tensor& x, const ColumnGroups& columns, const Qu
   TORCH_CHECK(spec.dynamic && spec.strategy == Strategy::kToken, "quantize_rows: expected a dynamic grid per token");
   const Tensor input = x.to(at::kFloat).contiguous();
   Activations result = empty_rows(x.size(0), 1, 1, spec.num_bits, columns);
-  if (!spec.symmetric) result.base = at::empty({x.size(0)}, at::kFloat);
+  if (!spec.symmetric) result.base = at::detail::empty_cpu({x.size(0)}, at::kFloat);
   // Codes of asymmetric grids count from 0; eight bits of them are stored with 128 subtracted.
   const float offset = !spec.symmetric && spec.num_bits == 8 ? 128 : 0;
   auto* codes = result.codes.mutable_data_ptr<int8_t>();
@@ -132,6 +141,7 @@ Activations quantize_rows(const Tensor& x, const ColumnGroups& columns, const Qu
     if (base != nullptr) base[row] = grid.base + offset * grid.scale;
     for (int64_t group = 0; group < groups; ++group) {
       int8_t* out = codes + row * columns.padded_columns() + group * padded;
+      if (!finite) clear_codes(out, size, 1, 0);
       sums[row * groups + group] = finite ? round_to_grid(values + group * size, size, grid, offset, out) : 0;
     }
   });
@@ -160,6 +170,8 @@ Activations fixed_point_rows(const Tensor& x, const ColumnGroups& columns, int64
       if (finite) {
         int8_t* second = planes == 2 ? first + columns.padded_columns() : nullptr;
         round_to_fixed_point(values, size, step, limit, first, second, of_planes);
+      } else {
+        clear_codes(first, size, planes, columns.padded_columns());
       }
       for (int64_t plane = 0; plane < planes; ++plane) sums[(row * planes + plane) * groups + group] = of_planes[plane];
     }

@@ -1,6 +1,7 @@
 #include "attention.h"
 
 #include <ATen/ATen.h>
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <c10/util/Half.h>
 
@@ -61,11 +62,30 @@ AttentionRows rows_of(const AttentionRequest& request) {
           .scaling = static_cast<float>(request.scaling)};
 }
 
+/// Queries [first, first + count) of a task.
+AttentionRows part_of(AttentionRows rows, int64_t first, int64_t count) {
+  rows.query_values += first * rows.query_stride;
+  rows.out += first * rows.out_stride;
+  rows.first_position += first;
+  rows.queries = count;
+  return rows;
+}
+
+/// The queries in blocks that walk the pages together. Early ones see few tokens: each is followed by a late one, so
+/// that threads that share the list share the work.
+void append_tasks(const AttentionRows& rows, std::vector<AttentionRows>& tasks) {
+  const int64_t queries = std::max<int64_t>(1, kQueryRows / rows.heads), count = (rows.queries + queries - 1) / queries;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t block = i % 2 == 0 ? i / 2 : count - 1 - i / 2, first = block * queries;
+    tasks.push_back(part_of(rows, first, std::min(queries, rows.queries - first)));
+  }
+}
+
 }  // namespace
 
-int64_t attention_scratch_bytes(const CacheLayout& layout) {
-  const int64_t features = layout.features();
-  return 4 * (2 * features * kPageTokens + 8 * kPageTokens + 2 * kQueryRows * features + 4 * kQueryRows);
+int64_t attention_scratch_bytes(const AttentionRows& task) {
+  const int64_t features = task.layout.features(), rows = rows_of_block(task);
+  return 4 * (2 * features * kPageTokens + 8 * kPageTokens + 2 * rows * features + 4 * rows);
 }
 
 void HeadCache::Free::operator()(uint8_t* page) const { ::operator delete[](page, kPageAlignment); }
@@ -92,16 +112,16 @@ void HeadCache::reserve(int64_t tokens) {
   }
 }
 
-void HeadCache::append(const float* keys, const float* values, int64_t tokens, int64_t stride, float key_clip,
-                       float value_clip) {
+void HeadCache::append(const Rows& keys, const Rows& values, int64_t tokens, float key_clip, float value_clip) {
   reserve(length_ + tokens);
   for (int64_t i = 0; i < tokens; ++i, ++length_) {
+    const float *key = keys.values + i * keys.stride, *value = values.values + i * values.stride;
     if (grid_) {
-      append_codes(keys + i * stride, key_clip, true);
-      append_codes(values + i * stride, value_clip, false);
+      append_codes(key, key_clip, true);
+      append_codes(value, value_clip, false);
     } else {
-      append_floats(keys + i * stride, true);
-      append_floats(values + i * stride, false);
+      append_floats(key, true);
+      append_floats(value, false);
     }
   }
 }
@@ -191,17 +211,13 @@ Tensor HeadCache::dequantized_values() const { return dequantized(false); }
 void attend(const AttentionRequest& request, const IntegerKernels& kernels) { attend(std::span(&request, 1), kernels); }
 
 void attend(std::span<const AttentionRequest> requests, const IntegerKernels& kernels) {
+  std::vector<AttentionRows> tasks;
   int64_t bytes = 0;
-  for (const AttentionRequest& request : requests) {
-    rows_of(request);
-    bytes = std::max(bytes, attention_scratch_bytes(request.cache->layout()));
-  }
-  at::parallel_for(0, static_cast<int64_t>(requests.size()), 1, [&](int64_t begin, int64_t end) {
-    const Tensor scratch = at::empty({bytes}, at::kByte);
-    for (int64_t i = begin; i < end; ++i) {
-      const AttentionRows rows = rows_of(requests[static_cast<size_t>(i)]);
-      if (rows.queries > 0) kernels.attend(rows, scratch.mutable_data_ptr());
-    }
+  for (const AttentionRequest& request : requests) append_tasks(rows_of(request), tasks);
+  for (const AttentionRows& task : tasks) bytes = std::max(bytes, attention_scratch_bytes(task));
+  at::parallel_for(0, static_cast<int64_t>(tasks.size()), 1, [&](int64_t begin, int64_t end) {
+    const Tensor scratch = at::detail::empty_cpu({bytes}, at::kByte);
+    for (int64_t i = begin; i < end; ++i) kernels.attend(tasks[static_cast<size_t>(i)], scratch.mutable_data_ptr());
   });
 }
 

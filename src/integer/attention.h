@@ -35,10 +35,14 @@ class HeadCache {
   const CacheLayout& layout() const { return layout_; }
   std::span<const uint8_t* const> pages() const { return {page_starts_.data(), page_starts_.size()}; }
 
-  /// Adds tokens at the end. Token t of the keys starts at keys + t * stride, that of the values likewise.
+  /// Rows of head_dim() features, `stride` apart.
+  struct Rows {
+    const float* values = nullptr;
+    int64_t stride = 0;
+  };
+  /// Adds tokens at the end, a row of each.
   /// @param key_clip, value_clip  what remains of a token's range, see compute_qparams
-  void append(const float* keys, const float* values, int64_t tokens, int64_t stride, float key_clip = 1,
-              float value_clip = 1);
+  void append(const Rows& keys, const Rows& values, int64_t tokens, float key_clip = 1, float value_clip = 1);
   /// Forgets the tokens from `length` on. Throws c10::Error when there are fewer.
   void truncate(int64_t length);
   /// What is stored, float32 [length, head_dim] each: for tests and inspection.

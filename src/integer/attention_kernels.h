@@ -53,7 +53,12 @@ struct AttentionRows {
   float scaling = 1;           ///< of the softmax
 };
 
-/// Memory for attend(), at a multiple of 64 bytes.
-int64_t attention_scratch_bytes(const CacheLayout& layout);
+/// Rows of a task that walk the pages together, with room for whole registers.
+constexpr int64_t rows_of_block(const AttentionRows& task) {
+  const int64_t rows = (task.queries * task.heads + 15) / 16 * 16;
+  return rows < kQueryRows ? rows : kQueryRows;
+}
+/// Bytes of the memory that attend() needs, at a multiple of 64 bytes.
+int64_t attention_scratch_bytes(const AttentionRows& task);
 
 }  // namespace baseq

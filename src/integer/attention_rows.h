@@ -169,6 +169,7 @@ template <class Isa>
 [[gnu::always_inline]] inline void attend_rows(const AttentionRows& task, void* scratch) {
   using Floats = typename Isa::Floats;
   const int64_t features = task.layout.features(), head_dim = task.layout.head_dim, rows = task.queries * task.heads;
+  const int64_t most = rows_of_block(task);
   auto* memory = static_cast<float*>(scratch);
   AttentionBlock block{.task = task, .features = features};
   const auto take = [&](int64_t count) {
@@ -181,15 +182,15 @@ template <class Isa>
   block.values = block.value_memory = take(features * kPageTokens);
   block.scores = take(kTileQueries * kPageTokens);
   block.seen = reinterpret_cast<uint32_t*>(take(kPageTokens));
-  block.queries = take(kQueryRows * features);
+  block.queries = take(most * features);
   block.codes = reinterpret_cast<int16_t*>(block.queries);
-  block.out = take(kQueryRows * features);
-  block.scale = take(kQueryRows);
-  block.sum = take(kQueryRows);
-  block.largest = take(kQueryRows);
-  block.weight = take(kQueryRows);
+  block.out = take(most * features);
+  block.scale = take(most);
+  block.sum = take(most);
+  block.largest = take(most);
+  block.weight = take(most);
   for (; block.first < rows; block.first += block.rows) {
-    block.rows = std::min(kQueryRows, rows - block.first);
+    block.rows = std::min(most, rows - block.first);
     for (int64_t row = 0; row < block.rows; ++row) {
       prepare_query<Isa>(block, row);
       block.largest[row] = -std::numeric_limits<float>::infinity();

@@ -42,7 +42,8 @@ Tensor FloatLinear::forward(const Tensor& x, const IntegerKernels& kernels) cons
   TORCH_CHECK(x.dim() == 2 && x.size(1) == in_features_ && x.scalar_type() == at::kFloat, "FloatLinear: x is ",
               x.scalar_type(), " ", x.sizes(), ", expected float32 [rows, ", in_features_, "]");
   const int64_t rows = x.size(0), columns = panels_.size(1), width = panels_.size(0) * kPanelRows;
-  const Tensor values = at::constant_pad_nd(x, {0, columns - in_features_}).contiguous();
+  const Tensor values =
+      (columns == in_features_ ? x : at::constant_pad_nd(x, {0, columns - in_features_})).contiguous();
   const Tensor y = at::empty({rows, out_features_}, at::kFloat);
   const StoredType type = float_type(panels_.scalar_type());
   const auto* stored = static_cast<const char*>(panels_.const_data_ptr());

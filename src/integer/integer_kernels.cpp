@@ -20,8 +20,9 @@ const IntegerKernels* const kIntegerKernels[] = {
     &kScalarKernels};
 const int64_t kNumIntegerKernels = std::size(kIntegerKernels);
 
-int64_t scratch_bytes(const WeightPanels& weights) {
-  const int64_t columns = weights.groups * weights.group_columns, block = code_rows_of_block(columns);
+int64_t scratch_bytes(const WeightPanels& weights, const CodeRows& x) {
+  const int64_t columns = weights.groups * weights.group_columns;
+  const int64_t block = code_rows_of_block(columns, x.rows * x.planes);
   // Two panels unpacked, three numbers for each of their groups and rows; a block of codes with its offsets.
   return 2 * columns * kPanelRows + 2 * weights.groups * kPanelRows * 3 * int64_t{sizeof(int32_t)} +
          block * (columns + weights.groups * int64_t{sizeof(int32_t)});

@@ -68,8 +68,8 @@ struct CodeRows {
   const float* projected = nullptr;  ///< [rows, rank]: A x of a low-rank correction
 };
 
-/// Memory for one thread, of scratch_bytes(), at a multiple of 64 bytes.
-int64_t scratch_bytes(const WeightPanels& weights);
+/// Bytes of the memory that a thread needs for a product, at a multiple of 64 bytes.
+int64_t scratch_bytes(const WeightPanels& weights, const CodeRows& x);
 
 struct IntegerKernels {
   const char* name;

@@ -10,12 +10,13 @@
 /// one is written as such: the sources of this folder are compiled without contraction.
 namespace baseq {
 
-/// So many rows of codes, planes counted, are multiplied with a panel that is unpacked once: as many as fit a cache,
-/// a multiple of all tiles.
-constexpr int64_t code_rows_of_block(int64_t columns) {
+/// So many of `code_rows` rows of codes, planes counted, are multiplied with a panel that is unpacked once: as many as
+/// fit a cache, a multiple of all tiles.
+constexpr int64_t code_rows_of_block(int64_t columns, int64_t code_rows) {
   constexpr int64_t kBlockOfCodes = 1 << 19, kMost = 480, kMultiple = 24;
-  const int64_t rows = kBlockOfCodes / columns / kMultiple * kMultiple;
-  return rows < kMultiple ? kMultiple : rows > kMost ? kMost : rows;
+  const int64_t fitting = kBlockOfCodes / columns / kMultiple * kMultiple;
+  const int64_t rows = fitting < kMultiple ? kMultiple : fitting > kMost ? kMost : fitting;
+  return rows < code_rows ? rows : code_rows;
 }
 
 /// A panel while its products are computed.

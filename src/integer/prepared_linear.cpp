@@ -1,6 +1,7 @@
 #include "prepared_linear.h"
 
 #include <ATen/ATen.h>
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 
 #include <algorithm>
@@ -69,6 +70,35 @@ Tensor padded_rows(const Tensor& vector, int64_t rows) {
   return at::constant_pad_nd(vector.to(at::kFloat), {0, rows - vector.size(0)}).contiguous();
 }
 
+/// [rows, columns] or [1, columns] of a weight of `rows` rows, with rows of `fill` up to whole panels.
+Tensor whole_panels(const Tensor& matrix, int64_t rows, double fill) {
+  const Tensor expanded = matrix.expand({rows, matrix.size(1)});
+  return at::constant_pad_nd(expanded, {0, 0, 0, rounded_up(rows, kPanelRows) - rows}, fill);
+}
+
+/// The rows of all weights, each from the start of a panel on.
+QuantizedWeight joined(std::span<const QuantizedWeight* const> weights) {
+  QuantizedWeight result{.spec = weights[0]->spec};
+  if (result.spec.strategy == Strategy::kTensor) result.spec.strategy = Strategy::kChannel;
+  std::vector<Tensor> codes, scales, zero_points;
+  for (const QuantizedWeight* weight : weights) {
+    const int64_t rows = weight->codes.size(0);
+    codes.push_back(whole_panels(weight->codes, rows, 0));
+    scales.push_back(whole_panels(weight->qparams.scale, rows, 1));
+    if (!result.spec.symmetric) zero_points.push_back(whole_panels(weight->qparams.zero_point, rows, 0));
+  }
+  result.codes = at::cat(codes);
+  result.qparams.scale = at::cat(scales);
+  if (!result.spec.symmetric) result.qparams.zero_point = at::cat(zero_points);
+  return result;
+}
+
+/// Whether panels of both can be one stream.
+bool have_one_layout(const QuantizedWeight& a, const QuantizedWeight& b) {
+  return a.spec.num_bits == b.spec.num_bits && a.spec.symmetric == b.spec.symmetric &&
+         a.spec.scale_dtype == b.spec.scale_dtype && checked_columns(a) == checked_columns(b);
+}
+
 /// A copy in the memory of weights.
 Tensor beside_weights(const Tensor& t) {
   const Tensor copy = weight_memory(static_cast<int64_t>(t.nbytes()));
@@ -99,6 +129,43 @@ PreparedLinear::PreparedLinear(const QuantizedWeight& weight, const LowRankFacto
   TORCH_CHECK(bias.device().is_cpu() && bias.sizes() == at::IntArrayRef({out_features_}), "PreparedLinear: bias is ",
               bias.sizes(), ", expected [", out_features_, "] on cpu");
   bias_ = padded_rows(bias, panels_.size(0) * kPanelRows);
+}
+
+PreparedLinear::PreparedLinear(std::shared_ptr<const PreparedLinear> joint, int64_t first_row, int64_t out_features)
+    : PreparedLinear(*joint) {
+  const int64_t rows = rounded_up(out_features, kPanelRows);
+  out_features_ = out_features;
+  panels_ = panels_.narrow(0, first_row / kPanelRows, rows / kPanelRows);
+  row_sums_ = row_sums_.narrow(0, first_row, rows);
+  if (bias_.defined()) bias_ = bias_.narrow(0, first_row, rows);
+  joint_ = std::move(joint);
+  first_row_ = first_row;
+}
+
+std::vector<std::shared_ptr<const PreparedLinear>> PreparedLinear::together(
+    std::span<const QuantizedWeight* const> weights, std::span<const Tensor> biases) {
+  TORCH_CHECK(!weights.empty() && weights.size() == biases.size(), "PreparedLinear: ", weights.size(), " weights and ",
+              biases.size(), " biases");
+  std::vector<Tensor> padded;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const bool fits = have_one_layout(*weights[0], *weights[i]) && biases[i].defined() == biases[0].defined();
+    if (!fits) return {};
+    if (!biases[i].defined()) continue;
+    const int64_t rows = weights[i]->codes.size(0);
+    TORCH_CHECK(biases[i].sizes() == at::IntArrayRef({rows}), "PreparedLinear: bias is ", biases[i].sizes(),
+                ", expected [", rows, "]");
+    padded.push_back(padded_rows(biases[i], rounded_up(rows, kPanelRows)));
+  }
+  const auto joint = std::make_shared<const PreparedLinear>(joined(weights), LowRankFactors{},
+                                                            padded.empty() ? Tensor() : at::cat(padded));
+  std::vector<std::shared_ptr<const PreparedLinear>> parts;
+  int64_t first_row = 0;
+  for (const QuantizedWeight* weight : weights) {
+    const int64_t out_features = weight->codes.size(0);
+    parts.push_back(std::shared_ptr<const PreparedLinear>(new PreparedLinear(joint, first_row, out_features)));
+    first_row += rounded_up(out_features, kPanelRows);
+  }
+  return parts;
 }
 
 void PreparedLinear::pack_panels(const QuantizedWeight& weight) {
@@ -196,7 +263,7 @@ Tensor PreparedLinear::forward(const Activations& x, const IntegerKernels& kerne
   TORCH_CHECK(x.columns == columns_, "PreparedLinear: activations are quantized for ", x.columns.features,
               " features in groups of ", x.columns.group_size, ", expected ", columns_.features, " in groups of ",
               columns_.group_size);
-  const Tensor y = at::empty({x.rows(), out_features_}, at::kFloat);
+  Tensor y = at::detail::empty_cpu({x.rows(), out_features_}, at::kFloat);
   if (x.rows() == 0) return y;
   const Tensor projected = up_.defined() ? project(x, kernels) : Tensor();
   const CodeRows rows{.rows = x.rows(),
@@ -209,10 +276,11 @@ Tensor PreparedLinear::forward(const Activations& x, const IntegerKernels& kerne
                       .base = x.base.defined() ? x.base.const_data_ptr<float>() : nullptr,
                       .projected = projected.defined() ? projected.const_data_ptr<float>() : nullptr};
   const WeightPanels weights = panels();
+  auto* out = y.mutable_data_ptr<float>();
   const int64_t products = columns_.padded_columns() * kPanelRows * x.rows();
   at::parallel_for(0, weights.num_panels, 1 + kProductsPerTask / products, [&](int64_t begin, int64_t end) {
-    const Tensor scratch = at::empty({scratch_bytes(weights)}, at::kByte);
-    kernels.multiply(weights, rows, begin, end, scratch.mutable_data_ptr(), y.mutable_data_ptr<float>());
+    const Tensor scratch = at::detail::empty_cpu({scratch_bytes(weights, rows)}, at::kByte);
+    kernels.multiply(weights, rows, begin, end, scratch.mutable_data_ptr(), out);
   });
   return y;
 }

@@ -1,5 +1,8 @@
 #pragma once
 
+#include <memory>
+#include <span>
+
 #include "activations.h"
 #include "baseq/quant/gptq.h"
 #include "baseq/quant/low_rank.h"
@@ -20,6 +23,16 @@ class PreparedLinear {
   /// Throws c10::Error when shapes do not fit, or a group has more columns than its sums allow.
   explicit PreparedLinear(const QuantizedWeight& weight, const LowRankFactors& low_rank = {}, const Tensor& bias = {});
 
+  /// Linears that read one input, whose panels lie one after the other: joint() of each computes all of them. Nothing
+  /// where weights differ in their bits, groups or zero points, or some have a bias and others have none.
+  /// @param biases  as many as weights; undefined: none
+  static std::vector<std::shared_ptr<const PreparedLinear>> together(std::span<const QuantizedWeight* const> weights,
+                                                                     std::span<const Tensor> biases);
+  /// The linears that were prepared together with this one, as one, whose row first_row() is the first of this one;
+  /// null: it was prepared alone.
+  const std::shared_ptr<const PreparedLinear>& joint() const { return joint_; }
+  int64_t first_row() const { return first_row_; }
+
   /// float32 [rows, out_features].
   /// @param x  with columns() of this linear
   Tensor forward(const Activations& x, const IntegerKernels& kernels = integer_kernels()) const;
@@ -30,6 +43,7 @@ class PreparedLinear {
   int64_t bytes() const;
 
  private:
+  PreparedLinear(std::shared_ptr<const PreparedLinear> joint, int64_t first_row, int64_t out_features);
   void pack_panels(const QuantizedWeight& weight);
   void pack_low_rank(const LowRankFactors& low_rank);
   WeightPanels panels() const;
@@ -45,6 +59,8 @@ class PreparedLinear {
   Tensor down_;        ///< [rank / 16, padded columns, 16], or undefined
   Tensor up_;          ///< [panels, rank, 16], the same type
   Tensor rank_scale_;  ///< float32 [rank]: both scales of int8 factors, else undefined
+  std::shared_ptr<const PreparedLinear> joint_;
+  int64_t first_row_ = 0;
 };
 
 }  // namespace baseq

@@ -38,7 +38,7 @@ void multiply_by_vnni(const VnniFunctions& functions, bool pairs, const WeightPa
                                         : weights.groups > 1 ? TileKind::kGroups
                                                              : TileKind::kOneGroup);
   const int64_t columns = weights.groups * weights.group_columns, of_panels = 2 * weights.groups * kPanelRows;
-  const int64_t code_rows = code_rows_of_block(columns);
+  const int64_t code_rows = code_rows_of_block(columns, x.rows * x.planes);
   auto* memory = static_cast<uint8_t*>(scratch);
   TilePass pass{.weights = weights, .x = x, .y = y};
   pass.bytes = take<uint8_t>(memory, 2 * columns * kPanelRows);

@@ -7,6 +7,7 @@
 #include "block_cache.h"
 #include "exact_transform.h"
 #include "learned_attention.h"
+#include "prepared_block.h"
 
 namespace baseq {
 namespace {
@@ -84,25 +85,26 @@ void rotate_exactly(Tensor& x, const RotaryEmbedding& rope) {
   const int64_t half = rope.cos.size(1) / 2, batch = x.size(0), seq = x.size(1);
   const auto table = [&](const Tensor& of) {
     const Tensor part = of.narrow(0, 0, seq).narrow(1, 0, half);
-    return (batch == 1 ? part : part.repeat({batch, 1})).contiguous();
+    return batch == 1 ? part : part.repeat({batch, 1});
   };
   Tensor rows = x.view({batch * seq, x.size(2), x.size(3)});
   rope_rows(rows, table(rope.cos), table(rope.sin), integer_kernels());
 }
 
-}  // namespace
-
-Tensor Attention::query(const LinearInput& x) const {
-  const at::IntArrayRef sizes = x.sizes();
-  const Tensor q = q_proj.forward(x).view({sizes[0], sizes[1], num_heads, head_dim});
-  return q_norm.weight.defined() ? q_norm.forward(q) : q;
+/// [batch, seq, features] as [batch, seq, heads, head_dim], with a norm of each head if it has a weight.
+Tensor in_heads(const Tensor& x, const RmsNorm& norm, int64_t head_dim) {
+  const Tensor heads = x.view({x.size(0), x.size(1), -1, head_dim});
+  return norm.weight.defined() ? norm.forward(heads) : heads;
 }
 
+}  // namespace
+
+Tensor Attention::query(const LinearInput& x) const { return in_heads(q_proj.forward(x), q_norm, head_dim); }
+
 Tensor Attention::heads(const LinearInput& x, const RotaryEmbedding& rope, const CachedRows* cached) const {
-  const std::vector<int64_t> kv_sizes{x.sizes()[0], x.sizes()[1], num_kv_heads, head_dim};
-  Tensor q = query(x), k = k_proj.forward(x).view(kv_sizes);
-  if (k_norm.weight.defined()) k = k_norm.forward(k);
-  const Tensor v = v_proj.forward(x).view(kv_sizes);
+  const std::vector<Tensor> projected = forward_together({&q_proj, &k_proj, &v_proj}, x);
+  Tensor q = in_heads(projected[0], q_norm, head_dim), k = in_heads(projected[1], k_norm, head_dim);
+  const Tensor v = in_heads(projected[2], {}, head_dim);
   if (use_rope && exact) {
     rotate_exactly(q, rope);
     rotate_exactly(k, rope);

@@ -9,12 +9,6 @@
 /// Keys and values of one sequence in one block. Not installed.
 namespace baseq {
 
-/// gain * x - shift, each rounded on its own: what a point rounds.
-Tensor with_gain_and_shift(const QuantPoint& point, const Tensor& x);
-
-/// The linear for integer products: from its codes if it has any and `from_codes`, else from its weight.
-Linear prepared_linear(const Linear& linear, bool from_codes, int64_t fixed_point_bits);
-
 class BlockCache {
  public:
   virtual ~BlockCache() = default;

@@ -5,6 +5,7 @@
 #include "../integer/prepared_linear.h"
 #include "../integer/rows.h"
 #include "exact_transform.h"
+#include "prepared_block.h"
 
 namespace baseq {
 namespace {
@@ -47,8 +48,8 @@ Tensor RmsNorm::forward(const Tensor& x) const {
 
 Tensor Mlp::gated(const LinearInput& x) const {
   if (exact) {
-    const Tensor product = silu_product_rows(gate_proj.forward(x), up_proj.forward(x), down_scale, integer_kernels());
-    return exact_transform(down_transform, product);
+    const std::vector<Tensor> y = forward_together({&gate_proj, &up_proj}, x);
+    return exact_transform(down_transform, silu_product_rows(y[0], y[1], down_scale, integer_kernels()));
   }
   Tensor product = at::silu(gate_proj.forward(x)) * up_proj.forward(x);
   if (down_scale.defined()) product = product * down_scale;
@@ -84,6 +85,7 @@ DecoderLayer DecoderLayer::detach() const {
 }
 
 Tensor DecoderLayer::add(const Tensor& residual, const Tensor& branch) const {
+  if (self_attn.exact && residual_multiplier == 1) return sum_of_rows(residual, branch);
   return residual_multiplier == 1 ? residual + branch : residual + branch * residual_multiplier;
 }
 

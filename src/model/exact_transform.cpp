@@ -46,7 +46,8 @@ Tensor exact_transform(const Transform& transform, const Tensor& x, bool inverse
         y = y * left;
         break;
       case Factor::Kind::kHadamard:
-        y = apply_transform({factor}, y);  // defined in the same way
+        y = factor.blocks == 1 ? hadamard_transform(y)
+                               : hadamard_transform(y.unflatten(-1, {factor.blocks, factor.block})).flatten(-2);
         break;
       case Factor::Kind::kMatrix:
         y = times_blocks(y, left);

@@ -1,9 +1,12 @@
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 
+#include <algorithm>
+
 #include "../integer/float_linear.h"
+#include "../integer/rows.h"
 #include "../quant/product.h"
-#include "block_cache.h"
+#include "prepared_block.h"
 
 namespace baseq {
 namespace {
@@ -23,13 +26,20 @@ Activations static_codes(const Tensor& rows, const ColumnGroups& columns, const 
   return result;
 }
 
+/// Of the whole point; 1 where it has none.
+double clip_of(const QuantPoint& point) {
+  if (!point.clip.defined()) return 1;
+  TORCH_CHECK(point.clip.numel() == 1 && point.clip.scalar_type() == at::kFloat, "a point of linears has the clips ",
+              point.clip.sizes(), ", expected one");
+  return *point.clip.const_data_ptr<float>();
+}
+
 }  // namespace
 
 Tensor with_gain_and_shift(const QuantPoint& point, const Tensor& x) {
   TORCH_CHECK(!point.shift.defined() || !point.add_shift_back,
               "a prepared layer has a point whose shift is not in a bias");
-  const Tensor scaled = point.gain.defined() ? x * point.gain : x;
-  return point.shift.defined() ? scaled - point.shift : scaled;
+  return gain_and_shift_rows(x, point.gain, point.shift);
 }
 
 const Tensor& LinearInput::values() const {
@@ -46,18 +56,30 @@ const Activations& LinearInput::codes(const PreparedLinear& reader, int64_t fixe
   const Tensor& x = point_ != nullptr ? x_ : values_;
   const Tensor rows = (point_ != nullptr ? with_gain_and_shift(*point_, x) : x).reshape({-1, x.size(-1)});
   Activations made = !quantized             ? fixed_point_rows(rows, columns, fixed_point_bits)
-                     : point_->spec.dynamic ? quantize_rows(rows, columns, point_->spec,
-                                                            point_->clip.defined() ? point_->clip.item<double>() : 1)
+                     : point_->spec.dynamic ? quantize_rows(rows, columns, point_->spec, clip_of(*point_))
                                             : static_codes(rows, columns, *point_);
   return *codes_.emplace_back(std::make_shared<const Activations>(std::move(made)));
 }
 
+namespace {
+
+void check_no_gradients() {
+  TORCH_CHECK(!c10::GradMode::is_enabled(), "Linear: a prepared layer computes no gradients");
+}
+
+Tensor product_of(const PreparedLinear& linear, const LinearInput& x, int64_t fixed_point_bits) {
+  check_no_gradients();
+  return linear.forward(x.codes(linear, fixed_point_bits));
+}
+
+}  // namespace
+
 Tensor Linear::forward(const LinearInput& x) const {
   if (prepared || panels) {
-    TORCH_CHECK(!c10::GradMode::is_enabled(), "Linear: a prepared layer computes no gradients");
+    check_no_gradients();
     std::vector<int64_t> sizes = x.sizes().vec();
-    const Tensor y = prepared ? prepared->forward(x.codes(*prepared, fixed_point_bits))
-                              : panels->forward(x.values().reshape({-1, sizes.back()}));
+    const Tensor y =
+        prepared ? product_of(*prepared, x, fixed_point_bits) : panels->forward(x.values().reshape({-1, sizes.back()}));
     sizes.back() = y.size(1);
     return y.view(sizes);
   }
@@ -74,27 +96,69 @@ Tensor Linear::dequantized() const {
   return sum;
 }
 
-Linear prepared_linear(const Linear& linear, bool from_codes, int64_t fixed_point_bits) {
-  Linear repacked;
-  if (linear.quantized && from_codes) {
-    repacked.prepared = std::make_shared<const PreparedLinear>(*linear.quantized, linear.lora, linear.bias);
-    repacked.fixed_point_bits = fixed_point_bits;
-  } else {
-    const Tensor weight = linear.weight.defined() ? linear.weight : linear.dequantized();
-    repacked.panels = std::make_shared<const FloatLinear>(weight, linear.bias);
+void prepare_linears(std::span<Linear* const> linears, bool from_codes, int64_t fixed_point_bits) {
+  std::vector<const QuantizedWeight*> weights;
+  std::vector<Tensor> biases;
+  bool corrected = false;
+  for (const Linear* linear : linears) {
+    if (!linear->quantized || !from_codes) continue;
+    weights.push_back(&*linear->quantized);
+    biases.push_back(linear->bias);
+    corrected = corrected || linear->lora.defined();
   }
-  return repacked;
+  std::vector<std::shared_ptr<const PreparedLinear>> joined;
+  if (linears.size() > 1 && weights.size() == linears.size() && !corrected) {
+    joined = PreparedLinear::together(weights, biases);
+  }
+  for (size_t i = 0; i < linears.size(); ++i) {
+    Linear& linear = *linears[i];
+    Linear prepared;
+    if (!joined.empty()) {
+      prepared.prepared = joined[i];
+    } else if (linear.quantized && from_codes) {
+      prepared.prepared = std::make_shared<const PreparedLinear>(*linear.quantized, linear.lora, linear.bias);
+    } else {
+      const Tensor weight = linear.weight.defined() ? linear.weight : linear.dequantized();
+      prepared.panels = std::make_shared<const FloatLinear>(weight, linear.bias);
+    }
+    if (prepared.prepared) prepared.fixed_point_bits = fixed_point_bits;
+    linear = std::move(prepared);
+  }
+}
+
+std::vector<Tensor> forward_together(std::initializer_list<const Linear*> linears, const LinearInput& x) {
+  const Linear& first = **linears.begin();
+  const PreparedLinear* joint = first.prepared ? first.prepared->joint().get() : nullptr;
+  const bool together = joint != nullptr && std::ranges::all_of(linears, [&](const Linear* linear) {
+                          return linear->prepared && linear->prepared->joint().get() == joint;
+                        });
+  std::vector<Tensor> outputs;
+  if (!together) {
+    for (const Linear* linear : linears) outputs.push_back(linear->forward(x));
+    return outputs;
+  }
+  std::vector<int64_t> sizes = x.sizes().vec();
+  const Tensor y = product_of(*joint, x, first.fixed_point_bits);
+  sizes.back() = y.size(1);
+  const Tensor all = y.view(sizes);
+  for (const Linear* linear : linears) {
+    outputs.push_back(all.narrow(-1, linear->prepared->first_row(), linear->prepared->out_features()));
+  }
+  return outputs;
 }
 
 void DecoderLayer::prepare(int64_t fixed_point_bits) {
   TORCH_CHECK(fixed_point_bits == 8 || fixed_point_bits == 15, "prepare: fixed_point_bits is ", fixed_point_bits,
               ", expected 8 or 15");
-  for_each_linear([&](const std::string& name, Linear& linear) {
-    const QuantPoint& input = point(input_site(name));
+  for (const SiteInfo& info : sites()) {
+    if (!info.is_input()) continue;
+    const QuantPoint& input = point(info.site);
     const bool one_grid =
         !input.enabled || !input.spec.dynamic || (input.spec.strategy == Strategy::kToken && !input.runtime);
-    linear = prepared_linear(linear, one_grid, fixed_point_bits);
-  });
+    std::vector<Linear*> readers;
+    for (const std::string_view name : info.readers) readers.push_back(&linear(name));
+    prepare_linears(readers, one_grid, fixed_point_bits);
+  }
   self_attn.exact = mlp.exact = true;
   for_each_norm([](const std::string&, RmsNorm& norm) { norm.exact = true; });
 }

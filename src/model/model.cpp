@@ -6,12 +6,13 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <array>
 #include <unordered_set>
 
 #include "baseq/model/decoder.h"
-#include "block_cache.h"
 #include "io/dtype_name.h"
 #include "model/named_tensors.h"
+#include "prepared_block.h"
 #include "quantized_linear.h"
 
 namespace baseq {
@@ -378,7 +379,8 @@ Linear Model::lm_head(const LoadOptions& options) const {
     head.weight.div_(config().logits_scaling);
     head.quantized.reset();
   }
-  return integers ? prepared_linear(head, /*from_codes=*/true, options.activation_bits) : head;
+  if (integers) prepare_linears(std::array{&head}, /*from_codes=*/true, options.activation_bits);
+  return head;
 }
 
 RotaryEmbedding Model::rotary(int64_t seq_len) const {

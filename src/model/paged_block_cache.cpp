@@ -1,10 +1,12 @@
 #include <ATen/ATen.h>
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 
 #include <cmath>
 
 #include "../integer/prepared_linear.h"
 #include "block_cache.h"
+#include "prepared_block.h"
 
 namespace baseq {
 namespace {
@@ -43,20 +45,22 @@ std::optional<QuantSpec> cache_grid(const Attention& attention) {
 Tensor attend_pages(const Attention& attention, const std::vector<PagedRows>& sequences, const Tensor& q,
                     const Tensor& k, const Tensor& v) {
   const int64_t dim = attention.head_dim, kv_heads = attention.num_kv_heads, group = attention.num_heads / kv_heads;
-  const int64_t kv_features = kv_heads * dim, features = attention.num_heads * dim;
-  const Tensor keys = with_gain_and_shift(attention.k_cache, k).contiguous();
-  const Tensor values = with_gain_and_shift(attention.v_cache, v).contiguous();
-  const Tensor queries = q.contiguous(), out = at::empty(q.sizes(), q.options());
+  const int64_t features = attention.num_heads * dim;
+  const Tensor keys = with_gain_and_shift(attention.k_cache, k), values = with_gain_and_shift(attention.v_cache, v);
+  TORCH_CHECK(q.stride(1) == 1 && keys.stride(1) == 1 && values.stride(1) == 1, "attend_pages: rows have gaps");
+  Tensor out = at::detail::empty_cpu(q.sizes(), at::kFloat);
+  const auto* queries = q.const_data_ptr<float>();
+  auto* results = out.mutable_data_ptr<float>();
   std::vector<AttentionRequest> requests;
   for (const PagedRows& sequence : sequences) {
     for (int64_t head = 0; head < kv_heads; ++head) {
-      const int64_t place = sequence.first * features + head * group * dim;
+      const int64_t first_feature = head * group * dim;
       requests.push_back({.cache = &sequence.cache->heads()[static_cast<size_t>(head)],
-                          .queries = queries.const_data_ptr<float>() + place,
-                          .out = out.mutable_data_ptr<float>() + place,
+                          .queries = queries + sequence.first * q.stride(0) + first_feature,
+                          .out = results + sequence.first * features + first_feature,
                           .rows = sequence.rows,
                           .heads = group,
-                          .query_stride = features,
+                          .query_stride = q.stride(0),
                           .out_stride = features,
                           .first_position = sequence.length,
                           .window = attention.sliding_window,
@@ -68,11 +72,14 @@ Tensor attend_pages(const Attention& attention, const std::vector<PagedRows>& se
   at::parallel_for(0, count, 1 + kValuesPerThread / values_per_request, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const PagedRows& sequence = sequences[static_cast<size_t>(i / kv_heads)];
-      const int64_t head = i % kv_heads, place = sequence.first * kv_features + head * dim;
+      const int64_t head = i % kv_heads;
+      const auto first = [&](const Tensor& of) {
+        return of.const_data_ptr<float>() + sequence.first * of.stride(0) + head * dim;
+      };
       HeadCache& cache = sequence.cache->heads()[static_cast<size_t>(head)];
       cache.truncate(sequence.length);  // what a forward pass that failed left
-      cache.append(keys.const_data_ptr<float>() + place, values.const_data_ptr<float>() + place, sequence.rows,
-                   kv_features, clip_of(attention.k_cache, head), clip_of(attention.v_cache, head));
+      cache.append({first(keys), keys.stride(0)}, {first(values), values.stride(0)}, sequence.rows,
+                   clip_of(attention.k_cache, head), clip_of(attention.v_cache, head));
     }
   });
   attend(requests, integer_kernels());

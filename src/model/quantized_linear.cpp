@@ -159,10 +159,13 @@ Tensor read_quantized_rows(const Checkpoint& checkpoint, const std::string& name
   QuantizedWeight selected{.spec = spec};
   selected.codes = unpack_from_int32(packed.index_select(0, ids), spec.num_bits, shape[1].item<int64_t>());
   const auto of_rows = [&](const Tensor& qparam) { return qparam.size(0) == 1 ? qparam : qparam.index_select(0, ids); };
-  const Tensor scale = by_group(checkpoint.tensor(name + ".weight_scale"), spec, rows, name + ".weight_scale");
-  selected.qparams.scale = of_rows(scale);
+  // Scales are widened after the selection: a vocabulary has many.
+  const Tensor scale = checkpoint.tensor(name + ".weight_scale");
+  selected.qparams.scale =
+      scale.dim() == 2 ? of_rows(scale).to(at::kFloat) : of_rows(by_group(scale, spec, rows, name + ".weight_scale"));
   if (!spec.symmetric) {
-    selected.qparams.zero_point = of_rows(read_zero_points(checkpoint, name, format, scale, rows));
+    selected.qparams.zero_point =
+        of_rows(read_zero_points(checkpoint, name, format, by_group(scale, spec, rows, name + ".weight_scale"), rows));
   }
   return selected.dequantized();
 }

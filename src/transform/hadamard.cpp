@@ -1,6 +1,7 @@
 #include "baseq/transform/hadamard.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
@@ -133,6 +134,9 @@ Tensor hadamard_transform(const Tensor& x, bool transpose) {
               x.sizes(), " but a floating-point tensor of at least one dimension is needed");
   if (x.size(-1) == 0) return x.clone();
   const int64_t block = hadamard_block_size(x.size(-1));
+  // Without gradients the bookkeeping would cost more than a row.
+  const bool learned = c10::GradMode::is_enabled() && x.requires_grad();
+  if (!learned && x.device().is_cpu()) return transform_on_cpu(x, block, transpose);
   return HadamardFunction::apply(x, block, transpose);
 }
 

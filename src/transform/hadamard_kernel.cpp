@@ -326,7 +326,8 @@ void hadamard_rows_in_parallel(const T* x, T* y, int64_t rows, const HadamardKer
   const int64_t tile_rows = fits_lanes(kernel) ? 1 : kLanes;
   at::parallel_for(0, (rows + tile_rows - 1) / tile_rows, std::max<int64_t>(1, grain / tile_rows),
                    [&](int64_t begin, int64_t end) {
-                     Workspace<T> work{{}, std::vector<Lanes<T>>(largest_order), {}};
+                     Workspace<T> work;  // the table is written before it is read
+                     work.partial.resize(largest_order);
                      if (tile_rows > 1) work.tile.resize(kernel.size);
                      const int64_t first = begin * tile_rows;
                      const int64_t count = std::min(end * tile_rows, rows) - first;

@@ -43,8 +43,8 @@ struct AttentionOperands {
 
 void append(HeadCache& cache, const AttentionOperands& x, int64_t begin, int64_t end) {
   const int64_t width = x.keys.size(1);
-  cache.append(x.keys.const_data_ptr<float>() + begin * width, x.values.const_data_ptr<float>() + begin * width,
-               end - begin, width, 0.95F, 0.9F);
+  cache.append({x.keys.const_data_ptr<float>() + begin * width, width},
+               {x.values.const_data_ptr<float>() + begin * width, width}, end - begin, 0.95F, 0.9F);
 }
 
 /// Queries [begin, end), into `out` [tokens, heads, head_dim].
@@ -178,7 +178,8 @@ TEST(Attention, ATokenThatIsNotFiniteReachesOnlyLaterQueries) {
 TEST(Attention, TakesTheBytesOfItsCodes) {
   HeadCache cache(64, QuantSpec{.num_bits = 4, .symmetric = false, .strategy = Strategy::kToken, .dynamic = true});
   const Tensor x = at::randn({128, 64});
-  cache.append(x.const_data_ptr<float>(), x.const_data_ptr<float>(), 128, 64);
+  const HeadCache::Rows rows{x.const_data_ptr<float>(), 64};
+  cache.append(rows, rows, 128);
   EXPECT_EQ(cache.bytes(), 128 * (64 + 4 * 4));
 }
 

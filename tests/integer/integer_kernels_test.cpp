@@ -58,7 +58,7 @@ TEST(IntegerKernels, SumsOfOneGroupAreExact) {
     x.scale = ones.data();
     for (int64_t k = 0; k < kNumIntegerKernels; ++k) {
       if (!kIntegerKernels[k]->supported()) continue;
-      const Aligned<uint8_t> scratch(scratch_bytes(w));
+      const Aligned<uint8_t> scratch(scratch_bytes(w, x));
       std::vector<float> y(shape.rows * w.out_features);
       kIntegerKernels[k]->multiply(w, x, 0, w.num_panels, scratch.get(), y.data());
       for (int64_t p = 0; p < w.num_panels; ++p) {

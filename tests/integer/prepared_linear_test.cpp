@@ -7,6 +7,8 @@
 #include <array>
 #include <cmath>
 #include <random>
+#include <utility>
+#include <vector>
 
 #include "baseq/quant/quantize.h"
 
@@ -225,6 +227,53 @@ TEST(PreparedLinear, RefusesWhatDoesNotFit) {
   linear = Linear(c);
   linear.low_rank = store_factors(at::randn({2, 63}), at::randn({8, 2}), at::kFloat);
   EXPECT_THROW(linear.prepared(), c10::Error);
+}
+
+TEST(PreparedLinear, TogetherComputesTheBitsOfEachAlone) {
+  at::manual_seed(8);
+  std::mt19937 random(9);
+  for (int i = 0; i < 60; ++i) {
+    Case c = random_case(random);
+    c.rank = 0;
+    std::vector<Linear> linears;
+    for (int k = 0; k < 3; ++k) {
+      c.out_features = static_cast<int64_t>(1 + random() % 70);
+      linears.emplace_back(c);
+    }
+    const std::array weights{&std::as_const(linears[0].weight), &std::as_const(linears[1].weight),
+                             &std::as_const(linears[2].weight)};
+    const std::array biases{linears[0].bias, linears[1].bias, linears[2].bias};
+    const auto parts = PreparedLinear::together(weights, biases);
+    ASSERT_EQ(parts.size(), 3) << name(c);
+    const std::shared_ptr<const PreparedLinear>& joint = parts[0]->joint();
+    const Activations x =
+        activations_of(c, at::randn({static_cast<int64_t>(1 + random() % 40), c.in_features}), joint->columns());
+    const Tensor all = joint->forward(x);
+    int64_t bytes = 0;
+    for (size_t k = 0; k < parts.size(); ++k) {
+      ASSERT_EQ(parts[k]->joint(), joint);
+      const Tensor expected = linears[k].prepared().forward(x);
+      ASSERT_TRUE(parts[k]->forward(x).equal(expected)) << name(c);
+      ASSERT_TRUE(all.narrow(1, parts[k]->first_row(), parts[k]->out_features()).equal(expected)) << name(c);
+      bytes += parts[k]->bytes();
+    }
+    EXPECT_EQ(bytes, joint->bytes()) << name(c);
+  }
+}
+
+TEST(PreparedLinear, TogetherNeedsOneLayout) {
+  const auto random_weight = [](int64_t bits, int64_t in_features) {
+    return Linear({.out_features = 20, .in_features = in_features, .rank = 0, .spec = {.num_bits = bits}}).weight;
+  };
+  const QuantizedWeight four = random_weight(4, 64), three = random_weight(3, 64), wide = random_weight(4, 128);
+  const auto together = [](const QuantizedWeight& a, const QuantizedWeight& b, const Tensor& bias = {}) {
+    return PreparedLinear::together(std::array{&a, &b}, std::array{bias, Tensor()}).size();
+  };
+  EXPECT_EQ(together(four, four), 2);
+  EXPECT_EQ(together(four, three), 0);
+  EXPECT_EQ(together(four, wide), 0);
+  EXPECT_EQ(together(four, four, at::zeros({20})), 0);
+  EXPECT_THROW(PreparedLinear::together(std::array{&four}, std::array{at::zeros({19})}), c10::Error);
 }
 
 }  // namespace

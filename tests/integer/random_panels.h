@@ -46,7 +46,7 @@ class RandomPanels {
 
   /// The product by `kernels`, panels in two calls.
   std::vector<float> multiply(const IntegerKernels& kernels) const {
-    const Aligned<uint8_t> scratch(scratch_bytes(weights_));
+    const Aligned<uint8_t> scratch(scratch_bytes(weights_, rows_));
     std::vector<float> y(rows_.rows * weights_.out_features, -1);
     std::vector<float> projected(rows_.rows * weights_.up.columns);
     CodeRows rows = rows_;

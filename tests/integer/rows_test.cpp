@@ -88,6 +88,34 @@ TEST(Rows, RopeIsWhatAtenComputes) {
   }
 }
 
+TEST(Rows, CanBeColumnsOfAWiderMatrix) {
+  at::manual_seed(4);
+  const IntegerKernels& kernels = integer_kernels();
+  const Tensor wide = at::randn({2, 7, 100}), weight = at::randn({40});
+  const Tensor first = wide.narrow(2, 3, 40), second = wide.narrow(2, 57, 40), turned = wide.transpose(0, 1);
+  const Tensor a = first.contiguous(), b = second.contiguous();
+  EXPECT_TRUE(rms_norm_rows(first, weight, 1e-5, kernels).equal(rms_norm_rows(a, weight, 1e-5, kernels)));
+  EXPECT_TRUE(silu_product_rows(first, second, {}, kernels).equal(silu_product_rows(a, b, {}, kernels)));
+  EXPECT_TRUE(sum_of_rows(first, second).equal(a + b));
+  EXPECT_TRUE(sum_of_rows(turned, turned).equal(turned + turned));
+  EXPECT_TRUE(gain_and_shift_rows(first, weight, weight).equal(a * weight - weight));
+  const Tensor heads = wide.view({14, 100}).narrow(1, 10, 80).view({14, 2, 40});
+  const Tensor cos = at::randn({14, 60}).narrow(1, 0, 20), sin = at::randn({14, 60}).narrow(1, 20, 20);
+  Tensor expected = heads.clone(), y = heads;
+  rope_rows(expected, cos.contiguous(), sin.contiguous(), kernels);
+  rope_rows(y, cos, sin, kernels);
+  EXPECT_TRUE(y.equal(expected));
+}
+
+TEST(Rows, GainAndShiftAreRoundedOneByOne) {
+  at::manual_seed(5);
+  const Tensor x = at::randn({9, 70}), gain = at::randn({70}), shift = at::randn({70});
+  EXPECT_TRUE(gain_and_shift_rows(x, gain, shift).equal(x * gain - shift));
+  EXPECT_TRUE(gain_and_shift_rows(x, gain, {}).equal(x * gain));
+  EXPECT_TRUE(gain_and_shift_rows(x, {}, shift).equal(x - shift));
+  EXPECT_TRUE(gain_and_shift_rows(x, {}, {}).is_same(x));
+}
+
 TEST(Rows, RefuseWhatDoesNotFit) {
   Tensor x = at::randn({2, 2, 8});
   const Tensor angles = at::randn({2, 4}), wide = at::randn({2, 5});
