@@ -4,13 +4,13 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
-#include <cmath>
 #include <concepts>
 #include <type_traits>
 
 #include "formats/native/config.h"
 #include "pipeline/activations.h"
 #include "recipe_rules.h"
+#include "recipe_visitors.h"
 
 namespace baseq {
 namespace {
@@ -38,165 +38,11 @@ const Names kLowRankMethods = {"svd", "l2qer", "qera-approx", "qera-exact", "fbq
 const Names kFbquantStarts = {"qera", "zero", "svd"};
 const Names kTokenWeights = {"uniform", "inverse_energy"};
 
-constexpr at::ScalarType kDtypes[] = {at::kFloat, at::kHalf, at::kBFloat16};
 constexpr at::ScalarType kFactorDtypes[] = {at::kFloat, at::kHalf, at::kBFloat16, at::kChar};
-constexpr double kMaxLearningRate = 10.0;
-constexpr int64_t kMaxInteger = 1 << 24;
 
-std::string dtype_name(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kFloat:
-      return "float32";
-    case at::kHalf:
-      return "float16";
-    case at::kBFloat16:
-      return "bfloat16";
-    case at::kChar:
-      return "int8";
-    default:
-      TORCH_CHECK(false, "recipe: no recipe names the dtype ", dtype);
-  }
-}
+}  // namespace
 
-at::ScalarType read_dtype(JsonObject& object, const char* key, at::ScalarType fallback,
-                          at::ArrayRef<at::ScalarType> dtypes) {
-  Names names;
-  for (const at::ScalarType dtype : dtypes) names.push_back(dtype_name(dtype));
-  const size_t index = std::find(dtypes.begin(), dtypes.end(), fallback) - dtypes.begin();
-  return dtypes[object.choice(key, index, names)];
-}
-
-// One list of fields per struct, visited to read it and to write it: Reader and Writer have the same interface.
-
-struct Reader {
-  JsonObject object;
-  const Grids& grids;
-
-  void boolean(const char* key, bool& value) { value = object.boolean(key, value); }
-  void integer(const char* key, int64_t& value, int64_t min, int64_t max = kMaxInteger) {
-    value = object.integer(key, value, min, max);
-  }
-  void number(const char* key, double& value, double min, double max) { value = object.number(key, value, min, max); }
-  void text(const char* key, std::string& value) { value = object.text(key, value); }
-  template <class Enum>
-  void choice(const char* key, Enum& value, const Names& names) {
-    value = static_cast<Enum>(object.choice(key, static_cast<size_t>(value), names));
-  }
-  void dtype(const char* key, at::ScalarType& value, at::ArrayRef<at::ScalarType> dtypes = kDtypes) {
-    value = read_dtype(object, key, value, dtypes);
-  }
-  void sites(const char* key, std::vector<Site>& value) {
-    Names names;
-    for (const SiteInfo& info : baseq::sites()) names.emplace_back(info.name);
-    value.clear();
-    for (const size_t index : object.choices(key, names)) value.push_back(static_cast<Site>(index));
-  }
-  /// "*" stands for every point that the grids quantize.
-  void points(const char* key, std::vector<Site>& value) {
-    Names names;
-    std::vector<Site> known, quantized;
-    for (const SiteInfo& info : baseq::sites()) {
-      if (info.point.empty()) continue;
-      names.push_back(point_name(info.site));
-      known.push_back(info.site);
-      if (info.cache ? grids.kv_cache : grids.input_activations) quantized.push_back(info.site);
-    }
-    names.emplace_back("*");
-    value.clear();
-    for (const size_t index : object.choices(key, names)) {
-      if (index < known.size()) {
-        value.push_back(known[index]);
-      } else {
-        value.insert(value.end(), quantized.begin(), quantized.end());
-      }
-    }
-  }
-  void rates(const char* key, std::map<std::string, double>& value) {
-    if (!object.contains(key)) return object.ignore(key);
-    JsonObject names = object.object(key);
-    for (const std::string& name : names.keys()) {
-      if (!names.contains(name)) continue;
-      value[name] = names.number(name, 0, 0, kMaxLearningRate);
-    }
-  }
-  /// A list of objects with a list "transforms" each.
-  template <class Chains>
-  void chains(const char* key, Chains& value) {
-    value.clear();
-    for (JsonObject& chain : object.objects(key)) {
-      value.emplace_back();
-      for (JsonObject& transform : chain.objects("transforms")) {
-        Reader visit{std::move(transform), grids};
-        visit_transform(visit, value.back().emplace_back());
-        visit.object.finish();
-      }
-      chain.finish();
-    }
-  }
-  template <class Section>
-  void section(const char* key, std::optional<Section>& value, const Section& defaults = {}) {
-    object.ignore(key);
-    if (!object.contains(key)) return;
-    value = defaults;
-    Reader visit{object.object(key), grids};
-    visit_fields(visit, *value);
-    visit.object.finish();
-  }
-};
-
-struct Writer {
-  json object = json::object();
-
-  void boolean(const char* key, const bool& value) { object[key] = value; }
-  void integer(const char* key, const int64_t& value, int64_t, int64_t = 0) { object[key] = value; }
-  void number(const char* key, const double& value, double, double) {
-    TORCH_CHECK(std::isfinite(value), "recipe: ", key, ": ", value, " is no number that JSON has");
-    object[key] = value;
-  }
-  void text(const char* key, const std::string& value) { object[key] = value; }
-  template <class Enum>
-  void choice(const char* key, const Enum& value, const Names& names) {
-    object[key] = names.at(static_cast<size_t>(value));
-  }
-  void dtype(const char* key, const at::ScalarType& value, at::ArrayRef<at::ScalarType> = kDtypes) {
-    object[key] = dtype_name(value);
-  }
-  void sites(const char* key, const std::vector<Site>& value) {
-    object[key] = json::array();
-    for (const Site site : value) object[key].push_back(site_info(site).name);
-  }
-  void points(const char* key, const std::vector<Site>& value) {
-    object[key] = json::array();
-    for (const Site site : value) object[key].push_back(point_name(site));
-  }
-  void rates(const char* key, const std::map<std::string, double>& value) {
-    Writer names;
-    for (const auto& [name, rate] : value) names.number(name.c_str(), rate, 0, kMaxLearningRate);
-    object[key] = names.object;
-  }
-  template <class Chains>
-  void chains(const char* key, const Chains& value) {
-    object[key] = json::array();
-    for (const auto& chain : value) {
-      json transforms = json::array();
-      for (const auto& step : chain) {
-        Writer visit;
-        visit_transform(visit, step);
-        transforms.push_back(visit.object);
-      }
-      object[key].push_back({{"transforms", transforms}});
-    }
-  }
-  template <class Section>
-  void section(const char* key, const std::optional<Section>& value, const Section& = {}) {
-    Writer visit;
-    if (value) visit_fields(visit, *value);
-    object[key] = value ? visit.object : json(nullptr);
-  }
-};
-
-template <class T, class Struct>
-concept Is = std::same_as<std::remove_const_t<T>, Struct>;
+// One list of fields per struct. Reader and writer find them by their arguments, so they have a namespace with a name.
 
 /// All of a transform but its sites.
 template <class Visitor, Is<TransformStep> S>
@@ -266,6 +112,8 @@ void visit_fields(Visitor& visit, S& low_rank) {
   visit.number("learning_rate", low_rank.learning_rate, 0, kMaxLearningRate);
 }
 
+namespace {
+
 enum class WeightRange { kNone, kSearch, kHalfQuadratic };
 
 WeightRange range_of(const GptqOptions& options) {
@@ -278,6 +126,8 @@ void set_range(GptqOptions& options, WeightRange range) {
   const bool half_quadratic = range == WeightRange::kHalfQuadratic;
   options.search.method = half_quadratic ? MseSearch::Method::kHalfQuadratic : MseSearch::Method::kRatios;
 }
+
+}  // namespace
 
 template <class Visitor, Is<RoundStep> S>
 void visit_fields(Visitor& visit, S& step) {
@@ -304,6 +154,15 @@ void visit_fields(Visitor& visit, S& grid) {
   visit.boolean("symmetric", grid.symmetric);
 }
 
+/// All but the static ones.
+template <class Visitor, Is<Grids> S>
+void visit_fields(Visitor& visit, S& grids) {
+  visit.section("input_activations", grids.input_activations, Grids::kPerToken);
+  visit.section("kv_cache", grids.kv_cache, Grids::kPerTokenAndHead);
+}
+
+namespace {
+
 /// The static grids, which checkpoints have as well.
 struct StaticGrid {
   const char* key;
@@ -311,13 +170,6 @@ struct StaticGrid {
 };
 constexpr StaticGrid kStaticGrids[] = {
     {"weights", &Grids::weights}, {"head", &Grids::head}, {"embedding", &Grids::embedding}};
-
-/// All but the static ones.
-template <class Visitor, Is<Grids> S>
-void visit_fields(Visitor& visit, S& grids) {
-  visit.section("input_activations", grids.input_activations, Grids::kPerToken);
-  visit.section("kv_cache", grids.kv_cache, Grids::kPerTokenAndHead);
-}
 
 template <class Visitor, Is<Recipe> S>
 void visit_calibration(Visitor& visit, S& recipe) {
@@ -343,7 +195,7 @@ json write_override(const GridOverride& from) {
 
 Grids read_grids(JsonObject object) {
   Grids grids;
-  Reader visit{std::move(object), grids};
+  RecipeReader visit{std::move(object), grids};
   for (const auto& [key, grid] : kStaticGrids) {
     visit.object.ignore(key);
     if (visit.object.contains(key)) grids.*grid = quant_spec_from_json(visit.object.object(key), {});
@@ -357,7 +209,7 @@ Grids read_grids(JsonObject object) {
 }
 
 json write_grids(const Grids& grids) {
-  Writer visit;
+  RecipeWriter visit;
   visit_fields(visit, grids);
   for (const auto& [key, grid] : kStaticGrids)
     visit.object[key] = grids.*grid ? to_json(*(grids.*grid)) : json(nullptr);
@@ -377,14 +229,14 @@ Step read_step(JsonObject object, const Grids& grids) {
   TORCH_CHECK(object.contains("step"), object.path(), ".step: missing; expected one of \"", c10::Join("\", \"", kSteps),
               "\"");
   Step step = make_step(object.choice("step", 0, kSteps));
-  Reader visit{std::move(object), grids};
+  RecipeReader visit{std::move(object), grids};
   std::visit([&](auto& typed) { visit_fields(visit, typed); }, step);
   visit.object.finish();
   return step;
 }
 
 json write_step(const Step& step) {
-  Writer visit;
+  RecipeWriter visit;
   visit.object["step"] = kSteps.at(step.index());
   std::visit([&](const auto& typed) { visit_fields(visit, typed); }, step);
   return visit.object;
@@ -417,14 +269,14 @@ Recipe Recipe::from_json(const json& value, const std::string& path) {
   JsonObject object(value, path);
   Recipe recipe;
   recipe.name = object.text("name", "");
-  if (object.contains("dtype")) recipe.dtype = read_dtype(object, "dtype", at::kFloat, kDtypes);
+  if (object.contains("dtype")) recipe.dtype = read_recipe_dtype(object, "dtype", at::kFloat, kRecipeDtypes);
   object.ignore("dtype");
   if (object.contains("grids")) recipe.grids = read_grids(object.object("grids"));
   object.ignore("grids");
-  Reader visit{std::move(object), recipe.grids};
+  RecipeReader visit{std::move(object), recipe.grids};
   visit.choice("token_weights", recipe.token_weights, kTokenWeights);
   if (visit.object.contains("calibration")) {
-    Reader calibration{visit.object.object("calibration"), recipe.grids};
+    RecipeReader calibration{visit.object.object("calibration"), recipe.grids};
     visit_calibration(calibration, recipe);
     calibration.object.finish();
   }
@@ -453,11 +305,11 @@ Recipe Recipe::from_json(const json& value, const std::string& path) {
 }
 
 json Recipe::to_json() const {
-  Writer visit;
+  RecipeWriter visit;
   visit.object = {{"name", name}, {"dtype", nullptr}, {"grids", write_grids(grids)}};
   if (dtype) visit.dtype("dtype", *dtype);
   visit.choice("token_weights", token_weights, kTokenWeights);
-  Writer calibration;
+  RecipeWriter calibration;
   visit_calibration(calibration, *this);
   visit.object["calibration"] = calibration.object;
   if (passes.size() == 1 && passes[0].over == Pass::Over::kBlocks) {
