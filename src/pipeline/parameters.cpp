@@ -7,17 +7,11 @@
 #include <utility>
 
 #include "baseq/model/model.h"
-#include "cayley_sgd.h"
 #include "transform_parameters.h"
 #include "weight_parameters.h"
 
 namespace baseq {
 namespace {
-
-/// Clips are learned through a sigmoid; a start at exactly 1 would have no gradient.
-constexpr double kLargestClip = 0.999;
-
-Tensor leaf(const Tensor& value) { return value.detach().clone().requires_grad_(true); }
 
 /// The rates of a step by parameter.
 class Rates {
@@ -45,32 +39,15 @@ class Rates {
   std::set<std::string> used_;
 };
 
-/// An orthogonal matrix as itself, for Cayley SGD.
-Parameter orthogonal_parameter(Site site, const Factor& factor) {
-  const SiteInfo& info = site_info(site);
-  TORCH_CHECK(factor.orthogonal(), "learn step: the rule \"cayley\" needs an orthogonal matrix at ",
-              std::string(info.name));
-  const Tensor matrix = leaf(factor.left);
-  // What runs online leaves the writers alone.
-  std::vector<std::string> reaches(info.readers.begin(), info.readers.end());
-  if (site == Site::kValue) reaches.insert(reaches.end(), info.writers.begin(), info.writers.end());
-  return {.leaves = {matrix},
-          .write = [site, matrix](BlockState& to) { find_factor(to, site, Factor::Kind::kMatrix)->left = matrix; },
-          .orthogonal = true,
-          .reaches = std::move(reaches),
-          .moves = true,
-          .project = [matrix] { matrix.copy_(nearest_orthogonal(matrix)); }};
-}
-
 Parameter clip_parameter(Site site, const QuantPoint& point) {
-  const Tensor logit = leaf(at::logit(point.clip.clamp_max(kLargestClip)));
+  const Tensor logit = new_leaf(at::logit(point.clip.clamp_max(kLargestClip)));
   return {.leaves = {logit},
           .write = [site, logit](BlockState& state) { state.points.at(site).clip = at::sigmoid(logit); }};
 }
 
 /// A shift or a gain, which is learned as it is.
 Parameter vector_parameter(Site site, Tensor QuantPoint::*member, const Tensor& start) {
-  const Tensor value = leaf(start);
+  const Tensor value = new_leaf(start);
   return {.leaves = {value},
           .write = [site, member, value](BlockState& state) { state.points.at(site).*member = value; }};
 }
@@ -78,7 +55,7 @@ Parameter vector_parameter(Site site, Tensor QuantPoint::*member, const Tensor& 
 Parameter norm_parameter(Site site, const BlockState& state, const BlockPlace& place) {
   const auto it = state.norms.find(site);
   const Tensor ones = at::ones({site_shape(site, place.config).features}, place.compute);
-  const Tensor factor = leaf(it == state.norms.end() ? ones : it->second);
+  const Tensor factor = new_leaf(it == state.norms.end() ? ones : it->second);
   return {.leaves = {factor}, .write = [site, factor](BlockState& to) { to.norms[site] = factor; }, .on_norm = true};
 }
 
@@ -101,12 +78,14 @@ void add_transforms(const SiteInfo& info, BlockState& state, const std::string& 
       TORCH_CHECK(is_first, "learn: \"", std::string(other->second), "\" and \"", std::string(leaf.what),
                   "\" move the same factor at ", name);
       const bool by_cayley = rule == LearnStep::Rule::kCayley && leaf.what == "matrix";
-      return by_cayley ? orthogonal_parameter(info.site, *factor) : leaf.make(info.site, *factor);
+      return by_cayley ? orthogonal_leaf(info.site, *factor) : leaf.make(info.site, *factor);
     });
   }
 }
 
 }  // namespace
+
+Tensor new_leaf(const Tensor& value) { return value.detach().clone().requires_grad_(true); }
 
 std::vector<Parameter> make_parameters(const LearnStep& step, const BlockState& from, const BlockPlace& place,
                                        const Grids& grids) {

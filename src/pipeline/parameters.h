@@ -30,6 +30,12 @@ struct Parameter {
   std::function<void()> project{};  ///< puts the leaves back into their range after a step; may be empty
 };
 
+/// Clips are learned through a sigmoid; a start at exactly 1 would have no gradient.
+inline constexpr double kLargestClip = 0.999;
+
+/// A copy of `value` that requires gradients.
+Tensor new_leaf(const Tensor& value);
+
 /// The parameters that `step.rates` names, at the values that `state` has. Scales are learned as logarithms, clips as
 /// logits, factors of transforms as transform_leaves() says, so that no value can leave its range.
 /// Throws c10::Error for a key of the rates that names nothing in this block, and for two that move one factor.

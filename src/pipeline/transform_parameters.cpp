@@ -6,13 +6,13 @@
 #include <optional>
 #include <utility>
 
+#include "cayley_sgd.h"
+
 namespace baseq {
 namespace {
 
 /// Share of the magnitude on the diagonal that those beside it may have together.
 constexpr double kDominance = 0.99;
-
-Tensor new_leaf(const Tensor& value) { return value.detach().clone().requires_grad_(true); }
 
 /// Where a factor that is learned multiplies activations, and leaves the rows of writers as they are.
 bool acts_on_activations(Site site, Factor::Kind kind) { return site == Site::kDown && kind == Factor::Kind::kScale; }
@@ -129,6 +129,16 @@ constexpr TransformLeaf kLeaves[] = {{"scale", Factor::Kind::kScale, scale_leaf}
 }  // namespace
 
 std::span<const TransformLeaf> transform_leaves() { return kLeaves; }
+
+Parameter orthogonal_leaf(Site site, const Factor& factor) {
+  TORCH_CHECK(factor.orthogonal(), "learn step: the rule \"cayley\" needs an orthogonal matrix at ",
+              std::string(site_info(site).name));
+  const Tensor leaf = new_leaf(factor.left);
+  Parameter parameter = moving(site, Factor::Kind::kMatrix, {leaf}, [leaf](Factor& matrix) { matrix.left = leaf; });
+  parameter.orthogonal = true;
+  parameter.project = [leaf] { leaf.copy_(nearest_orthogonal(leaf)); };
+  return parameter;
+}
 
 Tensor band_mask(int64_t n, int64_t epoch, int64_t num_epochs) {
   const int64_t width = num_epochs > 1 ? (n - 1) * epoch / (num_epochs - 1) + 1 : n;

@@ -26,6 +26,10 @@ struct TransformLeaf {
 /// other.
 std::span<const TransformLeaf> transform_leaves();
 
+/// An orthogonal matrix as itself, which Cayley SGD moves and keeps orthogonal: the way of "matrix" under that rule.
+/// Throws c10::Error when the matrix is not known to be orthogonal.
+Parameter orthogonal_leaf(Site site, const Factor& factor);
+
 /// AffineQuant's gradual mask, bool [n, n]: true up to floor((n - 1) / (num_epochs - 1) epoch) + 1 places from the
 /// diagonal.
 Tensor band_mask(int64_t n, int64_t epoch, int64_t num_epochs);

@@ -12,8 +12,6 @@ namespace {
 
 using OfRounded = Parameter::OfRounded;
 
-/// A start at exactly 1 would have no gradient through the sigmoid.
-constexpr double kLargestWeightClip = 0.999;
 /// Where learned clips of weights start, sigmoid(4) as in OmniQuant (arXiv 2308.13137).
 constexpr double kWeightClip = 0.982;
 /// The gradient of one element of a weight or of a low-rank factor shrinks with the size of the weight.
@@ -21,15 +19,13 @@ constexpr double kElementEpsilon = 1e-15;
 /// An offset moves a value to a neighbouring code at most.
 constexpr double kLargestOffset = 0.5;
 
-Tensor weight_leaf(const Tensor& value) { return value.detach().clone().requires_grad_(true); }
-
 Parameter weight_clip_parameter(const LinearShape& linear, const WeightState& weight, const QuantSpec& spec,
                                 const at::TensorOptions& options) {
   const int64_t rows = spec.strategy == Strategy::kTensor ? 1 : linear.out_features;
   const int64_t groups = spec.strategy == Strategy::kGroup ? linear.in_features / spec.group_size : 1;
   const int64_t ends = spec.symmetric ? 1 : 2;
   const Tensor start = weight.clip.defined() ? weight.clip : at::full({rows, groups, ends}, kWeightClip, options);
-  const Tensor logit = weight_leaf(at::logit(start.clamp_max(kLargestWeightClip)));
+  const Tensor logit = new_leaf(at::logit(start.clamp_max(kLargestClip)));
   const std::string name = linear.name;
   return {.leaves = {logit},
           .write = [name, logit](BlockState& to) { to.weights[name].clip = at::sigmoid(logit); },
@@ -38,7 +34,7 @@ Parameter weight_clip_parameter(const LinearShape& linear, const WeightState& we
 
 /// Its rate is in units of the root mean square of A.
 Parameter low_rank_parameter(const std::string& name, const LowRankFactors& factors) {
-  const Tensor a = weight_leaf(factors.dequantized_A()), b = weight_leaf(factors.dequantized_B());
+  const Tensor a = new_leaf(factors.dequantized_A()), b = new_leaf(factors.dequantized_B());
   return {.leaves = {a, b},
           .rate = std::sqrt(a.detach().square().mean().item<double>()),
           .epsilon = kElementEpsilon,
@@ -49,7 +45,7 @@ Parameter low_rank_parameter(const std::string& name, const LowRankFactors& fact
 
 /// @param options of the leaf
 Parameter offset_parameter(const std::string& name, const QuantizedWeight& rounded, const at::TensorOptions& options) {
-  const Tensor offset = weight_leaf(at::zeros(rounded.codes.sizes(), options));
+  const Tensor offset = new_leaf(at::zeros(rounded.codes.sizes(), options));
   return {.leaves = {offset},
           .epsilon = kElementEpsilon,
           .write = [name, offset](BlockState& state) { state.weights.at(name).learned.offset = offset; },
@@ -59,7 +55,7 @@ Parameter offset_parameter(const std::string& name, const QuantizedWeight& round
 }
 
 Parameter value_parameter(const std::string& name, const QuantizedWeight& rounded, const at::TensorOptions& options) {
-  const Tensor steps = weight_leaf(at::zeros(rounded.codes.sizes(), options));
+  const Tensor steps = new_leaf(at::zeros(rounded.codes.sizes(), options));
   const QuantSpec spec = rounded.spec;
   const Tensor scale = rounded.qparams.scale.to(options);
   return {.leaves = {steps},
@@ -70,30 +66,27 @@ Parameter value_parameter(const std::string& name, const QuantizedWeight& rounde
           .of_rounded = OfRounded::kCodes};
 }
 
-Parameter weight_scale_parameter(const std::string& name, const QuantizedWeight& rounded) {
-  const Tensor start = rounded.qparams.scale, logarithm = weight_leaf(at::zeros_like(start));
-  const QuantSpec spec = rounded.spec;
-  return {.leaves = {logarithm},
-          .epsilon = kElementEpsilon,
-          .write =
-              [name, start, logarithm, spec](BlockState& state) {
-                state.weights.at(name).codes->qparams.scale = round_scale(start * logarithm.exp(), spec);
-              },
-          .reaches = {name},
-          .of_rounded = OfRounded::kGrid};
+/// A tensor of the grid.
+/// @param moved the tensor after a change, which begins at zero
+Parameter grid_parameter(const std::string& name, const QuantizedWeight& rounded, Tensor QParams::*member,
+                         Tensor (*moved)(const Tensor& start, const Tensor& change, const QuantSpec& spec)) {
+  const Tensor start = rounded.qparams.*member, change = new_leaf(at::zeros_like(start));
+  return {
+      .leaves = {change},
+      .epsilon = kElementEpsilon,
+      .write = [=, spec = rounded.spec](
+                   BlockState& state) { state.weights.at(name).codes->qparams.*member = moved(start, change, spec); },
+      .reaches = {name},
+      .of_rounded = OfRounded::kGrid};
 }
 
-Parameter zero_point_parameter(const std::string& name, const QuantizedWeight& rounded) {
-  const Tensor start = rounded.qparams.zero_point, change = weight_leaf(at::zeros_like(start));
-  const QuantSpec spec = rounded.spec;
-  return {.leaves = {change},
-          .epsilon = kElementEpsilon,
-          .write =
-              [name, start, change, spec](BlockState& state) {
-                state.weights.at(name).codes->qparams.zero_point = round_zero_point(start + change, spec);
-              },
-          .reaches = {name},
-          .of_rounded = OfRounded::kGrid};
+/// Scales are learned as logarithms.
+Tensor moved_scale(const Tensor& start, const Tensor& change, const QuantSpec& spec) {
+  return round_scale(start * change.exp(), spec);
+}
+
+Tensor moved_zero_point(const Tensor& start, const Tensor& change, const QuantSpec& spec) {
+  return round_zero_point(start + change, spec);
 }
 
 }  // namespace
@@ -115,9 +108,12 @@ std::vector<WeightParameter> weight_parameters(const LinearShape& linear, const 
       {"weight_offset", [name, &weight, compute] { return offset_parameter(name, *weight.codes, compute); }});
   parameters.push_back(
       {"weight_value", [name, &weight, compute] { return value_parameter(name, *weight.codes, compute); }});
-  parameters.push_back({"weight_scale", [name, &weight] { return weight_scale_parameter(name, *weight.codes); }});
+  parameters.push_back(
+      {"weight_scale", [name, &weight] { return grid_parameter(name, *weight.codes, &QParams::scale, moved_scale); }});
   if (weight.codes->qparams.zero_point.defined()) {
-    parameters.push_back({"weight_zero_point", [name, &weight] { return zero_point_parameter(name, *weight.codes); }});
+    parameters.push_back({"weight_zero_point", [name, &weight] {
+                            return grid_parameter(name, *weight.codes, &QParams::zero_point, moved_zero_point);
+                          }});
   }
   return parameters;
 }
