@@ -36,6 +36,10 @@ Tensor ActivationStorage::allocate(at::IntArrayRef sizes) const {
       address, sizes, [num_bytes](void* data) { ::munmap(data, num_bytes); }, dtype);
 }
 
+Tensor first_windows(const Tensor& stream, int64_t tokens) {
+  return stream.narrow(0, 0, std::clamp<int64_t>(tokens / stream.size(1), 1, stream.size(0)));
+}
+
 void for_each_batch(const Tensor& stream, const at::TensorOptions& compute,
                     const std::function<void(int64_t, const Tensor&)>& fn, const PassOptions& options) {
   const int64_t batch = std::max<int64_t>(1, options.tokens_per_batch / stream.size(1));

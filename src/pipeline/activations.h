@@ -48,6 +48,13 @@ struct BlockInputs {
   at::TensorOptions compute() const { return rope.cos.options(); }
 };
 
+/// So many tokens are enough to compare or to describe what a block does.
+inline constexpr int64_t kMeasuredTokens = 2048;
+
+/// The first windows of a stream [n, seq, ..], or of what else there is for each of them: about so many tokens, and at
+/// least one window.
+Tensor first_windows(const Tensor& stream, int64_t tokens = kMeasuredTokens);
+
 /// fn(begin, windows) over consecutive slices [<= batch, seq, hidden] of a stream, converted to `compute`; at least one
 /// window each.
 void for_each_batch(const Tensor& stream, const at::TensorOptions& compute,

@@ -16,9 +16,6 @@
 namespace baseq {
 namespace {
 
-/// Calibration tokens that the ranges in the log are of.
-constexpr int64_t kMeasuredTokens = 2048;
-
 /// What is not finite here was not found before the run, whose caller did not look (plan_run does).
 void check_finite(const DecoderLayer& layer, int64_t block) {
   const auto check = [&](const std::string& name, const Tensor& tensor) {
@@ -132,8 +129,7 @@ DecoderLayer BlockQuantizer::in_basis(DecoderLayer layer, const Transform& resid
 
 /// The first windows of a stream.
 Tensor BlockQuantizer::measured(const Tensor& stream) const {
-  const int64_t tokens = std::min(kMeasuredTokens, options_.pass.tokens_per_batch);
-  return stream.narrow(0, 0, std::clamp<int64_t>(tokens / stream.size(1), 1, stream.size(0))).to(options_.compute);
+  return first_windows(stream, std::min(kMeasuredTokens, options_.pass.tokens_per_batch)).to(options_.compute);
 }
 
 /// @param layer  as read_block returns it

@@ -16,13 +16,6 @@ namespace {
 using By = ChooseStep::By;
 using Chain = std::vector<TransformStep>;
 
-/// Calibration tokens on which chains are compared.
-constexpr int64_t kComparedTokens = 2048;
-
-Tensor first_windows(const Tensor& of) {
-  return of.narrow(0, 0, std::clamp<int64_t>(kComparedTokens / of.size(1), 1, of.size(0)));
-}
-
 const std::optional<QuantSpec>& grid_at(Site site, const Grids& grids) {
   return site_info(site).cache ? grids.kv_cache : grids.input_activations;
 }

@@ -13,8 +13,8 @@
 namespace baseq {
 namespace {
 
-/// Tokens that are looked at, and powers that are tried.
-constexpr int64_t kSearchedTokens = 2048, kRatios = 20;
+/// Powers that are tried.
+constexpr int64_t kRatios = 20;
 /// The smallest scale before they are balanced, as in AWQ.
 constexpr double kSmallestScale = 1e-4;
 
@@ -23,10 +23,8 @@ class Measured {
  public:
   Measured(Site site, const DecoderLayer& layer, const BlockTask& task)
       : inputs_(task.inputs), of_attention_(site_info(site).attention) {
-    const Tensor& stream = inputs_.full_precision;
-    const int64_t windows = std::clamp<int64_t>(kSearchedTokens / stream.size(1), 1, stream.size(0));
-    x_ = stream.narrow(0, 0, windows).to(inputs_.compute());
-    weights_ = task.token_weights.narrow(0, 0, windows).unsqueeze(-1);
+    x_ = first_windows(inputs_.full_precision).to(inputs_.compute());
+    weights_ = first_windows(task.token_weights).unsqueeze(-1);
     if (!of_attention_) middle_ = after_attention(layer, x_, inputs_.rope);
     target_ = output(layer);
     seen_ = layer.input_of(site == Site::kValue ? Site::kO : site, x_, inputs_.rope);
