@@ -5,15 +5,15 @@
 
 #include <cmath>
 #include <utility>
-#include <vector>
 
 namespace baseq {
 
-Tensor BlockChain::forward(const Tensor& x) const {
+Tensor BlockChain::forward(const Tensor& x, std::vector<Tensor>* inputs) const {
   const c10::NoGradGuard no_grad;
   Tensor hidden = x;
   for (int64_t block = 0; block < num_blocks; ++block) {
     if (before_block) before_block();
+    if (inputs) inputs->push_back(hidden);
     hidden = build(block, /*again=*/false).forward(hidden, rope);
   }
   return hidden;
@@ -21,16 +21,7 @@ Tensor BlockChain::forward(const Tensor& x) const {
 
 double BlockChain::backward(const Tensor& x, const std::function<AtEnd(const Tensor&)>& loss) const {
   std::vector<Tensor> inputs;
-  Tensor hidden = x;
-  {
-    const c10::NoGradGuard no_grad;
-    for (int64_t block = 0; block < num_blocks; ++block) {
-      if (before_block) before_block();
-      inputs.push_back(hidden);
-      hidden = build(block, /*again=*/false).forward(hidden, rope);
-    }
-  }
-  AtEnd end = loss(std::exchange(hidden, {}));
+  AtEnd end = loss(forward(x, &inputs));
   if (!std::isfinite(end.loss)) return end.loss;
   const at::AutoGradMode with_grad(true);
   for (int64_t block = num_blocks - 1; block >= 0; --block) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <vector>
 
 #include "baseq/model/decoder_layer.h"
 
@@ -15,7 +16,8 @@ struct BlockChain {
   std::function<void()> before_block{};  ///< called before each block that runs; may be empty
 
   /// x [batch, seq, hidden_size] after all blocks, without gradients.
-  Tensor forward(const Tensor& x) const;
+  /// @param inputs gets the input of each block; may be null
+  Tensor forward(const Tensor& x, std::vector<Tensor>* inputs = nullptr) const;
 
   struct AtEnd {
     double loss = 0;
