@@ -16,7 +16,9 @@
 #endif
 
 namespace baseq {
+namespace {
 
+/// Bytes that are free on a device other than the CPU; nothing where LibTorch does not say.
 std::optional<int64_t> free_device_memory(at::Device device) {
 #if BASEQ_TELLS_MEMORY
   at::globalContext().lazyInitDevice(device.type());
@@ -30,6 +32,8 @@ std::optional<int64_t> free_device_memory(at::Device device) {
   return std::nullopt;
 #endif
 }
+
+}  // namespace
 
 DevicePlan plan_device(const Job& job, const ModelConfig& config, RunShape shape) {
   const QuantizeOptions& options = job.options;

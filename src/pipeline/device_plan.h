@@ -16,7 +16,4 @@ struct DevicePlan {
 };
 DevicePlan plan_device(const Job& job, const ModelConfig& config, RunShape shape);
 
-/// Bytes that are free on a device other than the CPU; nothing where LibTorch does not say.
-std::optional<int64_t> free_device_memory(at::Device device);
-
 }  // namespace baseq

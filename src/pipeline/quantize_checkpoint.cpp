@@ -12,7 +12,6 @@
 #include "baseq/model/model.h"
 #include "baseq/pipeline/job.h"
 #include "baseq/tokenizer/token_windows.h"
-#include "device_plan.h"
 #include "formats/native/config.h"
 #include "formats/native/modeling_source.h"
 #include "grid_overrides.h"
@@ -49,8 +48,7 @@ class Run {
   void write() {
     const std::vector<std::string> obstacles = find_obstacles(job_);
     TORCH_CHECK(obstacles.empty(), obstacles.front());
-    const std::optional<std::string> no_room = device_plan().problem;
-    TORCH_CHECK(!no_room, *no_room);
+    TORCH_CHECK(!parts_.device.problem, *parts_.device.problem);
     // Before the writer removes what an earlier process left: that one may still be at work.
     if (!options_.work_directory.empty()) {
       journal_.emplace(options_.work_directory, describe_run(job_, checkpoint(), parts_.recipe));
@@ -94,8 +92,6 @@ class Run {
   void tell(const ProgressEvent& event) const {
     if (job_.progress) job_.progress(event);
   }
-
-  DevicePlan device_plan() const { return plan_device(job_, parts_.model.config(), shape_of(job_, checkpoint())); }
 
   BlockQuantizer::Options block_options() {
     const auto report = [this](const ProgressEvent& event) {

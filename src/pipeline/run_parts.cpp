@@ -3,7 +3,6 @@
 #include <ATen/ATen.h>
 
 #include "baseq/tokenizer/token_windows.h"
-#include "device_plan.h"
 #include "grid_overrides.h"
 #include "model/named_tensors.h"
 #include "run_description.h"
@@ -11,8 +10,7 @@
 namespace baseq {
 namespace {
 
-BlockQuantizer::Options with_job(BlockQuantizer::Options options, const Job& job, const Model& model) {
-  const DevicePlan plan = plan_device(job, model.config(), shape_of(job, model.checkpoint()));
+BlockQuantizer::Options with_job(BlockQuantizer::Options options, const Job& job, const DevicePlan& plan) {
   options.compute = at::TensorOptions().dtype(at::kFloat).device(job.options.device);
   options.storage = {.dtype = job.recipe.activations_dtype,
                      .directory = job.options.activations_directory,
@@ -43,7 +41,8 @@ RunParts::RunParts(const Job& job, BlockQuantizer::Options options)
       model(stored_model(job),
             {.dtype = recipe.rotates_residual() ? at::kDouble : at::kFloat, .device = job.options.device}),
       dtype(unquantized_dtype(model, recipe)),
-      blocks(model, recipe, job.windows, with_job(std::move(options), job, model)),
+      device(plan_device(job, model.config(), shape_of(job, model.checkpoint()))),
+      blocks(model, recipe, job.windows, with_job(std::move(options), job, device)),
       tables(model, recipe, blocks.residual(), dtype) {
   const Tensor& windows = job.windows;
   TORCH_CHECK(windows.defined() || !recipe.needs_calibration(), needs_windows(recipe));

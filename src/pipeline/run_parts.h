@@ -1,6 +1,7 @@
 #pragma once
 
 #include "block_quantizer.h"
+#include "device_plan.h"
 #include "output_tables.h"
 
 namespace baseq {
@@ -28,6 +29,7 @@ struct RunParts {
   Recipe recipe;  ///< with the grids of this model
   Model model;
   at::ScalarType dtype;  ///< of what stays unquantized
+  DevicePlan device;
   BlockQuantizer blocks;
   OutputTables tables;
 };
