@@ -28,27 +28,6 @@ class DeviceRun : public testing::Test {
     std::vector<std::string> warnings;
   };
 
-  /// `recipe` in a second of time, with groups and blocks that divide the sizes.
-  static Recipe shortened(Recipe recipe) {
-    if (auto& weights = recipe.grids.weights; weights && weights->strategy == Strategy::kGroup) {
-      weights->group_size = std::min<int64_t>(weights->group_size, 32);
-    }
-    for (Pass& pass : recipe.passes) {
-      for (Step& step : pass.steps) {
-        if (auto* transform = std::get_if<TransformStep>(&step)) {
-          transform->block_size = std::min<int64_t>(transform->block_size, 32);
-        }
-        if (auto* learn = std::get_if<LearnStep>(&step)) {
-          learn->epochs = std::min<int64_t>(learn->epochs, 1);
-          learn->steps = std::min<int64_t>(learn->steps, 1);
-        }
-        auto* round = std::get_if<RoundStep>(&step);
-        if (round != nullptr && round->low_rank) round->low_rank->steps = std::min<int64_t>(round->low_rank->steps, 10);
-      }
-    }
-    return recipe;
-  }
-
   Told run(const Recipe& recipe, const std::string& output, QuantizeOptions options) const {
     Told told;
     const auto key = [](const auto& event, const std::string& name) {

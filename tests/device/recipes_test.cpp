@@ -63,7 +63,7 @@ struct Tolerances {
 class DeviceRecipe : public test::DeviceRun, public testing::WithParamInterface<NamedRecipe> {};
 
 TEST_P(DeviceRecipe, GivesWhatTheCpuGives) {
-  const Recipe recipe = shortened(GetParam().recipe);
+  const Recipe recipe = test::shortened(GetParam().recipe);
   const Tolerances tolerances(recipe);
   const Told cpu = run(recipe, "cpu", {}), device = run_on_device(recipe, "device");
   if (!learns_anything(recipe)) {

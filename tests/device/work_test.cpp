@@ -50,7 +50,7 @@ class DeviceWorkOf : public test::DeviceRun, public testing::WithParamInterface<
     const auto progress = [&](const ProgressEvent& event) {
       if (!of_learning && std::holds_alternative<LinearRounded>(event)) take();
     };
-    const Recipe recipe = shortened(Recipe::read(GetParam().recipe));
+    const Recipe recipe = test::shortened(Recipe::read(GetParam().recipe));
     quantize(test::job_of(original, recipe, windows, directory / "out",
                           {.device = test::sealed_device(), .should_stop = should_stop}, progress));
     return most;

@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include "../pipeline/override_items.h"
 #include "../pipeline/tiny_run.h"
 #include "baseq/export/export_checkpoint.h"
 
@@ -8,17 +9,9 @@ namespace {
 
 using nlohmann::json;
 using test::expect_error;
+using test::item;
+using test::list_of;
 using test::recipe_of;
-
-json item(const json& linears, const json& weights) { return {{"linears", linears}, {"weights", weights}}; }
-
-/// Braces around one item would copy it.
-template <class... Items>
-json list(const Items&... items) {
-  json array = json::array();
-  (array.push_back(items), ...);
-  return array;
-}
 
 /// Scales and groups that every format has.
 json exported(const json& overrides, const char* scales, const json& weights = {{"num_bits", 4}}) {
@@ -42,7 +35,7 @@ class OverriddenExport : public test::TinyRun {
   }
 };
 
-const json kExported = list(item({"*.down_proj"}, {{"num_bits", 8}}), item({"model.layers.0.mlp.up_proj"}, nullptr));
+const json kExported = list_of(item({"*.down_proj"}, {{"num_bits", 8}}), item({"model.layers.0.mlp.up_proj"}, nullptr));
 
 TEST_F(OverriddenExport, CompressedTensorsHasAGroupForEachGridAndIgnoresTheRest) {
   const StoredModel native = quantized(exported(kExported, "bfloat16"));
@@ -62,7 +55,7 @@ TEST_F(OverriddenExport, CompressedTensorsHasAGroupForEachGridAndIgnoresTheRest)
 }
 
 TEST_F(OverriddenExport, CompressedTensorsNamesAMixtureOfFormats) {
-  json recipe = exported(list(item({"*.down_proj"}, {{"num_bits", 4}})), "bfloat16", {{"num_bits", 8}});
+  json recipe = exported(list_of(item({"*.down_proj"}, {{"num_bits", 4}})), "bfloat16", {{"num_bits", 8}});
   recipe["grids"]["input_activations"] = {{"num_bits", 8}, {"symmetric", true}};
   recipe["steps"] = {{{"step", "points"}, {"at", {"*"}}}, {{"step", "round"}}};
   const ExportOptions options{.format = ExportFormat::kCompressedTensors, .dtype = at::kFloat};
@@ -72,7 +65,7 @@ TEST_F(OverriddenExport, CompressedTensorsNamesAMixtureOfFormats) {
   EXPECT_EQ(config["format"], "mixed-precision");
   EXPECT_EQ(config["config_groups"]["group_0"]["format"], "int-quantized");
   EXPECT_EQ(config["config_groups"]["group_1"]["format"], "pack-quantized");
-  recipe["grids"]["overrides"] = list(item({"*.down_proj"}, nullptr));
+  recipe["grids"]["overrides"] = list_of(item({"*.down_proj"}, nullptr));
   expect_error([&] { plan_export(quantized(recipe), options); }, {"quantized inputs of linears in full precision"});
 }
 
@@ -97,8 +90,8 @@ TEST_F(OverriddenExport, GgufHasATypeForEachTensor) {
       {"weights of 6 bits"});
   expect_error(
       [&] {
-        plan_export(quantized(exported(list(item({"*.o_proj"}, {{"num_bits", 6}, {"symmetric", false}})), "float16")),
-                    q4);
+        plan_export(
+            quantized(exported(list_of(item({"*.o_proj"}, {{"num_bits", 6}, {"symmetric", false}})), "float16")), q4);
       },
       {"asymmetric weights"});
 }
@@ -109,11 +102,11 @@ TEST_F(OverriddenExport, OthersCarryThemDequantizedOrRefuseThem) {
   for (const auto format : {ExportFormat::kGptq, ExportFormat::kAwq}) {
     expect_error([&] { plan_export(native, {.format = format}); }, {"linears with other grids", "grids.overrides"});
   }
-  json recipe = exported(list(item({"*.down_proj"}, {{"num_bits", 8}})), "float16");
+  json recipe = exported(list_of(item({"*.down_proj"}, {{"num_bits", 8}})), "float16");
   recipe["steps"] = {{{"step", "round"}, {"low_rank", {{"method", "svd"}, {"rank", 2}}}}};
   EXPECT_EQ(export_formats(recipe_of(recipe.dump())), (std::vector<std::string>{"hf", "peft"}));
   EXPECT_NO_THROW(plan_export(quantized(recipe), {.format = ExportFormat::kPeft}));
-  recipe["grids"]["overrides"] = list(item({"*.down_proj"}, nullptr));
+  recipe["grids"]["overrides"] = list_of(item({"*.down_proj"}, nullptr));
   EXPECT_EQ(export_formats(recipe_of(recipe.dump())), (std::vector<std::string>{"hf"}));
   expect_error([&] { plan_export(quantized(recipe), {.format = ExportFormat::kPeft}); },
                {"model.layers.0.mlp.down_proj is in full precision"});

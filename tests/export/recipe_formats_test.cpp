@@ -18,25 +18,6 @@ using test::TinyShape;
 const TinyShape kShape{.hidden_size = 64, .intermediate_size = 96, .head_dim = 16, .vocab_size = 640};
 const std::vector<std::string> kFormats = {"hf", "compressed-tensors", "gptq", "awq", "gguf", "peft"};
 
-/// `recipe` in a second of time, with groups and blocks that divide the sizes.
-Recipe shortened(Recipe recipe) {
-  if (auto& weights = recipe.grids.weights; weights && weights->strategy == Strategy::kGroup) {
-    weights->group_size = std::min<int64_t>(weights->group_size, 32);
-  }
-  for (Pass& pass : recipe.passes) {
-    for (Step& step : pass.steps) {
-      if (auto* transform = std::get_if<TransformStep>(&step); transform != nullptr && transform->block_size > 0) {
-        transform->block_size = 32;
-      }
-      auto* learn = std::get_if<LearnStep>(&step);
-      if (learn == nullptr) continue;
-      learn->epochs = std::min<int64_t>(learn->epochs, 1);
-      learn->steps = std::min<int64_t>(learn->steps, 1);
-    }
-  }
-  return recipe;
-}
-
 bool carries(const Checkpoint& checkpoint, const std::string& format) {
   try {
     plan_export(checkpoint, {.format = export_format(format)});
@@ -57,7 +38,7 @@ TEST(RecipeFormats, AreThoseThatPlanTheExportOfEveryBuiltInRecipeSlow) {
   for (const BuiltInRecipe& built_in : built_in_recipes()) {
     SCOPED_TRACE(std::string(built_in.name));
     const Recipe recipe = Recipe::read(std::string(built_in.name));
-    quantize(test::job_of(original, shortened(recipe), windows, directory / "out", {.output = {.force = true}}));
+    quantize(test::job_of(original, test::shortened(recipe), windows, directory / "out", {.output = {.force = true}}));
     const Checkpoint quantized(directory / "out");
     const std::vector<std::string> said = export_formats(recipe);
     for (const std::string& format : kFormats) {

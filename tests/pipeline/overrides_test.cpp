@@ -3,6 +3,7 @@
 #include "baseq/model/decoder.h"
 #include "eval/checkpoint_summary.h"
 #include "model/named_tensors.h"
+#include "override_items.h"
 #include "pipeline/footprint.h"
 #include "pipeline/grid_overrides.h"
 #include "tiny_run.h"
@@ -13,20 +14,12 @@ namespace {
 using nlohmann::json;
 using test::expect_error;
 using test::expect_refused;
+using test::item;
+using test::list_of;
 using test::recipe_of;
 using test::TinyShape;
 
 const json kRound = {{{"step", "round"}}};
-
-json item(const json& linears, const json& weights) { return {{"linears", linears}, {"weights", weights}}; }
-
-/// Braces around one item would copy it.
-template <class... Items>
-json list(const Items&... items) {
-  json array = json::array();
-  (array.push_back(items), ...);
-  return array;
-}
 
 /// A recipe of 4 bits per channel with these overrides.
 json with_overrides(const json& overrides, const json& steps = kRound) {
@@ -41,10 +34,10 @@ Recipe recipe_with(const json& overrides, const json& steps = kRound) {
 /// 8 bits in down_proj, 3 asymmetric ones in groups in o_proj of block 1; the first block keeps q_proj and all of its
 /// MLP but down_proj.
 const json kMixed =
-    list(item({"*.down_proj"}, {{"num_bits", 8}}),
-         item({"model.layers.0.mlp.*", "re:.*layers\\.0\\.self_attn\\.q_proj$"}, nullptr),
-         item({"model.layers.0.mlp.down_proj"}, {{"num_bits", 8}, {"scale_dtype", "bfloat16"}}),
-         item({"*.1.*.o_proj"}, {{"num_bits", 3}, {"symmetric", false}, {"strategy", "group"}, {"group_size", 4}}));
+    list_of(item({"*.down_proj"}, {{"num_bits", 8}}),
+            item({"model.layers.0.mlp.*", "re:.*layers\\.0\\.self_attn\\.q_proj$"}, nullptr),
+            item({"model.layers.0.mlp.down_proj"}, {{"num_bits", 8}, {"scale_dtype", "bfloat16"}}),
+            item({"*.1.*.o_proj"}, {{"num_bits", 3}, {"symmetric", false}, {"strategy", "group"}, {"group_size", 4}}));
 
 /// The uniform recipes whose linears kMixed takes, by name within the model; absent: in full precision.
 std::optional<json> grid_in_mixed(const std::string& name) {
@@ -66,8 +59,8 @@ TEST(Overrides, AreReadAsWhatDiffersAndTheLastOneThatMatchesCounts) {
            {"strategy", "group"},
            {"group_size", 8},
            {"scale_dtype", "float16"}}},
-         {"overrides", list(item({"*_proj"}, {{"num_bits", 5}}), item({"*.up_proj"}, {{"strategy", "channel"}}),
-                            item({"*.gate_proj"}, nullptr), item({"*.0.mlp.gate_proj"}, json::object()))}}},
+         {"overrides", list_of(item({"*_proj"}, {{"num_bits", 5}}), item({"*.up_proj"}, {{"strategy", "channel"}}),
+                               item({"*.gate_proj"}, nullptr), item({"*.0.mlp.gate_proj"}, json::object()))}}},
        {"steps", kRound}},
       "recipe.json");
   QuantSpec spec = *recipe.grids.weights;
@@ -115,22 +108,22 @@ TEST(Overrides, ThatSayNothingUsefulAreRefused) {
   const auto refused = [](const json& overrides, const std::vector<std::string>& parts) {
     expect_refused(with_overrides(overrides).dump(), parts);
   };
-  refused(list(item(json::array(), nullptr)), {"recipe.json: grids.overrides[0].linears: names no linear"});
-  refused(list(item({"*"}, nullptr), item({""}, nullptr)), {"grids.overrides[1].linears", "empty"});
-  refused(list(item({"re:("}, nullptr)), {"grids.overrides[0].linears", "re:(", "no", "regular expression"});
-  refused(list(item({"*"}, {{"num_bits", 9}})), {"grids.overrides[0].weights.num_bits", "2 to 8"});
-  refused(list(item({"*"}, {{"strategy", "token"}})), {"grids.overrides[0].weights", "static grid"});
-  refused(list(item({"*"}, {{"dynamic", true}})), {"grids.overrides[0].weights", "static grid"});
-  refused(list(item({"*"}, {{"group_size", 8}})), {"grids.overrides[0].weights", "group_size goes with"});
-  refused(list(item({"*"}, {{"bits", 8}})), {"grids.overrides[0].weights", "bits"});
-  refused(list(json::object({{"linears", {"*"}}, {"num_bits", 8}})), {"grids.overrides[0]", "num_bits"});
-  refused(list(item("*", nullptr)), {"grids.overrides[0].linears", "array"});
+  refused(list_of(item(json::array(), nullptr)), {"recipe.json: grids.overrides[0].linears: names no linear"});
+  refused(list_of(item({"*"}, nullptr), item({""}, nullptr)), {"grids.overrides[1].linears", "empty"});
+  refused(list_of(item({"re:("}, nullptr)), {"grids.overrides[0].linears", "re:(", "no", "regular expression"});
+  refused(list_of(item({"*"}, {{"num_bits", 9}})), {"grids.overrides[0].weights.num_bits", "2 to 8"});
+  refused(list_of(item({"*"}, {{"strategy", "token"}})), {"grids.overrides[0].weights", "static grid"});
+  refused(list_of(item({"*"}, {{"dynamic", true}})), {"grids.overrides[0].weights", "static grid"});
+  refused(list_of(item({"*"}, {{"group_size", 8}})), {"grids.overrides[0].weights", "group_size goes with"});
+  refused(list_of(item({"*"}, {{"bits", 8}})), {"grids.overrides[0].weights", "bits"});
+  refused(list_of(json::object({{"linears", {"*"}}, {"num_bits", 8}})), {"grids.overrides[0]", "num_bits"});
+  refused(list_of(item("*", nullptr)), {"grids.overrides[0].linears", "array"});
   refused(json::object({{"*.down_proj", {{"num_bits", 8}}}}), {"grids.overrides", "object"});
   Recipe recipe;
   recipe.grids.overrides = {{.linears = {"*"}}};
   expect_error([&] { recipe.validate(); }, {"grids.overrides", "there are none"});
   // What a C++ caller can build is held to the same rules.
-  recipe = recipe_with(list(item({"*"}, nullptr)));
+  recipe = recipe_with(list_of(item({"*"}, nullptr)));
   recipe.grids.overrides[0].weights = QuantSpec{.num_bits = 4, .strategy = Strategy::kToken};
   expect_error([&] { recipe.validate(); }, {"grids.overrides[0].weights"});
 }
@@ -148,7 +141,7 @@ class OverriddenRun : public test::TinyRun, public testing::WithParamInterface<T
       return;
     }
     Recipe uniform = recipe_of(test::kRoundToNearest);
-    uniform.grids.weights = recipe_with(list(item({"*"}, *grid))).grids.overrides[0].weights;
+    uniform.grids.weights = recipe_with(list_of(item({"*"}, *grid))).grids.overrides[0].weights;
     run(uniform, "uniform", {.output = {.force = true}});
     const Checkpoint expected(directory / "uniform");
     for (const char* part : {".weight_packed", ".weight_scale", ".weight_zero_point", ".weight_shape"}) {
@@ -194,7 +187,7 @@ TEST_P(OverriddenRun, EachLinearIsThatOfAUniformRunWithItsGrid) {
 TEST_P(OverriddenRun, GridsThatAreAllAlikeGiveTheBytesOfAUniformCheckpoint) {
   run(recipe_of(test::kRoundToNearest), "uniform");
   run(Recipe::from_json(
-          {{"grids", {{"weights", {{"num_bits", 4}}}, {"overrides", list(item({"*"}, {{"num_bits", 4}}))}}},
+          {{"grids", {{"weights", {{"num_bits", 4}}}, {"overrides", list_of(item({"*"}, {{"num_bits", 4}}))}}},
            {"steps", kRound}},
           "recipe"),
       "same");
@@ -211,7 +204,7 @@ TEST_P(OverriddenRun, EverythingElseOfARecipeWorksWithThem) {
     SCOPED_TRACE(recipe["name"].get<std::string>());
     // A whole block, a site of one reader, and one of several readers.
     for (const json& overrides :
-         {kMixed, list(item({"model.layers.0.*"}, nullptr)), list(item({"*.down_proj", "*.k_proj"}, nullptr))}) {
+         {kMixed, list_of(item({"model.layers.0.*"}, nullptr)), list_of(item({"*.down_proj", "*.k_proj"}, nullptr))}) {
       recipe["grids"]["overrides"] = overrides;
       run(recipe_of(recipe.dump()), "out", {.output = {.force = true}});
       EXPECT_TRUE(at::isfinite(logits("out")).all().item<bool>());
@@ -232,7 +225,7 @@ TEST_P(OverriddenRun, LearnedClipsAndCorrectionsPassOverWhatIsLeftOut) {
       {{"step", "round"}, {"low_rank", {{"method", "fbquant"}, {"rank", 2}, {"steps", 2}}}},
       {{"step", "learn"}, {"epochs", 1}, {"rates", {{"*.low_rank", 0.01}, {"mlp.up_proj.low_rank", 0.02}}}}};
   for (const json& steps : {clips, corrections}) {
-    for (const json& overrides : {kMixed, list(item({"model.layers.0.*"}, nullptr))}) {
+    for (const json& overrides : {kMixed, list_of(item({"model.layers.0.*"}, nullptr))}) {
       run(recipe_with(overrides, steps), "out", {.output = {.force = true}});
       EXPECT_TRUE(at::isfinite(logits("out")).all().item<bool>());
     }
@@ -281,9 +274,9 @@ TEST_P(OverriddenRun, ThePlanKnowsTheirSizeAndNamesWhatMatchesNothing) {
   EXPECT_NEAR(static_cast<double>(estimate - uniform), static_cast<double>(bytes - uniform_bytes), 16 * 128);
 
   const Job job = test::job_of(*original,
-                               recipe_with(list(item({"*.down_proj", "*.experts.*", "lm_head"}, nullptr),
-                                                item({"model.layers.2.*"}, {{"num_bits", 8}}),
-                                                item({"*.o_proj"}, {{"strategy", "group"}, {"group_size", 7}}))),
+                               recipe_with(list_of(item({"*.down_proj", "*.experts.*", "lm_head"}, nullptr),
+                                                   item({"model.layers.2.*"}, {{"num_bits", 8}}),
+                                                   item({"*.o_proj"}, {{"strategy", "group"}, {"group_size", 7}}))),
                                {}, directory / "out");
   std::vector<std::string> problems;
   for (const std::string& problem : plan(job).problems) {
@@ -324,7 +317,7 @@ TEST_P(OverriddenRun, ChangedOverridesInTheConfigAreRefused) {
 }
 
 TEST(Overrides, ExpressionsThatTakeTooLongAreRefused) {
-  const json hostile = list(item({"re:((((.+)+)+)+)+[!?]"}, nullptr));
+  const json hostile = list_of(item({"re:((((.+)+)+)+)+[!?]"}, nullptr));
   const Recipe recipe = recipe_with(hostile);
   expect_error([&] { (void)recipe.grids.weights_of("model.layers.0.self_attn.q_proj"); }, {"takes too long to match"});
   const test::TempDirectory directory;
