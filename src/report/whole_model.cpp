@@ -25,9 +25,8 @@ std::string whole_model_section(const RunRecord& run) {
               "</div>\n";
   }
   if (charts.empty()) return "";
-  return "<h2>The model as a whole</h2>\n<p>Losses at the head, over windows that were not learned from. The best "
-         "epoch "
-         "is kept.</p>\n" +
+  return "<h2>The model as a whole</h2>\n"
+         "<p>Losses at the head, over windows that were not learned from. The best epoch is kept.</p>\n" +
          charts;
 }
 
