@@ -126,7 +126,7 @@ struct QuantizeOptions {
   std::filesystem::path activations_directory{};
   int64_t tokens_per_batch = kTokensPerBatch;
   /// Bytes of the memory of a `device` other than the CPU that may be used; 0: what is free there. The activation
-  /// streams live there where they fit, else on the host, to the same bytes of the result.
+  /// streams live there where they fit, else on the host.
   int64_t device_memory = 0;
   CheckpointWriter::Options output{};  ///< size of the shards, whether an existing checkpoint is replaced
   /// Keeps finished blocks, finished stages of the next one and the streams. A job that finds its own continues it, to
