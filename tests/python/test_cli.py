@@ -355,7 +355,7 @@ def test_unknown_device_fails(run, windows):
 def test_reports(quantize, evaluate, run, tmp_path):
     learn = {"step": "learn", "name": "activations", "epochs": 1, "rates": {"*.clip": 3e-2, "*.gain": 3e-3}}
     report = quantize(recipe_of(POINTS, GPTQ, learn, weights={"num_bits": 4}, inputs={"num_bits": 8}), tmp_path / "out")
-    assert set(report) == {"baseq", "recipe", "seconds", "peak_memory_bytes", "output_bytes", "blocks"}
+    assert set(report) == {"baseq", "recipe", "calibration", "seconds", "peak_memory_bytes", "output_bytes", "blocks"}
     assert len(report["blocks"]) == 2
     for block in report["blocks"]:
         assert set(block) == {"linears", "stages", "relative_error", "seconds"}

@@ -34,7 +34,7 @@ def test_dry_run_says_what_a_run_takes_and_writes_nothing(run, windows, tmp_path
     assert os.listdir(tmp_path) == ["report.json"]
     plan = json.loads(report.read_text())
     assert set(plan) == {"baseq", "memory_bytes", "memory", "disk", "seconds", "warnings", "num_blocks", "num_threads",
-                         "peak_memory_bytes", "device_memory"}
+                         "peak_memory_bytes", "device_memory", "calibration"}
     assert plan["device_memory"] == {}  # on the CPU
     assert plan["num_threads"] == 1
     assert plan["num_blocks"] == 2
