@@ -86,6 +86,20 @@ def test_a_setting_that_is_missing_is_named(command, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_evaluation_is_that_of_one_process(binary, windows, tmp_path):
+    results = []
+    for processes in (1, 2, 3):
+        report = tmp_path / f"{processes}.json"
+        evaluate = [binary, "eval", str(TINY), "--tokens", str(windows), "--seq-len", "32", "--threads", "1",
+                    "--reference", str(TINY), "--json", str(report)]
+        done = start(evaluate if processes == 1 else ["mpirun", "-n", str(processes), *evaluate])
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("perplexity") == 1
+        result = json.loads(report.read_text())
+        results.append({key: result[key] for key in ("perplexity", "mean_kl", "num_tokens", "num_windows")})
+    assert results[0] == results[1] == results[2]
+
+
 def test_progress_comes_once(command, tmp_path):
     report = tmp_path / "report.json"
     alone = start(command(1, tmp_path / "alone", *SHARDS))
