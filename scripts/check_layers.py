@@ -24,7 +24,7 @@ ALLOWED = {
     "model": {"io", "tokenizer", "quant", "transform", "integer"},
     "formats": {"io", "tokenizer", "quant", "transform", "model"},
     "runtime": {"io", "tokenizer", "quant", "transform", "integer", "model", "formats"},
-    "pipeline": {"io", "tokenizer", "quant", "cluster", "transform", "model", "formats"},
+    "pipeline": {"io", "tokenizer", "quant", "cluster", "transform", "model", "formats", "runtime"},
     "export": {"io", "tokenizer", "quant", "transform", "model", "formats", "pipeline"},
     "eval": {"io", "tokenizer", "quant", "cluster", "transform", "model", "formats", "pipeline"},
     "report": {"io", "quant", "model", "pipeline", "eval"},

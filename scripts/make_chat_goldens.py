@@ -32,7 +32,7 @@ def chatml(default=""):
     return EACH + (first if default else "") + CHATML + END + ANSWER
 
 
-QWEN3 = """
+QWEN3_PLAIN = """
 {%- if messages[0].role == 'system' %}{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}{%- endif %}
 {%- for message in messages %}
     {%- if message.role == 'user' %}{{- '<|im_start|>user\\n' + message.content + '<|im_end|>\\n' }}
@@ -45,6 +45,15 @@ QWEN3 = """
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}
     {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}
 {%- endif %}"""
+# The last answer shows what it thought.
+QWEN3 = QWEN3_PLAIN.replace("{%- if '</think>' in content %}", """{%- set reasoning_content = '' %}
+        {%- if '</think>' in content %}
+            {%- set reasoning_content = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}
+            """).replace("""        {{- '<|im_start|>assistant\\n' + content + '<|im_end|>\\n' }}""", """
+        {%- if loop.last %}
+            {{- '<|im_start|>' + message.role + '\\n<think>\\n' + reasoning_content.strip('\\n') + '\\n</think>\\n\\n' + content.lstrip('\\n') }}
+        {%- else %}{{- '<|im_start|>' + message.role + '\\n' + content }}{%- endif %}
+        {{- '<|im_end|>\\n' }}""")
 QWEN3_THINKING = QWEN3.replace("""{{- '<|im_start|>assistant\\n' }}
     {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}""",
                                "{{- '<|im_start|>assistant\\n<think>\\n' }}")
@@ -80,7 +89,7 @@ SMOLLM3 = """
 {%- endif -%}"""
 
 LLAMA3_TURN = "'<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>'"
-LLAMA3_ANSWER = "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}"
+LLAMA3_ANSWER = "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
 LLAMA3 = "{{ bos_token }}" + EACH + "{{ " + LLAMA3_TURN + " }}" + END + LLAMA3_ANSWER
 
 
@@ -171,6 +180,7 @@ FAMILIES = [
     ("ChatML", "ChatML", chatml(), IM, {}),
     ("SmolLM2", "ChatML", chatml("You are a helpful AI assistant named SmolLM, trained by Hugging Face"), IM, {}),
     ("ChatML with a start token", "ChatML", "{{ bos_token }}" + chatml(), IM + S, {"bos": "<s>"}),
+    ("Qwen3 without thoughts", "Qwen3", QWEN3_PLAIN, IM + THINK, {}),
     ("Qwen3", "Qwen3", QWEN3, IM + THINK, {}),
     ("Qwen3 thinking", "Qwen3", QWEN3_THINKING, IM + THINK, {}),
     ("SmolLM3", "SmolLM3", SMOLLM3, IM + THINK, {}),
@@ -183,9 +193,9 @@ FAMILIES = [
     ("Mistral V3", "Mistral", MISTRAL_V3, INST, {"bos": "<s>", "eos": "</s>"}),
     ("Mistral Tekken", "Mistral", TEKKEN, INST, {"bos": "<s>", "eos": "</s>"}),
     ("Mistral V7", "Mistral V7", MISTRAL_V7, INST, {"bos": "<s>", "eos": "</s>"}),
-    ("Phi-3", "Phi-3", PHI3, PHI, {"rstrip": True}),
+    ("Phi-3", "Phi-3", PHI3, PHI + ["<|endoftext|>"], {"rstrip": True, "eos": "<|endoftext|>"}),
     ("Phi-3 of the first release", "Phi-3", PHI3_FIRST, PHI + S, {"bos": "<s>", "system": False}),
-    ("Phi-4-mini", "Phi-4-mini", PHI4_MINI, PHI, {}),
+    ("Phi-4-mini", "Phi-4-mini", PHI4_MINI, PHI + ["<|endoftext|>"], {"eos": "<|endoftext|>"}),
     ("Phi-4", "Phi-4", PHI4, IM + ["<|im_sep|>"], {}),
     ("Granite 3.0", "Granite", GRANITE30, ROLES, {}),
     ("Granite 3.1", "Granite", GRANITE31, ROLES, {}),
@@ -202,6 +212,10 @@ CONVERSATIONS = [
     [("system", "Quiet. /no_think"), ("user", "one"), ("assistant", "two"), ("user", "three")],
     [("system", "/system_override Only this. "), ("user", "one")],
     [("system", "/no_think"), ("user", "one")],
+    # Nothing follows these.
+    [("user", "why"), ("assistant", "<think>\nhm\n</think>\n\nthat is so")],
+    [("user", "why"), ("assistant", "\nno reason")],
+    [("system", "Be brief."), ("user", " a "), ("assistant", " b\n"), ("user", "c"), ("assistant", "\n d ")],
 ]
 
 
@@ -236,8 +250,9 @@ def main():
             if conversation[0][0] == "system" and not options.get("system", True):
                 continue
             messages = [{"role": role, "content": content} for role, content in conversation]
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            ids = tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True)
+            follows = conversation[-1][0] == "user"
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=follows)
+            ids = tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=follows)
             cases.append({"messages": messages, "text": text, "ids": list(ids)})
         families.append({"title": title, "name": name, "jinja": jinja, "bos": bos, "eos": eos, "system": options.get("system", True),
                          "added_tokens": file["added_tokens"], "cases": cases})

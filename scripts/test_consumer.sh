@@ -42,7 +42,7 @@ cp tests/consumer/tokenizer.json "$work/model"
 # The same program without CMake. The prefix has moved, and nothing in it may know where it was.
 mv "$work/prefix" "$work/moved"
 PKG_CONFIG_PATH=$work/moved/lib/pkgconfig pkg-config --cflags --libs baseq >"$work/flags"
-"${CXX:-c++}" -std=c++20 tests/consumer/main.cpp tests/consumer/alone.cpp -o "$work/by-hand" -Wl,-rpath,"$work/moved/lib" \
+"${CXX:-c++}" -std=c++20 tests/consumer/*.cpp -o "$work/by-hand" -Wl,-rpath,"$work/moved/lib" \
   @"$work/flags"
 "$work/by-hand" "$work/model" README.md "$work/quantized by hand"
 "$work/moved/bin/baseq" --version >/dev/null

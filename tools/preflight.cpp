@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "output_files.h"
 
@@ -102,7 +103,10 @@ PreparedRun prepare(const QuantizeArguments& arguments) {
     const bool has_windows = attempt([&] {
       TORCH_CHECK(!arguments.calibration.empty() || !job.recipe.needs_calibration(), "recipe \"", job.recipe.name,
                   "\" needs calibration data: pass --calibration FILE");
-      if (!arguments.calibration.empty()) job.windows = calibration_windows(arguments.calibration, job);
+      if (arguments.calibration.empty()) return;
+      CalibrationWindows read = read_calibration(calibration_data(arguments.calibration), job);
+      job.windows = std::move(read.windows);
+      prepared.calibration = std::move(read.files);
     });
     // The rest is looked at as if they were there.
     if (!has_windows) job.windows = at::zeros({job.recipe.num_samples, job.recipe.seq_len}, at::kLong);
@@ -118,7 +122,8 @@ PreparedRun prepare(const QuantizeArguments& arguments) {
   return prepared;
 }
 
-void print_plan(const QuantizeArguments& arguments, const RunPlan& plan, double seconds) {
+void print_plan(const QuantizeArguments& arguments, const PreparedRun& prepared, double seconds) {
+  const RunPlan& plan = prepared.plan;
   print_text("{}: {} blocks, nothing found that would stop this run\n", arguments.model, plan.num_blocks);
   print_text("  memory  {}, estimated\n", format_bytes(plan.memory.bytes()));
   nlohmann::json memory = nlohmann::json::object(), disk = nlohmann::json::object();
@@ -147,6 +152,7 @@ void print_plan(const QuantizeArguments& arguments, const RunPlan& plan, double 
                                 {"disk", disk},
                                 {"seconds", seconds},
                                 {"warnings", plan.warnings},
+                                {"calibration", json_of_reads(prepared.calibration)},
                                 {"num_blocks", plan.num_blocks},
                                 {"num_threads", at::get_num_threads()},
                                 {"peak_memory_bytes", peak_memory_bytes()}});

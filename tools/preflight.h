@@ -4,13 +4,15 @@
 #include <vector>
 
 #include "baseq/pipeline/job.h"
+#include "calibration_options.h"
 #include "commands.h"
 
 namespace baseq::cli {
 
 struct QuantizeArguments {
   CommonOptions common;
-  std::string model, recipe, calibration, output, work, resume, log;
+  std::string model, recipe, output, work, resume, log;
+  CalibrationArguments calibration;
   std::string activations;  ///< "ram", "disk", or empty: ram unless --memory says otherwise
   std::vector<std::string> overrides;
   int64_t shard_megabytes = 4768;
@@ -26,7 +28,8 @@ Recipe read_recipe(const std::string& recipe, const std::vector<std::string>& ov
 struct PreparedRun {
   Job job{};
   RunPlan plan{};
-  std::string memory_choice{};  ///< what --memory led to, a sentence; empty without it
+  std::vector<CalibrationRead> calibration{};  ///< what was read; empty for a run that goes on
+  std::string memory_choice{};                 ///< what --memory led to, a sentence; empty without it
 };
 
 /// Checks the files of --json and --log-json, see check_outputs().
@@ -39,6 +42,6 @@ PreparedRun prepare(const QuantizeArguments& arguments);
 [[noreturn]] void throw_problems(const std::vector<std::string>& problems);
 
 /// What --dry-run says: needs of memory, disk and time.
-void print_plan(const QuantizeArguments& arguments, const RunPlan& plan, double seconds);
+void print_plan(const QuantizeArguments& arguments, const PreparedRun& prepared, double seconds);
 
 }  // namespace baseq::cli

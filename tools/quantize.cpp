@@ -67,6 +67,9 @@ void say(const QuantizeArguments& arguments, const PreparedRun& prepared) {
                  arguments.recipe);
   }
   for (const std::string& warning : prepared.plan.warnings) spdlog::warn("{}", warning);
+  if (!arguments.common.quiet) {
+    for (const CalibrationRead& read : prepared.calibration) spdlog::info("{}", describe_read(read));
+  }
   if (!prepared.memory_choice.empty() && !arguments.common.quiet) spdlog::info("{}", prepared.memory_choice);
 }
 
@@ -95,7 +98,7 @@ void run(QuantizeArguments arguments) {
   }
   say(arguments, prepared);
   if (arguments.dry_run) {
-    print_plan(arguments, prepared.plan, estimate_seconds(job));
+    print_plan(arguments, prepared, estimate_seconds(job));
     return;
   }
   if (!options.activations_directory.empty()) std::filesystem::create_directories(options.activations_directory);
@@ -127,6 +130,7 @@ void run(QuantizeArguments arguments) {
     spdlog::info("{} is no longer needed", options.work_directory.string());
   }
   write_json(arguments.common, {{"recipe", job.recipe.to_json()},
+                                {"calibration", json_of_reads(prepared.calibration)},
                                 {"seconds", seconds},
                                 {"peak_memory_bytes", peak_memory_bytes()},
                                 {"output_bytes", bytes},
@@ -147,10 +151,7 @@ void add_quantize(CLI::App& app) {
       ->add_option("--set", arguments->overrides,
                    "Override a value of the recipe: grids.weights.num_bits=3, steps.0.method=rtn; may be repeated")
       ->type_name("KEY=VALUE");
-  command
-      ->add_option("--calibration", arguments->calibration,
-                   "Text, .jsonl with \"text\", or .safetensors with input_ids; - is text from stdin")
-      ->transform(input_file());
+  add_calibration_options(*command, arguments->calibration);
   begin_group(*command, "Output");
   command->add_option("--output", arguments->output, "Directory of the quantized checkpoint")->type_name("DIR");
   command->add_flag("--force", arguments->force, "Replace an existing output directory that baseq wrote");
@@ -193,8 +194,9 @@ void add_quantize(CLI::App& app) {
       "  baseq quantize MODEL --recipe rtn-w4a16 --set grids.weights.group_size=32 --output out\n"
       "  baseq quantize MODEL --recipe baseq-w4a4kv4 --calibration text.txt --output out --dry-run");
   // A run goes on as it was started.
-  for (const char* other : {"model", "--recipe", "--calibration", "--output", "--work", "--set", "--shard-size",
-                            "--activations", "--memory", "--force", "--dry-run", "--device", "--threads", "--seed"}) {
+  for (const char* other :
+       {"model", "--recipe", "--calibration", "--calibration-split", "--output", "--work", "--set", "--shard-size",
+        "--activations", "--memory", "--force", "--dry-run", "--device", "--threads", "--seed"}) {
     resume->excludes(command->get_option(other));
   }
   command->callback([arguments] {

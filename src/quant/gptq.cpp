@@ -276,6 +276,7 @@ GptqResult gptq(const Tensor& weight, const Tensor& hessian, const QuantSpec& sp
               " but weight is ", weight.sizes());
   TORCH_CHECK(!cross.defined() || cross.sizes() == hessian.sizes(), "gptq: cross is ", cross.sizes(),
               " but hessian is ", hessian.sizes());
+  TORCH_CHECK(all_finite(hessian), "gptq: hessian has a value that is not finite");
   const auto there = [&](const Tensor& t) { return t.defined() ? t.to(weight.device()) : t; };
   return gptq(weight, factor_moments(there(hessian), options, there(cross)), spec, options);
 }

@@ -108,9 +108,8 @@ class ChatTemplate::Writer {
 
  private:
   void check() const {
-    TORCH_CHECK(!messages_.empty() && messages_.back().role == "user",
-                "chat: expected a conversation that ends with a user message");
-    const size_t first = messages_[0].role == "system" ? 1 : 0;
+    const size_t first = !messages_.empty() && messages_[0].role == "system" ? 1 : 0;
+    TORCH_CHECK(messages_.size() > first, "chat: expected a conversation with a user message");
     for (size_t i = first; i < messages_.size(); ++i) {
       const char* expected = (i - first) % 2 == 0 ? "user" : "assistant";
       TORCH_CHECK(messages_[i].role == expected, "chat: message ", i + 1, " is from \"", messages_[i].role,
@@ -133,6 +132,8 @@ class ChatTemplate::Writer {
         {std::string(shape_.trim ? strip(content) : content), own ? AddedTokens::kNotSpecial : AddedTokens::kNone});
   }
   std::vector<TextPart> done() { return std::move(parts_); }
+  /// Whether the assistant has the last word, so that no answer of it begins.
+  bool answered() const { return messages_.back().role == "assistant"; }
 
   std::string month(size_t length = std::string::npos) const {
     return std::string(kMonths[std::clamp(today_.month, 1, 12) - 1]).substr(0, length);
@@ -151,10 +152,16 @@ class ChatTemplate::Writer {
       const bool answer = shape_.family == ChatFamily::kQwen3 && message.role == "assistant";
       token("<|im_start|>");
       text(message.role + "\n");
-      said(message, answer ? without_thinking(message.content) : message.content);
+      std::string_view content = answer ? without_thinking(message.content) : message.content;
+      if (answer && shape_.shows_thoughts && &message == &messages_.back()) {
+        thoughts(message);
+        content = without_first_lines(content);
+      }
+      said(message, content);
       token("<|im_end|>");
       text("\n");
     });
+    if (answered()) return done();
     token("<|im_start|>");
     text("assistant\n");
     if (shape_.opens_thinking) {
@@ -162,6 +169,22 @@ class ChatTemplate::Writer {
       text("\n");
     }
     return done();
+  }
+
+  /// Qwen3's last answer shows what it thought, or that it did not.
+  void thoughts(const Message& message) {
+    std::string_view thought = message.content;
+    const size_t end = thought.find("</think>");
+    thought = end == thought.npos ? "" : thought.substr(0, end);
+    if (const size_t begin = thought.rfind("<think>"); begin != thought.npos) thought.remove_prefix(begin + 7);
+    thought = without_first_lines(thought);
+    thought = thought.substr(0, thought.find_last_not_of('\n') + 1);
+    token("<think>");
+    text("\n");
+    said(message, thought);
+    text("\n");
+    token("</think>");
+    text("\n\n");
   }
 
   std::vector<TextPart> smollm3() {
@@ -200,7 +223,7 @@ class ChatTemplate::Writer {
       token("<|im_end|>");
       text("\n");
     }
-    start("assistant");
+    if (!answered()) start("assistant");
     return done();
   }
 
@@ -215,7 +238,7 @@ class ChatTemplate::Writer {
       said(message);
       token("<|im_end|>");
     });
-    start("assistant");
+    if (!answered()) start("assistant");
     return done();
   }
 
@@ -258,7 +281,7 @@ class ChatTemplate::Writer {
       said(message);
       token("<|eot_id|>");
     });
-    start("assistant");
+    if (!answered()) start("assistant");
     return done();
   }
 
@@ -320,6 +343,10 @@ class ChatTemplate::Writer {
       token("<|end|>");
       text(line);
     });
+    if (answered()) {
+      if (shape_.eos_last) token(shape_.eos);
+      return done();
+    }
     token("<|assistant|>");
     text(line);
     return done();
@@ -343,7 +370,7 @@ class ChatTemplate::Writer {
       token("<|end_of_text|>");
       text("\n");
     });
-    start("assistant");
+    if (!answered()) start("assistant");
     return done();
   }
 
@@ -355,6 +382,7 @@ class ChatTemplate::Writer {
       token(shape_.eos);
       text("\n");
     });
+    if (answered()) return done();
     token("<|assistant|>");
     text("\n");
     return done();

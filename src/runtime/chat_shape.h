@@ -42,12 +42,14 @@ struct ChatTemplate::Shape {
   std::string bos;  ///< written first; empty: none
   std::string eos;  ///< of Llama 2, Mistral and Zephyr, where it ends a turn
   bool bos_each_turn = false;
-  bool trim = false;  ///< white space around contents goes
+  bool eos_last = false;  ///< Phi-3 and Phi-4-mini: eos follows an answer that nothing follows
+  bool trim = false;      ///< white space around contents goes
   System system = System::kTurn;
   std::string default_system;   ///< the system message where the user gives none; empty: none is written
   std::string quiet_system;     ///< SmolLM3: that without thinking
   std::string date;             ///< Llama 3.1: what the template says; empty: today's
   bool opens_thinking = false;  ///< the answer starts within <think>
+  bool shows_thoughts = false;  ///< Qwen3: those of an answer that nothing follows are written
   // Mistral.
   std::string open, close;  ///< around a user message
   std::string before_answer, after_answer;

@@ -144,6 +144,7 @@ class ChatTemplateReader {
       if (has("if not enable_thinking")) refuse("it does not think unless asked to");
       shape.family = ChatFamily::kQwen3;
       shape.name = "Qwen3";
+      shape.shows_thoughts = has("reasoning_content");
       shape.opens_thinking =
           has_line("<|im_start|>assistant", "<think>\\n'") || has_line("<|im_start|>assistant", "<think>\\n\"");
     } else if (applies_to_content("trim") || applies_to_content("strip(")) {
@@ -240,7 +241,8 @@ class ChatTemplateReader {
     const bool lines = has_any({"<|end|>\\n", "<|end|>\n", "<|end|>' + '\\n"});
     Shape shape{.family = lines ? ChatFamily::kPhi3 : ChatFamily::kPhi4Mini,
                 .name = lines ? "Phi-3" : "Phi-4-mini",
-                .end_of_turn = "<|end|>"};
+                .end_of_turn = "<|end|>",
+                .eos_last = has_any({"else %}{{ eos_token }}", "else -%}{{ eos_token }}", "else %}{{- eos_token }}"})};
     if (!has_any({"<|system|>", "'<|' + message"})) shape.system = Shape::System::kNowhere;
     return shape;
   }

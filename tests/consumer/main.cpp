@@ -6,9 +6,10 @@
 #include <iostream>
 
 at::Tensor rotated_weight(const at::Tensor& weight, const at::Tensor& inputs);  // alone.cpp
+int64_t structs();                                                              // structs.cpp
 
 int main(int argc, char** argv) {
-  if (argc != 4) return 2;
+  if (argc != 4 || structs() == 0) return 2;
   // One linear.
   const at::Tensor w = at::randn({256, 512}), x = at::randn({2048, 512});
   const auto q =
@@ -25,9 +26,8 @@ int main(int argc, char** argv) {
   job.recipe.seq_len = 64;
   job.windows = baseq::calibration_windows(argv[2], job);
   int num_blocks = 0;
-  job.progress = [&](const baseq::ProgressEvent& event) {
-    if (std::get_if<baseq::BlockFinished>(&event)) ++num_blocks;
-  };
+  job.progress = baseq::on_events([&](const baseq::BlockFinished&) { ++num_blocks; },
+                                  [](const baseq::Warning& warning) { std::puts(warning.message.c_str()); });
   for (const auto& problem : baseq::plan(job).problems) return std::puts(problem.c_str());
   baseq::quantize(job);
   if (num_blocks == 0) return 1;

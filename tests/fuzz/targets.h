@@ -8,6 +8,7 @@
 #include <fstream>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -24,6 +25,7 @@
 #include "formats/native/config.h"
 #include "io/json_object.h"
 #include "model/quantized_linear.h"
+#include "pipeline/calibration_documents.h"
 #include "pipeline/run_log.h"
 
 /// What is done with a file nobody vouches for, one function a format: it is read or refused with a c10::Error;
@@ -71,6 +73,14 @@ inline void recipe(std::string_view bytes) {
 
 inline void calibration(std::string_view bytes) {
   static const Tokenizer tokenizer(std::filesystem::path(BASEQ_TEST_DATA) / "tokenizer" / "tokenizer.json");
+  static const ChatTemplate chat({.path = "model", .jinja = "{{ '<|im_start|>' + role + '<|im_end|>\n' }}"});
+  for (const CalibrationDocument& document : read_documents(file_of(bytes, ".jsonl"))) {
+    if (document.messages.empty()) {
+      tokenizer.encode(document.text);
+    } else {
+      chat.encode(tokenizer, document.messages);
+    }
+  }
   tokenize_file(file_of(bytes, ".jsonl"), tokenizer);
 }
 
@@ -168,6 +178,7 @@ inline void chat_template(std::string_view bytes) {
   const std::vector<Message> messages{
       {"system", "s"}, {"user", " a\n"}, {"assistant", "<think>\n</think>b"}, {"user", "c"}};
   chat.render(messages);
+  chat.render(std::span(messages).first(3));
 }
 
 struct Target {

@@ -121,6 +121,18 @@ TEST(RunLog, TextThatIsNotUtf8StaysOneLine) {
   EXPECT_NO_THROW(json::parse(line));
 }
 
+TEST(ProgressEvents, GoToTheFunctionsThatTakeThem) {
+  std::string told;
+  const ProgressFn progress = on_events([&](const LinearRounded& linear) { told += linear.name + ";"; },
+                                        [&, count = 0](Warning) mutable { told += std::to_string(++count) + ";"; },
+                                        [&](const auto&) { told += "any;"; });
+  progress(BlockStarted{.block = 1});
+  progress(LinearRounded{.block = 1, .name = "q_proj"});
+  progress(Warning{"x"});
+  progress(Warning{"y"});
+  EXPECT_EQ(told, "any;q_proj;any;1;any;2;any;");
+}
+
 TEST(ProgressEvents, NameTheModelInPlaceOfABlock) {
   const nlohmann::json written = to_json(EpochLearned{kWholeModel, "tuning", 2, 8, 0.5});
   EXPECT_EQ(written.at("block"), "model");

@@ -1,6 +1,7 @@
 """How a build finds LibTorch, and what it says where it cannot use it."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -62,3 +63,13 @@ def test_a_torch_that_is_too_old_is_refused(configure, tmp_path):
     shutil.rmtree(tmp_path / "build")
     done = configure(fake_torch(tmp_path / "old", "2.4.1"))
     assert done.returncode != 0 and "2.5" in done.stderr and "2.4.1" in done.stderr
+
+
+def test_every_public_struct_is_one_that_the_consumer_fills():
+    """tests/consumer/structs.cpp names one member of each, under -Wextra -Werror."""
+    filled = (ROOT / "tests" / "consumer" / "structs.cpp").read_text()
+    structs = set()
+    for header in (ROOT / "include" / "baseq").rglob("*.h"):
+        structs |= set(re.findall(r"^ *struct (\w+) \{", header.read_text(), re.MULTILINE))
+    made_by_constructors = {"StoredModel", "Interrupted", "Reference"}  # and what holds a reference
+    assert {name for name in structs - made_by_constructors if f"{name}{{" not in filled} == set()

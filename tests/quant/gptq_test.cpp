@@ -6,6 +6,9 @@
 #include <cmath>
 #include <limits>
 
+#include "../io/temp_directory.h"
+#include "quant/input_factor.h"
+
 namespace baseq {
 namespace {
 
@@ -233,13 +236,23 @@ TEST(Gptq, IndefiniteHessianIsFlagged) {
   EXPECT_TRUE(at::equal(result.weight.codes, round_to_nearest(weight, {.num_bits = 4}, true).codes));
 }
 
-TEST(Gptq, NotANumberInTheHessianIsFlagged) {
+TEST(Gptq, NotANumberInTheHessianIsRefused) {
+  const Tensor weight = at::ones({4, 8});
+  for (const double bad : {std::nan(""), std::numeric_limits<double>::infinity()}) {
+    Tensor hessian = at::eye(8, kF64);
+    hessian[3][4] = hessian[4][3] = bad;
+    test::expect_error([&] { gptq(weight, hessian, {.num_bits = 4}); }, {"gptq: hessian", "not finite"});
+    test::expect_error([&] { gptq(weight, hessian.t().to(at::kFloat), {.num_bits = 4}); }, {"gptq: hessian"});
+  }
+}
+
+TEST(Gptq, SumsThatOverflowedFallBackInARun) {
   at::manual_seed(9);
   const Tensor weight = at::randn({4, 8});
   for (const double bad : {std::nan(""), std::numeric_limits<double>::infinity()}) {
     Tensor hessian = at::eye(8, kF64);
     hessian[3][4] = hessian[4][3] = bad;
-    const GptqResult result = gptq(weight, hessian, {.num_bits = 4});
+    const GptqResult result = gptq(weight, factor_moments(hessian, {}), {.num_bits = 4}, {});
     EXPECT_TRUE(result.fell_back_to_rtn);
     const QuantizedWeight nearest = round_to_nearest(weight, {.num_bits = 4}, true);
     EXPECT_TRUE(at::equal(result.weight.codes, nearest.codes));

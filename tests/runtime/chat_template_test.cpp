@@ -109,8 +109,9 @@ TEST(ChatTemplate, WantsTurnsInOrder) {
   const auto error = [&](const std::vector<Message>& messages) {
     return test::error_of([&] { chat.render(messages); });
   };
-  EXPECT_EQ(error({}), "chat: expected a conversation that ends with a user message");
-  EXPECT_EQ(error({{"user", "a"}, {"assistant", "b"}}), "chat: expected a conversation that ends with a user message");
+  EXPECT_EQ(error({}), "chat: expected a conversation with a user message");
+  EXPECT_EQ(error({{"system", "a"}}), "chat: expected a conversation with a user message");
+  EXPECT_EQ(error({{"assistant", "a"}}), R"(chat: message 1 is from "assistant"; expected one from the user)");
   EXPECT_EQ(error({{"user", "a"}, {"user", "b"}}),
             R"(chat: message 2 is from "user"; expected one from the assistant)");
   EXPECT_EQ(error({{"user", "a"}, {"tool", "b"}, {"user", "c"}}),

@@ -13,9 +13,9 @@ namespace baseq {
  * with L = outputs + taps - 1 samples of input and T element-wise products. The matrices are exact: int64 on the CPU.
  */
 struct ConvAlgorithm {
-  Tensor input_transform;   ///< B^T `[T, L]`
-  Tensor filter_transform;  ///< G `[T, taps]`
-  Tensor output_transform;  ///< divisor * A^T `[outputs, T]`
+  Tensor input_transform{};   ///< B^T `[T, L]`
+  Tensor filter_transform{};  ///< G `[T, taps]`
+  Tensor output_transform{};  ///< divisor * A^T `[outputs, T]`
   int64_t divisor = 1;
   int64_t outputs = 1, taps = 1;
   int64_t points = 0;  ///< of the symbolic Fourier transform; 0 for other algorithms
@@ -54,11 +54,11 @@ enum class ConvForm {
  * The mixes are undefined in the folded form, where they would be identities.
  */
 struct ConvAlgorithm2d {
-  ConvAlgorithm rows, cols;
+  ConvAlgorithm rows{}, cols{};
   ConvForm form = ConvForm::kFolded;
-  Tensor input_mix;   ///< int64 `[products, T]`
-  Tensor filter_mix;  ///< int64 `[products, T]`
-  Tensor output_mix;  ///< int64 `[T, products]`
+  Tensor input_mix{};   ///< int64 `[products, T]`
+  Tensor filter_mix{};  ///< int64 `[products, T]`
+  Tensor output_mix{};  ///< int64 `[T, products]`
   int64_t divisor = 1;
 
   int64_t num_products() const;

@@ -23,13 +23,13 @@ struct ConvQuantization {
 
 /// A convolution of stride 1 whose products are of integers. Both grids are symmetric.
 struct QuantizedConv2d {
-  ConvAlgorithm2d algorithm;
-  Padding padding;
-  QuantSpec weights, activations;
-  Tensor weight_codes;  ///< int8 `[products, out_channels, in_channels]`
-  Tensor weight_scale;  ///< float32 `[products, out_channels]`
-  Tensor input_scale;   ///< float32 `[products]`
-  Tensor bias;          ///< float32 `[out_channels]`, or undefined
+  ConvAlgorithm2d algorithm{};
+  Padding padding{};
+  QuantSpec weights{}, activations{};
+  Tensor weight_codes{};  ///< int8 `[products, out_channels, in_channels]`
+  Tensor weight_scale{};  ///< float32 `[products, out_channels]`
+  Tensor input_scale{};   ///< float32 `[products]`
+  Tensor bias{};          ///< float32 `[out_channels]`, or undefined
 };
 
 /// The transforms of `x` `[batch, in_channels, height, width]`, float32 `[products, tiles, in_channels]`.
@@ -92,7 +92,7 @@ struct ConvDistillation {
 
 /// Both squared errors are means over all images, at the scales of quantize_conv2d and after learning.
 struct DistilledConv2d {
-  QuantizedConv2d layer;
+  QuantizedConv2d layer{};
   double error_before = 0, error_after = 0;
 };
 

@@ -19,7 +19,7 @@ struct Evaluation {
   int64_t num_tokens = 0;                                            ///< predicted tokens
   /// Where values stop being finite in the model and in the reference: block or head, window and tensor. Empty: all
   /// are finite. Numbers above that they spoil are NaN.
-  std::string not_finite, reference_not_finite;
+  std::string not_finite{}, reference_not_finite{};
 };
 
 /// A model that others are compared with. It runs once for all of them, as long as their windows are the same.

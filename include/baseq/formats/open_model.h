@@ -35,8 +35,8 @@ Tokenizer open_tokenizer(const std::filesystem::path& path);
 
 /// How a checkpoint wants conversations written, see ChatTemplate.
 struct StoredChat {
-  std::string path;   ///< of the checkpoint, for messages
-  std::string jinja;  ///< empty: it has no chat template
+  std::string path{};   ///< of the checkpoint, for messages
+  std::string jinja{};  ///< empty: it has no chat template
   std::string bos_token{}, eos_token{};
 };
 /// From chat_template.jinja, tokenizer_config.json and special_tokens_map.json, or a GGUF file's metadata. Throws

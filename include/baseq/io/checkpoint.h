@@ -21,7 +21,7 @@ namespace baseq {
 /// What a file says of a tensor without its data being read.
 struct TensorInfo {
   at::ScalarType dtype = at::kFloat;
-  std::vector<int64_t> shape;
+  std::vector<int64_t> shape{};
 
   int64_t numel() const;
   int64_t nbytes() const;
@@ -124,8 +124,8 @@ class Checkpoint {
   explicit Checkpoint(const std::filesystem::path& directory);
   /// A tensor that is made from another format each time it is asked for; `info` says what `make` returns.
   struct MadeTensor {
-    TensorInfo info;
-    std::function<Tensor()> make;
+    TensorInfo info{};
+    std::function<Tensor()> make{};
   };
   using MadeTensors = std::map<std::string, MadeTensor, std::less<>>;
   /// What a file or directory in another format holds, under the names of a checkpoint in this one.
@@ -193,8 +193,8 @@ class CheckpointWriter {
   CheckpointWriter& operator=(const CheckpointWriter&) = delete;
   /// A tensor that add() (`file` is empty) or add_beside() will be given.
   struct Expected {
-    std::string name;
-    TensorInfo info;
+    std::string name{};
+    TensorInfo info{};
     std::string file{};
   };
   /// What will be added, in this order, to be called before any of it: a file whose tensors are all known goes to the

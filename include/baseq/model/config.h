@@ -19,11 +19,11 @@ struct RopeParameters {
   double factor = 1.0;
   int64_t original_max_position_embeddings = 0;  ///< tokens; the config's max_position_embeddings where it gives none
   double low_freq_factor = 1.0, high_freq_factor = 4.0;  ///< llama3
-  std::optional<double> attention_factor;                ///< yarn, longrope: of cos and sin; absent: from the others
+  std::optional<double> attention_factor{};              ///< yarn, longrope: of cos and sin; absent: from the others
   double beta_fast = 32.0, beta_slow = 1.0;              ///< yarn
-  std::optional<double> mscale, mscale_all_dim;          ///< yarn
+  std::optional<double> mscale{}, mscale_all_dim{};      ///< yarn
   bool truncate = true;                                  ///< yarn
-  std::vector<double> short_factor, long_factor;         ///< longrope: a divisor a frequency
+  std::vector<double> short_factor{}, long_factor{};     ///< longrope: a divisor a frequency
 };
 
 /// The fields of a Llama-style config.json that change what the decoder computes, those of every supported architecture
@@ -38,7 +38,7 @@ struct ModelConfig {
     int64_t sliding_window = 0;  ///< tokens that a query sees, itself included; 0: all before it
   };
 
-  std::string architecture;
+  std::string architecture{};
   int64_t hidden_size = 0;
   int64_t intermediate_size = 0;
   int64_t num_hidden_layers = 0;
@@ -48,8 +48,8 @@ struct ModelConfig {
   int64_t vocab_size = 0;
   int64_t max_position_embeddings = 0;
   double rms_norm_eps = 1e-6;
-  RopeParameters rope;
-  std::vector<Block> blocks;       ///< [num_hidden_layers]
+  RopeParameters rope{};
+  std::vector<Block> blocks{};     ///< [num_hidden_layers]
   bool attention_bias = false;     ///< q, k and v
   bool o_bias = false;             ///< o
   bool mlp_bias = false;           ///< gate, up and down
@@ -58,9 +58,9 @@ struct ModelConfig {
   bool tie_word_embeddings = false;
   // Granite's multipliers.
   double embedding_multiplier = 1.0;
-  double residual_multiplier = 1.0;            ///< of what attention and MLP add
-  std::optional<double> attention_multiplier;  ///< of q k^T; absent: 1 / sqrt(head_dim)
-  double logits_scaling = 1.0;                 ///< logits are divided by it
+  double residual_multiplier = 1.0;              ///< of what attention and MLP add
+  std::optional<double> attention_multiplier{};  ///< of q k^T; absent: 1 / sqrt(head_dim)
+  double logits_scaling = 1.0;                   ///< logits are divided by it
 
   /// Throws c10::Error that names the field when it is missing, impossible, or asks for something unsupported.
   static ModelConfig from_json(const nlohmann::json& config, const std::string& path);

@@ -17,7 +17,7 @@ class BlockCache;
 
 /// How a cache stores keys and values.
 struct CacheFormat {
-  at::TensorOptions compute;           ///< dtype and device of the model
+  at::TensorOptions compute{};         ///< dtype and device of the model
   at::ScalarType stored = at::kFloat;  ///< of keys and values that are not stored as codes
   /// In pages, as `grid` says or in `stored`, and RoPE as docs/arithmetic.md says: for prepared blocks, see has_pages.
   bool paged = false;
@@ -65,8 +65,8 @@ class KvCache {
 
 /// Where the rows of a forward pass belong: those of all sequences one after the other.
 struct CachedRows {
-  std::vector<KvCache*> caches;
-  std::vector<int64_t> rows;  ///< new tokens of each
+  std::vector<KvCache*> caches{};
+  std::vector<int64_t> rows{};  ///< new tokens of each
   int64_t block = 0;
 };
 

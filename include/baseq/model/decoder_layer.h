@@ -18,7 +18,7 @@ namespace baseq {
 
 /// The frequencies of a rotary embedding for sequences of `seq_len` tokens, as transformers computes them.
 struct RotaryFrequencies {
-  Tensor inverse;                 ///< [rotary_dim / 2], float32, radians a token
+  Tensor inverse{};               ///< [rotary_dim / 2], float32, radians a token
   double attention_factor = 1.0;  ///< of cos and sin
 };
 
@@ -36,7 +36,7 @@ RotaryFrequencies rotary_frequencies(const RopeParameters& rope, int64_t head_di
 ///     const RotaryEmbedding rope = RotaryEmbedding::create(model.config(), q.size(1), q.options());
 ///     const Tensor turned = rope.forward(q);  // [batch, seq, heads, head_dim]
 struct RotaryEmbedding {
-  Tensor cos, sin;  ///< [seq, rotary_dim]
+  Tensor cos{}, sin{};  ///< [seq, rotary_dim]
 
   /// Angles in float32 as transformers computes them, then cast to the dtype of `options`.
   static RotaryEmbedding create(const ModelConfig& config, int64_t seq_len, const at::TensorOptions& options);
@@ -77,14 +77,14 @@ class LinearInput {
 /// y = x W^T + b. The product is computed in the dtype of the weight, sums in at least float32, and returned in that of
 /// x: a layer with bfloat16 weights learns with bfloat16 products and float32 everything else.
 struct Linear {
-  Tensor weight;                             ///< [out_features, in_features] in the compute dtype
-  Tensor bias;                               ///< [out_features]; may be undefined
-  std::optional<QuantizedWeight> quantized;  ///< the codes that `weight` was dequantized from
-  LowRankFactors lora;                       ///< a correction next to the codes, part of `weight`; may be undefined
+  Tensor weight{};                             ///< [out_features, in_features] in the compute dtype
+  Tensor bias{};                               ///< [out_features]; may be undefined
+  std::optional<QuantizedWeight> quantized{};  ///< the codes that `weight` was dequantized from
+  LowRankFactors lora{};                       ///< a correction next to the codes, part of `weight`; may be undefined
   /// All of the above for integer products, in place of it: see DecoderLayer::prepare. Needs no gradients.
-  std::shared_ptr<const PreparedLinear> prepared;
-  std::shared_ptr<const FloatLinear> panels;  ///< the same of a weight without codes
-  int64_t fixed_point_bits = 15;              ///< of what `prepared` reads where no point quantizes it
+  std::shared_ptr<const PreparedLinear> prepared{};
+  std::shared_ptr<const FloatLinear> panels{};  ///< the same of a weight without codes
+  int64_t fixed_point_bits = 15;                ///< of what `prepared` reads where no point quantizes it
 
   Tensor forward(const LinearInput& x) const;
   /// The dequantized codes and the correction, float32: `weight` before its conversion. Only with `quantized`.
@@ -93,7 +93,7 @@ struct Linear {
 
 /// weight * x / rms(x) over the last dimension.
 struct RmsNorm {
-  Tensor weight;  ///< [features]
+  Tensor weight{};  ///< [features]
   double eps = 1e-6;
   bool exact = false;  ///< in the order of docs/arithmetic.md: see DecoderLayer::prepare
 
@@ -106,19 +106,19 @@ struct Attention {
   int64_t num_kv_heads = 0;
   int64_t head_dim = 0;
   bool use_rope = true;
-  int64_t sliding_window = 0;     ///< tokens that a query sees, itself included; 0: all before it
-  std::optional<double> scaling;  ///< of q k^T; absent: 1 / sqrt(head_dim)
-  Linear q_proj, k_proj, v_proj, o_proj;
+  int64_t sliding_window = 0;       ///< tokens that a query sees, itself included; 0: all before it
+  std::optional<double> scaling{};  ///< of q k^T; absent: 1 / sqrt(head_dim)
+  Linear q_proj{}, k_proj{}, v_proj{}, o_proj{};
   /// Norms of every head of q and k, before RoPE, with one weight [head_dim] for all heads; undefined weight: none.
   /// With these norms, rotating or scaling rows of q_proj and k_proj changes the result. A transform between q and k
   /// runs online after RoPE, or goes into these weights, see absorbed(). Values and o_proj are not affected.
-  RmsNorm q_norm, k_norm;
-  QuantPoint input;             ///< of q_proj, k_proj, v_proj; [hidden_size]
-  QuantPoint k_cache, v_cache;  ///< [num_kv_heads * head_dim], one group per head; K after RoPE and its transform
-  QuantPoint o_input;           ///< of o_proj; [num_heads * head_dim]
+  RmsNorm q_norm{}, k_norm{};
+  QuantPoint input{};               ///< of q_proj, k_proj, v_proj; [hidden_size]
+  QuantPoint k_cache{}, v_cache{};  ///< [num_kv_heads * head_dim], one group per head; K after RoPE and its transform
+  QuantPoint o_input{};             ///< of o_proj; [num_heads * head_dim]
   // Online transforms: of what `input` and `o_input` quantize, and of every head of k after RoPE, of size head_dim. q
   // takes the inverse transpose of that.
-  Transform input_transform, o_transform, query_key_transform;
+  Transform input_transform{}, o_transform{}, query_key_transform{};
   bool exact = false;  ///< in the order of docs/arithmetic.md: see DecoderLayer::prepare
 
   /// q before RoPE, [batch, seq, num_heads, head_dim], from the output of `input`.
@@ -130,12 +130,12 @@ struct Attention {
 
 /// down(silu(gate(x)) * up(x)).
 struct Mlp {
-  Linear gate_proj, up_proj, down_proj;
-  QuantPoint input;       ///< of gate_proj and up_proj; [hidden_size]
-  QuantPoint down_input;  ///< of down_proj; [intermediate_size]
-  Tensor down_scale;      ///< [intermediate_size] on up's output while it is learned, then merged into up_proj
-  Transform input_transform, down_transform;  ///< online, of what `input` and `down_input` quantize
-  bool exact = false;                         ///< in the order of docs/arithmetic.md: see DecoderLayer::prepare
+  Linear gate_proj{}, up_proj{}, down_proj{};
+  QuantPoint input{};       ///< of gate_proj and up_proj; [hidden_size]
+  QuantPoint down_input{};  ///< of down_proj; [intermediate_size]
+  Tensor down_scale{};      ///< [intermediate_size] on up's output while it is learned, then merged into up_proj
+  Transform input_transform{}, down_transform{};  ///< online, of what `input` and `down_input` quantize
+  bool exact = false;                             ///< in the order of docs/arithmetic.md: see DecoderLayer::prepare
 
   /// What down_input quantizes: [batch, seq, intermediate_size], from the output of `input`.
   Tensor gated(const LinearInput& x) const;
@@ -149,10 +149,10 @@ struct Mlp {
 ///     Linear& down = layer.linear("mlp.down_proj");
 ///     down.weight = gptq(down.weight, second_moments(inputs), {.num_bits = 4}).weight.dequantized();
 struct DecoderLayer {
-  RmsNorm input_layernorm;
-  Attention self_attn;
-  RmsNorm post_attention_layernorm;
-  Mlp mlp;
+  RmsNorm input_layernorm{};
+  Attention self_attn{};
+  RmsNorm post_attention_layernorm{};
+  Mlp mlp{};
   double residual_multiplier = 1.0;  ///< of what attention and MLP add to the residual stream
 
   /// Block `index` of a model without its tensors and quant points.

@@ -19,9 +19,9 @@ class NamedTensors;
 
 /// One of the seven linears of a block.
 struct LinearShape {
-  const char* name;  ///< "self_attn.q_proj"
-  int64_t out_features, in_features;
-  bool bias;
+  const char* name = "";  ///< "self_attn.q_proj"
+  int64_t out_features = 0, in_features = 0;
+  bool bias = false;
 };
 /// In the order of DecoderLayer::for_each_linear.
 std::vector<LinearShape> linear_shapes(const ModelConfig& config);
@@ -31,8 +31,8 @@ LinearShape linear_shape(const ModelConfig& config, std::string_view name);
 
 /// One of the norms of a block.
 struct NormShape {
-  const char* name;  ///< "input_layernorm"
-  int64_t features;
+  const char* name = "";  ///< "input_layernorm"
+  int64_t features = 0;
 };
 /// The norms that the blocks of a model have.
 std::vector<NormShape> norm_shapes(const ModelConfig& config);

@@ -27,21 +27,21 @@ enum class Site {
 ///
 ///     for (const SiteInfo& info : sites()) std::cout << info.name << ": " << info.readers.size() << " readers\n";
 struct SiteInfo {
-  Site site;
-  std::string_view name;
-  std::span<const std::string_view> writers;  ///< their rows can take a factor, see absorbed()
-  std::span<const std::string_view> readers;  ///< their columns take the inverse transpose
+  Site site{};
+  std::string_view name{};
+  std::span<const std::string_view> writers{};  ///< their rows can take a factor, see absorbed()
+  std::span<const std::string_view> readers{};  ///< their columns take the inverse transpose
   /// The writer before an activation function, which lets permutations pass and nothing else; "": none.
-  std::string_view permuted;
+  std::string_view permuted{};
   /// The writer whose rows take the inverse transpose, in every query head of a key/value head; "": none.
-  std::string_view opposite;
-  std::string_view norm;   ///< whose weight can take a scale; "": none
-  std::string_view point;  ///< the quant point; "": none
-  std::string_view fused;  ///< the readers as one where ModelConfig::fused_projections; "": not stored so
-  std::string_view label;  ///< the point in tables for people, such as "o_proj input"
-  bool attention = false;  ///< its linears are those of attention, not of the MLP
-  bool cache = false;      ///< the point quantizes the KV cache, not the input of linears
-  bool online = false;     ///< what the weights do not take can be computed at run time
+  std::string_view opposite{};
+  std::string_view norm{};   ///< whose weight can take a scale; "": none
+  std::string_view point{};  ///< the quant point; "": none
+  std::string_view fused{};  ///< the readers as one where ModelConfig::fused_projections; "": not stored so
+  std::string_view label{};  ///< the point in tables for people, such as "o_proj input"
+  bool attention = false;    ///< its linears are those of attention, not of the MLP
+  bool cache = false;        ///< the point quantizes the KV cache, not the input of linears
+  bool online = false;       ///< what the weights do not take can be computed at run time
 
   /// Whether the site is what linears read and a point quantizes: kQkv, kO, kGateUp, kDown.
   bool is_input() const { return !point.empty() && !cache; }

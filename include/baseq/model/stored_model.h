@@ -65,9 +65,10 @@ struct QuantizationConfig {
 
 /// An online transform as a checkpoint stores it.
 struct StoredTransform {
-  std::vector<Factor::Kind> kinds;  ///< of its factors, in order
-  std::vector<std::string> names;   ///< of the tensors that it may have; those of inverses need not be there
-  std::function<Transform()> read;  ///< float32 on the CPU; throws c10::Error naming the tensor that is no such factor
+  std::vector<Factor::Kind> kinds{};  ///< of its factors, in order
+  std::vector<std::string> names{};   ///< of the tensors that it may have; those of inverses need not be there
+  std::function<Transform()>
+      read{};  ///< float32 on the CPU; throws c10::Error naming the tensor that is no such factor
 };
 
 /// A checkpoint of any tool, open: its tensors under Hugging Face's names, and how Model reads them. open_model makes

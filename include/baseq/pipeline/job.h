@@ -8,6 +8,8 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -21,45 +23,44 @@ namespace baseq {
 
 /// What a run tells its caller, in the order of events:
 ///
-///     job.progress = [](const ProgressEvent& event) {
-///       if (const auto* linear = std::get_if<LinearRounded>(&event)) std::puts(linear->name.c_str());
-///     };
+///     job.progress = on_events([](const LinearRounded& linear) { std::puts(linear.name.c_str()); },
+///                              [](const Warning& warning) { std::puts(warning.message.c_str()); });
 struct RunStarted {
-  std::string model;  ///< name of the checkpoint's directory
+  std::string model{};  ///< name of the checkpoint's directory
   int64_t num_blocks = 0;
   int64_t num_samples = 0, seq_len = 0;  ///< calibration windows and tokens in each; 0: none
   uint64_t seed = 0;
-  std::string device;
+  std::string device{};
   int64_t num_threads = 0;
 };
 struct RunResumed {
-  int64_t num_finished, num_blocks;  ///< the finished ones come from the work directory
-  std::string stage{};               ///< of the block behind them, also from there: the last one it finished; or empty
+  int64_t num_finished = 0, num_blocks = 0;  ///< the finished ones come from the work directory
+  std::string stage{};  ///< of the block behind them, also from there: the last one it finished; or empty
 };
 /// In place of the number of a block: a step over the whole model.
 inline constexpr int64_t kWholeModel = -1;
 struct BlockStarted {
-  int64_t block, num_blocks;
+  int64_t block = 0, num_blocks = 0;
   int64_t pass = 0;  ///< of the recipe, which takes each block once per pass
 };
 struct LinearRounded {
-  int64_t block;
-  std::string name;       ///< "self_attn.q_proj"
-  double relative_error;  ///< of its output over the calibration inputs; of its weight without calibration
-  double damping;
-  double seconds;
+  int64_t block = 0;
+  std::string name{};         ///< "self_attn.q_proj"
+  double relative_error = 0;  ///< of squares, of its output for the calibration inputs; without these of its weight
+  double damping = 0;
+  double seconds = 0;
 };
 struct EpochLearned {
-  int64_t block;
-  std::string stage;
-  int64_t epoch, num_epochs;  ///< from 1
-  double loss;                ///< over the monitored windows
+  int64_t block = 0;
+  std::string stage{};
+  int64_t epoch = 0, num_epochs = 0;  ///< from 1
+  double loss = 0;                    ///< over the monitored windows
 };
 struct StageLearned {
-  int64_t block;
-  std::string stage;
-  double loss_before, loss_after;
-  double seconds;
+  int64_t block = 0;
+  std::string stage{};
+  double loss_before = 0, loss_after = 0;
+  double seconds = 0;
 };
 /// Values at a quant point. A row is what one scale covers: a token, or a token and head of the cache.
 struct ActivationRange {
@@ -73,38 +74,57 @@ struct ActivationRange {
 };
 /// A quant point of a block that is done: ranges over about 2048 calibration tokens, and what was chosen or learned.
 struct PointMeasured {
-  int64_t block;
-  std::string name;                                           ///< "mlp.down_proj.input_quant"
-  ActivationRange before;                                     ///< in the original block, at the same place
-  ActivationRange after;                                      ///< what the grid is given: transformed, gain * x - shift
+  int64_t block = 0;
+  std::string name{};                                         ///< "mlp.down_proj.input_quant"
+  ActivationRange before{};                                   ///< in the original block, at the same place
+  ActivationRange after{};                                    ///< what the grid is given: transformed, gain * x - shift
   bool enabled = false;                                       ///< whether there is a grid
   std::vector<double> clip{};                                 ///< ratios, flattened; empty: the full range
   std::optional<double> min_gain{}, max_gain{}, max_shift{};  ///< over the channels; largest |shift|
 };
 /// What a choose step kept at a site.
 struct TransformChosen {
-  int64_t block;
-  std::string site;
-  int64_t chosen;                ///< index in ChooseStep::from
-  std::string chain;             ///< its kinds, such as "smooth, hadamard"; "none" for an empty one
+  int64_t block = 0;
+  std::string site{};
+  int64_t chosen = 0;            ///< index in ChooseStep::from
+  std::string chain{};           ///< its kinds, such as "smooth, hadamard"; "none" for an empty one
   std::vector<double> scores{};  ///< of every chain; of ChooseStep::By::kRms the root mean square alone
 };
 struct BlockFinished {
-  int64_t block, num_blocks;  ///< kWholeModel: a pass over the model
-  double
-      relative_error;  ///< median over tokens of |quantized - full|^2 / |full|^2 of the block's output; NaN if unknown
-  double seconds;
+  int64_t block = 0, num_blocks = 0;  ///< kWholeModel: a pass over the model
+  double relative_error =
+      0;  ///< median over tokens of |quantized - full|^2 / |full|^2 of the block's output; NaN if unknown
+  double seconds = 0;
   int64_t peak_memory_bytes = 0;  ///< of the process so far
 };
 struct Warning {
-  std::string message;
+  std::string message{};
 };
 struct RunFinished {
-  double seconds;  ///< of this process
+  double seconds = 0;  ///< of this process
 };
 using ProgressEvent = std::variant<RunStarted, RunResumed, BlockStarted, LinearRounded, EpochLearned, StageLearned,
                                    PointMeasured, BlockFinished, Warning, RunFinished, TransformChosen>;
 using ProgressFn = std::function<void(const ProgressEvent&)>;
+
+/// Whether `Fn` takes an event of one of these types.
+template <class Fn, class... Events>
+constexpr bool takes_one_of(const std::variant<Events...>* /*only its type counts*/) {
+  return (std::is_invocable_v<Fn&, const Events&> || ...);
+}
+
+/// Hands each event to those of the functions that take its type; most take one.
+template <class... Fns>
+ProgressFn on_events(Fns... fns) {
+  static_assert((takes_one_of<Fns>(static_cast<const ProgressEvent*>(nullptr)) && ...),
+                "on_events: each function takes a type of event by value or const reference");
+  return [... fns = std::move(fns)](const ProgressEvent& event) mutable {
+    const auto hand = [](auto& fn, const auto& each) {
+      if constexpr (std::is_invocable_v<decltype(fn), decltype(each)>) fn(each);
+    };
+    std::visit([&](const auto& each) { (hand(fns, each), ...); }, event);
+  };
+}
 
 /// An object with "event" ("block_finished") and the fields of the event; NaN and infinities become null.
 nlohmann::json to_json(const ProgressEvent& event);
@@ -146,7 +166,7 @@ struct QuantizeOptions {
 ///
 ///     Job job{.model = "SmolLM2-135M-Instruct", .recipe = Recipe::read("gptq-w4a16-g64"), .output = "out"};
 ///     job.windows = calibration_windows("calibration.txt", job);
-///     job.progress = [](const ProgressEvent& event) { /* std::get_if<BlockFinished>(&event) */ };
+///     job.progress = on_events([](const BlockFinished& block) { std::cout << block.block << std::endl; });
 ///     if (plan(job).problems.empty()) quantize(job);
 struct Job {
   std::variant<std::filesystem::path, StoredModel> model{};  ///< an original checkpoint: its directory, or open
@@ -157,31 +177,74 @@ struct Job {
   ProgressFn progress{};  ///< may be empty; what it throws ends the run
 };
 
-/// Calibration windows of a file as the job's recipe asks for them, tokenized as its model does: int64 [num_samples,
-/// seq_len]. Texts (UTF-8, or .jsonl with a "text" per line) are cut at random positions that the seed chooses; of a
-/// .safetensors file with windows `input_ids` the first ones are taken.
-/// Throws c10::Error naming the file when it is too short, no text, or the model has no tokenizer.
+/// Text to calibrate with, from one file or mixed from several:
+///
+///     const CalibrationData data{.files = {{"wiki.txt", 3}, {"chat.jsonl"}}, .split =
+///     CalibrationData::Split::kPacked}; job.windows = read_calibration(data, job).windows;
+///
+/// Files are, by their endings:
+/// - `.safetensors`: windows `input_ids` [n, seq_len], of which the first are taken, or the ids of a text [num_tokens],
+///   cut at random positions; whatever `split` says;
+/// - `.jsonl`: a document per line, its "text", or its "messages" (objects with "role" and "content"), written by the
+///   model's chat template with 2024-01-01 where it tells the date;
+/// - anything else: UTF-8 text, one document.
+struct CalibrationData {
+  struct File {
+    std::filesystem::path path{};
+    double weight = 1;  ///< its share of the windows, relative to the other files
+  };
+  enum class Split {
+    kRandom,   ///< texts are one, joined by an empty line, cut at random positions; files with conversations as kPacked
+    kPacked,   ///< documents one after the other, an EOS token after each text, cut without overlap
+    kSamples,  ///< the first tokens of one document each; those that are shorter than a window are skipped
+  };
+  std::vector<File> files{};
+  Split split = Split::kRandom;
+};
+
+/// What was taken of a file of CalibrationData.
+struct CalibrationRead {
+  std::filesystem::path file{};
+  int64_t documents = 0;  ///< in the file; 0: it holds token ids
+  int64_t tokenized = 0;  ///< documents; as many as it took
+  int64_t tokens = 0;     ///< of these documents, or in a file of token ids
+  int64_t skipped = 0;    ///< of these: conversations without a place in the chat template, too short for kSamples
+  std::string why{};      ///< the first of these was skipped, with its line
+  int64_t windows = 0;
+};
+struct CalibrationWindows {
+  Tensor windows{};  ///< int64 [num_samples, seq_len]
+  std::vector<CalibrationRead> files{};
+};
+
+/// Windows as the job's recipe asks for them, tokenized as its model does. The files take turns, as often as their
+/// weights say. The seed chooses positions and the order of documents.
+/// Throws c10::Error naming the file, and the line, when it is too short, no text, without a share of a window, or the
+/// model has no tokenizer, chat template or EOS token that it takes.
+CalibrationWindows read_calibration(const CalibrationData& data, const Job& job);
+
+/// Those of one file of weight 1, kRandom.
 Tensor calibration_windows(const std::filesystem::path& file, const Job& job);
 
 /// The memory or disk space of a run by parts, in bytes. An estimate: it counts the large tensors.
 struct Footprint {
   struct Part {
-    std::string what;
+    std::string what{};
     int64_t bytes = 0;
   };
-  std::vector<Part> parts;
+  std::vector<Part> parts{};
 
   int64_t bytes() const;  ///< of all parts
 };
 
 /// A forecast of quantize(job).
 struct RunPlan {
-  std::vector<std::string> problems;  ///< each a sentence; one is enough to end the run
-  std::vector<std::string> warnings;
-  Footprint memory;         ///< of the host
-  Footprint device_memory;  ///< of a device other than the CPU; without parts on the CPU
+  std::vector<std::string> problems{};  ///< each a sentence; one is enough to end the run
+  std::vector<std::string> warnings{};
+  Footprint memory{};         ///< of the host
+  Footprint device_memory{};  ///< of a device other than the CPU; without parts on the CPU
   /// Bytes that will be written, by directory.
-  std::vector<Footprint::Part> disk;
+  std::vector<Footprint::Part> disk{};
   int64_t num_blocks = 0;
 };
 
@@ -204,8 +267,8 @@ struct MemoryChoice {
 };
 /// The first of the possible choices that fits a budget.
 struct MemoryFit {
-  std::optional<MemoryChoice> choice;
-  MemoryChoice smallest;  ///< the one that needs least, whether it fits or not
+  std::optional<MemoryChoice> choice{};
+  MemoryChoice smallest{};  ///< the one that needs least, whether it fits or not
 };
 /// Full batches and streams in memory where `budget` bytes allow it, else streams on disk, then ever smaller batches.
 /// Throws c10::Error when the recipe is not valid or the model cannot be opened.

@@ -263,7 +263,7 @@ struct Recipe {
 
 /// A recipe that is compiled into the library: configs/<group>/<name>.json of the repository.
 struct BuiltInRecipe {
-  std::string_view name, group, json;
+  std::string_view name{}, group{}, json{};
 };
 
 /// All of them, those of a group together.

@@ -39,8 +39,8 @@ struct GptqOptions {
 };
 
 struct GptqResult {
-  QuantizedWeight weight;
-  double relative_error = 0;      ///< tr(D H D^T) / tr(W H W^T), D = W - dequantized; H = I where it is not finite
+  QuantizedWeight weight{};
+  double relative_error = 0;      ///< of squares: tr(D H D^T) / tr(W H W^T), D = W - dequantized
   double damping = 0;             ///< what was used in the end
   bool fell_back_to_rtn = false;  ///< the Hessian had no usable Cholesky factor at any damping
 };
@@ -59,8 +59,8 @@ QuantizedWeight round_to_nearest(const Tensor& weight, const QuantSpec& spec, bo
 /// @param hessian  [in_features, in_features], E[x^T x] of the inputs the quantized layer will see
 /// @param cross    optional [in_features, in_features], E[(x_fp - x)^T x]: GPTAQ's asymmetric term (arXiv 2504.02692),
 ///                 with ResComp's correction (arXiv 2604.07955) that multiplies it with the original weights
-/// Throws c10::Error when shapes do not fit, the grid is one of activations, or a weight or `cross` is not finite. A
-/// Hessian that is not finite falls back to round to nearest.
+/// Throws c10::Error when shapes do not fit, the grid is one of activations, or a weight, the Hessian or `cross` is not
+/// finite.
 GptqResult gptq(const Tensor& weight, const Tensor& hessian, const QuantSpec& spec, const GptqOptions& options = {},
                 const Tensor& cross = {});
 

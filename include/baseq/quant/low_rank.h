@@ -8,8 +8,8 @@ namespace baseq {
 
 /// A correction B A beside a rounded weight, W ~ W_q + B A, float64.
 struct LowRankCorrection {
-  Tensor A;            ///< [r, in_features]
-  Tensor B;            ///< [out_features, r], orthonormal columns
+  Tensor A{};          ///< [r, in_features]
+  Tensor B{};          ///< [out_features, r], orthonormal columns
   double removed = 0;  ///< tr(E R E^T) - tr((E - B A) R (E - B A)^T)
 };
 
@@ -59,9 +59,9 @@ struct FbquantOptions {
 };
 
 struct FbquantResult {
-  QuantizedWeight weight;     ///< codes of W - B A, rounded to nearest
-  LowRankFactors lora;        ///< as they are stored
-  Tensor clip;                ///< of the grid, [out_features, groups, 1]; undefined without
+  QuantizedWeight weight{};   ///< codes of W - B A, rounded to nearest
+  LowRankFactors lora{};      ///< as they are stored
+  Tensor clip{};              ///< of the grid, [out_features, groups, 1]; undefined without
   double loss_before = 0;     ///< tr(D R D^T) / tr(W R W^T), D = W - (dequantized + B A), at the start
   double relative_error = 0;  ///< the same of what is returned, never above loss_before
 };

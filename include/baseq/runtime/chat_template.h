@@ -13,8 +13,8 @@ namespace baseq {
 
 /// One turn of a conversation.
 struct Message {
-  std::string role;  ///< "system", "user" or "assistant"
-  std::string content;
+  std::string role{};  ///< "system", "user" or "assistant"
+  std::string content{};
 };
 
 /// Some templates tell the model the date.
@@ -39,10 +39,10 @@ class ChatTemplate {
   /// The token that ends a turn, as "<|im_end|>".
   const std::string& end_of_turn() const;
 
-  /// The conversation, then the start of the assistant's answer. Only what the template itself writes can be a special
-  /// token.
-  /// @param messages maybe a system message, then those of user and assistant by turns, the last from the user; throws
-  ///                 c10::Error for any other order, and for a system message that the template has no place for
+  /// The conversation, then the start of the assistant's answer, unless the last message is an answer. Only what the
+  /// template itself writes can be a special token.
+  /// @param messages maybe a system message, then those of user and assistant by turns; throws c10::Error for any other
+  ///                 order, and for a system message that the template has no place for
   std::vector<TextPart> render(std::span<const Message> messages, const Date& today = Date::today()) const;
   std::vector<int32_t> encode(const Tokenizer& tokenizer, std::span<const Message> messages,
                               const Date& today = Date::today()) const;

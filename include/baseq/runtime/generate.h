@@ -42,7 +42,7 @@ double random_unit(uint64_t seed, uint64_t position);
 struct TokenLogprobs {
   int32_t id = 0;
   double logprob = 0;
-  std::vector<std::pair<int32_t, double>> top;  ///< the most probable first, of equal ones the lower id
+  std::vector<std::pair<int32_t, double>> top{};  ///< the most probable first, of equal ones the lower id
 };
 /// @param logits float32 [vocab_size] on the CPU, as the model gives them: no penalty, no temperature
 TokenLogprobs token_logprobs(const Tensor& logits, int32_t id, int64_t top);
@@ -52,7 +52,7 @@ struct GenerationConfig {
   /// temperature, top_k, top_p, min_p and repetition_penalty of generation_config.json. Without "do_sample" the
   /// temperature is 0, as in transformers; what the file does not say is at the value that changes nothing.
   SamplingOptions sampling{.temperature = 0};
-  std::vector<int32_t> eos;  ///< eos_token_id, one or several, of that file or else of config.json
+  std::vector<int32_t> eos{};  ///< eos_token_id, one or several, of that file or else of config.json
 };
 /// Throws c10::Error naming the file and the value that is malformed or out of range.
 GenerationConfig read_generation_config(const Checkpoint& checkpoint);
@@ -72,9 +72,9 @@ struct GenerateOptions {
 
 /// What one token adds. Its text may be empty: a character takes several tokens, and a stop string is held back.
 struct Piece {
-  std::string text;  ///< valid UTF-8
-  int32_t id = -1;   ///< -1: the last piece, text that was held back
-  TokenLogprobs logprob;
+  std::string text{};  ///< valid UTF-8
+  int32_t id = -1;     ///< -1: the last piece, text that was held back
+  TokenLogprobs logprob{};
 };
 
 enum class Finish {
@@ -88,9 +88,9 @@ enum class Finish {
 const char* name(Finish finish);
 
 struct Answer {
-  std::string text;          ///< of all pieces
-  std::vector<int32_t> ids;  ///< all that were drawn, the one that ended it included
-  std::vector<TokenLogprobs> logprobs;
+  std::string text{};          ///< of all pieces
+  std::vector<int32_t> ids{};  ///< all that were drawn, the one that ended it included
+  std::vector<TokenLogprobs> logprobs{};
   Finish finish = Finish::kLength;
 };
 

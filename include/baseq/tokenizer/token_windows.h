@@ -18,8 +18,9 @@ namespace baseq {
 /// The ids of a text as a batch of one, int64 [1, num_tokens]: what Model::logits takes. Throws as Tokenizer::encode.
 Tensor token_ids(const Tokenizer& tokenizer, std::string_view text);
 
-/// Text of a file, `.jsonl` or plain, tokenized: int64 [num_tokens]. A byte order mark is left out. Throws c10::Error
-/// naming the file, also for `.json`, whose braces are hardly meant as text.
+/// Text of a file, tokenized: int64 [num_tokens]. Of a .jsonl file the "text" of each line, joined by two newlines,
+/// else the whole file as UTF-8 without a byte order mark. Throws c10::Error naming the file, also for .json and
+/// .parquet, which are hardly meant as text.
 Tensor tokenize_file(const std::filesystem::path& file, const Tokenizer& tokenizer);
 
 /// The tensor `input_ids` of a `.safetensors` file, or the only one: int64, windows [n, seq_len] or ids [num_tokens].
@@ -36,22 +37,6 @@ Tensor split_windows(const Tensor& ids, int64_t seq_len, int64_t max_windows = 0
 /// Windows at random positions of `ids` [num_tokens], chosen by the seed: [num_windows, seq_len], which may overlap.
 /// Throws c10::Error "`who`: ..." when there are fewer than `seq_len` ids.
 Tensor draw_windows(const Tensor& ids, int64_t num_windows, int64_t seq_len, uint64_t seed, const std::string& who);
-
-struct CalibrationOptions {
-  int64_t num_samples = 128;  ///< windows
-  int64_t seq_len = 2048;     ///< tokens a window
-  uint64_t seed = 0;
-};
-
-/// Token windows for calibration, int64 [num_samples, seq_len]; calibration_windows() takes these options from a job.
-/// - `.safetensors`: the tensor `input_ids` (or the only one) holds integer windows [n, seq_len]; the first
-/// num_samples; or they are the ids of a text [num_tokens], as `baseq tokenize` writes them;
-/// - `.jsonl`: the "text" of each line, joined by two newlines, then as text;
-/// - anything else: UTF-8 text, tokenized once.
-/// From text come windows at random positions, see draw_windows().
-/// @param tokenizer_json needed for text; throws c10::Error when it is missing, or when the file is too short.
-Tensor read_calibration(const std::filesystem::path& file, const std::filesystem::path& tokenizer_json,
-                        const CalibrationOptions& options);
 
 }  // namespace baseq
 #pragma GCC visibility pop

@@ -22,7 +22,7 @@ enum class AddedTokens {
 
 /// A stretch of a text from one source: what a template writes, what a user wrote.
 struct TextPart {
-  std::string text;
+  std::string text{};
   AddedTokens recognized = AddedTokens::kAll;
 };
 
@@ -59,7 +59,7 @@ class Tokenizer {
   std::string decode(std::span<const int32_t> ids, bool skip_special_tokens = false) const;
   /// The text so far of ids that others will follow.
   struct PartialText {
-    std::string text;    ///< decode(ids)
+    std::string text{};  ///< decode(ids)
     size_t settled = 0;  ///< its first bytes, which stay whatever follows; the end of a character
   };
   PartialText decode_partial(std::span<const int32_t> ids, bool skip_special_tokens = false) const;

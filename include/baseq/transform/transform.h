@@ -25,9 +25,9 @@ struct Factor {
     kPermutation,  ///< (x T)[.., j] = x[.., left[j]], left int64 [n]
   };
   Kind kind = Kind::kHadamard;
-  Tensor left, right;
-  Tensor left_inverse, right_inverse;  ///< undefined: that part is orthogonal
-  int64_t block = 1, blocks = 1;       ///< of kHadamard; block: of kKronecker without right
+  Tensor left{}, right{};
+  Tensor left_inverse{}, right_inverse{};  ///< undefined: that part is orthogonal
+  int64_t block = 1, blocks = 1;           ///< of kHadamard; block: of kKronecker without right
 
   int64_t size() const;  ///< n
   /// Whether T^-T is known to be T.
