@@ -17,15 +17,16 @@ ALLOWED = {
     "tokenizer": {"io"},
     "kernels": set(),
     "quant": set(),
+    "cluster": set(),
     "transform": set(),
     "conv": {"quant", "integer"},
     "integer": {"quant"},
     "model": {"io", "tokenizer", "quant", "transform", "integer"},
     "formats": {"io", "tokenizer", "quant", "transform", "model"},
     "runtime": {"io", "tokenizer", "quant", "transform", "integer", "model", "formats"},
-    "pipeline": {"io", "tokenizer", "quant", "transform", "model", "formats", "runtime"},
+    "pipeline": {"io", "tokenizer", "quant", "cluster", "transform", "model", "formats", "runtime"},
     "export": {"io", "tokenizer", "quant", "transform", "model", "formats", "pipeline"},
-    "eval": {"io", "tokenizer", "quant", "transform", "model", "formats", "pipeline"},
+    "eval": {"io", "tokenizer", "quant", "cluster", "transform", "model", "formats", "pipeline"},
     "report": {"io", "quant", "model", "pipeline", "eval"},
 }
 EVERYWHERE = {"baseq/tensor.h", "baseq/version.h"}

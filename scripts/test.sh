@@ -85,13 +85,14 @@ elif [[ $# -gt 0 ]]; then
   exit 2
 fi
 
-# How a report looks is tested where there is a browser, and that the kernels compile for aarch64 where there is a
-# compiler for it; both say so when there is none.
+# How a report looks is tested where there is a browser, that the kernels compile for aarch64 where there is a compiler
+# for it, and runs of several processes where there is MPI; all three say so when there is none.
 install_programs() {
   local packages=()
   command -v chromium >/dev/null || packages+=(chromium fonts-liberation)
   command -v aarch64-linux-gnu-g++ >/dev/null || packages+=(g++-aarch64-linux-gnu)
   command -v qemu-aarch64 >/dev/null || packages+=(qemu-user)
+  command -v mpicxx >/dev/null || packages+=(libopenmpi-dev openmpi-bin)
   if [[ ${#packages[@]} -gt 0 && $(id -u) -eq 0 ]] && command -v apt-get >/dev/null; then
     apt_install "${packages[@]}" || echo "test: ${packages[*]} could not be installed" >&2
   fi
@@ -103,7 +104,7 @@ install_requirements tests/requirements.txt
 install_requirements tests/newest-transformers.txt transformers-newest
 install_programs
 
-stage configure cmake --preset dev
+stage configure cmake --preset dev "-DBASEQ_MPI=$(command -v mpicxx >/dev/null && echo ON || echo OFF)"
 stage build cmake --build build
 [[ ${#failed[@]} -eq 0 ]] || finish
 stage layers $venv_python scripts/check_layers.py

@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cerrno>
@@ -17,15 +18,39 @@
 namespace baseq::cli {
 namespace {
 
-std::atomic<pid_t> child{0};
+/// A child that runs, or the room for one.
+struct Child {
+  static constexpr pid_t kNone = 0, kStarting = -1;
+  std::atomic<pid_t> pid{kNone};
+  std::atomic<bool> told{false};  ///< of the first signal
+};
+std::array<Child, kMostChildren> children;
+std::atomic<int> num_signals{0};
 
+/// The first signal reaches each child once, from here or from run_self(); all others from here.
 void forward(int signal) {
-  if (const pid_t pid = child; pid > 0) ::kill(pid, signal);
+  const bool first = num_signals++ == 0;
+  for (Child& child : children) {
+    const pid_t pid = child.pid;
+    if (pid > 0 && !(child.told.exchange(true) && first)) ::kill(pid, signal);
+  }
+}
+
+Child& room_for_child() {
+  for (Child& child : children) {
+    pid_t none = Child::kNone;
+    if (child.pid.compare_exchange_strong(none, Child::kStarting)) {
+      child.told = false;
+      return child;
+    }
+  }
+  TORCH_CHECK(false, "more than ", kMostChildren, " processes at a time");
 }
 
 /// What a child does between fork and exec, with nothing but system calls: other threads of its parent are gone, and
 /// what they held is not.
-[[noreturn]] void become(char* const* words, const char* log, int failure, pid_t parent, const sigset_t& mask) {
+[[noreturn]] void become(const char* program, char* const* words, const char* log, int failure, pid_t parent,
+                         const sigset_t& mask) {
   const auto fail = [failure] {
     const int error = errno;
     (void)!::write(failure, &error, sizeof(error));
@@ -46,17 +71,20 @@ void forward(int signal) {
     if (descriptor > 2) ::close(descriptor);
   }
   ::sigprocmask(SIG_SETMASK, &mask, nullptr);
-  ::execv("/proc/self/exe", words);
+  ::execvp(program, words);
   fail();
   ::_exit(127);
 }
 
 }  // namespace
 
-void forward_signals_to_child() { forward_stop_signals(forward); }
+void forward_signals_to_children() { forward_stop_signals(forward); }
 
-ChildStatus run_self(const std::vector<std::string>& arguments, const std::filesystem::path& log) {
-  std::vector<std::string> words{"baseq"};
+ChildStatus run_self(const std::vector<std::string>& arguments, const std::filesystem::path& log,
+                     const std::vector<std::string>& launcher) {
+  std::vector<std::string> words = launcher;
+  // Another machine finds this program by its path, if at all.
+  words.push_back(launcher.empty() ? "baseq" : std::filesystem::read_symlink("/proc/self/exe").string());
   words.insert(words.end(), arguments.begin(), arguments.end());
   std::vector<char*> pointers;
   for (std::string& word : words) pointers.push_back(word.data());
@@ -67,16 +95,18 @@ ChildStatus run_self(const std::vector<std::string>& arguments, const std::files
   };
   std::array<int, 2> failure{};  // closed by exec; what comes through it is why there was none
   check(::pipe2(failure.data(), O_CLOEXEC) == 0, errno);
-  // No signal between the birth of the child and the moment that forward() knows of it.
+  Child& child = room_for_child();
+  // No signal to this thread between the birth of the child and the moment that forward() knows of it.
   sigset_t all, mask;
   ::sigfillset(&all);
   ::sigprocmask(SIG_BLOCK, &all, &mask);
-  const bool stopping = stop_requested();  // by a signal that had no child to go to
+  const char* program = launcher.empty() ? "/proc/self/exe" : pointers[0];
   const pid_t parent = ::getpid(), pid = ::fork();
-  if (pid == 0) become(pointers.data(), log.c_str(), failure[1], parent, mask);
+  if (pid == 0) become(program, pointers.data(), log.c_str(), failure[1], parent, mask);
   const int fork_error = errno;
-  if (pid > 0) child = pid;
-  if (pid > 0 && stopping) ::kill(pid, SIGTERM);
+  child.pid = std::max(pid, Child::kNone);
+  // By a signal that had no child to go to.
+  if (pid > 0 && stop_requested() && !child.told.exchange(true)) ::kill(pid, SIGTERM);
   ::sigprocmask(SIG_SETMASK, &mask, nullptr);
   ::close(failure[1]);
   int error = 0;
@@ -86,7 +116,7 @@ ChildStatus run_self(const std::vector<std::string>& arguments, const std::files
   check(pid > 0, fork_error);
   int status = 0;
   while (::waitpid(pid, &status, 0) < 0) TORCH_CHECK(errno == EINTR, "cannot wait for process ", pid);
-  child = 0;
+  child.pid = Child::kNone;
   check(count <= 0, error);
   return {.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : 0,
           .signal = WIFSIGNALED(status) ? WTERMSIG(status) : 0};

@@ -21,6 +21,7 @@
 #include "io/machine_limits.h"
 #include "output_files.h"
 #include "spinning.h"
+#include "started_processes.h"
 
 namespace baseq::cli {
 
@@ -175,8 +176,10 @@ std::string describe_version() {
   constexpr at::DeviceType kCuda = at::DeviceType::CUDA;
   const int num_cuda = c10::impl::hasDeviceGuardImpl(kCuda) ? c10::impl::getDeviceGuardImpl(kCuda)->deviceCount() : 0;
   for (int i = 0; i < num_cuda; ++i) devices += fmt::format(" cuda:{}", i);
-  return fmt::format("baseq {}\nLibTorch         {}\ninstruction set  {}\nthreads          {}\ndevices          {}",
-                     version(), TORCH_VERSION, instruction_set(), default_threads(), devices);
+  return fmt::format(
+      "baseq {}\nLibTorch         {}\ninstruction set  {}\nthreads          {}\ndevices          {}\n"
+      "MPI              {}",
+      version(), TORCH_VERSION, instruction_set(), default_threads(), devices, mpi_version());
 }
 
 at::Device apply(const CommonOptions& options) {

@@ -8,6 +8,7 @@
 #include "evaluation.h"
 #include "help.h"
 #include "output_files.h"
+#include "started_processes.h"
 #include "text_table.h"
 
 namespace baseq::cli {
@@ -21,7 +22,8 @@ struct CompareArguments {
   std::string reference;
 };
 
-void run(const CompareArguments& arguments) {
+void run(CompareArguments arguments) {
+  const Communicator processes = started_processes(arguments.common);
   const at::Device device = apply(arguments.common);
   check_outputs(arguments.common);
   TORCH_CHECK(arguments.models.size() == 1 || arguments.windows.text != "/dev/stdin",
@@ -59,7 +61,8 @@ void run(const CompareArguments& arguments) {
                                    .reference = reference ? &*reference : nullptr,
                                    .activations_directory = {},
                                    .logits = {},
-                                   .quiet = arguments.common.quiet}));
+                                   .quiet = arguments.common.quiet,
+                                   .communicator = processes}));
       row.insert(row.end(), {show_number(entry["perplexity"], 4), show_number(entry["mean_kl"], 5),
                              show_number(entry["top1_agreement"], 2, 100, " %")});
     }

@@ -10,6 +10,7 @@
 #include "evaluation.h"
 #include "help.h"
 #include "output_files.h"
+#include "started_processes.h"
 
 namespace baseq::cli {
 namespace {
@@ -51,11 +52,13 @@ std::unique_ptr<SafetensorsWriter> open_logits(const std::string& path, const Te
   return file;
 }
 
-void run(const EvalArguments& arguments) {
+void run(EvalArguments arguments) {
   const auto start = std::chrono::steady_clock::now();
   if (arguments.windows.text.empty() && arguments.windows.tokens.empty()) {
     throw CLI::RequiredError("--text or --tokens");
   }
+  const Communicator processes = started_processes(arguments.common);
+  TORCH_CHECK(processes.size == 1 || arguments.logits.empty(), "--logits: is written by one process alone");
   const at::Device device = apply(arguments.common);
   const OutputFile output{"--logits", arguments.logits, kLogitsMark};
   check_outputs(arguments.common, {output});
@@ -75,7 +78,8 @@ void run(const EvalArguments& arguments) {
                                         .reference = reference ? &*reference : nullptr,
                                         .activations_directory = choose_activations(arguments, model.config(), windows),
                                         .logits = write_logits,
-                                        .quiet = arguments.common.quiet});
+                                        .quiet = arguments.common.quiet,
+                                        .communicator = processes});
   if (logits) {
     check_output_file(output.option, output.path, output.mark);  // again: the work may have taken hours
     logits->commit();

@@ -84,7 +84,8 @@ nlohmann::json evaluate_model(const std::string& name, const Model& model, const
                       {.load = context.load,
                        .activations_directory = context.activations_directory,
                        .progress = block_done,
-                       .logits = context.logits});
+                       .logits = context.logits,
+                       .communicator = context.communicator});
   }
   nlohmann::json json{{"model", name},
                       {"perplexity", result.perplexity},

@@ -36,6 +36,7 @@ struct EvaluationContext {
   std::filesystem::path activations_directory;  ///< see EvaluateOptions
   std::function<void(const Tensor&)> logits;    ///< see EvaluateOptions; may be empty
   bool quiet = false;
+  Communicator communicator{};  ///< see EvaluateOptions
 };
 
 /// evaluate() with a progress bar; what `eval --json` writes but for seconds and memory. "not_finite" says where values

@@ -14,6 +14,7 @@
 #include "io/closest_word.h"
 #include "printable.h"
 #include "standard_streams.h"
+#include "started_processes.h"
 
 namespace {
 
@@ -47,9 +48,8 @@ std::string suggestion(const CLI::App& app, int argc, char** argv) {
   return "";
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+/// The program up to its exit status.
+int run(int argc, char** argv) {
   if (!baseq::cli::open_closed_streams()) return kFailure;
   baseq::cli::keep_freed_memory();
   spdlog::set_default_logger(spdlog::stderr_color_mt("baseq"));
@@ -88,12 +88,20 @@ int main(int argc, char** argv) {
     baseq::cli::flush_stdout();
     return 0;
   } catch (const baseq::Interrupted& interrupted) {
-    spdlog::warn("{}", interrupted.what());
+    spdlog::warn("{}{}", baseq::cli::process_prefix(), interrupted.what());
     return kInterrupted;
   } catch (const c10::Error& error) {
-    spdlog::error("{}", error.what_without_backtrace());
+    spdlog::error("{}{}", baseq::cli::process_prefix(), error.what_without_backtrace());
   } catch (const std::exception& error) {
-    spdlog::error("{}", error.what());
+    spdlog::error("{}{}", baseq::cli::process_prefix(), error.what());
   }
   return kFailure;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int status = run(argc, argv);
+  baseq::cli::leave_processes(status);
+  return status;
 }

@@ -31,6 +31,7 @@ QuantizeOptions options_of(const QuantizeArguments& arguments) {
   options.seed = arguments.common.seed;
   options.output = {.shard_bytes = arguments.shard_megabytes << 20, .force = arguments.force};
   options.work_directory = arguments.work;
+  options.communicator = arguments.processes;
   if (arguments.activations == "disk") options.activations_directory = beside(arguments.output);
   options.device_memory = budget(arguments, kGpuMemory);
   TORCH_CHECK(options.device_memory == 0 || !options.device.is_cpu(), "--memory ", kGpuMemory,
@@ -110,7 +111,7 @@ PreparedRun prepare(const QuantizeArguments& arguments) {
     // The rest is looked at as if they were there.
     if (!has_windows) job.windows = at::zeros({job.recipe.num_samples, job.recipe.seq_len}, at::kLong);
     if (budget(arguments, "") > 0) attempt([&] { fit(arguments, prepared); });
-    prepared.plan = plan(job);
+    if (arguments.processes.is_first()) prepared.plan = plan(job);
   } else {
     attempt([&] { (void)Checkpoint(arguments.model); });
   }

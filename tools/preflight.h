@@ -18,6 +18,7 @@ struct QuantizeArguments {
   int64_t shard_megabytes = 4768;
   std::vector<std::string> memory;  ///< budgets in bytes, that of a GPU after kGpuMemory
   bool force = false, dry_run = false;
+  Communicator processes{};  ///< that share the run; the first one looks for problems, and reports
 };
 
 /// The recipe of a name or a file with the values of --set, "KEY=VALUE".

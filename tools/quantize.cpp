@@ -12,6 +12,7 @@
 #include "pipeline/run_log.h"
 #include "preflight.h"
 #include "progress_display.h"
+#include "started_processes.h"
 #include "stop_signals.h"
 
 namespace baseq::cli {
@@ -56,6 +57,7 @@ PreparedRun stored_run(const QuantizeArguments& arguments) {
   common.threads = static_cast<int>(stored.num_threads);
   common.device = stored.job.options.device.str();
   apply(common);
+  stored.job.options.communicator = arguments.processes;
   return {.job = std::move(stored.job)};
 }
 
@@ -71,9 +73,21 @@ void say(const QuantizeArguments& arguments, const PreparedRun& prepared) {
   if (!prepared.memory_choice.empty() && !arguments.common.quiet) spdlog::info("{}", prepared.memory_choice);
 }
 
-void run(const QuantizeArguments& arguments) {
+/// What a process does that is not the first one of its run: it works, and reports nothing.
+void work_along(QuantizeArguments arguments) {
+  if (arguments.dry_run) return;
+  arguments.common.json = arguments.log = "";
+  const Job job = (arguments.resume.empty() ? prepare(arguments) : stored_run(arguments)).job;
+  const std::filesystem::path& activations = job.options.activations_directory;
+  if (!activations.empty()) std::filesystem::create_directories(activations);
+  quantize(job);
+}
+
+void run(QuantizeArguments arguments) {
   const auto start = std::chrono::steady_clock::now();
   return_freed_memory(kLargestPiece);
+  arguments.processes = started_processes();
+  if (!arguments.processes.is_first()) return work_along(arguments);
   PreparedRun prepared = arguments.resume.empty() ? prepare(arguments) : stored_run(arguments);
   Job& job = prepared.job;
   QuantizeOptions& options = job.options;

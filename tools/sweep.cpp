@@ -2,10 +2,13 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <atomic>
 #include <csignal>
 #include <fstream>
 #include <iterator>
 #include <memory>
+#include <sstream>
+#include <thread>
 
 #include "baseq/pipeline/job.h"
 #include "child_process.h"
@@ -30,7 +33,8 @@ using nlohmann::json;
 struct SweepArguments {
   CommonOptions common;
   std::string file;
-  int64_t only = -1;
+  int64_t only = -1, parallel = 1;
+  std::string launch;
   bool list = false;
 };
 
@@ -78,6 +82,8 @@ class Sweep {
   /// Throws c10::Error when another process works on one of the jobs.
   Sweep(const SweepPlan& plan, const SweepArguments& arguments, const std::vector<SweepJob>& jobs)
       : plan_(plan), arguments_(arguments) {
+    std::istringstream words(arguments.launch);
+    launcher_.assign(std::istream_iterator<std::string>(words), {});
     fs::create_directories(plan.output);
     try {
       for (const SweepJob& job : jobs) {
@@ -211,7 +217,7 @@ class Sweep {
     if (!arguments_.common.quiet) spdlog::info("{}: {} (output in {})", job.name, words[0], files.log.string());
     std::error_code absent;
     const auto printed = static_cast<std::streamoff>(fs::exists(files.log, absent) ? fs::file_size(files.log) : 0);
-    const ChildStatus status = run_self(words, files.log);
+    const ChildStatus status = run_self(words, files.log, launcher_);
     if (stop_requested()) throw Interrupted(job.name);
     TORCH_CHECK(status.success(), words[0], ": ", describe(status, files.log, printed));
   }
@@ -238,8 +244,32 @@ class Sweep {
 
   const SweepPlan& plan_;
   const SweepArguments& arguments_;
+  std::vector<std::string> launcher_;
   std::vector<LockFile> locks_;
 };
+
+/// The results of the jobs that were begun, in their order; up to `parallel` run at a time.
+json run_jobs(const Sweep& sweep, const std::vector<SweepJob>& jobs, int64_t parallel) {
+  std::vector<json> results(jobs.size());
+  std::atomic<size_t> next{0};
+  const auto work = [&] {
+    for (size_t i = next++; i < jobs.size() && !stop_requested(); i = next++) {
+      json& result = results[i];
+      result = sweep.run(jobs[i]);
+      if (result["status"] != "failed") continue;
+      spdlog::error("{}: {}", result["name"].get<std::string>(), result["error"].get<std::string>());
+    }
+  };
+  std::vector<std::thread> others;
+  for (int64_t i = 1; i < std::min(parallel, static_cast<int64_t>(jobs.size())); ++i) others.emplace_back(work);
+  work();
+  for (std::thread& other : others) other.join();
+  json begun = json::array();
+  for (json& result : results) {
+    if (!result.is_null()) begun.push_back(std::move(result));
+  }
+  return begun;
+}
 
 std::string summary_table(const json& jobs) {
   std::vector<std::vector<std::string>> rows{
@@ -282,18 +312,9 @@ void run(const SweepArguments& arguments) {
   summary.json = (plan.output / "summary.json").string();
   const fs::path summary_file = plan.output / "summary.md";
   if (all) check_outputs(summary, {{"the table", summary_file.string(), "| job"}});
-  forward_signals_to_child();
-  json jobs = json::array();
-  int64_t num_failed = 0;
-  for (const SweepJob& job : chosen) {
-    if (stop_requested()) break;
-    jobs.push_back(sweep.run(job));
-    const json& result = jobs.back();
-    num_failed += result["status"] == "failed";
-    if (result["status"] == "failed") {
-      spdlog::error("{}: {}", result["name"].get<std::string>(), result["error"].get<std::string>());
-    }
-  }
+  forward_signals_to_children();
+  const json jobs = run_jobs(sweep, chosen, arguments.parallel);
+  const int64_t num_failed = std::ranges::count(jobs, "failed", [](const json& job) { return job["status"]; });
   const std::string table = summary_table(jobs);
   print_text("{}", table);
   if (all) {
@@ -316,9 +337,19 @@ void add_sweep(CLI::App& app) {
   begin_group(*command, "Jobs");
   auto* only = command->add_option("--only", arguments->only, "Only the job of this index, from 0");
   only->check(CLI::Range(0, 1 << 30));
+  command->add_option("--parallel", arguments->parallel, "So many jobs at a time, each with --threads")
+      ->type_name("K")
+      ->capture_default_str()
+      ->check(CLI::Range(1, kMostChildren));
+  command
+      ->add_option("--launch", arguments->launch,
+                   "Words before the command of each job, such as 'srun -n 1' to hand it to a scheduler")
+      ->type_name("WORDS");
   command->add_flag("--list", arguments->list, "Print index and name of every job and stop")->excludes(only);
   add_common_options(*command, arguments->common, {.device = true, .threads = true, .seed = true, .quiet = true});
-  command->footer("Examples:\n  baseq sweep sweep.json --list\n  baseq sweep sweep.json");
+  command->footer(
+      "Examples:\n  baseq sweep sweep.json --list\n  baseq sweep sweep.json\n"
+      "  baseq sweep sweep.json --parallel 4 --launch 'srun -n 1'");
   command->callback([arguments] { run(*arguments); });
 }
 

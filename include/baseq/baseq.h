@@ -11,6 +11,7 @@
 
 #include <ATen/ATen.h>
 
+#include "baseq/cluster/communicator.h"
 #include "baseq/eval/evaluate.h"
 #include "baseq/export/export_checkpoint.h"
 #include "baseq/formats/open_model.h"

@@ -6,8 +6,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <numeric>
 
 #include "baseq/formats/open_model.h"
+#include "cluster/messages.h"
+#include "cluster/shards.h"
 #include "eval/evaluation_memory.h"
 #include "model/exact_rotary.h"
 #include "pipeline/activations.h"
@@ -30,25 +34,44 @@ std::string first_not_finite(const std::map<std::string, Tensor>& tensors) {
 /// Where a model's values stop being finite: the first place is kept, the others follow from it.
 class FiniteCheck {
  public:
+  /// @param first the first window that is looked at, of all
   /// @param found what an earlier look found, "" for nothing
-  explicit FiniteCheck(int64_t num_windows, std::string found = "")
-      : num_windows_(num_windows), found_(std::move(found)) {}
+  FiniteCheck(int64_t num_windows, int64_t first, std::string found = "")
+      : num_windows_(num_windows), first_(first), found_(std::move(found)) {}
 
+  /// @param depth of the place, from 0
   /// @param blame the tensor to name, "" where all that took part are finite; called for the first place only
-  void look(bool finite, int64_t window, const std::string& place, const std::function<std::string()>& blame) {
+  void look(bool finite, int64_t window, int64_t depth, const std::string& place,
+            const std::function<std::string()>& blame) {
     if (finite || !found_.empty()) return;
+    depth_ = depth;
     const std::string tensor = blame();
     found_ = fmt::format(
-        "values stop being finite in {}, first in window {} of {}: {}", place, window + 1, num_windows_,
+        "values stop being finite in {}, first in window {} of {}: {}", place, first_ + window + 1, num_windows_,
         tensor.empty() ? "its tensors are finite, so its activations overflow" : tensor + " holds NaN or infinity");
   }
   void look_at_head(bool finite, int64_t window, const Model& model) {
-    look(finite, window, "the head", [&] { return first_not_finite({{"its weight", model.lm_head().weight}}); });
+    look(finite, window, std::numeric_limits<int64_t>::max(), "the head", [&] {
+      return first_not_finite({{"its weight", model.lm_head().weight}});
+    });
   }
   const std::string& found() const { return found_; }
+  /// Afterwards all processes have the first of the places that they found.
+  void share(const Communicator& communicator) {
+    const std::string own = found_;
+    const Tensor own_depth = at::scalar_tensor(depth_, at::kLong);
+    found_ = "";
+    for (int64_t rank = 0; rank < communicator.size; ++rank) {
+      const std::string found = broadcast(communicator, own, rank);
+      const auto depth = broadcast(communicator, own_depth, rank).item<int64_t>();
+      if (found.empty() || (!found_.empty() && depth >= depth_)) continue;
+      found_ = found;
+      depth_ = depth;
+    }
+  }
 
  private:
-  int64_t num_windows_;
+  int64_t num_windows_, first_, depth_ = 0;
   std::string found_;
 };
 
@@ -62,7 +85,7 @@ Tensor hidden_states(const Model& model, const Tensor& windows, const EvaluateOp
   const Tensor hidden = directory.empty() ? at::empty(shape, compute) : storage.allocate(shape);
   for (int64_t n = 0; n < windows.size(0); ++n) {
     const Tensor embedded = model.embed(windows.narrow(0, n, 1));
-    check.look(all_finite(embedded), n, "the embedding", [] { return "model.embed_tokens.weight"; });
+    check.look(all_finite(embedded), n, 0, "the embedding", [] { return "model.embed_tokens.weight"; });
     hidden.narrow(0, n, 1).copy_(embedded);
   }
   const RotaryEmbedding rope = rotary_of(model, windows.size(1), options.load);
@@ -71,7 +94,7 @@ Tensor hidden_states(const Model& model, const Tensor& windows, const EvaluateOp
     for (int64_t n = 0; n < hidden.size(0); ++n) {
       const Tensor window = hidden.narrow(0, n, 1);
       const Tensor output = layer.forward(window.to(compute), rope);
-      check.look(all_finite(output), n, fmt::format("model.layers.{}", i), [&] {
+      check.look(all_finite(output), n, i + 1, fmt::format("model.layers.{}", i), [&] {
         return first_not_finite(layer_tensors(model.layer(i), layer_prefix(i), model.options().dtype));
       });
       window.copy_(output);
@@ -81,7 +104,7 @@ Tensor hidden_states(const Model& model, const Tensor& windows, const EvaluateOp
   const RmsNorm norm = model.final_norm(options.load);
   for (int64_t n = 0; n < hidden.size(0); ++n) {
     const Tensor normed = norm.forward(hidden[n].to(compute));
-    check.look(all_finite(normed), n, "the final norm", [&] {
+    check.look(all_finite(normed), n, model.config().num_hidden_layers + 1, "the final norm", [&] {
       return first_not_finite({{"model.norm.weight", norm.weight}});
     });
     hidden[n].copy_(normed);
@@ -100,10 +123,16 @@ double loss_of(const Tensor& log_probabilities, const Tensor& targets) {
 
 }  // namespace
 
-Evaluation evaluate(const Model& model, const Tensor& windows, Reference* reference, const EvaluateOptions& options) {
+Evaluation evaluate(const Model& model, const Tensor& all_windows, Reference* reference,
+                    const EvaluateOptions& options) {
   const c10::NoGradGuard no_grad;
-  TORCH_CHECK(windows.dim() == 2 && windows.size(1) >= 2, "evaluate: expected windows [n, seq_len >= 2], got ",
-              windows.sizes());
+  TORCH_CHECK(all_windows.dim() == 2 && all_windows.size(1) >= 2, "evaluate: expected windows [n, seq_len >= 2], got ",
+              all_windows.sizes());
+  const Communicator& communicator = options.communicator;
+  TORCH_CHECK(communicator.size == 1 || !options.logits, "evaluate: several processes have no `logits` in order");
+  const Shards shards =
+      communicator.size == 1 ? Shards() : Shards(communicator, all_windows.size(0), communicator.size);
+  const Tensor windows = shards.own(all_windows);
   TORCH_CHECK(!reference || reference->model.config().vocab_size == model.config().vocab_size,
               "evaluate: the reference has a vocabulary of ", reference ? reference->model.config().vocab_size : 0,
               " but the model one of ", model.config().vocab_size);
@@ -114,9 +143,10 @@ Evaluation evaluate(const Model& model, const Tensor& windows, Reference* refere
   const auto block_done = [&] {
     if (options.progress) options.progress(++done, total);
   };
-  FiniteCheck finite(windows.size(0));
+  FiniteCheck finite(all_windows.size(0), shards.first_window());
   const Tensor hidden = hidden_states(model, windows, options, block_done, finite);
-  FiniteCheck reference_finite(windows.size(0), reference && !runs_reference ? reference->not_finite : "");
+  FiniteCheck reference_finite(all_windows.size(0), shards.first_window(),
+                               reference && !runs_reference ? reference->not_finite : "");
   if (runs_reference) {
     reference->hidden_states.reset();
     reference->hidden_states = hidden_states(reference->model, windows, options, block_done, reference_finite);
@@ -127,7 +157,9 @@ Evaluation evaluate(const Model& model, const Tensor& windows, Reference* refere
   const Linear reference_head = reference ? reference->model.lm_head(options.load) : Linear();
 
   const int64_t predictions = windows.size(1) - 1;
-  double loss = 0, kl = 0, agreed = 0;
+  const int64_t num_chunks = (predictions + kTokensPerChunk - 1) / kTokensPerChunk;
+  // Of each window, loss, divergence and agreed tokens of each chunk: added in order, whoever computed them.
+  const Tensor values = at::zeros({windows.size(0), 3, num_chunks}, at::kDouble);
   for (int64_t n = 0; n < windows.size(0); ++n) {
     const Tensor targets = windows[n].narrow(0, 1, predictions).to(model.options().device, at::kLong);
     for (int64_t begin = 0; begin < predictions; begin += kTokensPerChunk) {
@@ -139,19 +171,29 @@ Evaluation evaluate(const Model& model, const Tensor& windows, Reference* refere
       const Tensor next = targets.narrow(0, begin, count);
       const double model_loss = loss_of(log_p, next);
       finite.look_at_head(std::isfinite(model_loss), n, model);
-      loss += model_loss;
+      const auto value_of = [&, chunk = begin / kTokensPerChunk](int64_t kind) { return values[n][kind][chunk]; };
+      value_of(0).fill_(model_loss);
       if (!reference) continue;
       const Tensor log_r = at::log_softmax(reference_head.forward(rows(reference->hidden_states)), -1);
       reference_finite.look_at_head(std::isfinite(loss_of(log_r, next)), n, reference->model);
-      agreed += (log_p.argmax(-1) == log_r.argmax(-1)).sum().item<double>();
-      kl += (log_r.exp() * (log_r - log_p)).sum(-1).sum(at::kDouble).item<double>();
+      value_of(1).fill_((log_r.exp() * (log_r - log_p)).sum(-1).sum(at::kDouble).item<double>());
+      value_of(2).fill_((log_p.argmax(-1) == log_r.argmax(-1)).sum().item<double>());
     }
     // The last token predicts nothing.
     if (options.logits)
       options.logits(head.forward(hidden[n].narrow(0, predictions, 1).to(model.options().device)).cpu());
   }
+  finite.share(communicator);
+  reference_finite.share(communicator);
+  const Tensor all = shards.all(values);
+  const auto sum_of = [&](int64_t kind) {
+    const Tensor terms = all.select(1, kind).contiguous();
+    const auto* first = terms.const_data_ptr<double>();
+    return std::accumulate(first, first + terms.numel(), 0.0);
+  };
+  const double loss = sum_of(0), kl = sum_of(1), agreed = sum_of(2);
   Evaluation result;
-  result.num_tokens = windows.size(0) * predictions;
+  result.num_tokens = all_windows.size(0) * predictions;
   result.perplexity = std::exp(loss / static_cast<double>(result.num_tokens));
   if (reference) {
     result.mean_kl = kl / static_cast<double>(result.num_tokens);

@@ -127,25 +127,29 @@ template <class Isa>
   }
 }
 
-/// Base and bias of row `row`, and the store of the columns that exist.
+/// Base and bias of register `vector` of row `row`, and the store of the columns that exist.
+template <class Isa>
+[[gnu::always_inline]] inline void finish_lanes(const WeightPanels& weights, const CodeRows& x, int64_t row,
+                                                int64_t panel, int vector, typename Isa::Floats sum, float* y) {
+  using Floats = typename Isa::Floats;
+  const int64_t first = panel * kPanelRows + vector * Isa::kLanes, left = weights.out_features - first;
+  if (x.base != nullptr) Isa::fma(sum, *reinterpret_cast<const Floats*>(weights.row_sums + first), x.base + row);
+  if (weights.bias != nullptr) sum = sum + *reinterpret_cast<const Floats*>(weights.bias + first);
+  float* out = y + row * weights.out_features + first;
+  if (left >= Isa::kLanes) {
+    *reinterpret_cast<Floats*>(out) = sum;
+  } else if (left > 0) {
+    std::memcpy(out, &sum, static_cast<size_t>(left) * sizeof(float));
+  }
+}
+
 template <class Isa>
 [[gnu::always_inline]] inline void finish_row(const WeightPanels& weights, const CodeRows& x, int64_t row,
                                               int64_t panel, const float* total, float* y) {
-  using Floats = typename Isa::Floats;
-  const int64_t first = panel * kPanelRows, left = weights.out_features - first;
-  float* out = y + row * weights.out_features + first;
-  alignas(64) float kept[kPanelRows];
-  float* to = left >= kPanelRows ? out : kept;
   repeat<kVectors<Isa>>([&](auto v) __attribute__((always_inline)) {
-    constexpr int kAt = decltype(v)::value * Isa::kLanes;
-    Floats sum = *reinterpret_cast<const Floats*>(total + kAt);
-    if (x.base != nullptr) {
-      Isa::fma(sum, *reinterpret_cast<const Floats*>(weights.row_sums + first + kAt), x.base + row);
-    }
-    if (weights.bias != nullptr) sum = sum + *reinterpret_cast<const Floats*>(weights.bias + first + kAt);
-    *reinterpret_cast<Floats*>(to + kAt) = sum;
+    const auto sum = *reinterpret_cast<const typename Isa::Floats*>(total + v * Isa::kLanes);
+    finish_lanes<Isa>(weights, x, row, panel, v, sum, y);
   });
-  if (to == kept) std::memcpy(out, kept, static_cast<size_t>(left) * sizeof(float));
 }
 
 }  // namespace baseq

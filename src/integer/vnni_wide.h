@@ -74,7 +74,16 @@ template <class Isa, TileKind kKind, int kRows, int kPanels>
   const int64_t row = pass.first_row + code_row / kPlanes;
   const int8_t* codes = pass.codes + code_row * groups * weights.group_columns;
   const uint8_t* bytes = pass.bytes;
-  alignas(64) float total[kTokens * kWidth] = {};
+  // One group without a correction goes from its sums to memory at once.
+  const bool at_once = groups == 1 && weights.up.values == nullptr;
+  alignas(64) float total[kTokens * kWidth];
+  const auto place = [&](int r, int j) __attribute__((always_inline))->Floats& {
+    return *reinterpret_cast<Floats*>(total + r * kWidth + j * Isa::kLanes);
+  };
+  if (!at_once) {
+    repeat<kTokens * kAcross>([&](auto i)
+                                  __attribute__((always_inline)) { place(i / kAcross, i % kAcross) = Floats{}; });
+  }
   if (weights.up.values != nullptr) {
     for (int j = 0; j < kPanels; ++j) {
       vnni_factors<Isa>(weights.up, index + j, x.projected + row * weights.up.columns, kTokens, total + j * kPanelRows,
@@ -82,9 +91,6 @@ template <class Isa, TileKind kKind, int kRows, int kPanels>
     }
   }
   Floats kept[kInRegisters ? kTokens * kAcross : 1];
-  const auto place = [&](int r, int j) __attribute__((always_inline))->Floats& {
-    return *reinterpret_cast<Floats*>(total + r * kWidth + j * Isa::kLanes);
-  };
   if constexpr (kInRegisters) {
     repeat<kTokens * kAcross>([&](auto i)
                                   __attribute__((always_inline)) { kept[i] = place(i / kAcross, i % kAcross); });
@@ -116,7 +122,11 @@ template <class Isa, TileKind kKind, int kRows, int kPanels>
       repeat<kTokens>([&](auto r) __attribute__((always_inline)) {
         const float* scale = x.scale + (x.scales_per_row == 1 ? row + r : (row + r) * groups + group);
         const Ints &first = sums[r * kPlanes * kAcross + j], &second = sums[(r * kPlanes + kPlanes - 1) * kAcross + j];
-        if constexpr (kInRegisters) {
+        if (at_once) {
+          Floats value = {};
+          add_scaled<Isa, kPlanes>(first, second, scales, scale, value);
+          finish_lanes<Isa>(weights, x, row + r, index + j / kVector, j % kVector, value, pass.y);
+        } else if constexpr (kInRegisters) {
           add_scaled<Isa, kPlanes>(first, second, scales, scale, kept[r * kAcross + j]);
         } else {
           add_scaled<Isa, kPlanes>(first, second, scales, scale, place(r, j));
@@ -124,6 +134,7 @@ template <class Isa, TileKind kKind, int kRows, int kPanels>
       });
     });
   }
+  if (at_once) return;
   if constexpr (kInRegisters) {
     repeat<kTokens * kAcross>([&](auto i)
                                   __attribute__((always_inline)) { place(i / kAcross, i % kAcross) = kept[i]; });

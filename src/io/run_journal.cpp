@@ -34,23 +34,6 @@ RunJournal::Tensors tensors_of(const fs::path& path) {
   return tensors;
 }
 
-/// "recipe/weights/num_bits (4, now 3)" for every value that is not the same in both.
-std::vector<std::string> differences(const json& was, const json& is) {
-  const auto show = [](const json& flat, const std::string& key) {
-    return flat.contains(key) ? flat.at(key).dump() : std::string("absent");
-  };
-  const json before = was.flatten(), now = is.flatten();
-  json keys = before;
-  keys.update(now);
-  std::vector<std::string> found;
-  for (const auto& [key, value] : keys.items()) {
-    if (show(before, key) != show(now, key)) {
-      found.push_back(fmt::format("{} ({}, now {})", key.substr(1), show(before, key), show(now, key)));
-    }
-  }
-  return found;
-}
-
 uint32_t crc32_of_json(const json& value) {
   const std::string text = value.dump();
   return static_cast<uint32_t>(::crc32(0, reinterpret_cast<const Bytef*>(text.data()), static_cast<uInt>(text.size())));
@@ -84,6 +67,22 @@ bool belongs_to_a_run(const std::string& name) {
 }
 
 }  // namespace
+
+std::vector<std::string> differences(const json& was, const json& is) {
+  const auto show = [](const json& flat, const std::string& key) {
+    return flat.contains(key) ? flat.at(key).dump() : std::string("absent");
+  };
+  const json before = was.flatten(), now = is.flatten();
+  json keys = before;
+  keys.update(now);
+  std::vector<std::string> found;
+  for (const auto& [key, value] : keys.items()) {
+    if (show(before, key) != show(now, key)) {
+      found.push_back(fmt::format("{} ({}, now {})", key.substr(1), show(before, key), show(now, key)));
+    }
+  }
+  return found;
+}
 
 uint32_t crc32_of_file(const fs::path& path) {
   const FileDescriptor file = open_regular_file(kWorkDirectory, path);

@@ -16,6 +16,9 @@ namespace baseq {
 /// CRC-32 of the bytes of a regular file (links are followed). Throws c10::Error naming what cannot be read.
 uint32_t crc32_of_file(const std::filesystem::path& path);
 
+/// "recipe/weights/num_bits (4, now 3)" for every value that is not the same in both objects.
+std::vector<std::string> differences(const nlohmann::json& was, const nlohmann::json& is);
+
 /// A long run in a directory, step by step, so that a later process can go on with it. Every file is written beside,
 /// synced and renamed, and counts only once the journal names it with its size and CRC-32: whenever a process dies,
 /// what the journal holds is whole.

@@ -11,6 +11,7 @@
 #include <iterator>
 
 #include "../io/files.h"
+#include "cluster/messages.h"
 
 namespace baseq {
 
@@ -36,16 +37,19 @@ Tensor ActivationStorage::allocate(at::IntArrayRef sizes) const {
       address, sizes, [num_bytes](void* data) { ::munmap(data, num_bytes); }, dtype);
 }
 
-Tensor first_windows(const Tensor& stream, int64_t tokens) {
-  return stream.narrow(0, 0, std::clamp<int64_t>(tokens / stream.size(1), 1, stream.size(0)));
+Tensor first_windows(const Tensor& stream, const Shards& shards, int64_t tokens) {
+  const int64_t most = std::min(stream.size(0), shards.end_of_shard(0));
+  const Tensor own = stream.narrow(0, 0, std::clamp<int64_t>(tokens / stream.size(1), 1, most));
+  return broadcast(shards.communicator(), own);
 }
 
 void for_each_batch(const Tensor& stream, const at::TensorOptions& compute,
                     const std::function<void(int64_t, const Tensor&)>& fn, const PassOptions& options) {
   const int64_t batch = std::max<int64_t>(1, options.tokens_per_batch / stream.size(1));
-  for (int64_t begin = 0; begin < stream.size(0); begin += batch) {
+  for (int64_t begin = 0, end = 0; begin < stream.size(0); begin = end) {
     options.step();
-    fn(begin, stream.narrow(0, begin, std::min(batch, stream.size(0) - begin)).to(compute));
+    end = std::min({begin + batch, stream.size(0), options.shards.end_of_shard(begin)});
+    fn(begin, stream.narrow(0, begin, end - begin).to(compute));
   }
 }
 

@@ -5,6 +5,7 @@
 
 #include "baseq/model/decoder_layer.h"
 #include "baseq/pipeline/job.h"
+#include "cluster/shards.h"
 
 namespace baseq {
 
@@ -28,6 +29,7 @@ struct PassOptions {
   /// Called before each step: a batch of a pass, a linear that is rounded, a step of the optimizer. What it throws ends
   /// the stage there. May be empty.
   std::function<void()> before_step{};
+  Shards shards{};  ///< what of the windows the streams of this process are
 
   void step() const {
     if (before_step) before_step();
@@ -36,7 +38,7 @@ struct PassOptions {
 
 /// The two activation streams at the input of one block, [num_samples, seq, hidden_size]: as the full-precision prefix
 /// and as the already quantized prefix produce them. They are on the host or on the block's device, which is that of
-/// `rope`.
+/// `rope`. Of several processes each has its own windows, see PassOptions::shards.
 struct BlockInputs {
   Tensor full_precision;
   Tensor quantized;
@@ -51,12 +53,12 @@ struct BlockInputs {
 /// So many tokens are enough to compare or to describe what a block does.
 inline constexpr int64_t kMeasuredTokens = 2048;
 
-/// The first windows of a stream [n, seq, ..], or of what else there is for each of them: about so many tokens, and at
-/// least one window.
-Tensor first_windows(const Tensor& stream, int64_t tokens = kMeasuredTokens);
+/// The first windows of a stream [n, seq, ..], or of what else there is for each of them: about so many tokens, at
+/// least one window, and no more than the first shard. All processes get those of the first one.
+Tensor first_windows(const Tensor& stream, const Shards& shards, int64_t tokens = kMeasuredTokens);
 
 /// fn(begin, windows) over consecutive slices [<= batch, seq, hidden] of a stream, converted to `compute`; at least one
-/// window each.
+/// window each, and none of two shards.
 void for_each_batch(const Tensor& stream, const at::TensorOptions& compute,
                     const std::function<void(int64_t begin, const Tensor& windows)>& fn,
                     const PassOptions& options = {});

@@ -6,10 +6,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <numbers>
 #include <numeric>
 #include <optional>
 #include <random>
+#include <utility>
 
 #include "cayley_sgd.h"
 
@@ -36,6 +38,20 @@ void restore(const std::vector<ParameterGroup>& groups, const std::vector<Tensor
 /// Fisher-Yates on the generator's own numbers: std::shuffle differs between standard libraries.
 void shuffle(std::vector<int64_t>& order, std::mt19937_64& random) {
   for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random() % i]);
+}
+
+/// Samples of all pools in turn, those of a pool in the order that they have.
+std::vector<int64_t> taken_in_turn(const std::vector<int64_t>& order, const std::vector<int64_t>& pools) {
+  if (pools.empty()) return order;
+  std::map<int64_t, int64_t> taken;                       // of each pool
+  std::map<std::pair<int64_t, int64_t>, int64_t> sorted;  // by turn and pool
+  for (const int64_t sample : order) {
+    const int64_t pool = pools.at(static_cast<size_t>(sample));
+    sorted[{taken[pool]++, pool}] = sample;
+  }
+  std::vector<int64_t> result;
+  for (const auto& [turn, sample] : sorted) result.push_back(sample);
+  return result;
 }
 
 /// The rules of all groups.
@@ -155,10 +171,11 @@ OptimizeResult optimize_block(const std::function<Tensor(const Tensor&)>& loss, 
   int64_t step = 0;
   for (int64_t epoch = 1; epoch <= num_epochs && !result.stopped_at_nonfinite; ++epoch) {
     shuffle(order, random);
+    const std::vector<int64_t> samples = taken_in_turn(order, options.pools);
     for (int64_t begin = 0; begin < num_samples && step < num_steps; begin += options.batch_size, ++step) {
       const int64_t count = std::min(options.batch_size, num_samples - begin);
       rules.forget_gradients();
-      const Tensor value = loss(at::tensor(at::ArrayRef<int64_t>(order.data() + begin, count), at::kLong));
+      const Tensor value = loss(at::tensor(at::ArrayRef<int64_t>(samples.data() + begin, count), at::kLong));
       unread.push_back(value.detach());
       // On other devices, looking at a loss waits for all that was asked for: those of an epoch are read at its end.
       result.stopped_at_nonfinite = value.is_cpu() && !read_losses(unread, result.losses);

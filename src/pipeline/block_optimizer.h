@@ -23,6 +23,8 @@ struct OptimizeOptions {
   double final_learning_rate = 0.0;  ///< the schedule of every group ends here
   LearnStep::Schedule schedule = LearnStep::Schedule::kCosine;
   uint64_t seed = 0;  ///< of the order of the samples
+  /// By sample, the pool that it is in: a step takes samples of all pools in turn. Empty: they are all in one.
+  std::vector<int64_t> pools{};
   /// Called after each epoch, from 1, with its monitor(); may be empty.
   std::function<void(int64_t epoch, double loss)> on_epoch{};
 

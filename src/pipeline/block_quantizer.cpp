@@ -71,8 +71,8 @@ Grids grids_for(Grids grids, const ModelConfig& config) {
 BlockQuantizer::BlockQuantizer(const Model& model, const Recipe& recipe, const Tensor& windows, Options options)
     : model_(model),
       recipe_(recipe),
-      windows_(windows),
       options_(std::move(options)),
+      windows_(windows.defined() ? options_.pass.shards.own(windows) : windows),
       grids_(grids_for(recipe.grids, model.config())),
       passes_(passes_with_blocks_last(recipe.passes)),
       residual_(residual_transform(recipe, model.config(), options_.compute.device())) {
@@ -80,6 +80,7 @@ BlockQuantizer::BlockQuantizer(const Model& model, const Recipe& recipe, const T
 }
 
 void BlockQuantizer::start(const std::function<Tensor(const Tensor& ids)>& embedding) {
+  streams_.pass = options_.pass;
   if (!windows_.defined()) return;
   const ModelConfig& config = model_.config();
   const at::TensorOptions& compute = options_.compute;
@@ -95,7 +96,6 @@ void BlockQuantizer::start(const std::function<Tensor(const Tensor& ids)>& embed
     streams_.quantized.narrow(0, n, 1).copy_(written * config.embedding_multiplier);
   }
   streams_.rope = RotaryEmbedding::create(config, windows_.size(1), compute);
-  streams_.pass = options_.pass;
 }
 
 std::map<std::string, Tensor*> BlockQuantizer::streams() {
@@ -129,7 +129,8 @@ DecoderLayer BlockQuantizer::in_basis(DecoderLayer layer, const Transform& resid
 
 /// The first windows of a stream.
 Tensor BlockQuantizer::measured(const Tensor& stream) const {
-  return first_windows(stream, std::min(kMeasuredTokens, options_.pass.tokens_per_batch)).to(options_.compute);
+  const int64_t tokens = std::min(kMeasuredTokens, options_.pass.tokens_per_batch);
+  return first_windows(stream, options_.pass.shards, tokens).to(options_.compute);
 }
 
 /// @param layer  as read_block returns it
@@ -149,7 +150,8 @@ Tensor BlockQuantizer::weigh_tokens(const DecoderLayer& original, int64_t block,
     observe_ranges(observed, *ranges);
   }
   advance(ranges != nullptr ? observed : original, streams_.full_precision, target_, streams_.rope, options_.pass);
-  Tensor weights = token_weights(target_, recipe_.token_weights, options_.compute);
+  const Shards& shards = options_.pass.shards;
+  const Tensor weights = token_weights(target_, recipe_.token_weights, options_.compute, shards);
   const auto ignored = weights.eq(0).sum().item<int64_t>();
   if (ignored > 0 && !quiet) {
     options_.report(
@@ -157,7 +159,7 @@ Tensor BlockQuantizer::weigh_tokens(const DecoderLayer& original, int64_t block,
                             "this block",
                             block, ignored, weights.numel())});
   }
-  return weights;
+  return shards.own(weights);
 }
 
 BlockQuantizer::Result BlockQuantizer::quantize(int64_t pass, int64_t block, BlockState state,
@@ -260,7 +262,7 @@ double BlockQuantizer::stream_error() const {
     const Tensor exact = streams_.full_precision.narrow(0, begin, windows.size(0)).to(options_.compute);
     errors.push_back((windows - exact).square().sum(-1) / exact.square().sum(-1));
   });
-  return at::cat(errors).nanmedian().item<double>();
+  return options_.pass.shards.all(at::cat(errors)).nanmedian().item<double>();
 }
 
 }  // namespace baseq

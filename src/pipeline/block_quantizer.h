@@ -43,7 +43,8 @@ class BlockQuantizer {
     DecoderLayer layer;  ///< with its corrections merged
   };
 
-  /// All but the options must outlive this. `windows` may be undefined.
+  /// Model and recipe must outlive this.
+  /// @param windows of all processes; may be undefined
   BlockQuantizer(const Model& model, const Recipe& recipe, const Tensor& windows, Options options);
 
   /// passes_with_blocks_last() of the recipe's.
@@ -88,8 +89,8 @@ class BlockQuantizer {
 
   const Model& model_;
   const Recipe& recipe_;
-  const Tensor& windows_;
   Options options_;
+  Tensor windows_;  ///< of this process; undefined: there is no calibration
   Grids grids_;
   std::vector<Pass> passes_;
   GptqOptions rounding_;

@@ -36,7 +36,8 @@ Tensor seen_at(Site site, const DecoderLayer& layer, const BlockTask& task) {
   Tensor seen;
   probe.point(site).observer = [&](const Tensor& x) { seen = x.reshape({-1, x.size(-1)}); };
   const Site last = site_info(site).cache ? Site::kO : site;  // keys and values pass on the way to it
-  probe.input_of(last, first_windows(task.inputs.full_precision).to(task.inputs.compute()), task.inputs.rope);
+  const Shards& shards = task.inputs.pass.shards;
+  probe.input_of(last, first_windows(task.inputs.full_precision, shards).to(task.inputs.compute()), task.inputs.rope);
   return seen;
 }
 
@@ -45,10 +46,11 @@ double block_loss(Site site, DecoderLayer layer, const BlockTask& task) {
   for_each_linear_around(layer, site, [&](const std::string& name, Linear& linear) {
     if (const auto& grid = task.grids.weights_of(name)) linear.weight = rounded(linear.weight, *grid);
   });
+  const auto first = [&](const Tensor& of) { return first_windows(of, task.inputs.pass.shards); };
   const at::TensorOptions compute = task.inputs.compute();
-  const Tensor output = layer.forward(first_windows(task.inputs.full_precision).to(compute), task.inputs.rope);
-  const Tensor error = (output - first_windows(task.target).to(compute)).square().mean(-1);
-  return (error * first_windows(task.token_weights)).mean().item<double>();
+  const Tensor output = layer.forward(first(task.inputs.full_precision).to(compute), task.inputs.rope);
+  const Tensor error = (output - first(task.target).to(compute)).square().mean(-1);
+  return (error * first(task.token_weights)).mean().item<double>();
 }
 
 /// Squared error of the weights around a site, and of a token there on average.

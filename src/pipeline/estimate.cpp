@@ -103,6 +103,8 @@ double estimate_seconds(const Job& job) {
   quiet.model = stored_model(job);  // opened once
   quiet.progress = {};
   quiet.options.activations_directory.clear();
+  quiet.options.communicator = {};  // what one process alone would take
+  quiet.recipe.shards = 1;
   const auto block_with = [&](int64_t num_windows) {
     if (job.windows.defined()) quiet.windows = job.windows.narrow(0, 0, num_windows);
     return time_first_block(quiet);

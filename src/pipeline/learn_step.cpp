@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "candidate.h"
+#include "divided_loss.h"
 #include "learning.h"
 #include "steps.h"
 
@@ -16,15 +17,27 @@ class Objective {
   Objective(const LearnStep& step, const BlockTask& task)
       : task_(task),
         stream_(task.stream(step.stream)),
-        windows_(countable_windows(task.token_weights)),
+        shards_(task.inputs.pass.shards),
+        windows_(countable_windows(shards_.all(task.token_weights))),
         num_monitored_(std::min(step.num_monitored, num_windows())) {}
 
   int64_t num_windows() const { return windows_.size(0); }
+  /// Of the windows: a step takes some of every process, so that none of them waits.
+  std::vector<int64_t> pools(int64_t batch_size) const {
+    const int64_t num_shards = shards_.num_shards(), num_pools = std::min(batch_size, num_shards);
+    std::vector<int64_t> pools;
+    for (int64_t i = 0; i < num_windows() && num_shards > 1; ++i) {
+      pools.push_back(shards_.shard_of(windows_[i].item<int64_t>()) * num_pools / num_shards);
+    }
+    return pools;
+  }
+  /// The process that has a window.
+  int64_t owner_of(int64_t chosen) const { return shards_.owner_of(windows_[chosen].item<int64_t>()); }
 
-  /// @param chosen numbers of windows, int64
+  /// @param chosen numbers of windows of this process, int64
   Tensor loss(const DecoderLayer& layer, const Tensor& chosen) const {
     task_.inputs.pass.step();
-    const Tensor indices = windows_.index_select(0, chosen);
+    const Tensor indices = windows_.index_select(0, chosen) - shards_.first_window();
     const at::TensorOptions compute = task_.inputs.compute();
     const Tensor there = indices.to(compute.device());
     const auto rows = [&](const Tensor& of) { return of.index_select(0, of.is_cpu() ? indices : there).to(compute); };
@@ -34,17 +47,20 @@ class Objective {
   }
   /// Over windows that are spread over all of them.
   double monitored(const DecoderLayer& layer) const {
-    Tensor sum = at::zeros({}, task_.inputs.compute().dtype(at::kDouble));
+    WindowSum sum(shards_);
     for (int64_t i = 0; i < num_monitored_; ++i) {
-      sum.add_(loss(layer, at::tensor({i * num_windows() / num_monitored_}, at::kLong)));
+      const int64_t chosen = i * num_windows() / num_monitored_;
+      if (owner_of(chosen) != shards_.communicator().rank) continue;
+      sum.add(windows_[chosen].item<int64_t>() - shards_.first_window(), loss(layer, at::tensor({chosen}, at::kLong)));
     }
-    return sum.item<double>() / static_cast<double>(num_monitored_);
+    return sum.total().item<double>() / static_cast<double>(num_monitored_);
   }
 
  private:
   const BlockTask& task_;
   const Tensor& stream_;
-  Tensor windows_;  ///< that count
+  const Shards& shards_;
+  Tensor windows_;  ///< that count, of all processes
   int64_t num_monitored_;
 };
 
@@ -59,11 +75,19 @@ void apply(const LearnStep& step, OpenBlock& block, const BlockTask& task) {
   const Learning learning{.step = step,
                           .place = task.place.block,
                           .seed = task.seed + static_cast<uint64_t>(task.place.block),
-                          .report = task.report};
+                          .report = task.report,
+                          .pools = objective.pools(step.batch_size)};
+  const Shards& shards = task.inputs.pass.shards;
+  const auto loss = [&](const Tensor& chosen) {
+    const DecoderLayer layer = candidate.build(Candidate::Phase::kLearning);
+    const auto loss_of = [&](const Tensor& windows) { return objective.loss(layer, windows); };
+    if (shards.num_shards() == 1) return loss_of(chosen);
+    const auto owner_of = [&](int64_t window) { return objective.owner_of(window); };
+    return divided_loss(shards.communicator(), candidate.parameters(), chosen, owner_of, loss_of);
+  };
   const OptimizeResult result = learning.run(
-      candidate.parameters(),
-      [&](const Tensor& chosen) { return objective.loss(candidate.build(Candidate::Phase::kLearning), chosen); },
-      [&] { return objective.monitored(candidate.build(Candidate::Phase::kMonitoring)); }, objective.num_windows());
+      candidate.parameters(), loss, [&] { return objective.monitored(candidate.build(Candidate::Phase::kMonitoring)); },
+      objective.num_windows());
   if (result.best_epoch == 0) return;
   BlockState learned = candidate.result();
   if (candidate.reaches_weights()) {

@@ -27,7 +27,8 @@ OptimizeResult Learning::run(const std::vector<Parameter>& parameters, const std
                           .batch_size = step.batch_size,
                           .final_learning_rate = step.final_rate,
                           .schedule = step.schedule,
-                          .seed = seed};
+                          .seed = seed,
+                          .pools = pools};
   const int64_t num_epochs = options.num_epochs(num_windows);
   const auto begin_epoch = [&](int64_t epoch) {
     for (const Parameter& parameter : parameters) {

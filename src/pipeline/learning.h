@@ -16,6 +16,7 @@ struct Learning {
   int64_t place;
   uint64_t seed = 0;
   const ProgressFn& report;
+  std::vector<int64_t> pools{};  ///< see OptimizeOptions
 
   /// Learns the parameters, tells of every epoch and of the result. On return they hold the best state.
   /// @param loss        see optimize_block

@@ -18,6 +18,7 @@
 #include "io/units.h"
 #include "model/named_tensors.h"
 #include "model/unused_tensors.h"
+#include "pipeline/divided_run.h"
 #include "pipeline/footprint.h"
 #include "run_description.h"
 
@@ -265,6 +266,7 @@ RunPlan plan(const Job& job) {
   }
   const Checkpoint& checkpoint = *opened;
   RunShape shape = shape_of(job, checkpoint);
+  if (std::optional<std::string> problem = not_divisible(job)) plan.problems.push_back(std::move(*problem));
   if (!job.windows.defined() && job.recipe.needs_calibration()) plan.problems.push_back(needs_windows(job.recipe));
   check_model(checkpoint, plan);
   check_recipe(config, job.recipe, plan);

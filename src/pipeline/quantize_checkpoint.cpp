@@ -16,11 +16,12 @@
 #include "formats/native/modeling_source.h"
 #include "grid_overrides.h"
 #include "io/hub_cache.h"
-#include "io/run_journal.h"
 #include "io/side_files.h"
 #include "model/named_tensors.h"
 #include "model/quantized_linear.h"
+#include "pipeline/divided_run.h"
 #include "pipeline/run_log.h"
+#include "pipeline/run_output.h"
 #include "run_description.h"
 #include "run_parts.h"
 #include "turns.h"
@@ -46,14 +47,11 @@ class Run {
       : job_(job), options_(job.options), parts_(job, block_options()), turns_(parts_.blocks.passes(), num_blocks()) {}
 
   void write() {
-    const std::vector<std::string> obstacles = find_obstacles(job_);
-    TORCH_CHECK(obstacles.empty(), obstacles.front());
+    RunOutput::check_place(job_);
     TORCH_CHECK(!parts_.device.problem, *parts_.device.problem);
     // Before the writer removes what an earlier process left: that one may still be at work.
-    if (!options_.work_directory.empty()) {
-      journal_.emplace(options_.work_directory, describe_run(job_, checkpoint(), parts_.recipe));
-    }
-    CheckpointWriter writer(job_.output, writer_options(job_));
+    open_journal();
+    RunOutput writer(job_);
     embedding_ = parts_.tables.embedding();
     parts_.start_blocks(embedding_);
     const auto run_start = Clock::now();
@@ -62,7 +60,8 @@ class Run {
     tell(started);
     const int64_t first = journal_ ? journal_->num_steps() : 0;
     for (int64_t turn = 0; turn < first; ++turn) {
-      finish_turn(writer, turn, journal_->step(turn), journal_->notes(turn));
+      const RunJournal::Tensors tensors = journal_->step(turn);
+      finish_turn(writer, turn, tensors, journal_->notes(turn));
     }
     Reached reached = take_up();
     if (first > 0 || reached.step) tell(RunResumed{first, turns_.size(), reached.step ? reached.step->name : ""});
@@ -81,6 +80,15 @@ class Run {
  private:
   const Checkpoint& checkpoint() const { return parts_.model.checkpoint(); }
   const Tensor& windows() const { return job_.windows; }
+  const Shards& shards() const { return parts_.shards; }
+
+  void open_journal() {
+    const bool keeps = !options_.work_directory.empty();
+    if (!keeps && shards().communicator().size == 1) return;
+    const RunJournal::Description description = describe_run(job_, checkpoint(), parts_.recipe);
+    check_same_run(shards().communicator(), description);
+    if (keeps) journal_.emplace(options_.work_directory, description, shards());
+  }
 
   /// What an earlier process did in the block that comes next.
   struct Reached {
@@ -90,7 +98,7 @@ class Run {
   };
 
   void tell(const ProgressEvent& event) const {
-    if (job_.progress) job_.progress(event);
+    if (job_.progress && shards().communicator().is_first()) job_.progress(event);
   }
 
   BlockQuantizer::Options block_options() {
@@ -116,7 +124,7 @@ class Run {
   int64_t num_blocks() const { return parts_.model.config().num_hidden_layers; }
 
   /// @param tensors of the output in the last pass, of the states before
-  void finish_turn(CheckpointWriter& writer, int64_t turn, RunJournal::Tensors tensors, const nlohmann::json& events) {
+  void finish_turn(RunOutput& writer, int64_t turn, RunJournal::Tensors tensors, const nlohmann::json& events) {
     for (const nlohmann::json& event : events) log_ += log_line(event);
     const int64_t block = turns_[turn].block;
     if (block == kWholeModel) {
@@ -148,7 +156,7 @@ class Run {
     block_events_ = std::move(reached.events);
   }
 
-  void take_turn(CheckpointWriter& writer, int64_t turn, Reached reached) {
+  void take_turn(RunOutput& writer, int64_t turn, Reached reached) {
     const auto start = Clock::now();
     const int64_t block = turns_[turn].block;
     const auto seconds = [&] { return reached.seconds + seconds_since(start); };
@@ -288,7 +296,7 @@ class Run {
   }
 
   /// Writes what surrounds the blocks, and says what follows: blocks with the tensors of the first one.
-  void write_surroundings(CheckpointWriter& writer, const RunJournal::Tensors& first_block) {
+  void write_surroundings(RunOutput& writer, const RunJournal::Tensors& first_block) {
     const std::vector<OutputTables::Part> parts = parts_.tables.parts(embedding_);
     std::vector<CheckpointWriter::Expected> expected;
     for (const OutputTables::Part& part : parts) {
@@ -326,7 +334,7 @@ class Run {
   const Job& job_;
   const QuantizeOptions& options_;
   VocabularyTable embedding_;  ///< as the output has it, until it is written
-  std::optional<RunJournal> journal_;
+  std::optional<SharedJournal> journal_;
   std::string log_;  ///< kRunLogFile so far
   nlohmann::json block_events_ = nlohmann::json::array();
   std::map<int64_t, RunJournal::Tensors> states_;  ///< by block, from the pass before

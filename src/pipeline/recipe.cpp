@@ -4,6 +4,7 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <bit>
 #include <concepts>
 #include <type_traits>
 
@@ -38,6 +39,7 @@ const Names kLowRankMethods = {"svd", "l2qer", "qera-approx", "qera-exact", "fbq
 const Names kFbquantStarts = {"qera", "zero", "svd"};
 const Names kTokenWeights = {"uniform", "inverse_energy"};
 
+constexpr int64_t kMaxShards = 1 << 16;
 constexpr at::ScalarType kFactorDtypes[] = {at::kFloat, at::kHalf, at::kBFloat16, at::kChar};
 
 }  // namespace
@@ -176,6 +178,8 @@ void visit_calibration(Visitor& visit, S& recipe) {
   visit.integer("num_samples", recipe.num_samples, 1);
   visit.integer("seq_len", recipe.seq_len, 2);
   visit.dtype("activations_dtype", recipe.activations_dtype, ActivationStorage::kDtypes);
+  // Not among the defaults that are written out: a run of one process says nothing of it.
+  if (!std::is_const_v<S> || recipe.shards != 1) visit.integer("shards", recipe.shards, 1, kMaxShards);
 }
 
 /// The keys of the grid that differ from `weights`.
@@ -279,6 +283,8 @@ Recipe Recipe::from_json(const json& value, const std::string& path) {
     RecipeReader calibration{visit.object.object("calibration"), recipe.grids};
     visit_calibration(calibration, recipe);
     calibration.object.finish();
+    TORCH_CHECK(std::has_single_bit(static_cast<uint64_t>(recipe.shards)), path, ".calibration.shards: got ",
+                recipe.shards, ", expected a power of two");
   }
   visit.object.ignore("calibration");
   std::vector<std::vector<std::string>> step_paths(1);

@@ -12,6 +12,7 @@
 #include "../quant/product.h"
 #include "block_walk.h"
 #include "pipeline/activation_ranges.h"
+#include "pipeline/divided_rounding.h"
 #include "steps.h"
 
 namespace baseq {
@@ -27,8 +28,6 @@ struct Statistics {
   Tensor mean_magnitude;  ///< E|x|; undefined unless the low-rank correction asks for it
   std::optional<InputFactor> factor{};  ///< for GPTQ; see factor_of()
 };
-
-void accumulate(Tensor& sum, const Tensor& term) { sum = sum.defined() ? sum.add_(term) : term.to(at::kDouble); }
 
 /// The sums of `collect` over `total`, the weight of all tokens that counted.
 void finish(Statistics& sums, double total) {
@@ -52,10 +51,12 @@ void finish(Statistics& sums, double total) {
 Statistics collect(Site site, const DecoderLayer& layer, const DecoderLayer& unrounded, const RoundStep& step,
                    const BlockTask& task, BlockWalk& walk) {
   const BlockInputs& inputs = task.inputs;
+  const Shards& shards = inputs.pass.shards;
   Statistics result;
+  WindowSum hessian(shards), cross(shards), mean_magnitude(shards), dropped(shards);
   const bool magnitudes = step.low_rank && step.low_rank->method == LowRank::kL2qer;
-  Tensor dropped = at::zeros({}, task.token_weights.options().dtype(at::kDouble));
-  const int64_t num_tokens = task.token_weights.numel();
+  const int64_t num_windows = shards.num_windows(task.token_weights), seq_len = task.token_weights.size(1);
+  Tensor tokens;  // of this process, [num_windows, seq, features]
   const auto add = [&](int64_t begin, const Tensor& seen) {
     Tensor x = seen.flatten(0, 1), full;
     Tensor weight = task.token_weights.narrow(0, begin, seen.size(0)).reshape({-1, 1});
@@ -63,21 +64,28 @@ Statistics collect(Site site, const DecoderLayer& layer, const DecoderLayer& unr
       full = inputs.full_precision.narrow(0, begin, seen.size(0)).to(inputs.compute());
       full = unrounded.input_of(site, full, inputs.rope).flatten(0, 1);
     }
-    if (const Tensor weights = drop_tokens_not_finite({&x, &full}, weight); weights.defined()) dropped.add_(weights);
-    if (takes_tokens(step, num_tokens, x.size(1))) {
-      if (!result.tokens.defined()) result.tokens = at::empty({num_tokens, x.size(1)}, x.options());
-      const int64_t first = begin * inputs.quantized.size(1);
-      result.tokens.narrow(0, first, x.size(0)).copy_(x).mul_(weight.sqrt());
+    if (const Tensor weights = drop_tokens_not_finite({&x, &full}, weight); weights.defined()) {
+      dropped.add(begin, weights);
+    }
+    if (takes_tokens(step, num_windows * seq_len, x.size(1))) {
+      if (!tokens.defined()) tokens = at::empty({task.token_weights.size(0), seq_len, x.size(1)}, x.options());
+      tokens.narrow(0, begin, seen.size(0)).flatten(0, 1).copy_(x).mul_(weight.sqrt());
       return;
     }
     const bool alike = weight.is_cpu() && weight.eq(1).all().item<bool>();  // elsewhere looking takes longer
     const Tensor weighted = alike ? x : x * weight;
-    accumulate(result.hessian, symmetric_product(weighted, x));
-    if (magnitudes) accumulate(result.mean_magnitude, weighted.abs().sum(0, /*keepdim=*/false, at::kDouble));
-    if (full.defined()) accumulate(result.cross, matrix_product((full - x).t(), weighted));
+    hessian.add(begin, symmetric_product(weighted, x));
+    if (magnitudes) mean_magnitude.add(begin, weighted.abs().sum(0, /*keepdim=*/false, at::kDouble));
+    if (full.defined()) cross.add(begin, matrix_product((full - x).t(), weighted));
   };
   walk.visit(site, layer, add);
-  finish(result, (task.token_weights.sum(at::kDouble) - dropped).item<double>());
+  if (tokens.defined()) result.tokens = shards.all(tokens).flatten(0, 1);
+  result.hessian = hessian.total();
+  result.mean_magnitude = mean_magnitude.total();
+  result.cross = cross.total();
+  const Tensor left_out = dropped.total();
+  const double total = weight_of_all(task.token_weights, shards);
+  finish(result, left_out.defined() ? total - left_out.item<double>() : total);
   return result;
 }
 
@@ -150,14 +158,15 @@ LowRankFactors correction(const Tensor& weight, const QuantizedWeight& codes, co
   return store_factors(found.A, found.B, options.dtype);
 }
 
-/// Rounds one linear of `block`; returns what there is to say about it.
-LinearRounded round_linear_of(OpenBlock& block, const std::string& name, const RoundStep& step, Statistics& statistics,
+/// Rounds one linear of `block`.
+RoundedLinear round_linear_of(OpenBlock& block, const std::string& name, const RoundStep& step, Statistics& statistics,
                               const BlockTask& task) {
   const bool gptq_rounding = step.method == RoundStep::Method::kGptq;
   const bool learned = step.low_rank && step.low_rank->method == LowRank::kFbquant;
   const auto start = std::chrono::steady_clock::now();
   const QuantSpec& spec = *task.grids.weights_of(name);
   const Tensor weight = block.layer().linear(name).weight;
+  RoundedLinear result;
   LinearRounded event{.block = task.place.block, .name = name};
   const auto known = block.state().weights.find(name);
   WeightState state = known == block.state().weights.end() ? WeightState{} : WeightState{.clip = known->second.clip};
@@ -165,24 +174,27 @@ LinearRounded round_linear_of(OpenBlock& block, const std::string& name, const R
     state = round_with_fbquant(weight, step, spec, statistics.hessian, task.seed);
   } else if (gptq_rounding) {
     TORCH_CHECK(!state.clip.defined(), "round: \"gptq\" has no use for learned clips of weights; use \"rtn\"");
-    GptqResult result = gptq(weight, factor_of(statistics, step.gptq), spec, step.gptq);
-    if (result.fell_back_to_rtn) {
-      task.tell(Warning{"block " + std::to_string(event.block) + ", " + name +
-                        ": the Hessian has no Cholesky factor at any damping; rounded to nearest instead"});
+    GptqResult found = gptq(weight, factor_of(statistics, step.gptq), spec, step.gptq);
+    if (found.fell_back_to_rtn) {
+      result.events.push_back(
+          Warning{"block " + std::to_string(event.block) + ", " + name +
+                  ": the Hessian has no Cholesky factor at any damping; rounded to nearest instead"});
     }
-    event.relative_error = result.relative_error;
-    event.damping = result.damping;
-    state.codes = std::move(result.weight);
+    event.relative_error = found.relative_error;
+    event.damping = found.damping;
+    state.codes = std::move(found.weight);
   } else {
     state.codes = round_to_nearest(weight, state.clip, spec, step.gptq);
   }
   if (step.low_rank && !learned) state.low_rank = correction(weight, *state.codes, *step.low_rank, statistics);
+  result.state = state;
   block.round(name, std::move(state));
   if (step.low_rank || !gptq_rounding) {
     event.relative_error = relative_error(weight, block.layer().linear(name), statistics.hessian);
   }
   event.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  return event;
+  result.events.push_back(event);
+  return result;
 }
 
 DecoderLayer with_points(DecoderLayer layer, bool enabled) {
@@ -244,11 +256,14 @@ void apply(const RoundStep& step, OpenBlock& block, const BlockTask& task) {
                   "were alike"});
     }
     all_known = all_known && statistics.known;
+    std::vector<std::string> rounded;
     for (const std::string_view reader : info.readers) {
-      if (!is_rounded(reader)) continue;
-      task.inputs.pass.step();
-      task.tell(round_linear_of(block, std::string(reader), step, statistics, task));
+      if (is_rounded(reader)) rounded.emplace_back(reader);
     }
+    round_divided(rounded, block, task, [&](const std::string& name) {
+      task.inputs.pass.step();
+      return round_linear_of(block, name, step, statistics, task);
+    });
   }
   if (moments && !has_enabled_point(block.layer())) {
     passed.after_attention = walk.after_attention();

@@ -5,16 +5,19 @@
 #include "baseq/tokenizer/token_windows.h"
 #include "grid_overrides.h"
 #include "model/named_tensors.h"
+#include "pipeline/divided_run.h"
 #include "run_description.h"
 
 namespace baseq {
 namespace {
 
-BlockQuantizer::Options with_job(BlockQuantizer::Options options, const Job& job, const DevicePlan& plan) {
+BlockQuantizer::Options with_job(BlockQuantizer::Options options, const Job& job, const Shards& shards,
+                                 const DevicePlan& plan) {
   options.compute = at::TensorOptions().dtype(at::kFloat).device(job.options.device);
   options.storage = {.dtype = job.recipe.activations_dtype,
                      .directory = job.options.activations_directory,
                      .device = plan.streams_on_device ? job.options.device : at::Device(at::kCPU)};
+  options.pass.shards = shards;
   options.seed = job.options.seed;
   return options;
 }
@@ -36,13 +39,14 @@ void check_input(const Job& job) {
 }
 
 RunParts::RunParts(const Job& job, BlockQuantizer::Options options)
-    : recipe(job.recipe),
+    : shards(shards_of(job)),
+      recipe(job.recipe),
       // The residual rotation is merged in float64; otherwise weights are loaded as float32.
       model(stored_model(job),
             {.dtype = recipe.rotates_residual() ? at::kDouble : at::kFloat, .device = job.options.device}),
       dtype(unquantized_dtype(model, recipe)),
       device(plan_device(job, model.config(), shape_of(job, model.checkpoint()))),
-      blocks(model, recipe, job.windows, with_job(std::move(options), job, device)),
+      blocks(model, recipe, job.windows, with_job(std::move(options), job, shards, device)),
       tables(model, recipe, blocks.residual(), dtype) {
   const Tensor& windows = job.windows;
   TORCH_CHECK(windows.defined() || !recipe.needs_calibration(), needs_windows(recipe));

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "block_quantizer.h"
+#include "cluster/shards.h"
 #include "device_plan.h"
 #include "output_tables.h"
 
@@ -26,6 +27,7 @@ struct RunParts {
     blocks.learn_model(pass, state, [this](at::ScalarType products) { return tables.heads(products); });
   }
 
+  Shards shards;
   Recipe recipe;  ///< with the grids of this model
   Model model;
   at::ScalarType dtype;  ///< of what stays unquantized

@@ -23,8 +23,9 @@ class Measured {
  public:
   Measured(Site site, const DecoderLayer& layer, const BlockTask& task)
       : inputs_(task.inputs), of_attention_(site_info(site).attention) {
-    x_ = first_windows(inputs_.full_precision).to(inputs_.compute());
-    weights_ = first_windows(task.token_weights).unsqueeze(-1);
+    const Shards& shards = inputs_.pass.shards;
+    x_ = first_windows(inputs_.full_precision, shards).to(inputs_.compute());
+    weights_ = first_windows(task.token_weights, shards).unsqueeze(-1);
     if (!of_attention_) middle_ = after_attention(layer, x_, inputs_.rope);
     target_ = output(layer);
     seen_ = layer.input_of(site == Site::kValue ? Site::kO : site, x_, inputs_.rope);

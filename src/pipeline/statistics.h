@@ -12,7 +12,12 @@ namespace baseq {
 
 /// What a token counts, [num_samples, seq] with the options `compute`, mean 1 over those that count: the same for all,
 /// or the inverse of its energy in the block's output. Zero where that output is not finite.
-Tensor token_weights(const Tensor& target, Recipe::TokenWeights kind, const at::TensorOptions& compute);
+/// @param target the output for the windows of this process; what is returned is of all windows
+Tensor token_weights(const Tensor& target, Recipe::TokenWeights kind, const at::TensorOptions& compute,
+                     const Shards& shards = {});
+
+/// The sum of the weights of this process' tokens and of those of the others.
+double weight_of_all(const Tensor& weights, const Shards& shards);
 
 /// Takes the tokens that have a value which is not finite in one of `inputs` out of all of them: their values and
 /// weights become zero. On the CPU the tensors stay the same ones where there is none; on other devices nothing is read

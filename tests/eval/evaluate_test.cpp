@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "../cluster/thread_cluster.h"
 #include "../counted_checkpoint.h"
 #include "../tiny_model.h"
 
@@ -183,6 +184,46 @@ TEST(Evaluate, AReferenceThatIsNotFiniteSpoilsOnlyTheComparison) {
   EXPECT_TRUE(std::isfinite(result.perplexity));
   EXPECT_TRUE(std::isnan(result.mean_kl));
   EXPECT_TRUE(std::isnan(result.top1_agreement));
+}
+
+TEST(Evaluate, ProcessesThatShareTheWindowsGetTheResultOfOne) {
+  const TinyCheckpoint tiny({}), other({}, 50);
+  const Tensor windows = test::random_ids({7, 600}, 40, 4);
+  const auto evaluated = [&](const Communicator& communicator) {
+    const Model model(*tiny.checkpoint), original(*other.checkpoint);
+    Reference reference{original};
+    const EvaluateOptions options{.communicator = communicator};
+    evaluate(model, windows, &reference, options);
+    return evaluate(model, windows, &reference, options);  // the reference is known by now
+  };
+  Evaluation alone;
+  test::ThreadCluster(1).run([&](const Communicator& communicator) { alone = evaluated(communicator); });
+  for (const int64_t size : {2, 3, 7}) {
+    test::ThreadCluster(size).run([&](const Communicator& communicator) {
+      const Evaluation shared = evaluated(communicator);
+      EXPECT_EQ(shared.perplexity, alone.perplexity);
+      EXPECT_EQ(shared.mean_kl, alone.mean_kl);
+      EXPECT_EQ(shared.top1_agreement, alone.top1_agreement);
+      EXPECT_EQ(shared.num_tokens, alone.num_tokens);
+    });
+  }
+}
+
+TEST(Evaluate, TheFirstPlaceOfAllProcessesIsNamed) {
+  const TinyShape shape;
+  const TempDirectory directory;
+  auto tensors = test::tiny_tensors(shape, 1);
+  tensors["model.embed_tokens.weight"][7].fill_(INFINITY);
+  test::write_checkpoint(directory / "model", test::tiny_config(shape), tensors);
+  Tensor windows = test::random_ids({4, 8}, 7, 4);
+  windows[2][5] = 7;
+  test::ThreadCluster(3).run([&](const Communicator& communicator) {
+    const Model model{Checkpoint(directory / "model")};
+    const Evaluation result = evaluate(model, windows, nullptr, {.communicator = communicator});
+    EXPECT_NE(result.not_finite.find("in the embedding, first in window 3 of 4"), std::string::npos)
+        << result.not_finite;
+    EXPECT_TRUE(std::isnan(result.perplexity));
+  });
 }
 
 TEST(Evaluate, RefusesWhatItCannotCompare) {

@@ -33,7 +33,7 @@ def test_version(run):
     first, *others = done.stdout.splitlines()
     assert re.fullmatch(r"baseq \d+\.\d+\.\d+", first)
     values = dict(re.split("  +", line) for line in others)
-    assert list(values) == ["LibTorch", "instruction set", "threads", "devices"]
+    assert list(values) == ["LibTorch", "instruction set", "threads", "devices", "MPI"]
     assert values["LibTorch"].startswith(".".join(torch.__version__.split(".")[:2]))
     assert values["threads"] == "1"
     assert "cpu" in values["devices"].split()

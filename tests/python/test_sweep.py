@@ -104,6 +104,47 @@ def test_an_interrupted_sweep_goes_on_where_it_was(sweep, binary, windows, tmp_p
     assert kinds[-1] == "run_finished"
 
 
+def test_jobs_run_side_by_side_and_through_a_launcher(sweep, tmp_path):
+    launcher = tmp_path / "launch"
+    # Ends only when another job of the sweep has begun as well.
+    launcher.write_text("#!/bin/bash\ntouch \"$1/started-$$\"; for i in {1..3000}; do\n"
+                        "(( $(ls \"$1\" | grep -c started) > 1 )) && exec \"${@:2}\"; sleep 0.02; done; exit 3\n")
+    launcher.chmod(0o755)
+    rtn = str(tmp_path / "rtn.json")
+    changes = {"recipes": [rtn, {"recipe": rtn, "name": "rtn-3", "set": {"grids.weights.num_bits": 3}}]}
+    done = sweep(changes, "--parallel", 2, "--launch", f"{launcher} {tmp_path}")
+    assert done.returncode == 0, done.stderr
+    jobs = summary(tmp_path)
+    assert list(jobs) == NAMES[:3]
+    assert [job["status"] for job in jobs.values()] == ["passed"] * 3
+    done = sweep(changes, "--parallel", 3, "--launch", "no-such-launcher")
+    assert done.returncode == 0, "nothing is left to do"
+    done = sweep({"recipes": [{"recipe": rtn, "name": "other"}], "originals": False}, "--launch", "no-such-launcher")
+    assert done.returncode == 1
+    assert "cannot start a process" in done.stderr
+
+
+def test_an_interrupt_reaches_every_job_and_the_sweep_goes_on(sweep, binary, tmp_path):
+    slow = [{"recipe": str(tmp_path / "learned.json"), "name": name, "set": {"steps.9.epochs": 60}} for name in "ab"]
+    changes = {"recipes": slow, "originals": False}
+    sweep(changes, "--list")
+    process = subprocess.Popen([binary, "sweep", str(tmp_path / "sweep.json"), "--threads", "1", "--parallel", "2"],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    logs = [tmp_path / "sweep" / f"tiny_llama_base-{name}-log.jsonl" for name in "ab"]
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not all(log.exists() and "linear_rounded" in log.read_text() for log in logs):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, message = process.communicate()
+    assert process.returncode == 130, message
+    for log in logs:
+        assert "run_finished" not in log.read_text()
+    done = sweep(changes, "--parallel", 2)
+    assert done.returncode == 0, done.stderr
+    for log in logs:
+        assert "run_resumed" in [event["event"] for event in events_of(log)]
+
+
 def test_one_job_of_a_sweep(sweep, tmp_path):
     done = sweep({}, "--only", 1)
     assert done.returncode == 0, done.stderr

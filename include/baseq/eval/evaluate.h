@@ -6,6 +6,7 @@
 #include <limits>
 #include <string>
 
+#include "baseq/cluster/communicator.h"
 #include "baseq/model/model.h"
 
 #pragma GCC visibility push(default)
@@ -27,8 +28,8 @@ struct Evaluation {
 ///     for (const Model& model : models) evaluate(model, windows, &reference);
 struct Reference {
   const Model& model;
-  Tensor windows{},
-      hidden_states{};       ///< of the last evaluation, which fills them: [n, seq_len] and after the last norm
+  Tensor windows{}, hidden_states{};  ///< of the last evaluation, which fills them: [n, seq_len] and after the last
+                                      ///< norm; of several processes the windows of this one
   std::string not_finite{};  ///< of the same, see Evaluation::reference_not_finite
   LoadOptions load{};        ///< of the same
 };
@@ -41,6 +42,9 @@ struct EvaluateOptions {
   /// Gets the logits of every token of every window in order, a few rows at a time: [rows, vocab_size] on the CPU. May
   /// be empty. The results are the same with and without it.
   std::function<void(const Tensor& logits)> logits{};
+  /// Of several processes that share the windows, each of which calls evaluate() with all of them and gets the same
+  /// result, that of one process alone. There are no `logits` then.
+  Communicator communicator{};
 };
 
 /// Perplexity with the standard protocol: each window on its own, the loss of its last seq_len - 1 tokens, mean over

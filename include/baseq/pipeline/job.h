@@ -13,6 +13,7 @@
 #include <variant>
 #include <vector>
 
+#include "baseq/cluster/communicator.h"
 #include "baseq/io/checkpoint.h"
 #include "baseq/model/stored_model.h"
 #include "baseq/pipeline/recipe.h"
@@ -156,6 +157,9 @@ struct QuantizeOptions {
   /// What the work directory holds by then is kept: the blocks before, and this one up to the stage that it has
   /// finished. May be empty.
   std::function<bool()> should_stop{};
+  /// Of several processes that share the work, each of which calls quantize() with the same job. The windows are
+  /// divided as `shards` of the recipe allows. Only the first one writes, and tells of the progress.
+  Communicator communicator{};
 };
 
 /// What to quantize, how, and where the result goes. Everything that plans, measures or quantizes takes one:

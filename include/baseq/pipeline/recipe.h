@@ -213,6 +213,9 @@ struct Recipe {
   int64_t num_samples = 128;                            ///< calibration windows
   int64_t seq_len = 2048;                               ///< tokens per window
   at::ScalarType activations_dtype = at::kFloat;        ///< in which the activation streams are kept between blocks
+  /// Parts of the windows, a power of two: so many processes can share a run. Sums over windows are added part by part
+  /// along one tree, so the result has the same bytes for every number of processes; of 1 and of 8 parts it has not.
+  int64_t shards = 1;
   std::vector<Pass> passes = std::vector<Pass>(1);
 
   /// @param recipe the name of a built-in recipe, else the path of a JSON file. A name means the same in every
