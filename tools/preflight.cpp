@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "defaults.h"
 #include "output_files.h"
 
 namespace baseq::cli {
@@ -55,6 +56,29 @@ void fit(const QuantizeArguments& arguments, PreparedRun& prepared) {
                                        options.tokens_per_batch, format_bytes(fit.choice->bytes));
 }
 
+/// The text that is installed with the program.
+std::string default_calibration(const std::string& model, const Recipe& recipe) {
+  TORCH_CHECK(
+      std::filesystem::exists(std::filesystem::path(model) / "tokenizer.json"), "recipe \"", recipe.name,
+      "\" needs calibration data, and ", model,
+      " has no tokenizer.json for the text that is installed with baseq: pass token ids with --calibration FILE");
+  try {
+    return installed_file(kCalibrationText).string();
+  } catch (const c10::Error& error) {
+    TORCH_CHECK(false, error.what_without_backtrace(), "; pass a text with --calibration FILE");
+  }
+}
+
+/// What the command line leaves to the program.
+void choose_defaults(QuantizeArguments& arguments, std::vector<std::string>& said) {
+  if (arguments.recipe.empty()) {
+    arguments.recipe = kDefaultRecipe;
+    said.push_back(fmt::format(
+        "no --recipe: {}, rotated weights of 4 bits in groups of 64 (baseq recipes lists others)", kDefaultRecipe));
+  }
+  if (arguments.output.empty()) arguments.output = default_output(arguments.model, arguments.recipe);
+}
+
 }  // namespace
 
 Recipe read_recipe(const std::string& recipe, const std::vector<std::string>& overrides) {
@@ -78,8 +102,9 @@ void check_quantize_outputs(const QuantizeArguments& arguments) {
   check_outputs(arguments.common, {{"--log-json", arguments.log, kEventsMark}});
 }
 
-PreparedRun prepare(const QuantizeArguments& arguments) {
+PreparedRun prepare(QuantizeArguments arguments) {
   PreparedRun prepared;
+  choose_defaults(arguments, prepared.defaults);
   Job& job = prepared.job;
   std::vector<std::string> problems;
   // What one step finds wrong does not keep the others from looking.
@@ -99,9 +124,12 @@ PreparedRun prepare(const QuantizeArguments& arguments) {
   const bool has_recipe = attempt([&] { job.recipe = read_recipe(arguments.recipe, arguments.overrides); });
   if (has_recipe) {
     const bool has_windows = attempt([&] {
-      TORCH_CHECK(!arguments.calibration.empty() || !job.recipe.needs_calibration(), "recipe \"", job.recipe.name,
-                  "\" needs calibration data: pass --calibration FILE");
-      if (!arguments.calibration.empty()) job.windows = calibration_windows(arguments.calibration, job);
+      std::string calibration = arguments.calibration;
+      if (calibration.empty() && job.recipe.needs_calibration()) {
+        calibration = default_calibration(arguments.model, job.recipe);
+        prepared.defaults.push_back("no --calibration: windows of Wikipedia articles, installed with baseq");
+      }
+      if (!calibration.empty()) job.windows = calibration_windows(calibration, job);
     });
     // The rest is looked at as if they were there.
     if (!has_windows) job.windows = at::zeros({job.recipe.num_samples, job.recipe.seq_len}, at::kLong);
