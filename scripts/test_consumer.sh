@@ -60,7 +60,13 @@ PKG_CONFIG_PATH=$work/moved/lib/pkgconfig pkg-config --cflags --libs baseq >"$wo
 "${CXX:-c++}" -std=c++20 tests/consumer/*.cpp -o "$work/by-hand" -Wl,-rpath,"$work/moved/lib" \
   @"$work/flags"
 "$work/by-hand" "$work/model" README.md "$work/quantized by hand"
-[[ ! -e $work/moved/bin/baseq ]] || "$work/moved/bin/baseq" --version >/dev/null
+if [[ -e $work/moved/bin/baseq ]]; then
+  "$work/moved/bin/baseq" --version >/dev/null
+  # Its text for calibration moved with it.
+  (cd "$work/empty" && "$work/moved/bin/baseq" quantize "$work/model" --set grids.weights.group_size=32 --set calibration.num_samples=2 \
+    --set calibration.seq_len=32 --quiet && test -e model-w4-gptq/README.md)
+  for file in share/man/man1/baseq-quantize.1 share/bash-completion/completions/baseq share/baseq/README.md; do test -s "$work/moved/$file"; done
+fi
 mv "$work/moved" "$work/prefix"
 
 # expect TEXT NAME: an optional baseq is not found, for this reason, and CMake succeeds.

@@ -10,6 +10,7 @@
 #include "evaluation.h"
 #include "help.h"
 #include "machine_speed.h"
+#include "next_step.h"
 #include "output_files.h"
 #include "progress_display.h"
 #include "resident.h"
@@ -164,6 +165,7 @@ void run(const BenchArguments& arguments) {
   json["multiply_operations_per_second"] = peak > 0 ? nlohmann::json(peak) : nlohmann::json();
   print_results(json);
   write_json(arguments.common, json);
+  say_next(arguments.common.quiet, "baseq generate {} \"Once upon a time\"", shell_word(arguments.model));
 }
 
 }  // namespace

@@ -41,7 +41,7 @@ void add_calibration_options(CLI::App& command, CalibrationArguments& arguments)
   command
       .add_option("--calibration", arguments.files,
                   "Text, .jsonl with \"text\" or \"messages\", or .safetensors with input_ids; - is text from stdin. "
-                  "Several are mixed by their weights (default 1)")
+                  "Several are mixed by their weights (default 1). Default: a text that is installed with baseq")
       ->transform(file_with_weight())
       ->take_all()
       ->allow_extra_args(false);  // what follows may be the model

@@ -11,6 +11,7 @@
 #include <atomic>
 #include <cerrno>
 #include <csignal>
+#include <initializer_list>
 #include <system_error>
 
 #include "stop_signals.h"
@@ -65,11 +66,15 @@ Child& room_for_child() {
   // Killed and not asked: whoever starts the parent again finds the work directory free.
   if (::prctl(PR_SET_PDEATHSIG, SIGKILL) != 0) fail();
   if (::getppid() != parent) ::_exit(127);  // it ended before the line above
-  const int input = ::open("/dev/null", O_RDONLY), output = ::open(log, O_WRONLY | O_CREAT | O_APPEND, 0666);
-  if (input < 0 || output < 0 || ::dup2(input, 0) < 0 || ::dup2(output, 1) < 0 || ::dup2(output, 2) < 0) fail();
-  for (const int descriptor : {input, output}) {
-    if (descriptor > 2) ::close(descriptor);
-  }
+  const auto redirect = [&](int file, std::initializer_list<int> streams) {
+    if (file < 0) fail();
+    for (const int stream : streams) {
+      if (::dup2(file, stream) < 0) fail();
+    }
+    if (file > STDERR_FILENO) ::close(file);
+  };
+  redirect(::open("/dev/null", O_RDONLY), {STDIN_FILENO});
+  if (*log != '\0') redirect(::open(log, O_WRONLY | O_CREAT | O_APPEND, 0666), {STDOUT_FILENO, STDERR_FILENO});
   ::sigprocmask(SIG_SETMASK, &mask, nullptr);
   ::execvp(program, words);
   fail();
@@ -90,7 +95,7 @@ ChildStatus run_self(const std::vector<std::string>& arguments, const std::files
   for (std::string& word : words) pointers.push_back(word.data());
   pointers.push_back(nullptr);
   const auto check = [&](bool done, int error) {
-    TORCH_CHECK(done, "cannot start a process that writes to ", log.string(), ": ",
+    TORCH_CHECK(done, "cannot start a process", log.empty() ? "" : " that writes to " + log.string(), ": ",
                 std::generic_category().message(error));
   };
   std::array<int, 2> failure{};  // closed by exec; what comes through it is why there was none

@@ -77,5 +77,10 @@ void add_update(CLI::App& app);
 void add_recipes(CLI::App& app);
 void add_generate(CLI::App& app);
 void add_bench(CLI::App& app);
+void add_quickstart(CLI::App& app);
+void add_card(CLI::App& app);
+/// Not in the help: what packages install for shells and man, made from the options themselves.
+void add_completions(CLI::App& app);
+void add_manual(CLI::App& app);
 
 }  // namespace baseq::cli

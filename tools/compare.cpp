@@ -7,6 +7,7 @@
 #include "eval/checkpoint_summary.h"
 #include "evaluation.h"
 #include "help.h"
+#include "next_step.h"
 #include "output_files.h"
 #include "started_processes.h"
 #include "text_table.h"
@@ -73,6 +74,9 @@ void run(CompareArguments arguments) {
   print_text("{}", markdown_table(rows, kTextColumns));
   write_json(arguments.common, {{"models", models}});
   if (evaluated) std::for_each(models.begin(), models.end(), check_finite);
+  say_next(arguments.common.quiet, "{}",
+           evaluated ? "baseq report OUT, a page of how one of them came about"
+                     : "the same with --text FILE --reference MODEL: how good they are");
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include "eval/evaluation_memory.h"
 #include "evaluation.h"
 #include "help.h"
+#include "next_step.h"
 #include "output_files.h"
 #include "started_processes.h"
 
@@ -97,6 +98,14 @@ void run(EvalArguments arguments) {
              format_bytes(peak_memory_bytes()));
   write_json(arguments.common, json);
   check_finite(json);
+  const std::string name = shell_word(arguments.model);
+  if (!model.quantization()) {
+    say_next(arguments.common.quiet, "baseq quantize {}", name);
+  } else if (!reference) {
+    say_next(arguments.common.quiet, "the same with --reference MODEL: the distance from the original model");
+  } else {
+    say_next(arguments.common.quiet, "baseq generate {} \"Once upon a time\"", name);
+  }
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include "baseq/formats/open_model.h"
 #include "baseq/pipeline/job.h"
 #include "help.h"
+#include "next_step.h"
 #include "output_files.h"
 #include "printable.h"
 #include "progress_display.h"
@@ -36,6 +37,16 @@ nlohmann::json to_json(const ExportArguments& arguments, const ExportPlan& plan)
   return {{"model", arguments.model},  {"format", arguments.format}, {"dry_run", arguments.dry_run},
           {"bytes", plan.num_bytes()}, {"config", plan.config},      {"tensors", tensors},
           {"notes", plan.notes},       {"warnings", plan.warnings}};
+}
+
+std::string next_after(const ExportArguments& arguments) {
+  if (arguments.dry_run) return "the same command with --output in place of --dry-run";
+  const std::string output = shell_word(arguments.output);
+  if (arguments.format == "gguf") return fmt::format("llama-cli -m {} -p \"Once upon a time\"", output);
+  if (arguments.format == "hf") return fmt::format("AutoModelForCausalLM.from_pretrained(\"{}\")", arguments.output);
+  if (arguments.format == "peft")
+    return fmt::format("PeftModel.from_pretrained(base, \"{}/adapter\")", arguments.output);
+  return "vllm serve " + output;
 }
 
 void run(const ExportArguments& arguments) {
@@ -81,6 +92,7 @@ void run(const ExportArguments& arguments) {
   report["seconds"] = seconds;
   report["peak_memory_bytes"] = peak_memory_bytes();
   write_json(arguments.common, report);
+  say_next(arguments.common.quiet, "{}", next_after(arguments));
 }
 
 }  // namespace

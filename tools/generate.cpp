@@ -15,6 +15,7 @@
 #include "baseq/runtime/session.h"
 #include "evaluation.h"
 #include "help.h"
+#include "next_step.h"
 #include "output_files.h"
 #include "resident.h"
 #include "standard_streams.h"
@@ -225,6 +226,13 @@ nlohmann::json converse(Generator& generator) {
   return turns;
 }
 
+/// A conversation where there may be one, else how fast the model is.
+std::string next_after(const GenerateArguments& arguments) {
+  const std::string model = shell_word(arguments.model);
+  return arguments.chat ? fmt::format("baseq generate {} --chat, a conversation", model)
+                        : fmt::format("baseq bench {}, its tokens a second", model);
+}
+
 void run(GenerateArguments& arguments) {
   check_arguments(arguments);
   check_outputs(arguments.common);
@@ -252,6 +260,9 @@ void run(GenerateArguments& arguments) {
   json["context"] = arguments.generate.context;
   json["peak_memory_bytes"] = peak_memory_bytes();
   write_json(arguments.common, json);
+  if (!arguments.is_conversation()) {
+    say_next(arguments.common.quiet, "{}", next_after(arguments));
+  }
 }
 
 void add_text_options(CLI::App& command, GenerateArguments& arguments) {

@@ -30,25 +30,9 @@ std::string row(const std::string& left, const std::string& right) {
   return text + "\n";
 }
 
-/// The placeholder for the value of an option: FILE, N, ram|disk. CLI11 has "TEXT:FILE", "INT:INT in [1 - 4096]",
-/// "TEXT:{ram,disk}".
-std::string value_name(const CLI::Option& option) {
-  if (option.get_type_size() == 0) return "";
-  std::string name = option.get_type_name();
-  const size_t colon = name.find(':');
-  const std::string check = colon == name.npos ? "" : name.substr(colon + 1);
-  if (colon != name.npos) name = check.find(" in [") == check.npos ? check : name.substr(0, colon);
-  if (name == "INT") name = "N";
-  if (name.starts_with('{')) name = name.substr(1, name.size() - 2);
-  std::replace(name.begin(), name.end(), ',', '|');
+std::string value_suffix(const CLI::Option& option) {
+  const std::string name = value_name(option);
   return name.empty() ? "" : " " + name;
-}
-
-std::string describe(const CLI::Option& option) {
-  const std::string& value = option.get_default_str();
-  const bool required = option.get_required() && !option.get_positional();
-  return option.get_description() + (value.empty() ? "" : " (default: " + value + ")") +
-         (required ? " (required)" : "");
 }
 
 using Filter = std::function<bool(const CLI::Option*)>;
@@ -58,13 +42,32 @@ std::string section(const CLI::Formatter& formatter, const CLI::App& app, const 
   std::string rows;
   for (const CLI::Option* option : app.get_options(filter)) {
     const bool positional = option->get_positional();
-    rows += row(formatter.make_option_name(option, positional) + (positional ? "" : value_name(*option)),
+    rows += row(formatter.make_option_name(option, positional) + (positional ? "" : value_suffix(*option)),
                 describe(*option));
   }
   return rows.empty() ? "" : "\n" + title + ":\n" + rows;
 }
 
 }  // namespace
+
+std::string value_name(const CLI::Option& option) {
+  if (option.get_type_size() == 0) return "";
+  std::string name = option.get_type_name();
+  const size_t colon = name.find(':');
+  const std::string check = colon == name.npos ? "" : name.substr(colon + 1);
+  if (colon != name.npos) name = check.find(" in [") == check.npos ? check : name.substr(0, colon);
+  if (name == "INT") name = "N";
+  if (name.starts_with('{')) name = name.substr(1, name.size() - 2);
+  std::replace(name.begin(), name.end(), ',', '|');
+  return name;
+}
+
+std::string describe(const CLI::Option& option) {
+  const std::string& value = option.get_default_str();
+  const bool required = option.get_required() && !option.get_positional();
+  return option.get_description() + (value.empty() ? "" : " (default: " + value + ")") +
+         (required ? " (required)" : "");
+}
 
 std::string HelpFormatter::make_option_name(const CLI::Option* option, bool is_positional) const {
   std::string name = option->get_name(is_positional, !is_positional);
@@ -84,7 +87,7 @@ std::string HelpFormatter::make_help(const CLI::App* app, std::string name, CLI:
   }
   std::string commands;
   for (const CLI::App* command : app->get_subcommands([](const CLI::App*) { return true; })) {
-    commands += row(command->get_name(), command->get_description());
+    if (!command->get_group().empty()) commands += row(command->get_name(), command->get_description());
   }
   if (!commands.empty()) text += "\nCommands:\n" + commands;
   return text + (app->get_footer().empty() ? "" : "\n" + app->get_footer() + "\n");

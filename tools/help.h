@@ -13,6 +13,13 @@ class HelpFormatter : public CLI::Formatter {
   std::string make_option_name(const CLI::Option* option, bool is_positional) const override;
 };
 
+/// The placeholder for the value of an option: FILE, N, ram|disk; empty for a flag. CLI11 has "TEXT:FILE", "INT:INT in
+/// [1 - 4096]", "TEXT:{ram,disk}".
+std::string value_name(const CLI::Option& option);
+
+/// What an option is for, with its default.
+std::string describe(const CLI::Option& option);
+
 /// From here on the options that are added to `command` belong to a group of its help.
 void begin_group(CLI::App& command, const std::string& name);
 

@@ -8,6 +8,7 @@
 #include "evaluation.h"
 #include "help.h"
 #include "io/dtype_name.h"
+#include "next_step.h"
 #include "output_files.h"
 
 namespace baseq::cli {
@@ -110,6 +111,12 @@ void run(const InspectArguments& arguments) {
                                 {"bits_by_linear", bits_by_linear},
                                 {"tensors", tensors},
                                 {"unused_tensors", model.unused_names()}});
+  const std::string name = shell_word(arguments.model);
+  if (model.quantization()) {
+    say_next(false, "baseq generate {} \"Once upon a time\"", name);
+  } else {
+    say_next(false, "baseq quantize {}", name);
+  }
 }
 
 }  // namespace

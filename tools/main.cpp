@@ -72,6 +72,10 @@ int run(int argc, char** argv) {
   baseq::cli::add_sweep(app);
   baseq::cli::add_update(app);
   baseq::cli::add_recipes(app);
+  baseq::cli::add_quickstart(app);
+  baseq::cli::add_card(app);
+  baseq::cli::add_completions(app);
+  baseq::cli::add_manual(app);
   app.footer("baseq COMMAND --help shows the options of a command.");
   for (CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
     command->get_help_ptr()->group("");

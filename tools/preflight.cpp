@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "defaults.h"
 #include "output_files.h"
 
 namespace baseq::cli {
@@ -57,6 +58,29 @@ void fit(const QuantizeArguments& arguments, PreparedRun& prepared) {
                                        options.tokens_per_batch, format_bytes(fit.choice->bytes));
 }
 
+/// The text that is installed with the program.
+std::string default_calibration(const std::string& model, const Recipe& recipe) {
+  TORCH_CHECK(
+      std::filesystem::exists(std::filesystem::path(model) / "tokenizer.json"), "recipe \"", recipe.name,
+      "\" needs calibration data, and ", model,
+      " has no tokenizer.json for the text that is installed with baseq: pass token ids with --calibration FILE");
+  try {
+    return installed_file(kCalibrationText).string();
+  } catch (const c10::Error& error) {
+    TORCH_CHECK(false, error.what_without_backtrace(), "; pass a text with --calibration FILE");
+  }
+}
+
+/// What the command line leaves to the program.
+void choose_defaults(QuantizeArguments& arguments, std::vector<std::string>& said) {
+  if (arguments.recipe.empty()) {
+    arguments.recipe = kDefaultRecipe;
+    said.push_back(fmt::format(
+        "no --recipe: {}, rotated weights of 4 bits in groups of 64 (baseq recipes lists others)", kDefaultRecipe));
+  }
+  if (arguments.output.empty()) arguments.output = default_output(arguments.model, arguments.recipe);
+}
+
 }  // namespace
 
 Recipe read_recipe(const std::string& recipe, const std::vector<std::string>& overrides) {
@@ -80,8 +104,9 @@ void check_quantize_outputs(const QuantizeArguments& arguments) {
   check_outputs(arguments.common, {{"--log-json", arguments.log, kEventsMark}});
 }
 
-PreparedRun prepare(const QuantizeArguments& arguments) {
+PreparedRun prepare(QuantizeArguments arguments) {
   PreparedRun prepared;
+  choose_defaults(arguments, prepared.defaults);
   Job& job = prepared.job;
   std::vector<std::string> problems;
   // What one step finds wrong does not keep the others from looking.
@@ -101,10 +126,13 @@ PreparedRun prepare(const QuantizeArguments& arguments) {
   const bool has_recipe = attempt([&] { job.recipe = read_recipe(arguments.recipe, arguments.overrides); });
   if (has_recipe) {
     const bool has_windows = attempt([&] {
-      TORCH_CHECK(!arguments.calibration.empty() || !job.recipe.needs_calibration(), "recipe \"", job.recipe.name,
-                  "\" needs calibration data: pass --calibration FILE");
-      if (arguments.calibration.empty()) return;
-      CalibrationWindows read = read_calibration(calibration_data(arguments.calibration), job);
+      CalibrationArguments calibration = arguments.calibration;
+      if (calibration.empty() && job.recipe.needs_calibration()) {
+        calibration.files.push_back(default_calibration(arguments.model, job.recipe));
+        prepared.defaults.push_back("no --calibration: windows of Wikipedia articles, installed with baseq");
+      }
+      if (calibration.empty()) return;
+      CalibrationWindows read = read_calibration(calibration_data(calibration), job);
       job.windows = std::move(read.windows);
       prepared.calibration = std::move(read.files);
     });

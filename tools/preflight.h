@@ -30,13 +30,14 @@ struct PreparedRun {
   RunPlan plan{};
   std::vector<CalibrationRead> calibration{};  ///< what was read; empty for a run that goes on
   std::string memory_choice{};                 ///< what --memory led to, a sentence; empty without it
+  std::vector<std::string> defaults{};         ///< what the program chose, each a sentence
 };
 
 /// Checks the files of --json and --log-json, see check_outputs().
 void check_quantize_outputs(const QuantizeArguments& arguments);
 
 /// Throws c10::Error with everything that was found wrong, not the first only.
-PreparedRun prepare(const QuantizeArguments& arguments);
+PreparedRun prepare(QuantizeArguments arguments);
 
 /// One error for several problems: the sentence itself when there is one.
 [[noreturn]] void throw_problems(const std::vector<std::string>& problems);

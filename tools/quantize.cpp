@@ -6,8 +6,10 @@
 
 #include "baseq/pipeline/job.h"
 #include "commands.h"
+#include "defaults.h"
 #include "event_log.h"
 #include "help.h"
+#include "next_step.h"
 #include "output_files.h"
 #include "pipeline/run_log.h"
 #include "preflight.h"
@@ -67,10 +69,10 @@ void say(const QuantizeArguments& arguments, const PreparedRun& prepared) {
                  arguments.recipe);
   }
   for (const std::string& warning : prepared.plan.warnings) spdlog::warn("{}", warning);
-  if (!arguments.common.quiet) {
-    for (const CalibrationRead& read : prepared.calibration) spdlog::info("{}", describe_read(read));
-  }
-  if (!prepared.memory_choice.empty() && !arguments.common.quiet) spdlog::info("{}", prepared.memory_choice);
+  if (arguments.common.quiet) return;
+  for (const std::string& choice : prepared.defaults) spdlog::info("{}", choice);
+  for (const CalibrationRead& read : prepared.calibration) spdlog::info("{}", describe_read(read));
+  if (!prepared.memory_choice.empty()) spdlog::info("{}", prepared.memory_choice);
 }
 
 /// What a process does that is not the first one of its run: it works, and reports nothing.
@@ -99,6 +101,7 @@ void run(QuantizeArguments arguments) {
   say(arguments, prepared);
   if (arguments.dry_run) {
     print_plan(arguments, prepared, estimate_seconds(job));
+    say_next(arguments.common.quiet, "the same command without --dry-run");
     return;
   }
   if (!options.activations_directory.empty()) std::filesystem::create_directories(options.activations_directory);
@@ -135,6 +138,10 @@ void run(QuantizeArguments arguments) {
                                 {"peak_memory_bytes", peak_memory_bytes()},
                                 {"output_bytes", bytes},
                                 {"blocks", describe_blocks(read_run_log(job.output / kRunLogFile))}});
+  const std::string output = shell_word(job.output.string());
+  say_next(arguments.common.quiet,
+           "baseq generate {} \"Once upon a time\"  or  baseq eval {} --text FILE --reference {}", output, output,
+           shell_word(std::get<std::filesystem::path>(job.model).string()));
 }
 
 }  // namespace
@@ -145,7 +152,10 @@ void add_quantize(CLI::App& app) {
   command->add_option("model", arguments->model, "Checkpoint directory, or org/name in the local Hugging Face cache")
       ->transform(checkpoint_directory());
   begin_group(*command, "Method and data");
-  command->add_option("--recipe", arguments->recipe, "Name of a built-in recipe (baseq recipes lists them), or a file")
+  command
+      ->add_option(
+          "--recipe", arguments->recipe,
+          fmt::format("Name of a built-in recipe (baseq recipes lists them), or a file (default: {})", kDefaultRecipe))
       ->transform(recipe_name());
   command
       ->add_option("--set", arguments->overrides,
@@ -153,7 +163,8 @@ void add_quantize(CLI::App& app) {
       ->type_name("KEY=VALUE");
   add_calibration_options(*command, arguments->calibration);
   begin_group(*command, "Output");
-  command->add_option("--output", arguments->output, "Directory of the quantized checkpoint")->type_name("DIR");
+  command->add_option("--output", arguments->output, "Directory of the quantized checkpoint (default: MODEL-RECIPE)")
+      ->type_name("DIR");
   command->add_flag("--force", arguments->force, "Replace an existing output directory that baseq wrote");
   command->add_option("--shard-size", arguments->shard_megabytes, "Largest shard in MiB")
       ->type_name("MIB")
@@ -190,6 +201,7 @@ void add_quantize(CLI::App& app) {
   add_common_options(*command, arguments->common, {.device = true, .threads = true, .seed = true, .quiet = true});
   command->footer(
       "Examples:\n"
+      "  baseq quantize MODEL\n"
       "  baseq quantize MODEL --recipe gptq-w4a16-g64 --calibration text.txt --output out\n"
       "  baseq quantize MODEL --recipe rtn-w4a16 --set grids.weights.group_size=32 --output out\n"
       "  baseq quantize MODEL --recipe baseq-w4a4kv4 --calibration text.txt --output out --dry-run");
@@ -202,8 +214,7 @@ void add_quantize(CLI::App& app) {
   command->callback([arguments] {
     if (arguments->resume.empty()) {
       if (arguments->model.empty()) throw CLI::RequiredError("model");
-      if (arguments->recipe.empty()) throw CLI::RequiredError("--recipe");
-      if (arguments->output.empty()) throw CLI::RequiredError("--output");
+      if (arguments->recipe == "/dev/stdin" && arguments->output.empty()) throw CLI::RequiredError("--output");
     }
     run(*arguments);
   });

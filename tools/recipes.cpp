@@ -9,6 +9,7 @@
 #include "baseq/export/export_checkpoint.h"
 #include "baseq/pipeline/recipe.h"
 #include "help.h"
+#include "next_step.h"
 #include "output_files.h"
 
 namespace baseq::cli {
@@ -95,6 +96,7 @@ void run(const RecipesArguments& arguments) {
   for (const BuiltInRecipe& recipe : built_in_recipes()) recipes.push_back(describe(recipe));
   print_list(recipes);
   write_json(arguments.common, {{"recipes", recipes}});
+  say_next(false, "baseq quantize MODEL --recipe NAME");
 }
 
 CLI::Validator built_in_recipe() {

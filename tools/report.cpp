@@ -5,9 +5,11 @@
 #include <memory>
 
 #include "baseq/formats/open_model.h"
+#include "eval_results.h"
 #include "help.h"
 #include "io/hub_cache.h"
 #include "io/json_object.h"
+#include "next_step.h"
 #include "output_files.h"
 
 namespace baseq::cli {
@@ -19,22 +21,6 @@ struct ReportArguments {
   std::string model, output, log;
   std::vector<std::string> results;
 };
-
-bool is_result(const nlohmann::json& value) {
-  return value.is_object() && value.contains("perplexity") && value.contains("model") && value["model"].is_string();
-}
-
-/// What `eval --json` or `compare --json` wrote; empty for any other JSON.
-std::vector<nlohmann::json> results_in(const nlohmann::json& written) {
-  if (is_result(written)) return {written};
-  std::vector<nlohmann::json> found;
-  if (written.is_object() && written.contains("models") && written["models"].is_array()) {
-    for (const nlohmann::json& model : written["models"]) {
-      if (is_result(model)) found.push_back(model);
-    }
-  }
-  return found;
-}
 
 /// Results of the checkpoint called `name` in the files DIRECTORY-*.json of `folder`.
 std::vector<nlohmann::json> results_in_folder(const fs::path& folder, const std::string& name) {
@@ -75,13 +61,13 @@ void run(const ReportArguments& arguments) {
   if (!arguments.log.empty() || fs::exists(log)) report.run = read_run_log(log);
   if (arguments.results.empty()) report.results = results_in_folder(folder, name);
   for (const std::string& file : arguments.results) {
-    std::vector<nlohmann::json> found = results_in(read_json_file(file));
-    TORCH_CHECK(!found.empty(), file, ": holds no results; expected what eval --json or compare --json writes");
+    const std::vector<nlohmann::json> found = read_results(file);
     report.results.insert(report.results.end(), found.begin(), found.end());
   }
   check_output_file(page.option, page.path, page.mark);
   write_output_file(output, html_report(report));
   print_text("{}\n", output.string());
+  say_next(false, "open {} in a browser", output.string());
 }
 
 }  // namespace

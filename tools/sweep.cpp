@@ -18,6 +18,7 @@
 #include "io/json_object.h"
 #include "io/lock_file.h"
 #include "io/run_journal.h"
+#include "next_step.h"
 #include "output_files.h"
 #include "preflight.h"
 #include "stop_signals.h"
@@ -324,6 +325,9 @@ void run(const SweepArguments& arguments) {
   write_json(arguments.common, {{"jobs", jobs}});
   if (stop_requested()) throw Interrupted("stopped; the same command goes on");
   TORCH_CHECK(num_failed == 0, num_failed, " of ", jobs.size(), " jobs failed; the same command tries them again");
+  const auto quantized = std::ranges::find_if(chosen, [](const SweepJob& job) { return !job.recipe.empty(); });
+  if (quantized == chosen.end()) return;
+  say_next(arguments.common.quiet, "baseq report {}", shell_word((plan.output / quantized->name).string()));
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include "baseq/io/checkpoint.h"
 #include "baseq/tokenizer/token_windows.h"
 #include "help.h"
+#include "next_step.h"
 #include "output_files.h"
 
 namespace baseq::cli {
@@ -42,6 +43,7 @@ void run(const TokenizeArguments& arguments) {
                                 {"num_tokens", num_tokens},
                                 {"shape", std::vector<int64_t>(ids.sizes().begin(), ids.sizes().end())},
                                 {"seconds", seconds}});
+  say_next(false, "baseq eval {} --tokens {}", shell_word(arguments.model), shell_word(arguments.output));
 }
 
 }  // namespace

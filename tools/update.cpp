@@ -6,6 +6,7 @@
 #include "formats/native/modeling_source.h"
 #include "formats/update_modeling.h"
 #include "help.h"
+#include "next_step.h"
 #include "output_files.h"
 
 namespace baseq::cli {
@@ -21,6 +22,7 @@ void run(const std::string& model) {
         "{{\"AutoModelForCausalLM\": \"{}\"}}",
         model, kModelingClass);
   }
+  say_next(false, "AutoModelForCausalLM.from_pretrained(\"{}\", trust_remote_code=True) in Python", model);
 }
 
 }  // namespace

@@ -69,15 +69,6 @@ double bits_per_weight(const StoredModel& model) {
   return all.per_weight();
 }
 
-std::string describe(const std::optional<QuantSpec>& spec) {
-  if (!spec) return "full precision";
-  const char* strategies[] = {"tensor", "channel", "group", "token"};
-  std::string text = fmt::format("{} bits, {}, per {}", spec->num_bits, spec->symmetric ? "symmetric" : "asymmetric",
-                                 strategies[static_cast<size_t>(spec->strategy)]);
-  if (spec->strategy == Strategy::kGroup) text += fmt::format(" of {}", spec->group_size);
-  return text;
-}
-
 std::string describe_online(const Model& model) {
   std::vector<std::pair<std::string, std::vector<std::string_view>>> found;  // kinds and the sites that have them
   for (const SiteInfo& info : sites()) {

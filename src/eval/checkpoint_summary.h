@@ -7,11 +7,9 @@
 #include <vector>
 
 #include "baseq/model/model.h"
+#include "quant/describe_spec.h"
 
 namespace baseq {
-
-/// "4 bits, symmetric, per group of 64", or "full precision".
-std::string describe(const std::optional<QuantSpec>& spec);
 
 /// What a linear takes in a checkpoint: codes, scales, zero points, padding and low-rank corrections, not its bias.
 struct StoredBits {

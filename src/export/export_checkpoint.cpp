@@ -9,11 +9,14 @@
 #include <set>
 
 #include "formats/export_source.h"
+#include "formats/model_card.h"
 #include "formats/native/modeling_source.h"
 #include "io/apart.h"
 #include "io/files.h"
+#include "io/hub_cache.h"
 #include "io/output_file.h"
 #include "io/side_files.h"
+#include "io/units.h"
 #include "model/unused_tensors.h"
 #include "pipeline/run_description.h"
 #include "pipeline/run_log.h"
@@ -24,8 +27,6 @@ namespace {
 /// In the order of ExportFormat.
 const std::vector<std::string> kFormats = {"hf", "compressed-tensors", "gptq", "awq", "peft", "gguf"};
 
-constexpr const char* kReadme = "README.md";
-constexpr size_t kMaxReadmeBytes = size_t{64} << 20;
 /// What a native checkpoint has and no export keeps.
 const std::set<std::string> kOwnFiles = {kModelingFile, kRunLogFile};
 
@@ -66,13 +67,34 @@ SideFiles side_files(const Checkpoint& checkpoint, const ExportPlan& plan) {
   return find_side_files(checkpoint.path(), config, kOwnFiles);
 }
 
-/// Its README.md and an empty line; "" where it has none that may be copied.
-std::string source_readme(const Checkpoint& checkpoint, const ExportPlan& plan) {
-  for (const SideFiles::File& file : side_files(checkpoint, plan).copied) {
-    if (file.name != kReadme) continue;
-    return read_file("export", file.from, kMaxReadmeBytes) + "\n";
-  }
-  return "";
+/// How a directory of the plan's format is loaded.
+std::string how_to_run(const std::string& method, bool adapter) {
+  std::string text = "## Run it\n\nMODEL is this directory, or its name on the Hub.\n\n";
+  if (!method.empty()) text += "```bash\nvllm serve MODEL\n```\n\n";
+  text +=
+      "```python\nfrom transformers import AutoModelForCausalLM\nmodel = AutoModelForCausalLM.from_pretrained(MODEL, "
+      "dtype=\"auto\")\n";
+  if (adapter) text += "from peft import PeftModel\nmodel = PeftModel.from_pretrained(model, f\"{MODEL}/adapter\")\n";
+  return text + "```\n";
+}
+
+/// The card of the directory, and what the format has to say below it; empty where the source's own is too long to
+/// join.
+std::string readme_of_export(const Checkpoint& checkpoint, const ExportPlan& plan) {
+  const SideFiles files = side_files(checkpoint, plan);
+  if (has_long_readme(files)) return plan.readme.empty() ? "" : readme_of(files) + "\n" + plan.readme;
+  const auto quantization = plan.config.find("quantization_config");
+  const std::string method =
+      quantization == plan.config.end() ? "" : quantization->value("quant_method", std::string());
+  const bool adapter =
+      std::ranges::any_of(plan.tensors, [](const PlannedTensor& tensor) { return !tensor.file.empty(); });
+  ModelCard card{.source = model_name(checkpoint.path()), .base_model = name_on_hub(checkpoint)};
+  card.title = method.empty() ? "dequantized" : "as " + method;
+  if (!method.empty()) card.tags.push_back(method);
+  card.facts.emplace_back("format", method.empty() ? "dequantized weights" : method);
+  card.facts.emplace_back("size", format_bytes(plan.num_bytes()));
+  card.sections = how_to_run(method, adapter) + (plan.readme.empty() ? "" : "\n" + plan.readme);
+  return card_text(card, readme_of(files));
 }
 
 /// Bytes on the disk: of tensors, their entries in headers and index, configuration and side files.
@@ -164,7 +186,9 @@ void write_export(const Checkpoint& checkpoint, const ExportPlan& plan, const st
     if (progress) progress(i + 1, total);
   }
   for (const auto& [name, content] : plan.files) writer.write_file(name, content);
-  if (!plan.readme.empty()) writer.write_file(kReadme, source_readme(checkpoint, plan) + plan.readme);
+  if (const std::string readme = readme_of_export(checkpoint, plan); !readme.empty()) {
+    writer.write_file(kCardFile, readme);
+  }
   // What lies beside a file of a model need not belong to it.
   if (checkpoint.directory() == checkpoint.path()) writer.copy_side_files(checkpoint.path(), kOwnFiles);
   writer.finish(plan.config, [&](const Checkpoint& written) {

@@ -8,6 +8,7 @@
 #include <array>
 #include <fstream>
 
+#include "closest_word.h"
 #include "files.h"
 #include "strict_json.h"
 
@@ -148,9 +149,12 @@ void JsonObject::finish() const {
   for (const auto& [key, value] : value_.items()) {
     if (!asked_.contains(key) && ++count <= kMaxNamed) unknown.push_back(shortened(key, 200));
   }
-  TORCH_CHECK(count == 0, path_, ": unknown key \"", fmt::format("{}", fmt::join(unknown, "\", \"")), "\"",
+  if (count == 0) return;
+  const std::string closest = closest_word(unknown.front(), {asked_.begin(), asked_.end()});
+  TORCH_CHECK(false, path_, ": unknown key \"", fmt::format("{}", fmt::join(unknown, "\", \"")), "\"",
               count > kMaxNamed ? fmt::format(" and {} more", count - kMaxNamed) : "", "; known are \"",
-              fmt::format("{}", fmt::join(asked_, "\", \"")), "\"");
+              fmt::format("{}", fmt::join(asked_, "\", \"")), "\"",
+              closest.empty() ? "" : fmt::format("; did you mean \"{}\"?", closest));
 }
 
 json read_json_file(const std::string& path) {

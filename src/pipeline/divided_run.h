@@ -14,7 +14,7 @@ namespace baseq {
 // What a run of several processes needs besides the work on blocks. One process alone passes through all of it as if it
 // were not there.
 
-/// Why the processes of a job cannot share it, a sentence; nothing where they can.
+/// Why a job cannot be divided as its recipe says, and among its processes: a sentence; nothing where it can.
 std::optional<std::string> not_divisible(const Job& job);
 
 /// The windows of this process. Throws c10::Error with not_divisible().

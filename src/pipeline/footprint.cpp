@@ -20,7 +20,7 @@ using StepKind = TransformStep::Kind;
 
 constexpr int64_t kFloatBytes = 4, kDoubleBytes = 8, kLongBytes = 8;
 /// What a tensor takes in the header of its file, what the log says of a block, and the files that every output has.
-constexpr int64_t kHeaderBytes = 128, kLogBytes = 4096, kFilesBytes = 32 << 10;
+constexpr int64_t kHeaderBytes = 128, kLogBytes = 4096, kFilesBytes = 40 << 10;
 /// Copies of a matrix while a step learns its rotation: the leaf with its gradient and the optimizer's two moments, the
 /// matrices of the Cayley map, and the gradients of those.
 constexpr int64_t kLearnedCopies = 12;

@@ -12,6 +12,7 @@
 #include "baseq/model/model.h"
 #include "baseq/pipeline/job.h"
 #include "baseq/tokenizer/token_windows.h"
+#include "formats/model_card.h"
 #include "formats/native/config.h"
 #include "formats/native/modeling_source.h"
 #include "grid_overrides.h"
@@ -25,6 +26,7 @@
 #include "run_description.h"
 #include "run_parts.h"
 #include "turns.h"
+#include "write_card.h"
 
 namespace baseq {
 namespace {
@@ -72,6 +74,8 @@ class Run {
     }
     if (has_modeling_file()) writer.write_file(kModelingFile, modeling_source());
     writer.write_file(kRunLogFile, log_);
+    const std::string card = quantized_card(checkpoint(), job_.recipe, job_.windows, has_modeling_file());
+    if (!card.empty()) writer.write_file(kCardFile, card);
     writer.copy_side_files(checkpoint().path());
     writer.finish(output_config());
     tell(RunFinished{seconds_since(run_start)});

@@ -13,6 +13,7 @@
 #include "html.h"
 #include "io/hub_cache.h"
 #include "io/units.h"
+#include "report/verdict.h"
 #include "report/whole_model.h"
 #include "report_style.h"
 #include "svg_chart.h"
@@ -111,6 +112,12 @@ std::vector<double> values_of(const RunRecord& run, Member member, NameOf name_o
 
 constexpr auto kNameOf = [](const auto& item) { return item.name; };
 constexpr auto kStageOf = [](const auto& item) { return item.stage; };
+
+std::string verdict_section(const Report& report) {
+  std::string html = "<p>";
+  for (const std::string& sentence : verdict(report)) html += escape_html(sentence) + "\n";
+  return html + "</p>\n";
+}
 
 std::string model_section(const Report& report) {
   const CheckpointSummary& summary = report.summary;
@@ -383,9 +390,10 @@ std::string html_report(const Report& report) {
       "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
       "<title>{} &#8211; baseq report</title>\n<style>{}</style>\n</head>\n<body>\n<h1>{}</h1>\n",
       title, kReportStyle, title);
-  html += model_section(report) + warnings_section(report.run) + results_section(report) + blocks_section(report.run) +
-          whole_model_section(report.run) + bits_section(report.summary) + linears_section(report.run) +
-          activations_section(report.run) + clips_section(report.run) + recipe_section(report.config);
+  html += verdict_section(report) + model_section(report) + warnings_section(report.run) + results_section(report) +
+          blocks_section(report.run) + whole_model_section(report.run) + bits_section(report.summary) +
+          linears_section(report.run) + activations_section(report.run) + clips_section(report.run) +
+          recipe_section(report.config);
   if (report.run.blocks.empty()) {
     html += fmt::format("<p>The checkpoint has no {}: of its run nothing more is known.</p>\n", kRunLogFile);
   }

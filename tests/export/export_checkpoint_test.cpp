@@ -156,7 +156,7 @@ TEST_F(Export, OnlineTransformsAreWrittenWithTheirMatrixAndTheirWarning) {
   const Tensor x = test::random_normal({3, 48}, 5, at::kFloat);
   EXPECT_LT(test::relative_error(at::matmul(x, matrix) / std::sqrt(48.0), hadamard_transform(x)), 1e-6);
   const std::string readme = test::read_bytes(directory / "out/README.md");
-  EXPECT_TRUE(readme.starts_with("# A model\n"));
+  EXPECT_TRUE(readme.starts_with("---\n") && readme.ends_with("# A model\n")) << readme;
   EXPECT_NE(readme.find("garbage"), std::string::npos);
 }
 

@@ -59,7 +59,8 @@ def test_threads_that_wait_do_not_spin_for_long(binary, tmp_path):
     assert spin_counts(GOMP_SPINCOUNT="77") == [77]
 
 
-COMMANDS = ["quantize", "eval", "generate", "bench", "export", "inspect", "tokenize", "report", "compare", "sweep", "update", "recipes"]
+COMMANDS = ["quantize", "eval", "generate", "bench", "export", "inspect", "tokenize", "report", "compare", "sweep",
+            "update", "recipes", "quickstart", "card"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -110,7 +111,7 @@ def test_options_that_another_one_makes_meaningless_are_refused(run, arguments):
 @pytest.mark.parametrize("arguments", [
     [],
     ["nonsense"],
-    ["quantize", TINY],
+    ["quantize"],
     ["quantize", TINY, "--recipe", "no/such/file.json", "--output", "out"],
     ["eval", "no/such/directory", "--tokens", "x"],
     ["inspect", TINY, "--no-such-option"],

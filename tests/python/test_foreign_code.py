@@ -70,7 +70,7 @@ def load(folder: Path, tmp_path: Path) -> str:
 def test_no_code_of_the_source_runs(run, hostile, recipe, tmp_path):
     executed = tmp_path / "executed"
     out, dense = tmp_path / "out", tmp_path / "dense"
-    done = run("quantize", hostile, "--recipe", recipe, "--output", out, "--dry-run")
+    done = run("quantize", hostile, "--recipe", recipe, "--output", out, "--dry-run", "--quiet")
     for part in ("evil.py", "optimizer.pt", "custom_generate", "tokenizer_config.json: auto_map", "config.json: auto_map",
                  "config.json: custom_pipelines", "preprocessor_config.json: auto_map"):
         assert part in done.stderr, part

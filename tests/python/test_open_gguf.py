@@ -144,7 +144,7 @@ def test_codes_of_a_file_are_exported_again(exported, export, tmp_path):
     export(alone / "first.gguf", "compressed-tensors", tmp_path / "ct", "--dtype", "float16")
     quantization = json.loads((tmp_path / "ct" / "config.json").read_text())["quantization_config"]
     assert quantization["config_groups"]["group_0"]["weights"]["group_size"] == 32
-    assert {path.name for path in (tmp_path / "ct").iterdir()} == {"config.json", "model.safetensors"}
+    assert {path.name for path in (tmp_path / "ct").iterdir()} == {"README.md", "config.json", "model.safetensors"}
 
 
 def test_inspect_names_the_format_and_the_share_of_each_type(exported, run, tmp_path):

@@ -86,6 +86,9 @@ def test_report_shows_what_happened(run, evaluate, learned, tmp_path):
             assert f"{event['after']['max']:.4g}" in page.texts
             assert f"{event['clip'][0]:.3f}" in page.text
     assert json.loads(next(text for text in page.texts if text.startswith("{")))["name"] == "learned"
+    opening = page.text[: page.text.index("bits a weight")]
+    assert f"Its perplexity is {result['perplexity']:.2f}" in opening and "of block" in opening
+    assert "would help" in opening
     # One chart of errors, one a stage, one heat map, one a quant point, one of clips.
     assert page.tags.count("svg") == 1 + 2 + 1 + 6 + 1
     # Nothing is fetched and nothing runs.

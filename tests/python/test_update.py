@@ -41,7 +41,8 @@ def test_the_file_is_replaced_and_no_other(run, native, version):
     before = contents(native)
     done = run("update", native)
     assert done.returncode == 0, done.stderr
-    assert "modeling_baseq.py: replaced by that of baseq " in done.stdout and done.stderr == ""
+    assert "modeling_baseq.py: replaced by that of baseq " in done.stdout
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("next: ")
     after = contents(native)
     assert (native / "modeling_baseq.py").read_text() == SOURCE.read_text()
     assert after.keys() == before.keys()

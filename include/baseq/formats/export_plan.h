@@ -40,7 +40,7 @@ struct ExportPlan {
   std::vector<std::string> notes{};            ///< what the user should know about it
   std::vector<std::string> warnings{};         ///< what of the source it leaves out
   std::map<std::string, std::string> files{};  ///< further files of the checkpoint, by name
-  std::string readme{};                        ///< text that follows the source's own in README.md; empty: none
+  std::string readme{};                        ///< what the format says in README.md, a section; empty: nothing
   /// Throws naming the tensor in which a written checkpoint does not hold what the source holds, the weights
   /// dequantized from the written format. Calls `step` before each.
   std::function<void(const Checkpoint& written, const std::function<void()>& step)> check_weights{};

@@ -21,7 +21,7 @@ constexpr const char* kWhoExecutes =
     "them, and its CPU build crashes). transformers ignores them without an error and then computes garbage, also "
     "with the compressed-tensors package installed.";
 
-constexpr const char* kTransformsReadme = R"(# Online transforms
+constexpr const char* kTransformsReadme = R"(## Online transforms
 
 The inputs of {} pass a Hadamard transform while this model runs: `quantization_config.transform_config` in
 config.json describes it. A program that does not execute it computes garbage, and most say nothing.

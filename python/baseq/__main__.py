@@ -1,0 +1,3 @@
+from baseq import main
+
+main()
