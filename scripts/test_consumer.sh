@@ -28,7 +28,8 @@ fi
 for library in "$work"/prefix/lib/libbaseq*.so; do
   [[ -e $library ]] || continue
   readelf -d "$library" | grep -q 'SONAME.*\.so\.[0-9]*\.[0-9]*\]' || { echo "test_consumer: $library has no SONAME with its version"; exit 1; }
-  nm -D --defined-only -C "$library" | cut -c20- >"$work/symbols"
+  # Some linkers add marks of their own.
+  nm -D --defined-only -C "$library" | cut -c20- | grep -vxE '__bss_start|_edata|_end|_init|_fini' >"$work/symbols"
   echo "${library##*/}: $(grep -c . "$work/symbols") symbols"
   if grep -vE '\b(baseq|std|c10|at|torch|__gnu_cxx)::' "$work/symbols"; then
     echo "test_consumer: $library offers what is not its own" >&2
