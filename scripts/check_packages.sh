@@ -29,6 +29,14 @@ use() {
   )
 }
 
+# no_current_directory PROGRAM: its run path has no empty part, which would be the current directory.
+no_current_directory() {
+  if readelf -d "$1" | grep -E 'RUNPATH.*(\[:|::|:\])'; then
+    echo "check_packages: $1 looks for libraries in the current directory" >&2
+    exit 1
+  fi
+}
+
 # expect FILE...: all of them exist.
 expect() {
   local file
@@ -49,6 +57,7 @@ wheel() {
     "$python" -m venv "$environment"
     "$environment/bin/pip" install --quiet "$work"/wheels/*.whl
     use "$environment/bin/baseq"
+    no_current_directory "$environment"/lib/python3*/site-packages/baseq/bin/baseq
     expect "$("$environment/bin/python" -c 'import baseq; print(baseq.prefix())')"/{include/baseq/baseq.h,lib/libbaseq.a,lib/cmake/baseq/baseqConfig.cmake}
   done
 }
@@ -62,6 +71,7 @@ archive() {
   tar -xzf "$work"/packages/*.tar.gz -C "$work/unpacked"
   folder=$(echo "$work"/unpacked/*)
   use "$folder/bin/baseq"
+  no_current_directory "$folder/bin/baseq"
   if ldd "$folder/bin/baseq" | grep -F "$root"; then
     echo "check_packages: the program of the tarball uses libraries of this folder" >&2
     exit 1
