@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs a build into a temporary folder, then builds and runs tests/consumer against what was installed, on a system
-# that seems to have neither Eigen nor fmt, and looks at what projects are told where something is missing.
+# that seems to have neither Eigen nor fmt, and looks at what projects are told where something is missing, and at what a
+# shared library offers.
 #
 #     scripts/test_consumer.sh [BUILD]       BUILD: a finished build directory, default build
 set -euo pipefail
@@ -15,11 +16,25 @@ root=$PWD
 torch_dir=$(sed -n 's/^Torch_DIR:[A-Z]*=//p' "$build/CMakeCache.txt")
 cmake --install "$build" --prefix "$work/prefix" >/dev/null
 baseq=$work/prefix/bin/baseq
-"$baseq" --version
-# Recipes are found in any folder.
 mkdir "$work/empty"
-(cd "$work/empty" && "$baseq" recipes >/dev/null &&
-  "$baseq" quantize "$root/tests/data/tiny_llama_base" --recipe rtn-w8a8 --output out --quiet)
+if [[ -e $baseq ]]; then  # the build has the program
+  "$baseq" --version
+  # Recipes are found in any folder.
+  (cd "$work/empty" && "$baseq" recipes >/dev/null &&
+    "$baseq" quantize "$root/tests/data/tiny_llama_base" --recipe rtn-w8a8 --output out --quiet)
+fi
+
+# What a shared library offers is baseq's, besides what the standard library and LibTorch have in every user's program too.
+for library in "$work"/prefix/lib/libbaseq*.so; do
+  [[ -e $library ]] || continue
+  readelf -d "$library" | grep -q 'SONAME.*\.so\.[0-9]*\.[0-9]*\]' || { echo "test_consumer: $library has no SONAME with its version"; exit 1; }
+  nm -D --defined-only -C "$library" | cut -c20- >"$work/symbols"
+  echo "${library##*/}: $(grep -c . "$work/symbols") symbols"
+  if grep -vE '\b(baseq|std|c10|at|torch|__gnu_cxx)::' "$work/symbols"; then
+    echo "test_consumer: $library offers what is not its own" >&2
+    exit 1
+  fi
+done
 
 # configure SOURCE BINARY OPTION...
 configure() {
@@ -45,11 +60,13 @@ PKG_CONFIG_PATH=$work/moved/lib/pkgconfig pkg-config --cflags --libs baseq >"$wo
 "${CXX:-c++}" -std=c++20 tests/consumer/*.cpp -o "$work/by-hand" -Wl,-rpath,"$work/moved/lib" \
   @"$work/flags"
 "$work/by-hand" "$work/model" README.md "$work/quantized by hand"
-"$work/moved/bin/baseq" --version >/dev/null
-# Its text for calibration moved with it.
-(cd "$work/empty" && "$work/moved/bin/baseq" quantize "$work/model" --set grids.weights.group_size=32 --set calibration.num_samples=2 \
-  --set calibration.seq_len=32 --quiet && test -e model-w4-gptq/README.md)
-for file in share/man/man1/baseq-quantize.1 share/bash-completion/completions/baseq share/baseq/README.md; do test -s "$work/moved/$file"; done
+if [[ -e $work/moved/bin/baseq ]]; then
+  "$work/moved/bin/baseq" --version >/dev/null
+  # Its text for calibration moved with it.
+  (cd "$work/empty" && "$work/moved/bin/baseq" quantize "$work/model" --set grids.weights.group_size=32 --set calibration.num_samples=2 \
+    --set calibration.seq_len=32 --quiet && test -e model-w4-gptq/README.md)
+  for file in share/man/man1/baseq-quantize.1 share/bash-completion/completions/baseq share/baseq/README.md; do test -s "$work/moved/$file"; done
+fi
 mv "$work/moved" "$work/prefix"
 
 # expect TEXT NAME: an optional baseq is not found, for this reason, and CMake succeeds.

@@ -33,16 +33,17 @@ int64_t of_models() {
 
 int64_t of_runs() {
   using namespace baseq;
-  return count(
-      TransformStep{.strength = 0.5}, ChooseStep{.threshold = 1}, PointsStep{.clip = 0.9}, LearnStep{.epochs = 1},
-      LowRankOptions{.rank = 8}, RoundStep{.quantized_inputs = true}, Pass{.steps = {}}, GridOverride{.linears = {}},
-      Grids{.weights = {}}, Recipe{.num_samples = 8}, BuiltInRecipe{.name = ""}, RunStarted{.seed = 1},
-      RunResumed{.num_finished = 1}, BlockStarted{.block = 1}, LinearRounded{.block = 1}, EpochLearned{.block = 1},
-      StageLearned{.block = 1}, ActivationRange{.min = 1}, PointMeasured{.block = 1}, TransformChosen{.block = 1},
-      BlockFinished{.block = 1}, Warning{.message = ""}, RunFinished{.seconds = 1}, QuantizeOptions{.seed = 1},
-      Job{.recipe = {}}, CalibrationData{.files = {}}, CalibrationData::File{.path = ""}, CalibrationRead{.windows = 1},
-      CalibrationWindows{.windows = {}}, Footprint{.parts = {}}, Footprint::Part{.what = ""}, RunPlan{.num_blocks = 1},
-      MemoryChoice{.bytes = 1}, MemoryFit{.smallest = {}}, StoredRun{.num_threads = 1});
+  return count(TransformStep{.strength = 0.5}, ChooseStep{.threshold = 1}, PointsStep{.clip = 0.9},
+               LearnStep{.epochs = 1}, LowRankOptions{.rank = 8}, RoundStep{.quantized_inputs = true},
+               Pass{.steps = {}}, GridOverride{.linears = {}}, Grids{.weights = {}}, Recipe{.num_samples = 8},
+               BuiltInRecipe{.name = ""}, RunStarted{.seed = 1}, RunResumed{.num_finished = 1},
+               BlockStarted{.block = 1}, LinearRounded{.block = 1}, EpochLearned{.block = 1}, StageLearned{.block = 1},
+               ActivationRange{.min = 1}, PointMeasured{.block = 1}, TransformChosen{.block = 1},
+               BlockFinished{.block = 1}, Warning{.message = ""}, RunFinished{.seconds = 1}, QuantizeOptions{.seed = 1},
+               Communicator{.rank = 1}, Job{.recipe = {}}, CalibrationData{.files = {}},
+               CalibrationData::File{.path = ""}, CalibrationRead{.windows = 1}, CalibrationWindows{.windows = {}},
+               Footprint{.parts = {}}, Footprint::Part{.what = ""}, RunPlan{.num_blocks = 1}, MemoryChoice{.bytes = 1},
+               MemoryFit{.smallest = {}}, StoredRun{.num_threads = 1});
 }
 
 int64_t of_use() {

@@ -84,7 +84,8 @@ TEST(InputFactor, TokensGiveTheFactorOfTheirMoments) {
 TEST(InputFactor, TokensGiveTheCodesOfTheirMoments) {
   at::manual_seed(5);
   for (const int64_t columns : {96, 336, 1056}) {
-    const int64_t num_tokens = columns / 6, rows = 50;
+    // In many rows ties that fall differently leave the error of all alike.
+    const int64_t num_tokens = columns / 6, rows = columns > 512 ? 200 : 50;
     Tensor x = inputs_of(num_tokens, columns).to(at::kFloat);
     x.select(1, 5).zero_();
     const Tensor weight = at::randn({rows, columns}), wide = x.to(at::kDouble), h = at::mm(wide.t(), wide);

@@ -179,8 +179,8 @@ struct Job {
 
 /// Text to calibrate with, from one file or mixed from several:
 ///
-///     const CalibrationData data{.files = {{"wiki.txt", 3}, {"chat.jsonl"}}, .split =
-///     CalibrationData::Split::kPacked}; job.windows = read_calibration(data, job).windows;
+///     const CalibrationData data{.files = {{"wiki.txt", 3}, {"chat.jsonl"}}};
+///     job.windows = read_calibration(data, job).windows;
 ///
 /// Files are, by their endings:
 /// - `.safetensors`: windows `input_ids` [n, seq_len], of which the first are taken, or the ids of a text [num_tokens],
