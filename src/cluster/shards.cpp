@@ -12,8 +12,8 @@ Shards::Shards(Communicator communicator, int64_t num_windows, int64_t num_shard
     : communicator_(std::move(communicator)) {
   TORCH_CHECK(num_shards >= communicator_.size, "cluster: ", communicator_.size, " processes cannot share ", num_shards,
               " shards; expected at most one process for each shard");
-  TORCH_CHECK(num_windows >= num_shards, "cluster: ", num_windows, " windows cannot be cut into ",
-              num_shards, " shards");
+  TORCH_CHECK(num_windows >= num_shards, "cluster: ", num_windows, " windows cannot be cut into ", num_shards,
+              " shards");
   begins_.clear();
   owners_.clear();
   for (int64_t shard = 0; shard <= num_shards; ++shard) begins_.push_back(shard * num_windows / num_shards);

@@ -51,9 +51,9 @@ std::optional<std::string> not_divisible(const Job& job) {
   const int64_t size = job.options.communicator.size;
   const std::string who = fmt::format("recipe \"{}\"", recipe.name);
   if (job.windows.defined() && job.windows.size(0) < recipe.shards) {
-    return fmt::format("{}: {} calibration windows cannot be cut into {} shards; set `calibration.shards` to {} or less",
-                       who, job.windows.size(0), recipe.shards,
-                       std::bit_floor(static_cast<uint64_t>(job.windows.size(0))));
+    return fmt::format(
+        "{}: {} calibration windows cannot be cut into {} shards; set `calibration.shards` to {} or less", who,
+        job.windows.size(0), recipe.shards, std::bit_floor(static_cast<uint64_t>(job.windows.size(0))));
   }
   if (size == 1) return std::nullopt;
   if (const std::string step = undivided_step(recipe); !step.empty()) {

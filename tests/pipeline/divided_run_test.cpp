@@ -111,7 +111,8 @@ TEST_F(DividedRun, WhatCannotBeSharedIsRefusedWithTheSettingToGive) {
                {"recipe \"online\" has its calibration windows in one piece, which 3 processes cannot share",
                 "set `calibration.shards` to 4"});
   expect_error([&] { run_in(5, divided(recipe_of(kOnline), 4), "out"); }, {"in 4 shards", "to 8"});
-  expect_error([&] { run_in(2, divided(recipe_of(kOnline), 16), "out"); }, {"9 calibration windows cannot be cut into 16 shards", "to 8 or less"});
+  expect_error([&] { run_in(2, divided(recipe_of(kOnline), 16), "out"); },
+               {"9 calibration windows cannot be cut into 16 shards", "to 8 or less"});
   expect_error([&] { run_in(2, divided(shortened(Recipe::read("spinquant-w4a4kv4"))), "out"); },
                {"a pass over the model, which 2 processes cannot share"});
   expect_error([] { recipe_of(R"({"calibration": {"shards": 6}, "steps": []})"); },

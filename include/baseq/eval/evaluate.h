@@ -30,8 +30,8 @@ struct Reference {
   const Model& model;
   Tensor windows{}, hidden_states{};  ///< of the last evaluation, which fills them: [n, seq_len] and after the last
                                       ///< norm; of several processes the windows of this one
-  std::string not_finite{};  ///< of the same, see Evaluation::reference_not_finite
-  LoadOptions load{};        ///< of the same
+  std::string not_finite{};           ///< of the same, see Evaluation::reference_not_finite
+  LoadOptions load{};                 ///< of the same
 };
 
 struct EvaluateOptions {
