@@ -122,10 +122,11 @@ class TinyRun : public testing::Test {
   }
   Tensor logits(const char* name) const { return Model(Checkpoint(directory / name)).logits(ids); }
   /// All files but the log, to the last byte.
-  void expect_same_files(const char* a, const char* b, const std::string& except = {}) const {
+  /// @param same_recipe false: also but those that tell the recipe
+  void expect_same_files(const char* a, const char* b, bool same_recipe = true) const {
     ASSERT_EQ(list(directory / a), list(directory / b));
     for (const std::string& file : list(directory / a)) {
-      if (file == kRunLogFile || file == except) continue;
+      if (file == kRunLogFile || (!same_recipe && (file == "config.json" || file == "README.md"))) continue;
       EXPECT_EQ(read_bytes(directory / a / file), read_bytes(directory / b / file)) << file;
     }
   }
