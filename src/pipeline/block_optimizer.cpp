@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "cayley_sgd.h"
+#include "shuffle.h"
 
 namespace baseq {
 namespace {
@@ -33,11 +34,6 @@ void restore(const std::vector<ParameterGroup>& groups, const std::vector<Tensor
   for (const auto& group : groups) {
     for (Tensor parameter : group.parameters) parameter.copy_(*copy++);
   }
-}
-
-/// Fisher-Yates on the generator's own numbers: std::shuffle differs between standard libraries.
-void shuffle(std::vector<int64_t>& order, std::mt19937_64& random) {
-  for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random() % i]);
 }
 
 /// Samples of all pools in turn, those of a pool in the order that they have.

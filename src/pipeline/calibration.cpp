@@ -9,6 +9,7 @@
 #include "baseq/pipeline/job.h"
 #include "baseq/tokenizer/token_windows.h"
 #include "pipeline/calibration_documents.h"
+#include "shuffle.h"
 #include "tokenizer/text_files.h"
 
 namespace baseq {
@@ -81,9 +82,8 @@ Tensor windows_of_text(std::vector<CalibrationDocument>& documents, DocumentEnco
 std::vector<size_t> shuffled(size_t size, uint64_t seed) {
   std::vector<size_t> order(size);
   std::iota(order.begin(), order.end(), size_t{0});
-  // Not std::shuffle, whose results differ between libraries.
   std::mt19937_64 random(seed);
-  for (size_t i = size; i > 1; --i) std::swap(order[i - 1], order[random() % i]);
+  shuffle(order, random);
   return order;
 }
 

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <zlib.h>
 
 #include <algorithm>
 #include <bit>
@@ -26,20 +27,16 @@ std::string undivided_step(const Recipe& recipe) {
   return "";
 }
 
-/// FNV-1a of the bytes of a tensor.
-uint64_t hash_of(const Tensor& tensor) {
+uint32_t crc32_of(const Tensor& tensor) {
   const Tensor values = tensor.cpu().contiguous();
-  const auto* bytes = static_cast<const unsigned char*>(values.const_data_ptr());
-  uint64_t hash = 0xcbf29ce484222325;
-  for (size_t i = 0; i < values.nbytes(); ++i) hash = (hash ^ bytes[i]) * 0x100000001b3;
-  return hash;
+  return static_cast<uint32_t>(::crc32_z(0, static_cast<const Bytef*>(values.const_data_ptr()), values.nbytes()));
 }
 
 /// The identity of a run, its inputs among it.
 json identity_of(const RunJournal::Description& description) {
   json identity = description.identity;
   for (const auto& [name, tensor] : description.inputs) {
-    identity["inputs"][name] = {{"shape", tensor.sizes().vec()}, {"hash", hash_of(tensor)}};
+    identity["inputs"][name] = {{"shape", tensor.sizes().vec()}, {"hash", crc32_of(tensor)}};
   }
   return identity;
 }

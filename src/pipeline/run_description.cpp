@@ -5,6 +5,7 @@
 #include <chrono>
 
 #include "baseq/model/stored_model.h"
+#include "formats/model_card.h"
 #include "formats/native/modeling_source.h"
 #include "instruction_set.h"
 #include "io/apart.h"
@@ -120,7 +121,7 @@ StoredRun read_stored_run(const fs::path& work_directory) {
   }
 }
 
-std::set<std::string> own_files() { return {kModelingFile, kRunLogFile, "README.md", "adapter"}; }
+std::set<std::string> own_files() { return {kModelingFile, kRunLogFile, kCardFile, "adapter"}; }
 
 CheckpointWriter::Options writer_options(const Job& job) {
   CheckpointWriter::Options result = job.options.output;
