@@ -13,7 +13,7 @@ namespace baseq {
 ///     job.options.communicator = {.rank = rank, .size = size, .send = send_bytes, .receive = receive_bytes};
 ///     quantize(job);
 ///
-/// What one process sends to another arrives in the order in which it was sent.
+/// Messages between two processes arrive in the order in which they were sent.
 struct Communicator {
   int64_t rank = 0;  ///< from 0; the first one writes what the job makes and tells of its progress
   int64_t size = 1;  ///< number of processes

@@ -42,8 +42,8 @@ struct EvaluateOptions {
   /// Gets the logits of every token of every window in order, a few rows at a time: [rows, vocab_size] on the CPU. May
   /// be empty. The results are the same with and without it.
   std::function<void(const Tensor& logits)> logits{};
-  /// Of several processes that share the windows, each of which calls evaluate() with all of them and gets the same
-  /// result, that of one process alone. There are no `logits` then.
+  /// For several processes: each calls evaluate() with all windows, computes its part and gets the result of a single
+  /// process. `logits` must be empty then.
   Communicator communicator{};
 };
 

@@ -35,7 +35,7 @@ struct RunStarted {
 };
 struct RunResumed {
   int64_t num_finished = 0, num_blocks = 0;  ///< the finished ones come from the work directory
-  std::string stage{};  ///< of the block behind them, also from there: the last one it finished; or empty
+  std::string stage{};                       ///< the last one that the next block finished, if any
 };
 /// In place of the number of a block: a step over the whole model.
 inline constexpr int64_t kWholeModel = -1;
@@ -157,8 +157,8 @@ struct QuantizeOptions {
   /// What the work directory holds by then is kept: the blocks before, and this one up to the stage that it has
   /// finished. May be empty.
   std::function<bool()> should_stop{};
-  /// Of several processes that share the work, each of which calls quantize() with the same job. The windows are
-  /// divided as `shards` of the recipe allows. Only the first one writes, and tells of the progress.
+  /// For a run on several processes: each calls quantize() with the same job. The windows are divided as `shards` of
+  /// the recipe allows. Only the first process writes and reports progress.
   Communicator communicator{};
 };
 
