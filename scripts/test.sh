@@ -87,12 +87,15 @@ elif [[ $# -gt 0 ]]; then
 fi
 
 # How a report looks is tested where there is a browser, that the kernels compile for aarch64 where there is a compiler
-# for it, and runs of several processes where there is MPI; all three say so when there is none.
+# for it, runs of several processes where there is MPI, and completions where there are zsh and fish; all say so when there
+# is none.
 install_programs() {
   local packages=()
   command -v chromium >/dev/null || packages+=(chromium fonts-liberation)
   command -v aarch64-linux-gnu-g++ >/dev/null || packages+=(g++-aarch64-linux-gnu)
   command -v qemu-aarch64 >/dev/null || packages+=(qemu-user)
+  command -v zsh >/dev/null || packages+=(zsh)
+  command -v fish >/dev/null || packages+=(fish)
   command -v mpicxx >/dev/null || packages+=(libopenmpi-dev openmpi-bin)
   if [[ ${#packages[@]} -gt 0 && $(id -u) -eq 0 ]] && command -v apt-get >/dev/null; then
     apt_install "${packages[@]}" || echo "test: ${packages[*]} could not be installed" >&2

@@ -101,7 +101,12 @@ _baseq() {{
   case $command in
 {}  esac
 }}
-_baseq "$@"
+# zsh calls this file as the function _baseq where it finds it by itself; a shell that sources it gets the function.
+if [[ $funcstack[1] == _baseq ]]; then
+  _baseq "$@"
+else
+  compdef _baseq baseq
+fi
 )",
                      commands, options);
 }

@@ -97,7 +97,10 @@ void add_manual(CLI::App& app) {
       write_output_file(fs::path(*directory) / file, text);
     };
     write("bash-completion/completions/baseq", completion_script("bash", table));
-    write("zsh/site-functions/_baseq", completion_script("zsh", table));
+    // zsh of Debian looks into the second one.
+    for (const char* folder : {"site-functions", "vendor-completions"}) {
+      write(fmt::format("zsh/{}/_baseq", folder), completion_script("zsh", table));
+    }
     write("fish/vendor_completions.d/baseq.fish", completion_script("fish", table));
     write("man/man1/baseq.1", main_page(app, table));
     for (const CommandRow& row : table) write("man/man1/baseq-" + row.name + ".1", page_of(row));
