@@ -5,7 +5,7 @@
 #pragma GCC visibility push(default)
 namespace baseq {
 
-/// The version of the library that runs, such as "0.1.0"; `find_package(baseq 0.1)` asks for that of the headers.
+/// The version of the library that runs, such as "0.2.0"; `find_package(baseq 0.2)` asks for that of the headers.
 ///
 ///     std::printf("baseq %s, %s\n", baseq::version().c_str(), baseq::instruction_set().c_str());
 std::string version();

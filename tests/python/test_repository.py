@@ -27,6 +27,7 @@ def test_workflows_run_scripts_that_exist():
 
 def test_packages_have_the_version_of_the_project():
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == VERSION
+    assert f"## {VERSION}, " in (ROOT / "CHANGELOG.md").read_text()
     assert f'set version = "{VERSION}"' in (ROOT / "packaging/conda/meta.yaml").read_text()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     version = project["tool"]["scikit-build"]["metadata"]["version"]
