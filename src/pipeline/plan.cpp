@@ -20,6 +20,7 @@
 #include "model/unused_tensors.h"
 #include "pipeline/divided_run.h"
 #include "pipeline/footprint.h"
+#include "quant/bfloat16_product.h"
 #include "run_description.h"
 
 namespace baseq {
@@ -182,6 +183,14 @@ void check_windows(const Job& job, const ModelConfig& config, const RunShape& sh
 
 void check_products(const Job& job, RunPlan& plan) {
   if (!job.options.device.is_cpu()) return;
+  if (job.recipe.matmul_precision == MatmulPrecision::kHigh) {
+    plan.warnings.push_back(
+        "calibration.matmul_precision: \"high\" is float32 on the CPU; only \"medium\" differs there");
+  } else if (job.recipe.matmul_precision == MatmulPrecision::kMedium && !has_bfloat16_products()) {
+    plan.warnings.push_back(
+        "calibration.matmul_precision: this processor, or this LibTorch, has no products of bfloat16; "
+        "those of the calibration passes are float32");
+  }
   for_each_step<LearnStep>(job.recipe, [&](const LearnStep& step, const std::string& path) {
     if (!step.learns() || multiplies(step.products)) return;
     plan.warnings.push_back(

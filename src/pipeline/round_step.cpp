@@ -75,8 +75,9 @@ Statistics collect(Site site, const DecoderLayer& layer, const DecoderLayer& unr
       return;
     }
     const bool alike = weight.is_cpu() && weight.eq(1).all().item<bool>();  // elsewhere looking takes longer
+    hessian.add(begin, moment_product(x, alike ? Tensor() : weight));
+    if (!magnitudes && !full.defined()) return;
     const Tensor weighted = alike ? x : x * weight;
-    hessian.add(begin, symmetric_product(weighted, x));
     if (magnitudes) mean_magnitude.add(begin, weighted.abs().sum(0, /*keepdim=*/false, at::kDouble));
     if (full.defined()) cross.add(begin, matrix_product((full - x).t(), weighted));
   };

@@ -14,6 +14,7 @@
 #include "io/apart.h"
 #include "io/partial_directory.h"
 #include "pipeline/run_log.h"
+#include "quant/matmul_precision.h"
 
 namespace baseq {
 namespace {
@@ -109,6 +110,11 @@ RunJournal::Description describe_run(const Job& job, const Checkpoint& checkpoin
                                                   {"force", options.output.force},
                                                   {"activations_directory", options.activations_directory.string()}},
                                       .inputs = {}};
+  if (recipe.matmul_precision != MatmulPrecision::kHighest) {
+    // Depends on LibTorch as well as on the processor.
+    const at::ScalarType factors = factor_dtype(recipe.matmul_precision, options.device);
+    description.identity["product_factors"] = c10::toString(factors);
+  }
   if (job.windows.defined()) description.inputs["input_ids"] = job.windows;
   return description;
 }

@@ -6,8 +6,9 @@
 #include "../job_of.h"
 #include "../tiny_model.h"
 #include "baseq/pipeline/job.h"
+#include "instruction_set.h"
 #include "pipeline/footprint.h"
-#include "pipeline/instruction_set.h"
+#include "quant/bfloat16_product.h"
 
 namespace baseq {
 namespace {
@@ -203,6 +204,22 @@ TEST(Plan, SaysWhereProductsOfFewerBitsAreSlower) {
   EXPECT_FALSE(warned("bfloat16", 0));
   EXPECT_EQ(warned("bfloat16", 1), !multiplies(at::kBFloat16));
   EXPECT_EQ(warned("float16", 1), !multiplies(at::kHalf));
+}
+
+TEST(Plan, SaysWhereCalibrationHasNoProductsOfFewerBits) {
+  const TempDirectory directory;
+  test::write_checkpoint(directory / "in", TinyShape{});
+  const auto warnings = [&](const char* precision) {
+    json recipe = kGptq;
+    recipe["calibration"]["matmul_precision"] = precision;
+    return text_of(
+        baseq::plan(test::job_of(directory / "in", planned_recipe(recipe), some_windows(), directory / "out"))
+            .warnings);
+  };
+  const std::string key = "calibration.matmul_precision";
+  EXPECT_EQ(warnings("highest").find(key), std::string::npos);
+  EXPECT_NE(warnings("high").find(key + ": \"high\" is float32 on the CPU"), std::string::npos);
+  EXPECT_EQ(warnings("medium").find(key) == std::string::npos, has_bfloat16_products());
 }
 
 TEST(Plan, WhatTheOutputWouldLackIsAProblemOrAWarning) {
