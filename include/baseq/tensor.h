@@ -18,4 +18,5 @@ enum class MatmulPrecision : uint8_t {
   kHigh,     ///< the factors are rounded to TF32 (10 bits of mantissa) on CUDA; float32 on the CPU
   kMedium,   ///< to bfloat16 (7 bits) on the CPU where the processor multiplies it, else float32; TF32 on CUDA
 };
+
 }  // namespace baseq

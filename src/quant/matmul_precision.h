@@ -3,7 +3,6 @@
 #include <optional>
 
 #include "baseq/tensor.h"
-#include "baseq/tensor.h"
 
 namespace baseq {
 
