@@ -12,7 +12,6 @@
 
 #include "baseq/pipeline/job.h"
 #include "baseq/runtime/chat_template.h"
-#include "baseq/runtime/session.h"
 #include "evaluation.h"
 #include "help.h"
 #include "next_step.h"

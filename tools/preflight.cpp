@@ -153,7 +153,9 @@ PreparedRun prepare(QuantizeArguments arguments) {
 void print_plan(const QuantizeArguments& arguments, const PreparedRun& prepared, double seconds) {
   const RunPlan& plan = prepared.plan;
   print_text("{}: {} blocks, nothing found that would stop this run\n", arguments.model, plan.num_blocks);
-  print_text("  memory  {}, estimated\n", format_bytes(plan.memory.bytes()));
+  const int64_t processes = arguments.processes.size;
+  print_text("  memory  {}{}, estimated\n", format_bytes(plan.memory.bytes()),
+             processes > 1 ? fmt::format(" in each of {} processes", processes) : "");
   nlohmann::json memory = nlohmann::json::object(), disk = nlohmann::json::object();
   for (const auto& [what, bytes] : plan.memory.parts) {
     print_text("    {:<46} {}\n", what, format_bytes(bytes));

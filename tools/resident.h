@@ -3,7 +3,7 @@
 #include <string>
 
 #include "baseq/model/decoder.h"
-#include "baseq/runtime/session.h"
+#include "baseq/runtime/generate.h"
 
 namespace baseq::cli {
 

@@ -25,7 +25,6 @@
 #include "baseq/quant/quantize.h"
 #include "baseq/runtime/chat_template.h"
 #include "baseq/runtime/generate.h"
-#include "baseq/runtime/session.h"
 #include "baseq/tokenizer/token_windows.h"
 #include "baseq/tokenizer/tokenizer.h"
 #include "baseq/transform/hadamard.h"

@@ -34,6 +34,15 @@ int64_t Shards::first_window(int64_t rank) const {
 
 int64_t Shards::num_windows(const Tensor& own) const { return communicator_.size == 1 ? own.size(0) : begins_.back(); }
 
+std::vector<int64_t> Shards::pools(const Tensor& windows, int64_t batch_size) const {
+  const int64_t num_pools = std::min(batch_size, num_shards());
+  std::vector<int64_t> pools;
+  for (int64_t i = 0; i < windows.size(0) && num_shards() > 1; ++i) {
+    pools.push_back(shard_of(windows[i].item<int64_t>()) * num_pools / num_shards());
+  }
+  return pools;
+}
+
 Tensor Shards::own(const Tensor& all) const {
   if (communicator_.size == 1) return all;
   return all.narrow(0, first_window(), num_windows(communicator_.rank));
@@ -52,9 +61,14 @@ Tensor Shards::gather(const Tensor& own) const {
     send_tensor(communicator_, 0, own);
     return {};
   }
-  std::vector<Tensor> parts{own.cpu()};
-  for (int64_t rank = 1; rank < communicator_.size; ++rank) parts.push_back(receive_tensor(communicator_, rank));
-  return at::cat(parts);
+  std::vector<int64_t> sizes = own.sizes().vec();
+  sizes[0] = begins_.back();
+  Tensor all = at::empty(sizes, own.options().device(at::kCPU));
+  for (int64_t rank = 0; rank < communicator_.size; ++rank) {
+    const Tensor part = rank == 0 ? own : receive_tensor(communicator_, rank);
+    all.narrow(0, first_window(rank), num_windows(rank)).copy_(part);
+  }
+  return all;
 }
 
 Tensor Shards::scatter(const Tensor& all) const {
@@ -79,9 +93,9 @@ void WindowSum::add(int64_t own_window, const Tensor& term) {
   }
 }
 
-Tensor WindowSum::total() {
+Tensor WindowSum::total(bool everywhere) {
   end_shard();
-  return sums_.total();
+  return sums_.total(everywhere);
 }
 
 void WindowSum::end_shard() {

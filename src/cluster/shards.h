@@ -29,6 +29,7 @@ class Shards {
 
   /// Of all processes, of whose windows `own` [windows, ...] are those of this one.
   int64_t num_windows(const Tensor& own) const;
+  int64_t num_own_windows() const { return num_windows(communicator_.rank); }
   /// The first window of this process among all.
   int64_t first_window() const { return first_window(communicator_.rank); }
   /// The shard of a window, of all of them, and the process that has it.
@@ -40,6 +41,11 @@ class Shards {
   int64_t end_of_shard(int64_t own_window) const {
     return begins_[static_cast<size_t>(shard_of_own(own_window)) + 1] - first_window();
   }
+
+  /// Windows in as many pools as one batch has windows of different processes: batches that take one of each pool in
+  /// turn leave no process without work. Empty: there is one shard.
+  /// @param windows their numbers, int64
+  std::vector<int64_t> pools(const Tensor& windows, int64_t batch_size) const;
 
   /// The part of this process of a tensor [num_windows, ...].
   Tensor own(const Tensor& all) const;
@@ -69,8 +75,9 @@ class WindowSum {
 
   /// @param own_window the first one of this process that the term is of; windows come in rising order
   void add(int64_t own_window, const Tensor& term);
-  /// For all processes, which all call it once; undefined where none added a term.
-  Tensor total();
+  /// All processes call it once; undefined where none added a term.
+  /// @param everywhere false: for the first process alone, undefined for the others
+  Tensor total(bool everywhere = true);
 
  private:
   void end_shard();

@@ -60,12 +60,12 @@ Tensor TreeSum::sum_of(Node node) {
   return left;
 }
 
-Tensor TreeSum::total() {
+Tensor TreeSum::total(bool everywhere) {
   int height = 0;
   while ((int64_t{1} << height) < static_cast<int64_t>(owners_.size())) ++height;
   const Tensor sum = sum_of({height, 0});
   sums_.clear();
-  return broadcast(communicator_, sum, owners_.front());
+  return everywhere ? broadcast(communicator_, sum, owners_.front()) : sum;
 }
 
 }  // namespace baseq

@@ -26,8 +26,9 @@ class TreeSum {
   /// Takes a term of this process, which may be undefined: then nothing is added. Terms in rising order need the memory
   /// of log2(number of terms) sums at most.
   void add(int64_t number, Tensor term);
-  /// The sum, for all processes; undefined where all terms are. To be called by all of them, once.
-  Tensor total();
+  /// The sum; undefined where all terms are. To be called by all processes, once.
+  /// @param everywhere false: for the process of the first term alone, undefined for the others
+  Tensor total(bool everywhere = true);
 
  private:
   using Node = std::pair<int, int64_t>;  ///< height and place: terms [place << height, (place + 1) << height)

@@ -155,7 +155,11 @@ template <class Isa>
   typename Isa::Ints sums = {};
   for (int64_t k = 0; k < columns; k += int64_t{sizeof(Words)}) {
     Words both = {};
-    std::memcpy(&both, codes + k, std::min<size_t>(sizeof(Words), columns - k));
+    if (k + int64_t{sizeof(Words)} <= columns) {
+      std::memcpy(&both, codes + k, sizeof(Words));  // of a constant size: one load
+    } else {
+      std::memcpy(&both, codes + k, static_cast<size_t>(columns - k));
+    }
     const auto even = reinterpret_cast<Longs>(reinterpret_cast<Bytes>(both) + uint8_t{kPairOffset}) & 0xffffffffUL;
     Isa::dot(sums, reinterpret_cast<Words>(even), reinterpret_cast<Words>(reinterpret_cast<Longs>(both) >> 32));
   }

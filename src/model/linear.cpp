@@ -5,6 +5,7 @@
 
 #include "../integer/float_linear.h"
 #include "../integer/rows.h"
+#include "../quant/bfloat16_product.h"
 #include "../quant/product.h"
 #include "prepared_block.h"
 
@@ -47,6 +48,11 @@ const Tensor& LinearInput::values() const {
   return values_;
 }
 
+const Tensor& LinearInput::bfloat16_factor() const {
+  if (!bfloat16_factor_.defined()) bfloat16_factor_ = baseq::bfloat16_factor(values());
+  return bfloat16_factor_;
+}
+
 const Activations& LinearInput::codes(const PreparedLinear& reader, int64_t fixed_point_bits) const {
   const ColumnGroups& columns = reader.columns();
   const bool quantized = point_ != nullptr && point_->enabled;
@@ -84,6 +90,9 @@ Tensor Linear::forward(const LinearInput& x) const {
     return y.view(sizes);
   }
   const Tensor& values = x.values();
+  if (rounds_factors(values, weight, bias)) {
+    return rounded_linear_product(x.bfloat16_factor(), values.sizes(), weight, bias);
+  }
   if (weight.scalar_type() == values.scalar_type()) return linear_product(values, weight, bias);
   const Tensor product = at::linear(values.to(weight.scalar_type()), weight).to(values.scalar_type());
   return bias.defined() ? product + bias : product;

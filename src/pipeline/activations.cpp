@@ -11,6 +11,7 @@
 #include <iterator>
 
 #include "../io/files.h"
+#include "../quant/matmul_precision.h"
 #include "cluster/messages.h"
 
 namespace baseq {
@@ -45,6 +46,7 @@ Tensor first_windows(const Tensor& stream, const Shards& shards, int64_t tokens)
 
 void for_each_batch(const Tensor& stream, const at::TensorOptions& compute,
                     const std::function<void(int64_t, const Tensor&)>& fn, const PassOptions& options) {
+  const MatmulPrecisionScope precision(options.matmul_precision, compute.device());
   const int64_t batch = std::max<int64_t>(1, options.tokens_per_batch / stream.size(1));
   for (int64_t begin = 0, end = 0; begin < stream.size(0); begin = end) {
     options.step();

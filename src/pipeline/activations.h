@@ -29,6 +29,8 @@ struct PassOptions {
   /// Called before each step: a batch of a pass, a linear that is rounded, a step of the optimizer. What it throws ends
   /// the stage there. May be empty.
   std::function<void()> before_step{};
+  /// Of the products in a pass over the streams: those of the blocks and second moments.
+  MatmulPrecision matmul_precision = MatmulPrecision::kHighest;
   Shards shards{};  ///< what of the windows the streams of this process are
 
   void step() const {

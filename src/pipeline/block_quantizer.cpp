@@ -76,6 +76,7 @@ BlockQuantizer::BlockQuantizer(const Model& model, const Recipe& recipe, const T
       grids_(grids_for(recipe.grids, model.config())),
       passes_(passes_with_blocks_last(recipe.passes)),
       residual_(residual_transform(recipe, model.config(), options_.compute.device())) {
+  options_.pass.matmul_precision = recipe.matmul_precision;
   if (const RoundStep* round = recipe.round_step()) rounding_ = round->gptq;
 }
 

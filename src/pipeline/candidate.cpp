@@ -4,6 +4,7 @@
 #include <c10/core/GradMode.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "learned_codes.h"
 #include "quant/cells.h"
@@ -99,6 +100,11 @@ void Candidate::reach(const std::string& name, const Parameter& parameter) {
       clip_of(reached.exact.weight - it->second.low_rank.product(), codes.spec, codes.qparams.scale);
 }
 
+void Candidate::begin_step() {
+  constexpr int64_t kStepsPerSearch = 10;
+  search_is_due_ = steps_++ % kStepsPerSearch == 0 && changes_sites_;
+}
+
 DecoderLayer Candidate::build(Phase phase) {
   BlockState current = state_;
   for (const Parameter& parameter : parameters_) parameter.write(current);
@@ -122,8 +128,8 @@ DecoderLayer Candidate::build(Phase phase) {
     of_writers.at(Site::kDown) = transforms_.at(Site::kDown);
   }
   // As often as the published method searches its clip again. States are compared with the clip that suits each.
-  constexpr int64_t kStepsPerSearch = 10;
-  const bool search = phase == Phase::kMonitoring || (phase == Phase::kLearning && steps_++ % kStepsPerSearch == 0);
+  const bool search =
+      phase == Phase::kMonitoring || (phase == Phase::kLearning && std::exchange(search_is_due_, false));
   for (auto& [name, reached] : reached_) {
     Linear& linear = layer.linear(name);
     const SplitTransforms& seen = input_site(name) == Site::kGateUp ? of_writers : transforms;

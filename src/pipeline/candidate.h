@@ -44,6 +44,10 @@ class Candidate {
   const std::vector<Parameter>& parameters() const { return parameters_; }
   /// Whether a parameter changes more than the quant points.
   bool reaches_weights() const { return changes_sites_ || changes_weights_; }
+  /// To be called before each step of the optimizer: in every tenth the first build() for learning searches clips anew.
+  void begin_step();
+  /// Whether that build() is still to come.
+  bool search_is_due() const { return search_is_due_; }
   /// The block with the current values; weights are in the dtype of the products. Differentiable.
   DecoderLayer build(Phase phase);
   /// The state with the current values, for good.
@@ -76,6 +80,7 @@ class Candidate {
   std::map<std::string, Reached> reached_;
   Tensor start_down_scale_;  ///< undefined unless a scale at down is learned
   int64_t steps_ = 0;
+  bool search_is_due_ = false;
 };
 
 }  // namespace baseq

@@ -2,25 +2,22 @@
 
 #include <ATen/ATen.h>
 
-#include <algorithm>
 #include <map>
 
 #include "cluster/messages.h"
+#include "cluster/owners.h"
 
 namespace baseq {
 namespace {
 
-/// The process that rounds each linear: the largest first, each to the one that has least to do.
-std::map<std::string, int64_t> owners_of(std::vector<std::string> names, OpenBlock& block, int64_t num_processes) {
-  const auto work = [&](const std::string& name) { return block.layer().linear(name).weight.numel(); };
-  std::ranges::stable_sort(names, [&](const auto& a, const auto& b) { return work(a) > work(b); });
-  std::vector<int64_t> loads(static_cast<size_t>(num_processes));
+/// The process that rounds each linear.
+std::map<std::string, int64_t> owners_of(const std::vector<std::string>& names, OpenBlock& block,
+                                         int64_t num_processes) {
+  std::vector<int64_t> work;
+  for (const std::string& name : names) work.push_back(block.layer().linear(name).weight.numel());
+  const std::vector<int64_t> by_number = owners_by_work(work, num_processes);
   std::map<std::string, int64_t> owners;
-  for (const std::string& name : names) {
-    const auto least = std::ranges::min_element(loads);
-    *least += work(name);
-    owners[name] = least - loads.begin();
-  }
+  for (size_t i = 0; i < names.size(); ++i) owners[names[i]] = by_number[i];
   return owners;
 }
 

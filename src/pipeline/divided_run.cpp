@@ -18,9 +18,6 @@ using nlohmann::json;
 
 /// A step that looks at all windows in a way that is not divided yet; empty: none does.
 std::string undivided_step(const Recipe& recipe) {
-  for (const Pass& pass : recipe.passes) {
-    if (pass.over == Pass::Over::kModel) return "a pass over the model";
-  }
   for (const TransformStep& step : recipe.transforms()) {
     if (needs_tokens(step)) return "a permutation or a greedy start";
   }

@@ -112,9 +112,9 @@ int64_t rounding_bytes(const ModelConfig& config, const Recipe& recipe, const Ru
     int64_t bytes = weight * (2 * kFloatBytes + 1);
     if (recipe.rounding_needs_moments()) {
       const int64_t square = n * n, cross = round->compensate_streams ? square * kDoubleBytes : 0;
-      // The sum and one product in float32; then the Hessian, its factor and the feedback, or the cross term's
+      // The sums and one product in float32; then the Hessian, its factor and the feedback, or the cross term's
       // products.
-      const int64_t collecting = square * (kDoubleBytes + kFloatBytes) + 2 * cross +
+      const int64_t collecting = square * (shape.num_sums * kDoubleBytes + kFloatBytes) + (shape.num_sums + 1) * cross +
                                  forward_bytes(config, std::max(shape.tokens_per_batch, shape.seq_len));
       const int64_t solving =
           square * 2 * kDoubleBytes + std::max(square * kFloatBytes, 3 * cross) + cross + weight * 2 * kFloatBytes;
@@ -267,7 +267,7 @@ std::vector<Footprint::Part> block_parts(const ModelConfig& config, const Recipe
 }
 
 std::vector<Footprint::Part> stream_parts(const ModelConfig& config, const Recipe& recipe, const RunShape& shape) {
-  const int64_t tokens = shape.num_windows * shape.seq_len;
+  const int64_t tokens = (shape.num_windows - shape.num_elsewhere) * shape.seq_len;
   if (tokens == 0) return {};
   const int64_t stream = tokens * config.hidden_size * size_of(recipe.activations_dtype);
   std::vector<Footprint::Part> parts = {{"three activation streams", 3 * stream}};
@@ -322,6 +322,10 @@ Footprint quantization_memory(const ModelConfig& config, const Recipe& recipe, c
     memory.parts.push_back({"the rotated embedding", embedding_bytes(config, recipe, shape)});
   }
   if (!shape.activations_on_disk && !shape.streams_on_device) add(stream_parts(config, recipe, shape));
+  if (shape.gathers_streams) {
+    const int64_t stream = shape.num_windows * shape.seq_len * config.hidden_size * size_of(recipe.activations_dtype);
+    memory.parts.push_back({"two streams of all processes, to be kept", 2 * stream});
+  }
   if (!shape.on_device) memory.parts.push_back(block[1]);
   memory.parts.push_back({"the program", kProcessBytes});
   return memory;

@@ -9,6 +9,10 @@ namespace baseq {
 /// Settings that determine the size of a run, in addition to model and recipe.
 struct RunShape {
   int64_t num_windows = 0, seq_len = 0;  ///< 0 windows: no calibration
+  // Of the process that needs most:
+  int64_t num_elsewhere = 0;     ///< of the windows, those that other processes have
+  int64_t num_sums = 1;          ///< partial sums of a moment that it holds at a time, see TreeSum
+  bool gathers_streams = false;  ///< receives the streams of the others, for the work directory
   int64_t tokens_per_batch = 2048;
   bool activations_on_disk = false;
   bool on_device = false;          ///< blocks are computed in the memory of another device than the CPU

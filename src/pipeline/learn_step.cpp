@@ -22,15 +22,8 @@ class Objective {
         num_monitored_(std::min(step.num_monitored, num_windows())) {}
 
   int64_t num_windows() const { return windows_.size(0); }
-  /// Of the windows: a step takes some of every process, so that none of them waits.
-  std::vector<int64_t> pools(int64_t batch_size) const {
-    const int64_t num_shards = shards_.num_shards(), num_pools = std::min(batch_size, num_shards);
-    std::vector<int64_t> pools;
-    for (int64_t i = 0; i < num_windows() && num_shards > 1; ++i) {
-      pools.push_back(shards_.shard_of(windows_[i].item<int64_t>()) * num_pools / num_shards);
-    }
-    return pools;
-  }
+  /// See OptimizeOptions.
+  std::vector<int64_t> pools(int64_t batch_size) const { return shards_.pools(windows_, batch_size); }
   /// The process that has a window.
   int64_t owner_of(int64_t chosen) const { return shards_.owner_of(windows_[chosen].item<int64_t>()); }
 
@@ -79,6 +72,7 @@ void apply(const LearnStep& step, OpenBlock& block, const BlockTask& task) {
                           .pools = objective.pools(step.batch_size)};
   const Shards& shards = task.inputs.pass.shards;
   const auto loss = [&](const Tensor& chosen) {
+    candidate.begin_step();
     const DecoderLayer layer = candidate.build(Candidate::Phase::kLearning);
     const auto loss_of = [&](const Tensor& windows) { return objective.loss(layer, windows); };
     if (shards.num_shards() == 1) return loss_of(chosen);

@@ -9,6 +9,7 @@
 
 #include "candidate.h"
 #include "cayley_sgd.h"
+#include "divided_loss.h"
 #include "learning.h"
 #include "recompute.h"
 
@@ -109,6 +110,16 @@ class Candidates {
             .rope = inputs.rope,
             .before_block = inputs.pass.before_step};
   }
+  /// Around each step of the optimizer, also where this process has none of its windows: all go on alike.
+  void begin_step() {
+    for (Candidate& candidate : candidates_) candidate.begin_step();
+  }
+  void end_step() {
+    const c10::NoGradGuard no_grad;
+    for (Candidate& candidate : candidates_) {
+      if (candidate.search_is_due()) candidate.build(Candidate::Phase::kLearning);
+    }
+  }
   std::vector<BlockState> results() const {
     std::vector<BlockState> states;
     for (const Candidate& candidate : candidates_) states.push_back(candidate.result());
@@ -128,12 +139,13 @@ class ModelObjective {
   /// @param rotated whether the stream has the transform of the residual, as the student's head expects
   ModelObjective(const LearnStep& step, const ModelState& state, const ModelTask& task, bool rotated)
       : task_(task),
+        shards_(task.inputs.pass.shards),
         rotated_(rotated),
         heads_(task.heads(step.products)),
         loss_(step.loss, step.top_k, heads_.student, heads_.teacher) {
     if (!rotated) heads_.student = heads_.teacher;
     heads_.student.norm_factor = state.final_norm;
-    const Tensor countable = countable_windows(task.target.isfinite().all(-1));
+    const Tensor countable = countable_windows(shards_.all(task.target.isfinite().all(-1)));
     const int64_t total = countable.size(0), held_out = std::min(step.num_monitored, std::max<int64_t>(total - 1, 0));
     std::vector<int64_t> learned, monitored;
     for (int64_t i = 0; i < total; ++i) {
@@ -160,6 +172,10 @@ class ModelObjective {
   }
 
   int64_t num_learned() const { return learned_.size(0); }
+  /// The process that has a window from which is learned.
+  int64_t owner_of(int64_t chosen) const { return shards_.owner_of(learned_[chosen].item<int64_t>()); }
+  /// See OptimizeOptions.
+  std::vector<int64_t> pools(int64_t batch_size) const { return shards_.pools(learned_, batch_size); }
 
   /// Adds the gradients to the leaves itself; the value has a graph only so that its backward() is allowed.
   Tensor loss(const BlockChain& chain, const Tensor& chosen) const {
@@ -171,12 +187,19 @@ class ModelObjective {
     return at::scalar_tensor(value, at::kDouble).requires_grad_(true);
   }
   double monitored(const BlockChain& chain) const {
-    double sum = 0;
+    WindowSum sum(shards_);
+    bool has_window = false;
     for (int64_t i = 0; i < monitored_.size(0); ++i) {
+      const auto window = monitored_[i].item<int64_t>();
+      if (shards_.owner_of(window) != shards_.communicator().rank) continue;
+      has_window = true;
       const Batch batch = batch_of(monitored_.narrow(0, i, 1));
-      sum += loss_.value(chain.forward(batch.x).flatten(0, 1), batch.target, batch.next);
+      const double value = loss_.value(chain.forward(batch.x).flatten(0, 1), batch.target, batch.next);
+      sum.add(window - shards_.first_window(), at::scalar_tensor(value, at::kDouble));
     }
-    return sum / static_cast<double>(monitored_.size(0));
+    // Clips are searched anew for each state that is monitored, also where this process has none of the windows.
+    for (int64_t block = 0; block < chain.num_blocks && !has_window; ++block) chain.build(block, /*again=*/false);
+    return sum.total().item<double>() / static_cast<double>(monitored_.size(0));
   }
 
  private:
@@ -184,7 +207,9 @@ class ModelObjective {
     Tensor x;             ///< [windows, seq, hidden_size]
     Tensor target, next;  ///< by row
   };
-  Batch batch_of(const Tensor& indices) const {
+  /// @param windows of this process, by their numbers among all
+  Batch batch_of(const Tensor& windows) const {
+    const Tensor indices = windows - shards_.first_window();
     const at::TensorOptions compute = task_.inputs.compute();
     const Tensor ids = task_.windows.index_select(0, indices).to(compute.device(), at::kLong);
     const Tensor next = at::constant_pad_nd(ids.narrow(1, 1, ids.size(1) - 1), {0, 1}, -1);
@@ -197,10 +222,11 @@ class ModelObjective {
   }
 
   const ModelTask& task_;
+  const Shards& shards_;
   bool rotated_;
   Heads heads_;
   HeadLoss loss_;
-  Tensor learned_, monitored_;  ///< numbers of windows, int64
+  Tensor learned_, monitored_;  ///< numbers of windows among those of all processes, int64
 };
 
 }  // namespace
@@ -216,12 +242,25 @@ void apply(const LearnStep& step, ModelState& state, const ModelTask& task) {
   parameters.insert(parameters.end(), residual.parameters().begin(), residual.parameters().end());
   parameters.insert(parameters.end(), candidates.parameters().begin(), candidates.parameters().end());
   if (parameters.empty()) return;
-  const Learning learning{.step = step, .place = kWholeModel, .seed = task.seed, .report = task.report};
+  const Learning learning{.step = step,
+                          .place = kWholeModel,
+                          .seed = task.seed,
+                          .report = task.report,
+                          .pools = objective.pools(step.batch_size)};
   const BlockChain learned = candidates.chain(/*monitoring=*/false, task.inputs),
                    monitored = candidates.chain(/*monitoring=*/true, task.inputs);
+  const Shards& shards = task.inputs.pass.shards;
+  const auto loss_of = [&](const Tensor& chosen) { return objective.loss(learned, chosen); };
+  const auto loss = [&](const Tensor& chosen) {
+    candidates.begin_step();
+    if (shards.num_shards() == 1) return loss_of(chosen);
+    const auto owner_of = [&](int64_t window) { return objective.owner_of(window); };
+    const Tensor value = divided_loss(shards.communicator(), parameters, chosen, owner_of, loss_of);
+    candidates.end_step();
+    return value;
+  };
   const OptimizeResult result = learning.run(
-      parameters, [&](const Tensor& chosen) { return objective.loss(learned, chosen); },
-      [&] { return objective.monitored(monitored); }, objective.num_learned());
+      parameters, loss, [&] { return objective.monitored(monitored); }, objective.num_learned());
   if (result.best_epoch == 0) return;
   state.blocks = candidates.results();
   state.final_norm = objective.final_norm();

@@ -20,6 +20,7 @@
 #include "model/unused_tensors.h"
 #include "pipeline/divided_run.h"
 #include "pipeline/footprint.h"
+#include "quant/bfloat16_product.h"
 #include "run_description.h"
 
 namespace baseq {
@@ -182,6 +183,14 @@ void check_windows(const Job& job, const ModelConfig& config, const RunShape& sh
 
 void check_products(const Job& job, RunPlan& plan) {
   if (!job.options.device.is_cpu()) return;
+  if (job.recipe.matmul_precision == MatmulPrecision::kHigh) {
+    plan.warnings.push_back(
+        "calibration.matmul_precision: \"high\" is float32 on the CPU; only \"medium\" differs there");
+  } else if (job.recipe.matmul_precision == MatmulPrecision::kMedium && !has_bfloat16_products()) {
+    plan.warnings.push_back(
+        "calibration.matmul_precision: this processor, or this LibTorch, has no products of bfloat16; "
+        "those of the calibration passes are float32");
+  }
   for_each_step<LearnStep>(job.recipe, [&](const LearnStep& step, const std::string& path) {
     if (!step.learns() || multiplies(step.products)) return;
     plan.warnings.push_back(
@@ -296,22 +305,25 @@ MemoryFit fit_memory(const Job& job, int64_t budget) {
   job.recipe.validate();
   const Checkpoint checkpoint = checkpoint_of(job);
   const ModelConfig config = config_of(checkpoint);
-  RunShape shape = shape_of(job, checkpoint);
-  MemoryFit fit;
-  const auto consider = [&](int64_t tokens_per_batch, bool on_disk) {
-    shape.tokens_per_batch = tokens_per_batch;
-    shape.activations_on_disk = on_disk;
-    shape.streams_on_device = !on_disk && plan_device(job, config, shape).streams_on_device;
-    fit.smallest = {tokens_per_batch, on_disk, quantization_memory(config, job.recipe, shape).bytes()};
-    if (!fit.choice && fit.smallest.bytes <= budget) fit.choice = fit.smallest;
+  const RunShape shape = shape_of(job, checkpoint);
+  Job in_one_process = job;
+  in_one_process.options.communicator = {};
+  const auto choice = [&](RunShape with, int64_t tokens_per_batch, bool on_disk) {
+    with.tokens_per_batch = tokens_per_batch;
+    with.activations_on_disk = on_disk;
+    with.streams_on_device = !on_disk && plan_device(job, config, with).streams_on_device;
+    return MemoryChoice{tokens_per_batch, on_disk, quantization_memory(config, job.recipe, with).bytes()};
   };
-  consider(kTokensPerBatch, false);
-  if (shape.num_windows == 0) return fit;
-  for (int64_t tokens = kTokensPerBatch; tokens >= 1; tokens /= 2) {
-    consider(tokens, true);
-    if (tokens <= shape.seq_len) break;  // a batch is at least one window
-  }
-  return fit;
+  const auto fits = [&](const MemoryChoice& one) { return one.bytes <= budget; };
+  const auto taken = [&](const MemoryChoice& one) { return fits(one) ? std::optional(one) : std::nullopt; };
+  const MemoryChoice roomy = choice(shape, kTokensPerBatch, false);
+  if (shape.num_windows == 0) return {.choice = taken(roomy), .smallest = roomy};
+  // The size of a batch changes the result, which must not depend on the number of processes.
+  const RunShape alone = shape_of(in_one_process, checkpoint);
+  int64_t tokens = kTokensPerBatch;  // a batch is at least one window
+  while (tokens > std::max<int64_t>(1, shape.seq_len) && !fits(choice(alone, tokens, true))) tokens /= 2;
+  const MemoryChoice on_disk = choice(shape, tokens, true);
+  return {.choice = taken(tokens == kTokensPerBatch && fits(roomy) ? roomy : on_disk), .smallest = on_disk};
 }
 
 }  // namespace baseq

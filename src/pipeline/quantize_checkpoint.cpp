@@ -82,7 +82,7 @@ class Run {
   }
 
  private:
-  const Checkpoint& checkpoint() const { return parts_.model.checkpoint(); }
+  const Checkpoint& checkpoint() const { return parts_.stored.tensors; }
   const Tensor& windows() const { return job_.windows; }
   const Shards& shards() const { return parts_.shards; }
 

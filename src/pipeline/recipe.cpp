@@ -37,6 +37,7 @@ const Names kRoundings = {"rtn", "gptq"};
 const Names kClips = {"none", "search", "hqq"};  // in the order of WeightRange
 const Names kLowRankMethods = {"svd", "l2qer", "qera-approx", "qera-exact", "fbquant"};
 const Names kFbquantStarts = {"qera", "zero", "svd"};
+const Names kMatmulPrecisions = {"highest", "high", "medium"};
 const Names kTokenWeights = {"uniform", "inverse_energy"};
 
 constexpr int64_t kMaxShards = 1 << 16;
@@ -178,8 +179,12 @@ void visit_calibration(Visitor& visit, S& recipe) {
   visit.integer("num_samples", recipe.num_samples, 1);
   visit.integer("seq_len", recipe.seq_len, 2);
   visit.dtype("activations_dtype", recipe.activations_dtype, ActivationStorage::kDtypes);
-  // Not among the defaults that are written out: a run of one process says nothing of it.
-  if (!std::is_const_v<S> || recipe.shards != 1) visit.integer("shards", recipe.shards, 1, kMaxShards);
+  // Not among the defaults that are written out: most recipes say nothing of them.
+  const bool reads = !std::is_const_v<S>;
+  if (reads || recipe.shards != 1) visit.integer("shards", recipe.shards, 1, kMaxShards);
+  if (reads || recipe.matmul_precision != MatmulPrecision::kHighest) {
+    visit.choice("matmul_precision", recipe.matmul_precision, kMatmulPrecisions);
+  }
 }
 
 /// The keys of the grid that differ from `weights`.

@@ -11,6 +11,7 @@
 #include "../quant/input_factor.h"
 #include "../quant/product.h"
 #include "block_walk.h"
+#include "cluster/messages.h"
 #include "pipeline/activation_ranges.h"
 #include "pipeline/divided_rounding.h"
 #include "steps.h"
@@ -48,8 +49,9 @@ void finish(Statistics& sums, double total) {
 }
 
 /// Weighted second moments of what the readers of `site` see.
+/// @param everywhere false: for the first process alone; others know only whether they are known
 Statistics collect(Site site, const DecoderLayer& layer, const DecoderLayer& unrounded, const RoundStep& step,
-                   const BlockTask& task, BlockWalk& walk) {
+                   const BlockTask& task, BlockWalk& walk, bool everywhere) {
   const BlockInputs& inputs = task.inputs;
   const Shards& shards = inputs.pass.shards;
   Statistics result;
@@ -73,19 +75,27 @@ Statistics collect(Site site, const DecoderLayer& layer, const DecoderLayer& unr
       return;
     }
     const bool alike = weight.is_cpu() && weight.eq(1).all().item<bool>();  // elsewhere looking takes longer
+    hessian.add(begin, moment_product(x, alike ? Tensor() : weight));
+    if (!magnitudes && !full.defined()) return;
     const Tensor weighted = alike ? x : x * weight;
-    hessian.add(begin, symmetric_product(weighted, x));
     if (magnitudes) mean_magnitude.add(begin, weighted.abs().sum(0, /*keepdim=*/false, at::kDouble));
     if (full.defined()) cross.add(begin, matrix_product((full - x).t(), weighted));
   };
   walk.visit(site, layer, add);
-  if (tokens.defined()) result.tokens = shards.all(tokens).flatten(0, 1);
-  result.hessian = hessian.total();
-  result.mean_magnitude = mean_magnitude.total();
-  result.cross = cross.total();
+  if (tokens.defined()) {
+    const Tensor all = everywhere ? shards.all(tokens) : shards.gather(tokens);
+    if (all.defined()) result.tokens = all.flatten(0, 1).to(tokens.device());
+  }
+  result.hessian = hessian.total(everywhere);
+  result.mean_magnitude = mean_magnitude.total(everywhere);
+  result.cross = cross.total(everywhere);
   const Tensor left_out = dropped.total();
   const double total = weight_of_all(task.token_weights, shards);
-  finish(result, left_out.defined() ? total - left_out.item<double>() : total);
+  const Communicator& communicator = shards.communicator();
+  if (everywhere || communicator.is_first()) {
+    finish(result, left_out.defined() ? total - left_out.item<double>() : total);
+  }
+  if (!everywhere) result.known = broadcast(communicator, at::scalar_tensor(result.known, at::kBool)).item<bool>();
   return result;
 }
 
@@ -238,13 +248,18 @@ void apply(const RoundStep& step, OpenBlock& block, const BlockTask& task) {
   OpenBlock::Passed passed;
   for (const SiteInfo& info : sites()) {
     if (!info.is_input()) continue;
+    std::vector<std::string> rounded;
+    for (const std::string_view reader : info.readers) {
+      if (is_rounded(reader)) rounded.emplace_back(reader);
+    }
     Statistics statistics;
     if (moments) {
       // Its activation quantizers are off unless the step wants them while rounding.
       DecoderLayer layer = with_points(block.layer(), step.quantized_inputs);
       if (!has_enabled_point(block.layer())) observe_ranges(layer, passed.ranges);
-      if (std::ranges::any_of(info.readers, is_rounded)) {
-        statistics = collect(info.site, layer, unrounded, step, task, walk);
+      if (!rounded.empty()) {
+        // One linear alone is rounded by the first process, see owners_by_work().
+        statistics = collect(info.site, layer, unrounded, step, task, walk, /*everywhere=*/rounded.size() > 1);
       } else {
         walk.visit(info.site, layer, [](int64_t, const Tensor&) {});
       }
@@ -256,10 +271,6 @@ void apply(const RoundStep& step, OpenBlock& block, const BlockTask& task) {
                   "were alike"});
     }
     all_known = all_known && statistics.known;
-    std::vector<std::string> rounded;
-    for (const std::string_view reader : info.readers) {
-      if (is_rounded(reader)) rounded.emplace_back(reader);
-    }
     round_divided(rounded, block, task, [&](const std::string& name) {
       task.inputs.pass.step();
       return round_linear_of(block, name, step, statistics, task);

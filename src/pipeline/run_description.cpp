@@ -2,15 +2,19 @@
 
 #include <ATen/Parallel.h>
 
+#include <algorithm>
+#include <bit>
 #include <chrono>
 
 #include "baseq/model/stored_model.h"
+#include "cluster/shards.h"
 #include "formats/model_card.h"
 #include "formats/native/modeling_source.h"
 #include "instruction_set.h"
 #include "io/apart.h"
 #include "io/partial_directory.h"
 #include "pipeline/run_log.h"
+#include "quant/matmul_precision.h"
 
 namespace baseq {
 namespace {
@@ -51,6 +55,19 @@ RunShape shape_of(const Job& job, const Checkpoint& checkpoint) {
     shape.num_windows = job.windows.defined() ? job.windows.size(0) : job.recipe.num_samples;
     shape.seq_len = job.windows.defined() ? job.windows.size(1) : job.recipe.seq_len;
   }
+  const int64_t num_shards = job.recipe.shards;
+  Communicator communicator = job.options.communicator;
+  if (num_shards < communicator.size || shape.num_windows < num_shards) return shape;  // no run will come of it
+  int64_t most = 0;
+  for (communicator.rank = 0; communicator.rank < communicator.size; ++communicator.rank) {
+    most = std::max(most, Shards(communicator, shape.num_windows, num_shards).num_own_windows());
+  }
+  shape.num_elsewhere = shape.num_windows - most;
+  // Of the subtrees that lie side by side, each twice as large as the next, the shard that is being added, and what
+  // another process sends.
+  const auto most_shards = static_cast<uint64_t>((num_shards + communicator.size - 1) / communicator.size);
+  shape.num_sums = std::max<int64_t>(std::bit_width(most_shards - 1) + 1, communicator.size > 1 ? 2 : 1);
+  shape.gathers_streams = communicator.size > 1 && !job.options.work_directory.empty();
   return shape;
 }
 
@@ -93,6 +110,11 @@ RunJournal::Description describe_run(const Job& job, const Checkpoint& checkpoin
                                                   {"force", options.output.force},
                                                   {"activations_directory", options.activations_directory.string()}},
                                       .inputs = {}};
+  if (recipe.matmul_precision != MatmulPrecision::kHighest) {
+    // Depends on LibTorch as well as on the processor.
+    const at::ScalarType factors = factor_dtype(recipe.matmul_precision, options.device);
+    description.identity["product_factors"] = c10::toString(factors);
+  }
   if (job.windows.defined()) description.inputs["input_ids"] = job.windows;
   return description;
 }

@@ -5,6 +5,7 @@
 #include "baseq/tokenizer/token_windows.h"
 #include "grid_overrides.h"
 #include "model/named_tensors.h"
+#include "pipeline/divided_reading.h"
 #include "pipeline/divided_run.h"
 #include "run_description.h"
 
@@ -42,7 +43,8 @@ RunParts::RunParts(const Job& job, BlockQuantizer::Options options)
     : shards(shards_of(job)),
       recipe(job.recipe),
       // The residual rotation is merged in float64; otherwise weights are loaded as float32.
-      model(stored_model(job),
+      stored(stored_model(job)),
+      model(read_together(stored, job.options.communicator),
             {.dtype = recipe.rotates_residual() ? at::kDouble : at::kFloat, .device = job.options.device}),
       dtype(unquantized_dtype(model, recipe)),
       device(plan_device(job, model.config(), shape_of(job, model.checkpoint()))),

@@ -28,7 +28,8 @@ struct RunParts {
   }
 
   Shards shards;
-  Recipe recipe;  ///< with the grids of this model
+  Recipe recipe;       ///< with the grids of this model
+  StoredModel stored;  ///< as this process sees it
   Model model;
   at::ScalarType dtype;  ///< of what stays unquantized
   DevicePlan device;

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "../quant/finite.h"
+#include "../quant/matmul_precision.h"
 #include "../quant/product.h"
 
 namespace baseq {
@@ -26,6 +27,8 @@ class MomentSums {
   /// @param window the first one of this process that they are of
   void add(int64_t window, Tensor x, Tensor weights) {
     if (const Tensor dropped = drop_tokens_not_finite({&x}, weights); dropped.defined()) dropped_.add(window, dropped);
+    // A covariance is a small difference of what is summed here.
+    const MatmulPrecisionScope exact(MatmulPrecision::kHighest, x.device());
     const Tensor weighted = x * weights;
     first_.add(window, weighted.sum(0, /*keepdim=*/false, at::kDouble));
     second_.add(window, with_covariance_ ? matrix_product(weighted.t(), x)

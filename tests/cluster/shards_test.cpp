@@ -5,6 +5,7 @@
 
 #include "../random_tensors.h"
 #include "cluster/messages.h"
+#include "cluster/owners.h"
 #include "thread_cluster.h"
 
 namespace baseq {
@@ -20,11 +21,11 @@ Tensor rough_terms(int64_t count, at::IntArrayRef sizes, uint64_t seed) {
   return random_normal(shape, seed) * (8 * random_normal(shape, seed + 1)).exp();
 }
 
-Tensor sum_of(const Tensor& windows, const Shards& shards) {
+Tensor sum_of(const Tensor& windows, const Shards& shards, bool everywhere = true) {
   WindowSum sum(shards);
   const Tensor own = shards.own(windows);
   for (int64_t i = 0; i < own.size(0); ++i) sum.add(i, own[i].clone());
-  return sum.total();
+  return sum.total(everywhere);
 }
 
 TEST(Shards, EveryNumberOfProcessesMakesTheSameSum) {
@@ -36,12 +37,21 @@ TEST(Shards, EveryNumberOfProcessesMakesTheSameSum) {
       for (int64_t size = 1; size <= num_shards; ++size) {
         SCOPED_TRACE(testing::Message() << num_windows << " windows, " << num_shards << " shards, " << size);
         ThreadCluster(size).run([&](const Communicator& communicator) {
-          const Tensor sum = sum_of(windows, Shards(communicator, num_windows, num_shards));
-          EXPECT_TRUE(at::equal(sum, alone)) << "process " << communicator.rank;
+          const Shards shards(communicator, num_windows, num_shards);
+          EXPECT_TRUE(at::equal(sum_of(windows, shards), alone)) << "process " << communicator.rank;
+          const Tensor of_first = sum_of(windows, shards, /*everywhere=*/false);
+          EXPECT_EQ(of_first.defined(), communicator.is_first());
+          EXPECT_TRUE(!of_first.defined() || at::equal(of_first, alone));
         });
       }
     }
   }
+}
+
+TEST(Owners, TheLargestPartsGoFirstToWhoHasLeast) {
+  EXPECT_EQ(owners_by_work({1, 8, 3, 3, 4}, 2), (std::vector<int64_t>{0, 0, 1, 1, 1}));
+  EXPECT_EQ(owners_by_work({5, 5}, 4), (std::vector<int64_t>{0, 1}));
+  EXPECT_EQ(owners_by_work({1, 2, 3}, 1), (std::vector<int64_t>{0, 0, 0}));
 }
 
 TEST(Shards, AnotherNumberOfShardsIsAnotherOrder) {

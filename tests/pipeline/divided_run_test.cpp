@@ -3,8 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <deque>
+#include <set>
 
 #include "../cluster/thread_cluster.h"
+#include "../counted_checkpoint.h"
 #include "tiny_run.h"
 
 namespace baseq {
@@ -74,6 +77,57 @@ TEST_F(DividedRun, LearningDoesToo) {
   expect_same_for_every_number(divided(recipe_of(kEverything)), {2, 5});
 }
 
+TEST_F(DividedRun, LearningOverTheModelDoesToo) {
+  expect_same_for_every_number(divided(shortened(Recipe::read("best-w4a4kv4"))), {2, 3});
+  expect_same_for_every_number(divided(shortened(Recipe::read("best-w3a16-g64"))), {3});
+  expect_same_for_every_number(divided(shortened(Recipe::read("spinquant-w4a4kv4"))), {3});
+  expect_same_for_every_number(divided(shortened(Recipe::read("ostquant-w4a4kv4"))), {2});
+  // Steps after the next search of the clips, and processes without a window in a step.
+  const Recipe recipe = recipe_of(R"({
+    "name": "straight through", "grids": {"weights": {"num_bits": 4}},
+    "calibration": {"num_samples": 9, "seq_len": 16, "shards": 8},
+    "passes": [
+      {"steps": [{"step": "transform", "kind": "scale", "at": ["value", "down"]}]},
+      {"over": "model", "steps": [{"step": "learn", "loss": "kl", "weights": "straight_through", "steps": 12,
+                                   "batch_size": 3, "num_monitored": 2, "rates": {"*.scale": 0.003}}]},
+      {"steps": [{"step": "round"}]}]})");
+  expect_same_for_every_number(recipe, {2, 7});
+}
+
+TEST_F(DividedRun, BlocksAreReadByOneProcessEach) {
+  for (const char* architecture : {"LlamaForCausalLM", "Phi3ForCausalLM"}) {  // the second has fused tensors
+    SCOPED_TRACE(architecture);
+    test::write_checkpoint(directory / architecture, {.intermediate_size = 64, .architecture = architecture});
+    const Checkpoint stored(directory / architecture);
+    // Two passes read every block twice, and learning over the model once more.
+    const Recipe recipe = divided(shortened(Recipe::read("best-w4a4kv4")));
+    quantize(test::job_of(stored, recipe, windows, directory / "alone"));
+    constexpr int64_t kSize = 3;
+    std::deque<test::CountedCheckpoint> counted;
+    for (int64_t rank = 0; rank < kSize; ++rank) counted.emplace_back(stored);
+    ThreadCluster cluster(kSize);
+    cluster.run([&](const Communicator& communicator) {
+      Job job = test::job_of(counted[static_cast<size_t>(communicator.rank)].checkpoint(), recipe, windows,
+                             directory / "together");
+      job.options.communicator = communicator;
+      quantize(job);
+    });
+    expect_same_run("alone", "together");
+    std::set<int64_t> readers;
+    for (const std::string& name : stored.names()) {
+      int64_t count = 0;
+      for (int64_t rank = 0; rank < kSize; ++rank) {
+        if (counted[static_cast<size_t>(rank)].reads(name) == 0) continue;
+        ++count;
+        if (name.starts_with("model.layers.")) readers.insert(rank);
+      }
+      EXPECT_EQ(count, name.starts_with("model.layers.") ? 1 : kSize) << name;
+    }
+    EXPECT_EQ(readers.size(), kSize);
+    for (const char* output : {"alone", "together"}) std::filesystem::remove_all(directory / output);
+  }
+}
+
 TEST_F(DividedRun, LowRankCorrectionsDoToo) {
   expect_same_for_every_number(divided(shortened(Recipe::read("fbquant-w3a16-g64-r16"))), {2, 3});
   expect_same_for_every_number(divided(shortened(Recipe::read("fbquant-block-w3a16-g64-r16"))), {3});
@@ -85,18 +139,23 @@ TEST_F(DividedRun, ScalesThatAreMeasuredDoToo) {
 }
 
 TEST_F(DividedRun, AnotherNumberOfProcessesContinuesIt) {
-  const Recipe recipe = divided(recipe_of(kEverything));
-  run_in(1, recipe, "whole");
-  int64_t size = 3;
-  for (int64_t last = 3; last < 60; last += 14, size = size % 4 + 1) {
-    SCOPED_TRACE(last);
-    std::atomic<int64_t> steps{0};
-    const QuantizeOptions stopped{.work_directory = directory / "work", .should_stop = [&] { return steps++ == last; }};
-    EXPECT_THROW(run_in(size, recipe, "resumed", stopped), std::exception);
-    EXPECT_FALSE(std::filesystem::exists(directory / "resumed"));
+  for (const Recipe& recipe : {divided(recipe_of(kEverything)), divided(shortened(Recipe::read("best-w4a4kv4"))),
+                               divided(shortened(Recipe::read("ostquant-w4a4kv4")))}) {
+    SCOPED_TRACE(recipe.name);
+    run_in(1, recipe, "whole");
+    int64_t size = 3;
+    for (int64_t last = 3; last < 60; last += 14, size = size % 4 + 1) {
+      SCOPED_TRACE(last);
+      std::atomic<int64_t> steps{0};
+      const QuantizeOptions stopped{.work_directory = directory / "work",
+                                    .should_stop = [&] { return steps++ == last; }};
+      EXPECT_THROW(run_in(size, recipe, "resumed", stopped), std::exception);
+      EXPECT_FALSE(std::filesystem::exists(directory / "resumed"));
+    }
+    run_in(2, recipe, "resumed", {.work_directory = directory / "work"});
+    expect_same_run("whole", "resumed");
+    for (const char* made : {"whole", "resumed", "work"}) std::filesystem::remove_all(directory / made);
   }
-  run_in(2, recipe, "resumed", {.work_directory = directory / "work"});
-  expect_same_run("whole", "resumed");
 }
 
 TEST_F(DividedRun, OneShardIsNotWrittenOut) {
@@ -113,8 +172,8 @@ TEST_F(DividedRun, WhatCannotBeSharedIsRefusedWithTheSettingToGive) {
   expect_error([&] { run_in(5, divided(recipe_of(kOnline), 4), "out"); }, {"in 4 shards", "to 8"});
   expect_error([&] { run_in(2, divided(recipe_of(kOnline), 16), "out"); },
                {"9 calibration windows cannot be cut into 16 shards", "to 8 or less"});
-  expect_error([&] { run_in(2, divided(shortened(Recipe::read("spinquant-w4a4kv4"))), "out"); },
-               {"a pass over the model, which 2 processes cannot share"});
+  expect_error([&] { run_in(2, divided(shortened(Recipe::read("duquant-w4a4kv4"))), "out"); },
+               {"a permutation or a greedy start, which 2 processes cannot share"});
   expect_error([] { recipe_of(R"({"calibration": {"shards": 6}, "steps": []})"); },
                {"recipe.json.calibration.shards: got 6, expected a power of two"});
 }

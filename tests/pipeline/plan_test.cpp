@@ -6,8 +6,9 @@
 #include "../job_of.h"
 #include "../tiny_model.h"
 #include "baseq/pipeline/job.h"
+#include "instruction_set.h"
 #include "pipeline/footprint.h"
-#include "pipeline/instruction_set.h"
+#include "quant/bfloat16_product.h"
 
 namespace baseq {
 namespace {
@@ -205,6 +206,22 @@ TEST(Plan, SaysWhereProductsOfFewerBitsAreSlower) {
   EXPECT_EQ(warned("float16", 1), !multiplies(at::kHalf));
 }
 
+TEST(Plan, SaysWhereCalibrationHasNoProductsOfFewerBits) {
+  const TempDirectory directory;
+  test::write_checkpoint(directory / "in", TinyShape{});
+  const auto warnings = [&](const char* precision) {
+    json recipe = kGptq;
+    recipe["calibration"]["matmul_precision"] = precision;
+    return text_of(
+        baseq::plan(test::job_of(directory / "in", planned_recipe(recipe), some_windows(), directory / "out"))
+            .warnings);
+  };
+  const std::string key = "calibration.matmul_precision";
+  EXPECT_EQ(warnings("highest").find(key), std::string::npos);
+  EXPECT_NE(warnings("high").find(key + ": \"high\" is float32 on the CPU"), std::string::npos);
+  EXPECT_EQ(warnings("medium").find(key) == std::string::npos, has_bfloat16_products());
+}
+
 TEST(Plan, WhatTheOutputWouldLackIsAProblemOrAWarning) {
   const TempDirectory directory;
   auto tensors = test::tiny_tensors({}, 1);
@@ -358,6 +375,51 @@ TEST(FitMemory, TakesTheFirstThatFits) {
   EXPECT_FALSE(none.choice);
   EXPECT_EQ(none.smallest.tokens_per_batch, 128);
   EXPECT_LE(fit(none.smallest.bytes).choice.value().bytes, none.smallest.bytes);
+}
+
+TEST(FitMemory, IsThatOfOneProcessAndItsShareOfTheStreams) {
+  const TempDirectory directory;
+  test::write_checkpoint(directory / "in", TinyShape{});
+  const Checkpoint checkpoint(directory / "in");
+  json recipe = kGptq;
+  recipe["calibration"] = {{"num_samples", 4096}, {"seq_len", 128}, {"shards", 64}};
+  Job job = test::job_of(checkpoint, planned_recipe(recipe), at::zeros({4096, 128}, at::kLong), directory / "out");
+  const int64_t alone = baseq::plan(job).memory.bytes(), stream = 4096 * 128 * 32 * 4;
+  const MemoryChoice on_disk = fit_memory(job, alone - 1).choice.value();
+  EXPECT_TRUE(on_disk.activations_on_disk);
+  job.options.communicator.size = 4;
+  // Three streams and the one inside the block.
+  const int64_t of_four = baseq::plan(job).memory.bytes();
+  EXPECT_NEAR(static_cast<double>(alone - of_four), 4 * stream * 3 / 4, 1 << 20);
+  const MemoryChoice share = fit_memory(job, alone - 1).choice.value();
+  EXPECT_FALSE(share.activations_on_disk);
+  EXPECT_EQ(share.bytes, of_four);
+  // The first process has streams of the others for a moment.
+  job.options.work_directory = directory / "work";
+  EXPECT_EQ(baseq::plan(job).memory.bytes(), of_four + 2 * stream);
+  EXPECT_FALSE(fit_memory(job, of_four + stream / 2).choice);
+}
+
+TEST(FitMemory, NumberOfProcessesDoesNotChangeTheBatch) {
+  const TempDirectory directory;
+  test::write_checkpoint(directory / "in", TinyShape{});
+  const Checkpoint checkpoint(directory / "in");
+  json recipe = kGptq;
+  recipe["calibration"] = {{"num_samples", 64}, {"seq_len", 128}, {"shards", 64}};
+  Job job = test::job_of(checkpoint, planned_recipe(recipe), at::zeros({64, 128}, at::kLong), directory / "out");
+  const int64_t most = baseq::plan(job).memory.bytes();
+  int64_t num_alike = 0;
+  for (int64_t budget = most; budget > most / 2; budget -= most / 200) {
+    job.options.communicator.size = 1;
+    const MemoryFit alone = fit_memory(job, budget);
+    if (!alone.choice) break;
+    for (const int64_t size : {2, 3, 64}) {
+      job.options.communicator.size = size;
+      EXPECT_EQ(fit_memory(job, budget).choice.value().tokens_per_batch, alone.choice->tokens_per_batch);
+      ++num_alike;
+    }
+  }
+  EXPECT_GT(num_alike, 3);
 }
 
 TEST(EstimateSeconds, MeasuresAndWritesNothing) {

@@ -117,7 +117,8 @@ TEST(Recipe, EveryFieldSurvivesTheRoundTrip) {
       "embedding": {"num_bits": 4, "symmetric": false, "strategy": "group", "group_size": 8, "dynamic": false,
                     "scale_dtype": "float32"}},
     "token_weights": "inverse_energy",
-    "calibration": {"num_samples": 5, "seq_len": 6, "activations_dtype": "bfloat16"},
+    "calibration": {"num_samples": 5, "seq_len": 6, "activations_dtype": "bfloat16", "shards": 2,
+                    "matmul_precision": "medium"},
     "passes": [
       {"steps": [
         {"step": "transform", "kind": "hadamard", "at": ["residual", "query_key"]},
@@ -161,6 +162,18 @@ TEST(Recipe, EveryFieldSurvivesTheRoundTrip) {
          "products": "float32", "batch_size": 1, "num_monitored": 4}]}]
   })");
   EXPECT_EQ(Recipe::from_json(original, "recipe.json").to_json(), original);
+}
+
+TEST(Recipe, ThePrecisionOfCalibrationIsWrittenOutWhereItIsSaid) {
+  const auto with = [](const std::string& value) {
+    return R"({"calibration": {"matmul_precision": )" + value + R"(}, "steps": []})";
+  };
+  EXPECT_EQ(recipe_of(R"({"steps": []})").matmul_precision, MatmulPrecision::kHighest);
+  EXPECT_EQ(recipe_of(with(R"("high")")).matmul_precision, MatmulPrecision::kHigh);
+  EXPECT_EQ(recipe_of(with(R"("medium")")).to_json()["calibration"]["matmul_precision"], "medium");
+  EXPECT_FALSE(recipe_of(with(R"("highest")")).to_json()["calibration"].contains("matmul_precision"));
+  expect_refused(with(R"("bfloat16")"), {"calibration.matmul_precision", "bfloat16", "medium"});
+  expect_refused(with("2"), {"calibration.matmul_precision", "got 2"});
 }
 
 TEST(Recipe, BuiltInCodeIsTheOneThatIsRead) {

@@ -70,6 +70,8 @@ def files_of(checkpoint: Path) -> dict[str, bytes]:
     ("baseq-w4a4kv4", ("--set", "steps.5.batch_size=4", "--set", "steps.9.batch_size=4", "--set", "steps.5.epochs=2",
                        "--set", "steps.9.epochs=2")),
     ("baseq-plus-w4a4kv4", ()),
+    *((recipe, ("--set", f"passes.{at}.steps.0.batch_size=4", "--set", f"passes.{at}.steps.0.epochs=2"))
+      for recipe, at in (("best-w4a4kv4", 1), ("best-w3a16-g64", 1), ("spinquant-w4a4kv4", 1), ("ostquant-w4a4kv4", 1))),
 ])
 def test_every_number_of_processes_makes_the_same_files(command, tmp_path, recipe, options):
     for processes in (1, 2, 3):
@@ -98,6 +100,18 @@ def test_evaluation_is_that_of_one_process(binary, windows, tmp_path):
         result = json.loads(report.read_text())
         results.append({key: result[key] for key in ("perplexity", "mean_kl", "num_tokens", "num_windows")})
     assert results[0] == results[1] == results[2]
+
+
+def test_memory_is_that_of_one_process(command, tmp_path):
+    memory = []
+    for processes in (1, 2):
+        report = tmp_path / f"{processes}.json"
+        done = start(command(processes, tmp_path / "out", *SHARDS, "--dry-run", "--json", report))
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("  memory  ") == 1
+        assert ("in each of 2 processes" in done.stdout) == (processes == 2)
+        memory.append(json.loads(report.read_text())["memory"]["three activation streams"])
+    assert memory[0] == 2 * memory[1]
 
 
 def test_progress_comes_once(command, tmp_path):

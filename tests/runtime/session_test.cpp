@@ -1,4 +1,4 @@
-#include "baseq/runtime/session.h"
+#include "baseq/runtime/generate.h"
 
 #include <gtest/gtest.h>
 

@@ -62,6 +62,8 @@ class LinearInput {
 
   /// The values, or the output of the point.
   const Tensor& values() const;
+  /// The values as a factor of bfloat16 products, rounded once for all readers.
+  const Tensor& bfloat16_factor() const;
   /// The same as integer codes, quantized once for all readers with the same groups of columns.
   /// @param fixed_point_bits 8 or 15, for an input that no point quantizes
   const Activations& codes(const PreparedLinear& reader, int64_t fixed_point_bits) const;
@@ -71,6 +73,7 @@ class LinearInput {
   mutable Tensor values_;
   Tensor x_;
   const QuantPoint* point_ = nullptr;
+  mutable Tensor bfloat16_factor_;
   mutable std::vector<std::shared_ptr<const Activations>> codes_;
 };
 

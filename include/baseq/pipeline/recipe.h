@@ -216,6 +216,9 @@ struct Recipe {
   /// Parts of the windows, a power of two: so many processes can share a run. Sums over windows are added part by part
   /// along one tree, so the result has the same bytes for every number of processes; of 1 and of 8 parts it has not.
   int64_t shards = 1;
+  /// Of the products of the passes over the calibration windows: those of the blocks, and second moments for rounding.
+  /// Learn steps have LearnStep::products; factors, rounding and evaluation are not affected.
+  MatmulPrecision matmul_precision = MatmulPrecision::kHighest;
   std::vector<Pass> passes = std::vector<Pass>(1);
 
   /// @param recipe the name of a built-in recipe, else the path of a JSON file. A name means the same in every

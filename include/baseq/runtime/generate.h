@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "baseq/io/checkpoint.h"
+#include "baseq/model/decoder.h"
 #include "baseq/tensor.h"
 #include "baseq/tokenizer/tokenizer.h"
 
@@ -61,6 +62,42 @@ GenerationConfig read_generation_config(const Checkpoint& checkpoint);
 /// undefined tensor ends the generation as cancelled.
 using NextLogits = std::function<Tensor(std::span<const int32_t> sequence)>;
 
+/// One sequence of tokens in a resident model: remembers the keys and values of what it has seen, so that a
+/// conversation, or the next token, costs only what is new.
+///   const Decoder decoder = Model(open_model(path)).load();
+///   Session session(decoder, {.context = 4096});
+///   generate(session.logits(), open_tokenizer(path), prompt, options);
+class Session {
+ public:
+  struct Options {
+    int64_t context = 0;                ///< tokens at most
+    int64_t tokens_per_pass = 512;      ///< of a prompt; changes no bit of the result
+    std::function<bool()> cancelled{};  ///< asked between two passes; may be empty
+  };
+  /// @param decoder must outlive this session
+  Session(const Decoder& decoder, Options options);
+
+  /// Logits, float32 [vocab_size] on the CPU, of the token that follows `sequence`. Computes what differs from the last
+  /// call's sequence. Undefined when it was cancelled; the next call resumes. Throws c10::Error for a sequence that is
+  /// empty or longer than the context, and for an id that the model does not have.
+  Tensor next_logits(std::span<const int32_t> sequence);
+  /// The same as a function, which must not outlive this session.
+  NextLogits logits() {
+    return [this](std::span<const int32_t> sequence) { return next_logits(sequence); };
+  }
+  int64_t cache_bytes() const { return cache_.bytes(); }
+
+ private:
+  const Decoder& decoder_;
+  Options options_;
+  KvCache cache_;
+  std::vector<int32_t> seen_;  ///< the tokens of the cache
+};
+
+/// The memory that a model will need once it is loaded, in bytes, an estimate from its config: weights, `sequences`
+/// caches of `context` tokens, one pass.
+int64_t resident_memory(const Model& model, const LoadOptions& options, int64_t context, int64_t sequences = 1);
+
 struct GenerateOptions {
   SamplingOptions sampling{};
   int64_t max_tokens = 256;
@@ -95,7 +132,7 @@ struct Answer {
 };
 
 /// Continues `prompt`, token ids, until something of the options ends it.
-///   Session session(decoder, /*context=*/1024);
+///   Session session(decoder, {.context = 1024});
 ///   generate(session.logits(), tokenizer, tokenizer.encode("Once upon a time"), {}, print);
 /// @param on_piece may be empty; returns false to end the answer
 /// Throws c10::Error for an empty prompt, one that leaves no room in `context`, or an option out of range.
