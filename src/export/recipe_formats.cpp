@@ -25,7 +25,8 @@ bool has_plain_points(const Recipe& recipe) {
 bool transforms_online(const Recipe& recipe) {
   return std::ranges::any_of(recipe.transforms(), [](const TransformStep& step) {
     using Kind = TransformStep::Kind;
-    const bool scale = step.kind == Kind::kScale || step.kind == Kind::kBalance || step.kind == Kind::kSmooth;
+    const bool scale = step.kind == Kind::kScale || step.kind == Kind::kBalance || step.kind == Kind::kSmooth ||
+                       step.kind == Kind::kCoarseToFine;
     return !scale && std::ranges::any_of(step.at, [](Site site) { return site_info(site).is_input(); });
   });
 }

@@ -9,6 +9,7 @@
 
 #include "../quant/finite.h"
 #include "block_walk.h"
+#include "block_windows.h"
 #include "merge.h"
 #include "steps.h"
 #include "turns.h"
@@ -89,6 +90,8 @@ void BlockQuantizer::start(const std::function<Tensor(const Tensor& ids)>& embed
   for (Tensor* stream : {&streams_.full_precision, &streams_.quantized, &target_}) {
     *stream = options_.storage.allocate(shape);
   }
+  ahead_ = Tensor();
+  ahead_end_ = 0;
   for (int64_t n = 0; n < windows_.size(0); ++n) {
     const Tensor ids = windows_.narrow(0, n, 1);
     const Tensor exact = model_.embed(ids);
@@ -163,23 +166,103 @@ Tensor BlockQuantizer::weigh_tokens(const DecoderLayer& original, int64_t block,
   return shards.own(weights);
 }
 
-BlockQuantizer::Result BlockQuantizer::quantize(int64_t pass, int64_t block, BlockState state,
+int64_t BlockQuantizer::end_of_turn(int64_t pass, int64_t block) const {
+  int64_t end = block + 1;
+  for (const PlacedStep& placed : steps_at(passes_.at(static_cast<size_t>(pass)), block, num_blocks())) {
+    end = std::max(end, placed.end);
+  }
+  return end;
+}
+
+BlockQuantizer::States BlockQuantizer::states_from(const std::map<std::string, Tensor>& tensors, int64_t block,
+                                                   int64_t end) const {
+  std::map<std::string, Tensor> rest = tensors;
+  States states(static_cast<size_t>(end - block));
+  for (int64_t distance = end - block - 1; distance >= 0; --distance) {
+    states[static_cast<size_t>(distance)] =
+        state_from_tensors(distance > 0 ? take_state_tensors(rest, distance) : rest, grids_.in_block(block + distance),
+                           options_.compute.device());
+  }
+  return states;
+}
+
+/// The full-precision stream after the blocks up to `end`. Ends of windows do not go back, and so it goes on from the
+/// last one.
+const Tensor& BlockQuantizer::target_after(std::deque<Ahead>& ahead, int64_t block, int64_t end) {
+  if (!ahead_.defined()) ahead_ = options_.storage.allocate(target_.sizes());
+  if (ahead_end_ <= block + 1) {
+    ahead_.copy_(target_);
+    ahead_end_ = block + 1;
+  }
+  for (; ahead_end_ < end; ++ahead_end_) {
+    const DecoderLayer& original = ahead[static_cast<size_t>(ahead_end_ - block - 1)].open.original();
+    advance(original, ahead_, ahead_, streams_.rope, options_.pass);
+  }
+  return ahead_;
+}
+
+/// @param task of the first block alone
+void BlockQuantizer::learn_window(const LearnStep& step, OpenBlock& first, std::deque<Ahead>& ahead, int64_t end,
+                                  const BlockTask& task) {
+  if (!step.learns()) return;
+  const Tensor& target = target_after(ahead, task.place.block, end);
+  const Shards& shards = options_.pass.shards;
+  const Tensor weights = shards.own(token_weights(target, recipe_.token_weights, options_.compute, shards));
+  const auto in_window = [&](const BlockPlace& place, const Grids& grids) {
+    return BlockTask{.place = place,
+                     .grids = grids,
+                     .rounding = task.rounding,
+                     .inputs = task.inputs,
+                     .target = target,
+                     .token_weights = weights,
+                     .seed = task.seed,
+                     .report = task.report,
+                     .storage = task.storage};
+  };
+  std::deque<BlockTask> tasks{in_window(task.place, task.grids)};
+  std::vector<WindowBlock> window{{first, tasks.back()}};
+  for (size_t i = 0; i < static_cast<size_t>(end - task.place.block - 1); ++i) {
+    tasks.push_back(in_window(ahead[i].place, ahead[i].grids));
+    window.push_back({ahead[i].open, tasks.back()});
+  }
+  learn_together(step, window);
+}
+
+BlockQuantizer::States BlockQuantizer::states_of(const OpenBlock& first, const std::deque<Ahead>& ahead) {
+  States states{first.state()};
+  for (const Ahead& later : ahead) states.push_back(later.open.state());
+  return states;
+}
+
+std::deque<BlockQuantizer::Ahead> BlockQuantizer::open_ahead(int64_t block, States& states) {
+  std::deque<Ahead> ahead;
+  for (size_t i = 1; i < states.size(); ++i) {
+    const int64_t later = block + static_cast<int64_t>(i);
+    const BlockPlace place{model_.config(), later, options_.compute};
+    const auto read = [this, later] { return in_stream_basis(read_block(later)); };
+    ahead.push_back({grids_.in_block(later), place, OpenBlock(std::move(states[i]), place, read)});
+  }
+  return ahead;
+}
+
+BlockQuantizer::Result BlockQuantizer::quantize(int64_t pass, int64_t block, States states,
                                                 std::optional<StepEnd> reached,
                                                 const std::function<void(const StepEnd&)>& step_ended) {
   options_.pass.step();
   const BlockPlace place{model_.config(), block, options_.compute};
   const Grids grids = grids_.in_block(block);
-  if (reached) state = state_from_tensors(reached->state, grids, options_.compute.device());
+  if (reached) states = states_from(reached->states, block, block + static_cast<int64_t>(states.size()));
   const int64_t begin = reached ? std::exchange(reached, std::nullopt)->num_steps : 0;
   std::map<std::string, ActivationRange> before;
   // Once, when the block is read for the first time; the pass below does it where the basis is the same.
   const bool in_passing = residual_.empty() && options_.pass.tokens_per_batch <= kMeasuredTokens;
   bool measure = windows_.defined() && !in_passing;
-  OpenBlock open(std::move(state), place, [&] {
+  OpenBlock open(std::move(states.front()), place, [&] {
     DecoderLayer layer = read_block(block);
     if (std::exchange(measure, false)) before = original_ranges(layer.to(options_.compute));
     return in_stream_basis(std::move(layer));
   });
+  std::deque<Ahead> ahead = open_ahead(block, states);
   const Tensor weights = during("passing the original", place, [&] {
     return windows_.defined() ? weigh_tokens(open.original(), block, begin > 0, in_passing ? &before : nullptr)
                               : Tensor{};
@@ -193,39 +276,45 @@ BlockQuantizer::Result BlockQuantizer::quantize(int64_t pass, int64_t block, Blo
                        .seed = options_.seed,
                        .report = options_.report,
                        .storage = options_.storage};
-  const std::vector<Step>& steps = passes_.at(static_cast<size_t>(pass)).steps;
-  for (auto step = steps.begin() + begin; step != steps.end(); ++step) {
-    during(work_of(*step), place, [&] { apply_any(*step, open, task); });
-    if (step_ended && is_long(*step) && std::any_of(step + 1, steps.end(), is_long)) {
-      step_ended({step + 1 - steps.begin(), name_of(*step), state_tensors(open.state())});
+  const std::vector<PlacedStep> steps = steps_at(passes_.at(static_cast<size_t>(pass)), block, num_blocks());
+  for (auto placed = steps.begin() + begin; placed != steps.end(); ++placed) {
+    const Step& step = *placed->step;
+    during(work_of(step), place, [&] {
+      if (placed->end == block + 1) return apply_any(step, open, task);
+      learn_window(std::get<LearnStep>(step), open, ahead, placed->end, task);
+    });
+    const bool more = std::any_of(placed + 1, steps.end(), [](const PlacedStep& next) { return is_long(*next.step); });
+    if (step_ended && is_long(step) && more) {
+      step_ended({placed + 1 - steps.begin(), name_of(step), states_tensors(states_of(open, ahead))});
     }
   }
-  return during("passing the result", place, [&] { return finish(open, block, pass + 1 == num_passes(), before); });
+  states = states_of(open, ahead);
+  ahead.clear();
+  return during("passing the result", place, [&] {
+    return Result{std::move(states), finish(open, block, pass + 1 == num_passes(), before)};
+  });
 }
 
 /// Ends the work on a block: takes the streams through it.
-BlockQuantizer::Result BlockQuantizer::finish(OpenBlock& open, int64_t block, bool last_pass,
-                                              const std::map<std::string, ActivationRange>& before) {
+DecoderLayer BlockQuantizer::finish(OpenBlock& open, int64_t block, bool last_pass,
+                                    const std::map<std::string, ActivationRange>& before) {
   OpenBlock::Passed passed = open.take_passed();
-  Result result{open.state(), open.take_layer()};
-  merge_corrections(result.layer);
-  if (windows_.defined()) {
-    if (last_pass) {
-      if (passed.ranges.empty()) {
-        passed.ranges = activation_ranges(result.layer, measured(streams_.quantized), streams_.rope);
-      }
-      for (const PointMeasured& point : measure_points(block, before, passed.ranges, result.layer)) {
-        options_.report(point);
-      }
+  DecoderLayer layer = open.take_layer();
+  merge_corrections(layer);
+  if (!windows_.defined()) return layer;
+  if (last_pass) {
+    if (passed.ranges.empty()) {
+      passed.ranges = activation_ranges(layer, measured(streams_.quantized), streams_.rope);
     }
-    if (passed.after_attention.defined()) {
-      advance_mlp(result.layer, passed.after_attention, streams_.quantized, streams_.rope, options_.pass);
-    } else {
-      advance(result.layer, streams_.quantized, streams_.quantized, streams_.rope, options_.pass);
-    }
-    std::swap(streams_.full_precision, target_);
+    for (const PointMeasured& point : measure_points(block, before, passed.ranges, layer)) options_.report(point);
   }
-  return result;
+  if (passed.after_attention.defined()) {
+    advance_mlp(layer, passed.after_attention, streams_.quantized, streams_.rope, options_.pass);
+  } else {
+    advance(layer, streams_.quantized, streams_.quantized, streams_.rope, options_.pass);
+  }
+  std::swap(streams_.full_precision, target_);
+  return layer;
 }
 
 void BlockQuantizer::learn_model(int64_t pass, ModelState& state,

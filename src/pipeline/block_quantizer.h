@@ -1,5 +1,6 @@
 #pragma once
 
+#include <deque>
 #include <functional>
 #include <map>
 #include <optional>
@@ -31,16 +32,18 @@ class BlockQuantizer {
     uint64_t seed = 0;
     ProgressFn report{};  ///< every event between the start of a block and its end
   };
+  /// The states of a block and of those after it that a turn works on, see end_of_turn().
+  using States = std::vector<BlockState>;
   /// A block between two steps.
   struct StepEnd {
-    int64_t num_steps = 0;  ///< that are done
-    std::string name;       ///< the last one, for messages
-    std::map<std::string, Tensor> state;
+    int64_t num_steps = 0;                 ///< that are done
+    std::string name;                      ///< the last one, for messages
+    std::map<std::string, Tensor> states;  ///< see states_tensors
   };
   /// A block after all steps of a pass.
   struct Result {
-    BlockState state;
-    DecoderLayer layer;  ///< with its corrections merged
+    States states;
+    DecoderLayer layer;  ///< the block, with its corrections merged
   };
 
   /// Model and recipe must outlive this.
@@ -64,11 +67,17 @@ class BlockQuantizer {
   /// Takes the full-precision stream through a block, to the same bits as quantize() does.
   void pass_full_precision(int64_t block);
 
-  /// Takes a block through the steps of a pass, and the streams through the block.
-  /// @param state      from the pass before
+  /// The end of the blocks that change when it is the turn of `block`: those of the windows that begin there.
+  int64_t end_of_turn(int64_t pass, int64_t block) const;
+  /// The inverse of states_tensors().
+  States states_from(const std::map<std::string, Tensor>& tensors, int64_t block, int64_t end) const;
+
+  /// Takes a block through the steps of a pass, with it those after it that share a window, and the streams through the
+  /// block.
+  /// @param states     up to end_of_turn(), from the pass before and from earlier windows
   /// @param reached    what an earlier attempt gave `step_ended` last; the rest is done to the same bits
   /// @param step_ended called after each long step that another long one follows; may be empty
-  Result quantize(int64_t pass, int64_t block, BlockState state, std::optional<StepEnd> reached = {},
+  Result quantize(int64_t pass, int64_t block, States states, std::optional<StepEnd> reached = {},
                   const std::function<void(const StepEnd&)>& step_ended = {});
 
   /// Takes the state of the model through the steps of a pass over the model; to be called after start().
@@ -78,10 +87,24 @@ class BlockQuantizer {
   double stream_error() const;
 
  private:
+  int64_t num_blocks() const { return model_.config().num_hidden_layers; }
   DecoderLayer read_block(int64_t block) const;
   DecoderLayer in_stream_basis(DecoderLayer layer) const { return in_basis(std::move(layer), residual_); }
   DecoderLayer in_basis(DecoderLayer layer, const Transform& residual) const;
-  Result finish(OpenBlock& open, int64_t block, bool last_pass, const std::map<std::string, ActivationRange>& before);
+  /// A block after the one whose turn it is, in its windows.
+  struct Ahead {
+    Grids grids;
+    BlockPlace place;
+    OpenBlock open;
+  };
+  static States states_of(const OpenBlock& first, const std::deque<Ahead>& ahead);
+  /// @param states gives those after the first one away
+  std::deque<Ahead> open_ahead(int64_t block, States& states);
+  void learn_window(const LearnStep& step, OpenBlock& first, std::deque<Ahead>& ahead, int64_t end,
+                    const BlockTask& task);
+  const Tensor& target_after(std::deque<Ahead>& ahead, int64_t block, int64_t end);
+  DecoderLayer finish(OpenBlock& open, int64_t block, bool last_pass,
+                      const std::map<std::string, ActivationRange>& before);
   Tensor measured(const Tensor& stream) const;
   std::map<std::string, ActivationRange> original_ranges(const DecoderLayer& layer) const;
   Tensor weigh_tokens(const DecoderLayer& original, int64_t block, bool quiet,
@@ -97,6 +120,8 @@ class BlockQuantizer {
   Transform residual_;  ///< empty: the residual stream keeps its basis
   BlockInputs streams_;
   Tensor target_;  ///< the full-precision stream after the block
+  Tensor ahead_;   ///< the same after the blocks up to ahead_end_; undefined: no window has asked for it
+  int64_t ahead_end_ = 0;
 };
 
 }  // namespace baseq

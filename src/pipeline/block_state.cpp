@@ -30,6 +30,8 @@ void for_each_part(const Parts<Struct>& parts, const std::string& name, Any& obj
   for (const auto& [part, member] : parts) visit(name + part, object.*member);
 }
 
+constexpr const char* kAdded = ".added";  // in names of WeightState::added
+
 std::string factor_key(Site site, size_t index) {
   return std::string(site_info(site).name) + ".transform." + std::to_string(index);
 }
@@ -37,6 +39,9 @@ std::string factor_key(Site site, size_t index) {
 std::string norm_key(Site site) { return std::string(site_info(site).name) + ".norm"; }
 
 std::string point_key(Site site) { return std::string(site_info(site).name) + ".point"; }
+
+/// Of the names of the state of a later block.
+std::string distance_prefix(size_t distance) { return "ahead." + std::to_string(distance) + "."; }
 
 class Restorer {
  public:
@@ -74,6 +79,7 @@ Transform restore_transform(Site site, const Restorer& restore) {
 WeightState restore_weight(const std::string& name, const Restorer& restore, const Grids& grids) {
   WeightState weight;
   restore(name + ".clip", weight.clip);
+  for_each_part(kLowRank, name + kAdded, weight.added, restore);
   if (!restore.has(name + ".codes")) return weight;
   const std::optional<QuantSpec>& grid = grids.weights_of(name);
   TORCH_CHECK(grid, "state of a block: ", name, " is rounded, but the recipe gives no weight grid");
@@ -126,6 +132,7 @@ std::map<std::string, Tensor> state_tensors(const BlockState& state) {
   for (const auto& [site, factor] : state.norms) save(norm_key(site), factor);
   for (const auto& [name, weight] : state.weights) {
     save(name + ".clip", weight.clip);
+    for_each_part(kLowRank, name + kAdded, weight.added, save);
     if (!weight.codes) continue;
     save(name + ".codes", weight.codes->codes);
     save(name + ".weight_scale", weight.codes->qparams.scale);
@@ -133,6 +140,24 @@ std::map<std::string, Tensor> state_tensors(const BlockState& state) {
     for_each_part(kLowRank, name, weight.low_rank, save);
   }
   return tensors;
+}
+
+std::map<std::string, Tensor> states_tensors(const std::vector<BlockState>& states) {
+  std::map<std::string, Tensor> tensors = state_tensors(states.front());
+  for (size_t distance = 1; distance < states.size(); ++distance) {
+    for (auto& [name, tensor] : state_tensors(states[distance])) tensors[distance_prefix(distance) + name] = tensor;
+  }
+  return tensors;
+}
+
+std::map<std::string, Tensor> take_state_tensors(std::map<std::string, Tensor>& tensors, int64_t distance) {
+  const std::string prefix = distance_prefix(static_cast<size_t>(distance));
+  std::map<std::string, Tensor> taken;
+  for (auto it = tensors.lower_bound(prefix); it != tensors.end() && it->first.starts_with(prefix);) {
+    taken[it->first.substr(prefix.size())] = it->second;
+    it = tensors.erase(it);
+  }
+  return taken;
 }
 
 BlockState state_from_tensors(const std::map<std::string, Tensor>& tensors, const Grids& grids, at::Device device) {
@@ -159,7 +184,7 @@ BlockState state_from_tensors(const std::map<std::string, Tensor>& tensors, cons
   DecoderLayer names;
   names.for_each_linear([&](const std::string& name, const Linear&) {
     WeightState weight = restore_weight(name, restore, grids);
-    if (weight.codes || weight.clip.defined()) state.weights[name] = std::move(weight);
+    if (weight.codes || weight.clip.defined() || weight.added.defined()) state.weights[name] = std::move(weight);
   });
   return state;
 }

@@ -3,6 +3,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "baseq/model/decoder_layer.h"
 #include "baseq/pipeline/recipe.h"
@@ -19,9 +20,15 @@ struct LearnedCodes {
 /// Decisions about the weight of one linear.
 struct WeightState {
   Tensor clip;  ///< learned share of each range, [out_features, groups, 1 or 2], see compute_qparams; undefined: none
+  LowRankFactors added;                  ///< what was learned to be added before it is rounded; may be undefined
   std::optional<QuantizedWeight> codes;  ///< once it is rounded
   LowRankFactors low_rank;               ///< a correction next to the codes; may be undefined
   LearnedCodes learned;                  ///< what moves the codes, only while a step learns it
+
+  /// What comes before rounding.
+  WeightState unrounded() const { return {.clip = clip, .added = added}; }
+  /// The weight that is rounded, differentiable. @param exact with the transforms of the block
+  Tensor before_rounding(const Tensor& exact) const { return added.defined() ? exact + added.product() : exact; }
 };
 
 /// The decisions of a recipe's steps about a block so far. A block is its original weights and this state, see
@@ -40,6 +47,11 @@ bool has_codes(const BlockState& state);
 
 /// The state as tensors, for a journal. They share memory with `state` where that is contiguous and on the host.
 std::map<std::string, Tensor> state_tensors(const BlockState& state);
+/// The same of consecutive blocks, together: names of the first as they are, others with their distance from it.
+std::map<std::string, Tensor> states_tensors(const std::vector<BlockState>& states);
+/// Takes the tensors of the state of such a block out of `tensors` and gives them the names of state_tensors().
+/// @param distance at least 1
+std::map<std::string, Tensor> take_state_tensors(std::map<std::string, Tensor>& tensors, int64_t distance);
 /// The inverse of state_tensors. The tensors are copied.
 /// @param grids  what the state was made with, see Grids::in_block()
 /// Throws c10::Error naming what is missing.

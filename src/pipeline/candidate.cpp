@@ -39,11 +39,11 @@ Candidate::Candidate(const LearnStep& step, OpenBlock& block, const BlockTask& t
       task_(task),
       state_(block.state()),
       transforms_(split_transforms(state_, task.place)),
-      parameters_(make_parameters(step, state_, task.place, task.grids)) {
+      parameters_(make_parameters(step, state_, task.place, task.grids, task.seed)) {
   parameters_.insert(parameters_.end(), shared.begin(), shared.end());
   const bool unrounded = has_codes(state_) && step.weights != Weights::kRounded;
   if (unrounded) {
-    for (auto& [name, weight] : state_.weights) weight = {.clip = weight.clip};
+    for (auto& [name, weight] : state_.weights) weight = weight.unrounded();
   }
   for (const Parameter& parameter : parameters_) {
     const bool moves_none = parameter.reaches.empty() && !parameter.moves;
@@ -91,13 +91,13 @@ void Candidate::reach(const std::string& name, const Parameter& parameter) {
   if (!known) reached.exact = realize_linear(original_, name, transforms_, task_.place, at::kDouble);
   const auto it = state_.weights.find(name);
   if (parameter.of_rounded == OfRounded::kCodes) {
-    reached.in_cells = nearest_in_cells(reached.exact.weight, *it->second.codes);
+    reached.in_cells = nearest_in_cells(it->second.before_rounding(reached.exact.weight), *it->second.codes);
   }
   if (known) return;
   if (it == state_.weights.end() || !it->second.low_rank.defined() || !task_.rounding.mse_clip) return;
   const QuantizedWeight& codes = *it->second.codes;
-  reached.feedback_clip =
-      clip_of(reached.exact.weight - it->second.low_rank.product(), codes.spec, codes.qparams.scale);
+  reached.feedback_clip = clip_of(it->second.before_rounding(reached.exact.weight) - it->second.low_rank.product(),
+                                  codes.spec, codes.qparams.scale);
 }
 
 void Candidate::begin_step() {
@@ -134,7 +134,8 @@ DecoderLayer Candidate::build(Phase phase) {
     Linear& linear = layer.linear(name);
     const SplitTransforms& seen = input_site(name) == Site::kGateUp ? of_writers : transforms;
     linear = reached.moves ? realize_linear(original_, name, seen, task_.place, at::kFloat) : reached.exact;
-    linear.weight = weight_of(name, reached, linear.weight, current, search).to(step_.products);
+    const Tensor before = current.weights[name].before_rounding(linear.weight);
+    linear.weight = weight_of(name, reached, before, current, search).to(step_.products);
   }
   return layer;
 }
@@ -145,7 +146,10 @@ Tensor Candidate::weight_of(const std::string& name, Reached& reached, const Ten
   const auto it = current.weights.find(name);
   if (step_.weights == Weights::kStraightThrough) {
     if (!reached.rounding) return exact;
-    return reached.rounding->forward(exact, it == current.weights.end() ? Tensor{} : it->second.clip, search);
+    const Tensor rounded = reached.rounding->forward(exact, it->second.clip, search);
+    const auto columns = static_cast<int64_t>(step_.rounded_share * static_cast<double>(exact.size(1)));
+    if (columns == exact.size(1)) return rounded;
+    return at::cat({rounded.narrow(1, 0, columns), exact.narrow(1, columns, exact.size(1) - columns)}, 1);
   }
   const LowRankFactors& factors = it->second.low_rank;
   if (!factors.defined() || !factors.A.requires_grad()) return learned_weight(reached.in_cells, it->second);
@@ -173,11 +177,13 @@ BlockState Candidate::result() const {
     const auto found = reached_.find(name);
     const Tensor in_cells = found == reached_.end() ? Tensor{} : found->second.in_cells;
     if (step_.weights == Weights::kRounded && weight.codes) settle(weight, in_cells);
+    if (weight.added.defined()) weight.added = {.A = weight.added.A.detach(), .B = weight.added.B.detach()};
     if (!weight.low_rank.A.defined() || !weight.low_rank.A.requires_grad()) continue;
     const Reached& reached = reached_.at(name);
     const at::ScalarType dtype = state_.weights.at(name).low_rank.A.scalar_type();
     weight.low_rank = store_factors(weight.low_rank.A.detach(), weight.low_rank.B.detach(), dtype);
-    weight.codes = round_beside(reached.exact.weight, weight.low_rank, weight.codes->spec, reached.feedback_clip);
+    weight.codes = round_beside(weight.before_rounding(reached.exact.weight), weight.low_rank, weight.codes->spec,
+                                reached.feedback_clip);
   }
   return state;
 }

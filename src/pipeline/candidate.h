@@ -56,7 +56,7 @@ class Candidate {
  private:
   /// A linear whose weight depends on a parameter.
   struct Reached {
-    Linear exact;        ///< with its exact weight, where no parameter moves that
+    Linear exact;        ///< with its exact weight, where no parameter moves that; without what is learned to be added
     bool moves = false;  ///< a parameter does
     Tensor in_cells;     ///< the weight whose codes are learned, see nearest_in_cells; undefined: they stay
     std::optional<StraightThrough> rounding;

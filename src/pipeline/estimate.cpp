@@ -5,6 +5,7 @@
 #include <chrono>
 
 #include "baseq/formats/open_model.h"
+#include "block_windows.h"
 #include "run_description.h"
 #include "run_parts.h"
 
@@ -23,20 +24,34 @@ BlockQuantizer::Options trial_options(const Job& job) {
           .report = [](const ProgressEvent&) {}};
 }
 
+/// What a block takes in the windows of a pass, on the average, next to what the turn of the first one does.
+double share_of_learning(const Pass& pass, int64_t num_blocks) {
+  double all = 0, first = 0;
+  for (const BlockWindow& window : block_windows(pass, num_blocks)) {
+    const auto size = static_cast<double>(window.end - window.begin);
+    all += size;
+    if (window.begin == 0) first += size;
+  }
+  return all / static_cast<double>(num_blocks) / first;
+}
+
 /// Takes the first block through all passes over blocks; seconds without what a run does once.
 double time_first_block(const Job& job) {
   RunParts parts(job, trial_options(job));
   const VocabularyTable embedding = parts.tables.embedding();
   double seconds = 0;
-  BlockState state;
+  BlockQuantizer::States states(1);
   for (int64_t pass = 0; pass < parts.blocks.num_passes(); ++pass) {
-    if (parts.blocks.passes()[static_cast<size_t>(pass)].over == Pass::Over::kModel) continue;
+    const Pass& current = parts.blocks.passes()[static_cast<size_t>(pass)];
+    if (current.over == Pass::Over::kModel) continue;
     parts.start_blocks(embedding);
-    seconds += seconds_of([&] {
-      BlockQuantizer::Result result = parts.blocks.quantize(pass, 0, std::move(state));
+    states.assign(static_cast<size_t>(parts.blocks.end_of_turn(pass, 0)), BlockState(states.front()));
+    const double taken = seconds_of([&] {
+      BlockQuantizer::Result result = parts.blocks.quantize(pass, 0, std::move(states));
       (void)layer_tensors(result.layer, layer_prefix(0), parts.dtype);
-      state = std::move(result.state);
+      states = std::move(result.states);
     });
+    seconds += taken * share_of_learning(current, parts.model.config().num_hidden_layers);
   }
   return seconds;
 }
@@ -84,7 +99,8 @@ double time_model_passes(const Job& job) {
       two += time_model_step(parts, embedding, pass, state, 2);
     } else {
       parts.start_blocks(embedding);
-      state = parts.blocks.quantize(pass, 0, std::move(state)).state;
+      BlockQuantizer::States states(static_cast<size_t>(parts.blocks.end_of_turn(pass, 0)), state);
+      state = std::move(parts.blocks.quantize(pass, 0, std::move(states)).states.front());
     }
   }
   // A trial is one window learned from and one monitored twice.

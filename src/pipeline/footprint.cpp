@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "baseq/model/model.h"
+#include "block_windows.h"
 #include "head_loss.h"
 #include "model/quantized_linear.h"
 #include "starts.h"
@@ -134,33 +135,41 @@ int64_t rounding_bytes(const ModelConfig& config, const Recipe& recipe, const Ru
   return block + largest;
 }
 
-/// While a stage is learned: weights in float32 and in the dtype of the products, and the graph of one step.
+/// While one block is learned: weights in float32 and in the dtype of the products, and the graph of one step.
+int64_t learning_bytes(const LearnStep& step, const ModelConfig& config, const Recipe& recipe, const RunShape& shape) {
+  const int64_t values = block_values(config), tokens = step.batch_size * shape.seq_len;
+  int64_t bytes = values * (kFloatBytes + size_of(step.products));
+  // The original weights; what the factors reach is rotated, scaled and rounded anew in each step, which keeps
+  // several stages of each.
+  const bool matrices = std::ranges::any_of(
+      transform_leaves(), [&](const TransformLeaf& leaf) { return learns(step, leaf.what) && leaf.what != "scale"; });
+  if (learns(step, "scale") || matrices || learns(step, "weight_clip") || learns(step, "weight_lora")) {
+    bytes += values * kFloatBytes + values / 2 * 6 * kFloatBytes;
+  }
+  if (matrices) bytes += matrix_values(config, recipe, everywhere) * kLearnedCopies * kFloatBytes;
+  // The weight before rounding, Q, W_F and its gradient in both types, with the graph of one step.
+  if (learns(step, "low_rank")) bytes += values * (4 * kFloatBytes + size_of(step.products) + 1);
+  // Twice the weight before rounding, the leaf with its gradient, Adam's moments and best state, which thin matrices
+  // do without, the rounded weight and its gradient in both types.
+  if (learns(step, "weight_offset") || learns(step, "weight_value")) {
+    bytes += values * ((step.rank > 0 ? 8 : 11) * kFloatBytes + 2 * size_of(step.products));
+  } else if (learns(step, "weight_scale") || learns(step, "weight_zero_point")) {
+    bytes += values * (5 * kFloatBytes + size_of(step.products));
+  }
+  // A forward pass keeps for backward about twice what it holds at a time without.
+  return bytes + 3 * forward_bytes(config, tokens);
+}
+
+/// The same of a whole window of blocks, which one graph holds.
 int64_t learning_bytes(const ModelConfig& config, const Recipe& recipe, const RunShape& shape) {
   int64_t largest = 0;
-  for (const LearnStep* step : recipe.steps_of<LearnStep>()) {
-    if (!step->learns()) continue;
-    const int64_t values = block_values(config), tokens = step->batch_size * shape.seq_len;
-    int64_t bytes = values * (kFloatBytes + size_of(step->products));
-    // The original weights; what the factors reach is rotated, scaled and rounded anew in each step, which keeps
-    // several stages of each.
-    const bool matrices = std::ranges::any_of(transform_leaves(), [&](const TransformLeaf& leaf) {
-      return learns(*step, leaf.what) && leaf.what != "scale";
-    });
-    if (learns(*step, "scale") || matrices || learns(*step, "weight_clip")) {
-      bytes += values * kFloatBytes + values / 2 * 6 * kFloatBytes;
+  for (const Pass& pass : recipe.passes) {
+    const int64_t num_blocks = std::min(largest_window(pass), config.num_hidden_layers);
+    for (const Step& any : pass.steps) {
+      const auto* step = std::get_if<LearnStep>(&any);
+      if (step == nullptr || !step->learns()) continue;
+      largest = std::max(largest, num_blocks * learning_bytes(*step, config, recipe, shape));
     }
-    if (matrices) bytes += matrix_values(config, recipe, everywhere) * kLearnedCopies * kFloatBytes;
-    // The weight before rounding, Q, W_F and its gradient in both types, with the graph of one step.
-    if (learns(*step, "low_rank")) bytes += values * (4 * kFloatBytes + size_of(step->products) + 1);
-    // Twice the weight before rounding, the leaf with its gradient, Adam's moments and best state, the rounded weight
-    // and its gradient in both types.
-    if (learns(*step, "weight_offset") || learns(*step, "weight_value")) {
-      bytes += values * (11 * kFloatBytes + 2 * size_of(step->products));
-    } else if (learns(*step, "weight_scale") || learns(*step, "weight_zero_point")) {
-      bytes += values * (5 * kFloatBytes + size_of(step->products));
-    }
-    // A forward pass keeps for backward about twice what it holds at a time without.
-    largest = std::max(largest, bytes + 3 * forward_bytes(config, tokens));
   }
   return largest;
 }
@@ -270,7 +279,9 @@ std::vector<Footprint::Part> stream_parts(const ModelConfig& config, const Recip
   const int64_t tokens = (shape.num_windows - shape.num_elsewhere) * shape.seq_len;
   if (tokens == 0) return {};
   const int64_t stream = tokens * config.hidden_size * size_of(recipe.activations_dtype);
-  std::vector<Footprint::Part> parts = {{"three activation streams", 3 * stream}};
+  const int64_t streams = num_streams(recipe);
+  std::vector<Footprint::Part> parts = {
+      {streams == 3 ? "three activation streams" : "four activation streams", streams * stream}};
   if (!recipe.rounding_needs_moments()) return parts;
   // The inputs of o_proj, in whose place the stream after attention comes where it is as wide.
   const int64_t heads = config.num_attention_heads * config.head_dim;
@@ -379,7 +390,9 @@ OutputBytes output_bytes(const ModelConfig& config, const Recipe& recipe, at::Sc
 int64_t stage_bytes(const ModelConfig& config, const Recipe& recipe) {
   // Codes and matrices; the other factors and corrections are small. The old state is there until the new one is whole.
   const int64_t codes = recipe.round_step() && recipe.learns() ? block_values(config) : 0;
-  const int64_t between_steps = 2 * (codes + matrix_values(config, recipe, everywhere) * kFloatBytes);
+  int64_t num_blocks = 1;
+  for (const Pass& pass : recipe.passes) num_blocks = std::max(num_blocks, largest_window(pass));
+  const int64_t between_steps = 2 * num_blocks * (codes + matrix_values(config, recipe, everywhere) * kFloatBytes);
   const auto earlier_passes = static_cast<int64_t>(passes_with_blocks_last(recipe.passes).size()) - 1;
   return between_steps + earlier_passes * config.num_hidden_layers * state_bytes(config, recipe);
 }

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "baseq/model/model.h"
+#include "transform/random_rotation.h"
 #include "transform_parameters.h"
 #include "weight_parameters.h"
 
@@ -60,8 +61,8 @@ Parameter norm_parameter(Site site, const BlockState& state, const BlockPlace& p
 }
 
 /// What rates name of the weight of a linear.
-constexpr const char* kOfWeights[] = {"weight_clip",  "low_rank",     "weight_offset",
-                                      "weight_value", "weight_scale", "weight_zero_point"};
+constexpr const char* kOfWeights[] = {"weight_clip",  "low_rank",          "weight_offset", "weight_value",
+                                      "weight_scale", "weight_zero_point", "weight_lora"};
 
 /// What the rates name of the transform at a site.
 template <class Add>
@@ -88,7 +89,7 @@ void add_transforms(const SiteInfo& info, BlockState& state, const std::string& 
 Tensor new_leaf(const Tensor& value) { return value.detach().clone().requires_grad_(true); }
 
 std::vector<Parameter> make_parameters(const LearnStep& step, const BlockState& from, const BlockPlace& place,
-                                       const Grids& grids) {
+                                       const Grids& grids, uint64_t seed) {
   std::vector<Parameter> parameters;
   Rates rates(step.rates);
   BlockState state = from;
@@ -119,12 +120,14 @@ std::vector<Parameter> make_parameters(const LearnStep& step, const BlockState& 
                               point.gain.defined() ? point.gain : at::ones({features}, place.compute));
     });
   }
+  ThinMatrices thin{.rank = step.rank, .seed = derived_seed(seed, static_cast<uint64_t>(place.block))};
   for (const LinearShape& linear : linear_shapes(place.config)) {
+    thin.seed = derived_seed(thin.seed, 0);
     if (grids.override_of(linear.name)) {  // this block may leave out what others have
       for (const char* what : kOfWeights) (void)rates.of(linear.name, what);
     }
     for (const WeightParameter& of_weight :
-         weight_parameters(linear, state.weights[linear.name], grids, place.compute)) {
+         weight_parameters(linear, state.weights[linear.name], grids, place.compute, thin)) {
       add(linear.name, of_weight.what, of_weight.make);
     }
   }

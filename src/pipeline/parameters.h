@@ -39,7 +39,8 @@ Tensor new_leaf(const Tensor& value);
 /// The parameters that `step.rates` names, at the values that `state` has. Scales are learned as logarithms, clips as
 /// logits, factors of transforms as transform_leaves() says, so that no value can leave its range.
 /// Throws c10::Error for a key of the rates that names nothing in this block, and for two that move one factor.
+/// @param seed of the starts that are random
 std::vector<Parameter> make_parameters(const LearnStep& step, const BlockState& state, const BlockPlace& place,
-                                       const Grids& grids);
+                                       const Grids& grids, uint64_t seed = 0);
 
 }  // namespace baseq

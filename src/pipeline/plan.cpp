@@ -8,6 +8,7 @@
 
 #include "baseq/pipeline/job.h"
 #include "baseq/transform/hadamard.h"
+#include "block_windows.h"
 #include "device_plan.h"
 #include "finite_weights.h"
 #include "grid_overrides.h"
@@ -252,7 +253,9 @@ std::vector<Footprint::Part> disk_needs(const Job& job, const ModelConfig& confi
     const int64_t kept = written.blocks + 2 * 2 * stream + stage_bytes(config, recipe);
     disk.push_back({options.work_directory.string(), std::max<int64_t>(0, kept - bytes_in(options.work_directory))});
   }
-  if (shape.activations_on_disk && stream > 0) disk.push_back({options.activations_directory.string(), 3 * stream});
+  if (shape.activations_on_disk && stream > 0) {
+    disk.push_back({options.activations_directory.string(), num_streams(recipe) * stream});
+  }
   return disk;
 }
 

@@ -127,13 +127,18 @@ class Run {
 
   int64_t num_blocks() const { return parts_.model.config().num_hidden_layers; }
 
-  /// @param tensors of the output in the last pass, of the states before
+  int64_t end_of_turn(int64_t turn) const { return parts_.blocks.end_of_turn(turns_[turn].pass, turns_[turn].block); }
+
+  /// @param tensors of the output in the last pass, of the states before; with the states of later blocks
   void finish_turn(RunOutput& writer, int64_t turn, RunJournal::Tensors tensors, const nlohmann::json& events) {
     for (const nlohmann::json& event : events) log_ += log_line(event);
     const int64_t block = turns_[turn].block;
     if (block == kWholeModel) {
       take_model(tensors);
       return;
+    }
+    for (int64_t later = block + 1; later < end_of_turn(turn); ++later) {
+      states_[later] = take_state_tensors(tensors, later - block);
     }
     if (!turns_.in_last_pass(turn)) {
       states_[block] = std::move(tensors);
@@ -172,7 +177,7 @@ class Run {
     if (journal_) {
       keep = [&](const BlockQuantizer::StepEnd& end) {
         journal_->save_partial(
-            end.state,
+            end.states,
             {{"num_steps", end.num_steps}, {"step", end.name}, {"seconds", seconds()}, {"events", block_events_}});
         kept_step_ = end.name;
         kept_at_ = Clock::now();
@@ -193,10 +198,15 @@ class Run {
   RunJournal::Tensors quantize_block(int64_t turn, std::optional<BlockQuantizer::StepEnd> reached,
                                      const std::function<void(const BlockQuantizer::StepEnd&)>& keep) {
     const int64_t block = turns_[turn].block;
-    const BlockQuantizer::Result result =
-        parts_.blocks.quantize(turns_[turn].pass, block, state_of(block), std::move(reached), keep);
-    return turns_.in_last_pass(turn) ? layer_tensors(result.layer, layer_prefix(block), parts_.dtype)
-                                     : state_tensors(result.state);
+    BlockQuantizer::States states;
+    for (int64_t later = block; later < end_of_turn(turn); ++later) states.push_back(state_of(later));
+    BlockQuantizer::Result result =
+        parts_.blocks.quantize(turns_[turn].pass, block, std::move(states), std::move(reached), keep);
+    if (!turns_.in_last_pass(turn)) return states_tensors(result.states);
+    result.states.front() = {};  // its tensors are those of the output
+    RunJournal::Tensors tensors = layer_tensors(result.layer, layer_prefix(block), parts_.dtype);
+    tensors.merge(states_tensors(result.states));
+    return tensors;
   }
 
   /// The state of the model after a pass over it, see by_block().

@@ -223,7 +223,9 @@ DecoderLayer realize(DecoderLayer original, const BlockState& state, const Block
     linear = realize_linear(original, name, transforms, place, at::kDouble);
     original.linear(name) = {};
     const auto it = state.weights.find(name);
-    if (it != state.weights.end() && it->second.codes) round_linear(linear, it->second, place);
+    if (it == state.weights.end()) return;
+    linear.weight = it->second.before_rounding(linear.weight);
+    if (it->second.codes) round_linear(linear, it->second, place);
   });
   return std::move(layer).to(place.compute);
 }

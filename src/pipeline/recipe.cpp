@@ -22,14 +22,16 @@ using nlohmann::json;
 using Names = std::vector<std::string>;
 
 const Names kSteps = {"transform", "points", "learn", "round", "choose"};  // in the order of Step
-const Names kTransforms = {"hadamard", "scale", "matrix", "balance", "smooth", "search", "kronecker", "permutation"};
+const Names kTransforms = {"hadamard", "scale",     "matrix",      "balance",       "smooth",
+                           "search",   "kronecker", "permutation", "coarse_to_fine"};
 const Names kStarts = {"identity", "hadamard", "random", "greedy"};
 const Names kCriteria = {"block_loss", "rounding_error", "rms", "difficulty"};
 const Names kShifts = {"none", "zero", "mean"};
 const Names kSpans = {"causal", "window"};
 const Names kStreams = {"full_precision", "quantized"};
 const Names kOver = {"blocks", "model"};
-const Names kLosses = {"mse", "ce", "kl", "kl_top"};
+const Names kWindows = {"fixed", "slider"};
+const Names kLosses = {"mse", "ce", "kl", "kl_top", "mse_kl"};
 const Names kLearnedWeights = {"exact", "straight_through", "rounded"};
 const Names kRules = {"adam", "sign", "cayley"};
 const Names kSchedules = {"cosine", "linear", "constant"};
@@ -41,6 +43,7 @@ const Names kMatmulPrecisions = {"highest", "high", "medium"};
 const Names kTokenWeights = {"uniform", "inverse_energy"};
 
 constexpr int64_t kMaxShards = 1 << 16;
+constexpr int64_t kMaxWindow = 64;  // blocks
 constexpr at::ScalarType kFactorDtypes[] = {at::kFloat, at::kHalf, at::kBFloat16, at::kChar};
 
 }  // namespace
@@ -93,10 +96,15 @@ void visit_fields(Visitor& visit, S& step) {
   visit.choice("loss", step.loss, kLosses);
   if (step.loss == LearnStep::Loss::kKlTop) visit.integer("top_k", step.top_k, 2);
   visit.choice("weights", step.weights, kLearnedWeights);
+  // Neither this nor `rank` is among the defaults that are written out.
+  const bool asked =
+      std::is_const_v<S> ? step.rounded_share != 1 : step.weights == LearnStep::Weights::kStraightThrough;
+  if (asked) visit.number("rounded_share", step.rounded_share, 0, 1);
   visit.integer("epochs", step.epochs, 0);
   visit.integer("steps", step.steps, 0);
   visit.choice("rule", step.rule, kRules);
   visit.rates("rates", step.rates);
+  if (!std::is_const_v<S> || step.rank > 0) visit.integer("rank", step.rank, 1);
   visit.number("final_rate", step.final_rate, 0, kMaxLearningRate);
   visit.choice("schedule", step.schedule, kSchedules);
   visit.choice("stream", step.stream, kStreams);
@@ -251,10 +259,21 @@ json write_step(const Step& step) {
   return visit.object;
 }
 
-/// The list "steps" of `object`; `paths` gets how errors name each of them.
-Pass read_pass(JsonObject& object, const Grids& grids, std::vector<std::string>& paths,
-               Pass::Over over = Pass::Over::kBlocks) {
-  Pass pass{.over = over};
+/// What a list of passes says of one besides its steps.
+Pass read_walk(JsonObject& object) {
+  Pass pass{.over = static_cast<Pass::Over>(object.choice("over", 0, kOver))};
+  if (pass.over == Pass::Over::kModel) return pass;
+  pass.windows = static_cast<Pass::Windows>(object.choice("windows", 0, kWindows));
+  if (pass.windows != Pass::Windows::kFixed) return pass;
+  pass.window = object.integer("window", 1, 1, kMaxWindow);
+  pass.stride = object.integer("stride", 1, 1, kMaxWindow);
+  TORCH_CHECK(pass.stride <= pass.window, object.path(), ".stride: ", pass.stride,
+              " leaves out blocks between windows of ", pass.window);
+  return pass;
+}
+
+/// Adds the list "steps" of `object`; `paths` gets how errors name each of them.
+Pass read_pass(JsonObject& object, const Grids& grids, std::vector<std::string>& paths, Pass pass = {}) {
   for (JsonObject& step : object.objects("steps")) {
     paths.push_back(step.path());
     pass.steps.push_back(read_step(std::move(step), grids));
@@ -267,6 +286,11 @@ json write_pass(const Pass& pass) {
   for (const Step& step : pass.steps) steps.push_back(write_step(step));
   json object{{"steps", steps}};
   if (pass.over != Pass::Over::kBlocks) object["over"] = kOver.at(static_cast<size_t>(pass.over));
+  if (pass.windows != Pass::Windows::kFixed) object["windows"] = kWindows.at(static_cast<size_t>(pass.windows));
+  if (pass.windows == Pass::Windows::kFixed && pass.in_windows()) {
+    object["window"] = pass.window;
+    object["stride"] = pass.stride;
+  }
   return object;
 }
 
@@ -299,8 +323,7 @@ Recipe Recipe::from_json(const json& value, const std::string& path) {
     recipe.passes.clear();
     step_paths.clear();
     for (JsonObject& pass : visit.object.objects("passes")) {
-      const auto over = static_cast<Pass::Over>(pass.choice("over", 0, kOver));
-      recipe.passes.push_back(read_pass(pass, recipe.grids, step_paths.emplace_back(), over));
+      recipe.passes.push_back(read_pass(pass, recipe.grids, step_paths.emplace_back(), read_walk(pass)));
       pass.finish();
     }
     TORCH_CHECK(!recipe.passes.empty(), path, ": passes: expected at least one");
@@ -323,7 +346,7 @@ json Recipe::to_json() const {
   RecipeWriter calibration;
   visit_calibration(calibration, *this);
   visit.object["calibration"] = calibration.object;
-  if (passes.size() == 1 && passes[0].over == Pass::Over::kBlocks) {
+  if (passes.size() == 1 && passes[0].over == Pass::Over::kBlocks && !passes[0].in_windows()) {
     visit.object.update(write_pass(passes[0]));
   } else {
     visit.object["passes"] = json::array();

@@ -45,7 +45,8 @@ std::string describe_method(const Recipe& recipe) {
 
 std::string Recipe::step_path(size_t pass, size_t step) const {
   const std::string in_pass = "steps[" + std::to_string(step) + "]";
-  const bool listed = passes.size() > 1 || passes.front().over == Pass::Over::kModel;
+  const Pass& first = passes.front();
+  const bool listed = passes.size() > 1 || first.over == Pass::Over::kModel || first.in_windows();
   return !listed ? in_pass : "passes[" + std::to_string(pass) + "]." + in_pass;
 }
 
@@ -89,7 +90,7 @@ bool Recipe::rounding_needs_moments() const {
 bool Recipe::needs_calibration() const {
   const bool measures = std::ranges::any_of(steps_of<TransformStep>(), [](const TransformStep* step) {
     return step->kind == StepKind::kBalance || step->kind == StepKind::kSmooth || step->kind == StepKind::kSearch ||
-           needs_tokens(*step);
+           step->kind == StepKind::kCoarseToFine || needs_tokens(*step);
   });
   return measures || !steps_of<ChooseStep>().empty() || rounding_needs_moments() || has_mean_shift() || learns();
 }

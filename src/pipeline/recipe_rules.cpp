@@ -33,6 +33,7 @@ bool allows(StepKind kind, Site site) {
       return site == Site::kQkv || site == Site::kValue || site == Site::kGateUp || site == Site::kDown;
     case StepKind::kScale:
     case StepKind::kSmooth:
+    case StepKind::kCoarseToFine:
       return site != Site::kResidual && site != Site::kQueryKey;
     case StepKind::kMatrix:
       return true;
@@ -74,6 +75,7 @@ class Order {
   void begin_pass(const Pass& pass) {
     rounded_in_pass_ = false;
     over_model_ = pass.over == Pass::Over::kModel;
+    in_windows_ = pass.in_windows();
     learnable_["norm"] = norm_sites();
     if (over_model_) learnable_["norm"].insert("final");
   }
@@ -81,6 +83,15 @@ class Order {
     path_ = path;
     require(!over_model_ || std::holds_alternative<LearnStep>(step), "step",
             "a pass over the model has learn steps alone; put this one into a pass over blocks");
+    const bool learns = std::holds_alternative<LearnStep>(step);
+    require(
+        !in_windows_ || learns || std::holds_alternative<RoundStep>(step), "step",
+        "a pass in windows of blocks has learn steps and at its end maybe a round step; put this one into a pass over "
+        "single blocks before it");
+    require(
+        !in_windows_ || !learns || !rounded_in_pass_, "step",
+        "in a pass in windows a block is rounded when it leaves its last one; put this step before the round step or "
+        "into a later pass");
     std::visit([this](const auto& typed) { add(typed); }, step);
     const auto* transform = std::get_if<TransformStep>(&step);
     turns_model_ = turns_model_ && transform && std::ranges::count(transform->at, Site::kResidual) > 0;
@@ -188,7 +199,8 @@ class Order {
     if (matrix) return {"matrix", "svd", "band"};
     if (kind == StepKind::kKronecker) return {"kronecker"};
     // RoPE passes no other scales than those that are equal within each pair.
-    const bool scale = kind == StepKind::kScale || kind == StepKind::kSmooth || kind == StepKind::kBalance;
+    const bool scale = kind == StepKind::kScale || kind == StepKind::kSmooth || kind == StepKind::kBalance ||
+                       kind == StepKind::kCoarseToFine;
     if (scale && site != Site::kQueryKey) return {"scale"};
     return {};
   }
@@ -234,10 +246,12 @@ class Order {
             "\"straight_through\" rounds weights that a step before this one has rounded; expected \"rounded\"");
     require(step.weights != Weights::kStraightThrough || recipe_.grids.weights, "weights",
             "\"straight_through\" needs grids.weights");
-    require((step.loss != LearnStep::Loss::kMse) == over_model_, "loss",
+    const bool of_outputs = step.loss == LearnStep::Loss::kMse || step.loss == LearnStep::Loss::kMseKl;
+    require(of_outputs != over_model_, "loss",
             over_model_
-                ? "\"mse\" is the loss of a block; expected \"ce\", \"kl\" or \"kl_top\" in a pass over the model"
-                : "only a pass over the model has a loss at the head; expected \"mse\"");
+                ? "\"mse\" and \"mse_kl\" are losses of blocks; expected \"ce\", \"kl\" or \"kl_top\" in a pass "
+                  "over the model"
+                : "only a pass over the model has a loss at the head; expected \"mse\" or \"mse_kl\"");
     require(!over_model_ || step.stream == Stream::kFullPrecision, "stream",
             "a pass over the model begins at the embedding; leave it out");
     require(!step.rates.empty(), "rates", "there is nothing to learn");
@@ -252,6 +266,10 @@ class Order {
                                    [&](const char* what) { return rate.first.ends_with(std::string(".") + what); });
       });
     };
+    const bool has_rank = step.rank > 0, lora = learns(std::array{"weight_lora"});
+    require(!lora || has_rank, "rank", "missing; \"weight_lora\" is a product of that rank");
+    require(!has_rank || lora || learns(std::array{"weight_offset"}), "rank",
+            "is of \"weight_lora\" and \"weight_offset\", and no rate names them");
     require(!learns(kOfCodes) || !learns(std::array{"low_rank"}), "rates",
             "\"low_rank\" rounds the weights anew, and what is learned about their codes would be lost");
   }
@@ -267,8 +285,8 @@ class Order {
       require(false, "rates", "unknown \"", rate, "\"; expected \"PLACE.WHAT\" or \"*.WHAT\", where WHAT is one of ",
               quoted(known));
     }
-    require(what != "weight_clip" || weights == Weights::kStraightThrough, "rates", "\"", rate,
-            "\" needs weights \"straight_through\"");
+    require((what != "weight_clip" && what != "weight_lora") || weights == Weights::kStraightThrough, "rates", "\"",
+            rate, "\" needs weights \"straight_through\"");
     const bool of_codes = std::ranges::find(kOfCodes, what) != kOfCodes.end();
     require((what != "low_rank" && !of_codes) || weights == Weights::kRounded, "rates", "\"", rate,
             "\" needs weights \"rounded\"");
@@ -298,6 +316,7 @@ class Order {
             "false needs activation_order false");
     rounded_ = rounded_in_pass_ = true;
     learnable_["weight_clip"].clear();
+    learnable_["weight_lora"].clear();
     for (const char* what : kOfCodes) learnable_[what] = linear_names();
     if (recipe_.grids.weights->symmetric) learnable_["weight_zero_point"].clear();
     learnable_["low_rank"] = fbquant ? linear_names() : NameSet{};
@@ -305,7 +324,8 @@ class Order {
 
   const Recipe& recipe_;
   std::string path_;  ///< of the step at hand
-  bool over_model_ = false, turns_model_ = true, rounded_ = false, rounded_in_pass_ = false, clips_weights_ = false;
+  bool over_model_ = false, in_windows_ = false, turns_model_ = true, rounded_ = false, rounded_in_pass_ = false,
+       clips_weights_ = false;
   std::set<std::pair<StepKind, Site>> placed_;
   std::set<Site> points_;
   std::set<Site> fresh_;  ///< points that no learn step has seen since they were turned on
@@ -324,7 +344,8 @@ class Order {
                                             {"weight_value", {}},
                                             {"weight_scale", {}},
                                             {"weight_zero_point", {}},
-                                            {"weight_clip", linear_names()}};
+                                            {"weight_clip", linear_names()},
+                                            {"weight_lora", linear_names()}};
 };
 
 }  // namespace

@@ -179,9 +179,11 @@ RoundedLinear round_linear_of(OpenBlock& block, const std::string& name, const R
   RoundedLinear result;
   LinearRounded event{.block = task.place.block, .name = name};
   const auto known = block.state().weights.find(name);
-  WeightState state = known == block.state().weights.end() ? WeightState{} : WeightState{.clip = known->second.clip};
+  WeightState state = known == block.state().weights.end() ? WeightState{} : known->second.unrounded();
   if (learned) {
-    state = round_with_fbquant(weight, step, spec, statistics.hessian, task.seed);
+    WeightState found = round_with_fbquant(weight, step, spec, statistics.hessian, task.seed);
+    state.codes = std::move(found.codes);
+    state.low_rank = std::move(found.low_rank);
   } else if (gptq_rounding) {
     TORCH_CHECK(!state.clip.defined(), "round: \"gptq\" has no use for learned clips of weights; use \"rtn\"");
     GptqResult found = gptq(weight, factor_of(statistics, step.gptq), spec, step.gptq);
@@ -236,7 +238,7 @@ void apply(const RoundStep& step, OpenBlock& block, const BlockTask& task) {
               "round: GPTQ and low-rank corrections other than \"svd\" need calibration inputs");
   if (has_codes(block.state())) {  // an earlier pass rounded them: begin again from the exact weights
     block.edit([](BlockState& state) {
-      for (auto& [name, weight] : state.weights) weight = {.clip = weight.clip};
+      for (auto& [name, weight] : state.weights) weight = weight.unrounded();
     });
   }
   block.layer();

@@ -11,4 +11,13 @@ namespace baseq {
 /// @param moments with MeasureOptions::with_maxima
 Factor smooth(const DecoderLayer& layer, Site site, const BlockMoments& moments, double strength);
 
+/// CBQ's scale of the channels whose largest magnitudes stand out (arXiv 2312.07950): these are divided by
+/// sqrt(max|x_j| / largest of the others), the scale of all others is 1. See standing_out().
+Factor coarse_to_fine(Site site, const BlockMoments& moments);
+
+/// The least of the values that stand out; infinity where none does. Coarse: values above T = Q3 + 1.5 (Q3 - Q1) may.
+/// Fine: they are cut in two where (mean of the upper - mean of the lower)^2 - variance of the lower is largest, T
+/// being one of the lower.
+double standing_out(const Tensor& values);
+
 }  // namespace baseq

@@ -100,6 +100,7 @@ Factor start_factor(const TransformStep& step, Site site, const ModelConfig& con
       return permutation_factor(zigzag_permutation(seen.maxima, step.block_size));
     case StepKind::kBalance:
     case StepKind::kSmooth:
+    case StepKind::kCoarseToFine:
     case StepKind::kSearch:
       break;
   }

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <vector>
+
 #include "open_block.h"
 
 namespace baseq {
@@ -13,6 +15,14 @@ void apply(const PointsStep& step, OpenBlock& block, const BlockTask& task);
 void apply(const ChooseStep& step, OpenBlock& block, const BlockTask& task);
 /// Keeps the state where no epoch is better than the start. A loss that is not finite ends the step early.
 void apply(const LearnStep& step, OpenBlock& block, const BlockTask& task);
+/// A block of a window, open.
+struct WindowBlock {
+  OpenBlock& block;
+  const BlockTask& task;  ///< the inputs of the first block, and target and weights after the last one
+};
+/// The same for consecutive blocks together: the first is given the stream, and the loss is at the output of the last.
+/// One graph holds all of them.
+void learn_together(const LearnStep& step, const std::vector<WindowBlock>& window);
 /// Linears are rounded in the order in which data passes them (q, k, v; o; gate, up; down): each sees inputs that the
 /// already rounded ones produced.
 void apply(const RoundStep& step, OpenBlock& block, const BlockTask& task);

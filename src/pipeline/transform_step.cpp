@@ -32,11 +32,16 @@ void append_balance(const std::vector<Site>& at, OpenBlock& block, const BlockTa
   for (auto& [site, factor] : balanced.factors) append(block, site, std::move(factor));
 }
 
+/// Scales of channel maxima.
 void append_smooth(const TransformStep& step, OpenBlock& block, const BlockTask& task) {
   const BlockMoments moments = measure_block(block.layer(), task.inputs.full_precision, task.inputs.rope,
                                              task.token_weights, {.with_maxima = true}, task.inputs.pass);
   std::map<Site, Factor> factors;  // all of them from the same layer
-  for (const Site site : step.at) factors.emplace(site, smooth(block.layer(), site, moments, step.strength));
+  for (const Site site : step.at) {
+    const bool smoothed = step.kind == StepKind::kSmooth;
+    factors.emplace(site,
+                    smoothed ? smooth(block.layer(), site, moments, step.strength) : coarse_to_fine(site, moments));
+  }
   for (auto& [site, factor] : factors) append(block, site, std::move(factor));
 }
 
@@ -58,7 +63,7 @@ uint64_t seed_of_factor(const BlockState& state, Site site, const BlockTask& tas
 void apply(const TransformStep& step, OpenBlock& block, const BlockTask& task) {
   const c10::NoGradGuard no_grad;
   if (step.kind == StepKind::kBalance) return append_balance(step.at, block, task);
-  if (step.kind == StepKind::kSmooth) return append_smooth(step, block, task);
+  if (step.kind == StepKind::kSmooth || step.kind == StepKind::kCoarseToFine) return append_smooth(step, block, task);
   if (step.kind == StepKind::kSearch) return append_searched(step.at, block, task);
   std::vector<Site> at;
   std::copy_if(step.at.begin(), step.at.end(), std::back_inserter(at),

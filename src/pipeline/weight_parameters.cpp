@@ -1,6 +1,7 @@
 #include "weight_parameters.h"
 
 #include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
 
 #include <cmath>
 #include <utility>
@@ -41,6 +42,43 @@ Parameter low_rank_parameter(const std::string& name, const LowRankFactors& fact
           .write = [name, a, b](BlockState& state) { state.weights.at(name).low_rank = {.A = a, .B = b}; },
           .reaches = {name},
           .of_rounded = OfRounded::kCorrection};
+}
+
+/// [rank, in_features] of variance 1 / rank: a step of the other matrix changes the product by about its rate.
+Tensor draw_thin(const ThinMatrices& thin, int64_t in_features, const at::TensorOptions& options) {
+  const auto generator = at::make_generator<at::CPUGeneratorImpl>(thin.seed);
+  const Tensor drawn = at::randn({thin.rank, in_features}, generator, at::kDouble);
+  return (drawn / std::sqrt(static_cast<double>(thin.rank))).to(options);
+}
+
+/// Continues with what is there, whatever its rank.
+Parameter lora_parameter(const LinearShape& linear, const LowRankFactors& added, const ThinMatrices& thin,
+                         const at::TensorOptions& options) {
+  // About the root mean square of a weight.
+  const double unit = 1 / std::sqrt(static_cast<double>(linear.in_features));
+  const Tensor a = new_leaf(added.defined() ? added.A : draw_thin(thin, linear.in_features, options));
+  const Tensor b = new_leaf(added.defined() ? added.B / unit : at::zeros({linear.out_features, thin.rank}, options));
+  const std::string name = linear.name;
+  return {.leaves = {a, b},
+          .epsilon = kElementEpsilon,
+          .write = [=](BlockState& state) { state.weights[name].added = {.A = a, .B = b * unit}; },
+          .reaches = {name}};
+}
+
+/// The offset as a product, which a sigmoid keeps within its range.
+Parameter thin_offset_parameter(const std::string& name, const QuantizedWeight& rounded, const ThinMatrices& thin,
+                                const at::TensorOptions& options) {
+  const Tensor left = new_leaf(at::zeros({rounded.codes.size(0), thin.rank}, options));
+  const Tensor right = new_leaf(draw_thin(thin, rounded.codes.size(1), options));
+  return {.leaves = {left, right},
+          .epsilon = kElementEpsilon,
+          .write =
+              [=](BlockState& state) {
+                const Tensor product = at::matmul(left, right);
+                state.weights.at(name).learned.offset = kLargestOffset * (product / kLargestOffset).tanh();
+              },
+          .reaches = {name},
+          .of_rounded = OfRounded::kCodes};
 }
 
 /// @param options of the leaf
@@ -92,20 +130,25 @@ Tensor moved_zero_point(const Tensor& start, const Tensor& change, const QuantSp
 }  // namespace
 
 std::vector<WeightParameter> weight_parameters(const LinearShape& linear, const WeightState& weight, const Grids& grids,
-                                               const at::TensorOptions& compute) {
+                                               const at::TensorOptions& compute, const ThinMatrices& thin) {
   std::vector<WeightParameter> parameters;
   const std::string name = linear.name;
   if (const std::optional<QuantSpec>& grid = grids.weights_of(name)) {
     parameters.push_back({"weight_clip", [&linear, &weight, &grid, compute] {
                             return weight_clip_parameter(linear, weight, *grid, compute);
                           }});
+    parameters.push_back({"weight_lora", [&linear, &weight, thin, compute] {
+                            return lora_parameter(linear, weight.added, thin, compute);
+                          }});
   }
   if (weight.low_rank.defined()) {
     parameters.push_back({"low_rank", [name, &weight] { return low_rank_parameter(name, weight.low_rank); }});
   }
   if (!weight.codes) return parameters;
-  parameters.push_back(
-      {"weight_offset", [name, &weight, compute] { return offset_parameter(name, *weight.codes, compute); }});
+  parameters.push_back({"weight_offset", [name, &weight, compute, thin] {
+                          return thin.rank > 0 ? thin_offset_parameter(name, *weight.codes, thin, compute)
+                                               : offset_parameter(name, *weight.codes, compute);
+                        }});
   parameters.push_back(
       {"weight_value", [name, &weight, compute] { return value_parameter(name, *weight.codes, compute); }});
   parameters.push_back(

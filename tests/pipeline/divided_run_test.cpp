@@ -128,6 +128,11 @@ TEST_F(DividedRun, BlocksAreReadByOneProcessEach) {
   }
 }
 
+TEST_F(DividedRun, LearningInWindowsOfBlocksDoesToo) {
+  expect_same_for_every_number(divided(shortened(Recipe::read("cbq-w4a4kv4"))), {2, 3});
+  expect_same_for_every_number(divided(shortened(Recipe::read("sliderquant-w4a4kv4"))), {3});
+}
+
 TEST_F(DividedRun, LowRankCorrectionsDoToo) {
   expect_same_for_every_number(divided(shortened(Recipe::read("fbquant-w3a16-g64-r16"))), {2, 3});
   expect_same_for_every_number(divided(shortened(Recipe::read("fbquant-block-w3a16-g64-r16"))), {3});

@@ -313,5 +313,48 @@ TEST(RecipeRules, APassOverTheModelLearnsByALossAtTheHead) {
   expect_refused(R"({"grids": {}, "passes": [{"over": "blocks and model", "steps": []}]})", {"passes[0].over"});
 }
 
+TEST(RecipeRules, APassInWindowsLearnsAndThenRounds) {
+  const auto in_windows = [](const std::string& how, const std::string& steps) {
+    return R"({"grids": {"weights": {}, "input_activations": {}, "kv_cache": {}}, "passes": [{"steps": [)" + kPoints +
+           "]}, {" + how + R"(, "steps": [)" + steps + "]}]}";
+  };
+  const std::string pairs = R"("window": 2)", tuned = learn(R"("*.clip": 1)", "straight_through");
+  for (const std::string how : {R"("window": 2)", R"("window": 3, "stride": 3)", R"("windows": "slider")"}) {
+    const Recipe recipe = recipe_of(in_windows(how, tuned + ", " + kRound));
+    EXPECT_TRUE(recipe.passes[1].in_windows());
+    EXPECT_EQ(Recipe::from_json(recipe.to_json(), "again").to_json(), recipe.to_json());
+  }
+  EXPECT_FALSE(recipe_of(in_windows(R"("window": 1)", kRound)).passes[1].in_windows());
+  expect_refused(in_windows(pairs, R"({"step": "transform", "at": ["down"]}, )" + kRound),
+                 {"passes[1].steps[0].step", "a pass over single blocks before it"});
+  expect_refused(in_windows(pairs, tuned + ", " + kRound + ", " + learn(R"("*.clip": 1)")),
+                 {"passes[1].steps[2].step", "a later pass"});
+  expect_refused(in_windows(R"("window": 2, "stride": 3)", kRound), {"passes[1].stride", "3 leaves out blocks"});
+  expect_refused(in_windows(R"("window": 0)", kRound), {"passes[1].window", "expected an integer"});
+  expect_refused(in_windows(R"("windows": "growing")", kRound), {"passes[1].windows", "\"slider\""});
+  expect_refused(in_windows(R"("windows": "slider", "window": 2)", kRound), {"passes[1]", "unknown key \"window\""});
+  expect_refused(in_windows(R"("over": "model", "window": 2)", kRound), {"passes[1]"});
+}
+
+TEST(RecipeRules, ThinMatricesNeedARank) {
+  const auto step = [](const std::string& rate, const std::string& keys, const char* weights) {
+    return R"({"step": "learn", "weights": ")" + std::string(weights) + R"(", "rates": {"*.)" + rate + "\": 1}" + keys +
+           "}";
+  };
+  const std::string rank = R"(, "rank": 4)", share = R"(, "rounded_share": 0.5)";
+  EXPECT_NO_THROW(recipe_of(with_weights(step("weight_lora", rank + share, "straight_through") + ", " + kRound)));
+  EXPECT_NO_THROW(recipe_of(with_weights(kRound + ", " + step("weight_offset", rank, "rounded"))));
+  EXPECT_NO_THROW(recipe_of(with_weights(kRound + ", " + step("weight_offset", "", "rounded"))));
+  expect_refused(with_weights(step("weight_lora", "", "straight_through") + ", " + kRound),
+                 {"steps[0].rank", "missing"});
+  expect_refused(with_weights(step("weight_lora", rank, "exact") + ", " + kRound),
+                 {"steps[0].rates", "\"straight_through\""});
+  expect_refused(with_weights(kRound + ", " + step("weight_scale", rank, "rounded")),
+                 {"steps[1].rank", "no rate names them"});
+  expect_refused(with_weights(kRound + ", " + step("weight_scale", share, "rounded")),
+                 {"steps[1]", "\"rounded_share\""});
+  expect_refused(with_weights(kRound + ", " + step("weight_lora", rank, "rounded")), {"steps[1].rates"});
+}
+
 }  // namespace
 }  // namespace baseq

@@ -123,6 +123,7 @@ TEST(Recipe, EveryFieldSurvivesTheRoundTrip) {
       {"steps": [
         {"step": "transform", "kind": "hadamard", "at": ["residual", "query_key"]},
         {"step": "transform", "kind": "balance", "at": ["down"]},
+        {"step": "transform", "kind": "coarse_to_fine", "at": ["qkv"]},
         {"step": "transform", "kind": "smooth", "at": ["o"], "strength": 0.25},
         {"step": "transform", "kind": "search", "at": ["gate_up"]},
         {"step": "transform", "kind": "scale", "at": ["value"]},
@@ -138,7 +139,8 @@ TEST(Recipe, EveryFieldSurvivesTheRoundTrip) {
          "runtime": {"group": 8, "span": "window"}},
         {"step": "points", "at": ["k_cache", "v_cache"], "clip": 0.7, "shift": "none", "stream": "full_precision",
          "runtime": null},
-        {"step": "learn", "name": "first", "loss": "mse", "weights": "straight_through", "epochs": 2, "steps": 7,
+        {"step": "learn", "name": "first", "loss": "mse", "weights": "straight_through", "rounded_share": 0.5,
+         "epochs": 2, "steps": 7,
          "rule": "sign", "schedule": "linear",
          "rates": {"value.matrix": 0.1, "*.scale": 0.2, "o.clip": 0.3},
          "final_rate": 0.5, "stream": "quantized", "products": "float32", "batch_size": 2, "num_monitored": 3},
@@ -155,6 +157,11 @@ TEST(Recipe, EveryFieldSurvivesTheRoundTrip) {
          "rates": {"*.low_rank": 0.1, "mlp.up_proj.low_rank": 0.4, "*.gain": 0.2, "*.shift": 0.3},
          "final_rate": 0.0, "stream": "full_precision", "products": "float16", "batch_size": 1,
          "num_monitored": 4}]},
+      {"window": 3, "stride": 2, "steps": [
+        {"step": "learn", "name": "pairs", "loss": "mse_kl", "weights": "rounded", "epochs": 1, "steps": 0,
+         "rule": "adam", "schedule": "constant", "rates": {"*.weight_offset": 0.1}, "rank": 5, "final_rate": 0.0,
+         "stream": "quantized", "products": "float32", "batch_size": 1, "num_monitored": 4}]},
+      {"windows": "slider", "steps": []},
       {"over": "model", "steps": [
         {"step": "learn", "name": "third", "loss": "kl_top", "top_k": 30, "weights": "rounded", "epochs": 1,
          "steps": 0, "rule": "cayley", "schedule": "cosine",

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 
 #include "block_test.h"
 
@@ -99,6 +100,36 @@ TEST_P(Smooth, HalfStrengthMakesInputsAndWeightsEquallyLarge) {
   const Tensor inputs_after = block.layer().input_of(Site::kDown, x, inputs.rope).flatten(0, 1).abs().amax(0);
   const Tensor weights_after = block.layer().mlp.down_proj.weight.abs().amax(0);
   EXPECT_LT(test::relative_error(inputs_after, weights_after), 1e-10);
+}
+
+TEST_P(Smooth, CoarseToFineScalesWhatStandsOutDownToTheOthers) {
+  layer.input_layernorm.weight[3] = 60;
+  layer.input_layernorm.weight[7] = 40;
+  target = layer.forward(x, inputs.rope);
+  OpenBlock block = open_block();
+  run(block, {TransformStep{.kind = TransformStep::Kind::kCoarseToFine, .at = {Site::kQkv, Site::kO}}});
+  EXPECT_LT(test::relative_error(block.layer().forward(x, inputs.rope), target), 1e-10);
+  const Tensor scale = block.state().transforms.at(Site::kQkv).at(0).left;
+  const Tensor values = seen(Site::kQkv).abs().amax(0);
+  const double least = standing_out(values);
+  const Tensor normal = values.masked_select(values.lt(least)).max();
+  for (int64_t j = 0; j < values.numel(); ++j) {
+    const bool outlier = values[j].item<double>() >= least;
+    EXPECT_NEAR(scale[j].item<double>(), outlier ? (normal / values[j]).sqrt().item<double>() : 1, 1e-10) << j;
+  }
+  EXPECT_LT(scale[3].item<double>(), 1);
+  EXPECT_LT(scale[7].item<double>(), 1);
+}
+
+TEST(StandingOut, IsTheSplitOfTheValuesFarAboveTheRest) {
+  const Tensor alike = at::arange(1, 21, at::kDouble);
+  EXPECT_EQ(standing_out(alike), std::numeric_limits<double>::infinity());
+  // Quartiles near 6.5 and 17.5: above 34 they may stand out, and two of them do from the third.
+  const Tensor values = at::cat({alike, at::tensor({36.0, 200.0, 210.0})});
+  EXPECT_EQ(standing_out(values), 200);
+  EXPECT_EQ(standing_out(values.flip(0)), 200);
+  EXPECT_EQ(standing_out(at::cat({alike, at::tensor({90.0}, at::kDouble)})), 90);
+  EXPECT_EQ(standing_out(at::ones({8}, at::kDouble)), std::numeric_limits<double>::infinity());
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, Smooth, testing::ValuesIn(test::tiny_shapes()), test::shape_name);

@@ -36,7 +36,8 @@ struct TransformStep {
     /// FlatQuant's pair of matrices, arXiv 2410.09426: heads and features of a head at o, near the root of the number
     /// of features elsewhere.
     kKronecker,
-    kPermutation,  ///< DuQuant's zigzag of channel maxima over blocks, arXiv 2406.01721
+    kPermutation,   ///< DuQuant's zigzag of channel maxima over blocks, arXiv 2406.01721
+    kCoarseToFine,  ///< CBQ's scale of the channels whose maxima stand out, arXiv 2312.07950
   };
   /// Where the matrices of kMatrix and kKronecker start.
   enum class Start {
@@ -81,8 +82,8 @@ struct PointsStep {
   Stream stream = Stream::kFullPrecision;
 };
 
-/// Learns parameters together: those of a block, so that its output keeps close to that of the full-precision block, or
-/// in a pass over the model those of all blocks, by a loss at the head.
+/// Learns parameters together: those of a block or of a window of blocks, so that its output keeps close to that of the
+/// full-precision blocks, or in a pass over the model those of all blocks, by a loss at the head.
 struct LearnStep {
   enum class Weights {
     kExact,            ///< not rounded
@@ -90,10 +91,13 @@ struct LearnStep {
     kRounded,          ///< the codes of an earlier round step
   };
   enum class Loss {
-    kMse,  ///< squared error of the block's output, in a pass over blocks; the others are for one over the model
+    kMse,           ///< squared error of the block's output, in a pass over blocks; the next three are over the model
     kCrossEntropy,  ///< of the next token
     kKl,            ///< Kullback-Leibler divergence from the predictions of the full-precision model
     kKlTop,         ///< the same over its `top_k` most likely tokens alone (OSTQuant, arXiv 2501.13987)
+    /// In a pass over blocks: the squared error, plus the divergence between the softmax of the two outputs over their
+    /// features (CBQ, arXiv 2312.07950).
+    kMseKl,
   };
   enum class Rule {
     kAdam,    ///< AdamW without weight decay
@@ -105,13 +109,18 @@ struct LearnStep {
   Loss loss = Loss::kMse;
   int64_t top_k = 1000;  ///< of kKlTop
   Weights weights = Weights::kRounded;
+  /// Of kStraightThrough: the share of the inputs of each linear, from the first one, whose weights are rounded
+  /// (SliderQuant, arXiv 2603.25284).
+  double rounded_share = 1;
   int64_t epochs = 5;
   int64_t steps = 0;  ///< of the optimizer; unless 0, they count and not the epochs
   Rule rule = Rule::kAdam;
   /// First learning rate by parameter: "<place>.<what>", with "*" for any place. Places are the names of sites and, for
   /// what begins with weight_ and low_rank, of linears. What: scale, matrix, svd, band, kronecker, clip, shift, gain,
-  /// norm, weight_clip, weight_offset, weight_value, weight_scale, weight_zero_point, low_rank.
+  /// norm, weight_clip, weight_lora, weight_offset, weight_value, weight_scale, weight_zero_point, low_rank.
   std::map<std::string, double> rates{};
+  /// Of the product that weight_lora is, and unless 0 weight_offset as well (CBQ, arXiv 2312.07950).
+  int64_t rank = 0;
   double final_rate = 0;  ///< each rate falls to this along the schedule
   Schedule schedule = Schedule::kCosine;
   Stream stream = Stream::kFullPrecision;
@@ -152,11 +161,21 @@ struct RoundStep {
 using Step = std::variant<TransformStep, PointsStep, LearnStep, RoundStep, ChooseStep>;
 
 /// One walk over all blocks, each of which takes all steps before the next one begins; or steps that the model takes as
-/// a whole, all of them learn steps.
+/// a whole, all of them learn steps. In a walk in windows of several blocks, which has learn steps and at its end maybe
+/// a round step, each learns all blocks of a window together, and a block is rounded when it leaves its last window.
 struct Pass {
   enum class Over { kBlocks, kModel };
+  enum class Windows {
+    kFixed,   ///< `window` blocks, beginning at every `stride`-th one (CBQ, arXiv 2312.07950)
+    kSlider,  ///< first growing, then pairs, at the end shrinking (SliderQuant, arXiv 2603.25284)
+  };
   std::vector<Step> steps{};
   Over over = Over::kBlocks;
+  Windows windows = Windows::kFixed;
+  int64_t window = 1, stride = 1;  ///< of kFixed
+
+  /// Whether several blocks learn together, but not all.
+  bool in_windows() const { return over == Over::kBlocks && (windows != Windows::kFixed || window > 1); }
 };
 
 /// Another grid for some linears.
