@@ -28,7 +28,7 @@ struct WeightState {
   /// What comes before rounding.
   WeightState unrounded() const { return {.clip = clip, .added = added}; }
   /// The weight that is rounded, differentiable. @param exact with the transforms of the block
-  Tensor before_rounding(const Tensor& exact) const { return added.defined() ? exact + added.product() : exact; }
+  Tensor before_rounding(const Tensor& exact) const { return added.defined() ? exact.add(added.product()) : exact; }
 };
 
 /// The decisions of a recipe's steps about a block so far. A block is its original weights and this state, see
