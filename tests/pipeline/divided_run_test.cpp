@@ -101,7 +101,8 @@ TEST_F(DividedRun, BlocksAreReadByOneProcessEach) {
     const Checkpoint stored(directory / architecture);
     // Two passes read every block twice, and learning over the model once more.
     const Recipe recipe = divided(shortened(Recipe::read("best-w4a4kv4")));
-    quantize(test::job_of(stored, recipe, windows, directory / "alone"));
+    ThreadCluster(1).run(
+        [&](const Communicator&) { quantize(test::job_of(stored, recipe, windows, directory / "alone")); });
     constexpr int64_t kSize = 3;
     std::deque<test::CountedCheckpoint> counted;
     for (int64_t rank = 0; rank < kSize; ++rank) counted.emplace_back(stored);
