@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # GPTQ (4 bits, groups of 64, 16 windows of 512 tokens) by llm-compressor 0.14 and by baseq, in turns on one core.
 #
-#     scripts/compare_llmcompressor.sh MODEL [WINDOWS] [DIRECTORY] [ROUNDS]
+#     scripts/compare_llmcompressor.sh MODEL [WINDOWS] [DIRECTORY] [ROUNDS] [OPTION...]
 #
 # MODEL is a checkpoint such as SmolLM2-135M-Instruct, WINDOWS the token ids of calibration windows for its tokenizer
 # (data/smollm2-calibration-16x512.safetensors). DIRECTORY (build/llmcompressor) gets a virtual environment of its own
 # with llm-compressor, whose torch is that of .venv, and both results. Prints the seconds, those the core was busy with it,
-# and the peak memory of each whole process: start, calibration, quantization and writing.
+# and the peak memory of each whole process: start, calibration, quantization and writing. Each OPTION is one more of
+# `baseq quantize`, such as --set calibration.matmul_precision=medium.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 model=${1:?a checkpoint} windows=${2:-data/smollm2-calibration-16x512.safetensors}
-directory=${3:-build/llmcompressor} rounds=${4:-2}
+directory=${3:-build/llmcompressor} rounds=${4:-2} options=("${@:5}")
 baseq=${BASEQ_BINARY:-build/baseq}
 mkdir -p "$directory"
 
@@ -64,7 +65,7 @@ printf '%-16s %8s %8s %8s\n' "" seconds "of CPU" MiB
 for ((round = 0; round < rounds; ++round)); do
   measure "$directory/theirs" "$python" "$directory/quantize.py" "$model" "$windows" "$directory/out"
   measure "$directory/ours" "$baseq" quantize "$model" --recipe gptq-w4a16-g64 --calibration "$windows" \
-    --output "$directory/out" --threads 1
+    --output "$directory/out" --threads 1 "${options[@]}"
   for who in theirs ours; do
     name=baseq
     [[ $who == theirs ]] && name=llm-compressor

@@ -59,8 +59,12 @@ zpty shell zsh -f -i
 zpty -w shell "autoload -Uz compinit; $1"
 zpty -w shell "press-tab() { zle complete-word; print -r -- \$BUFFER >>$2; zle kill-whole-line }; zle -N press-tab; bindkey '^X' press-tab"
 for line in "${@:3}"; do zpty -w -n shell "$line"$'\x18'; done
-zpty -w shell exit
-while zpty -r shell line; do :; done
+repeat 600; do
+  zpty -r -t shell shown
+  [[ -e $2 ]] && (( $(wc -l <$2) >= ARGC - 2 )) && break
+  sleep 0.1
+done
+zpty -d shell
 """
 
 
