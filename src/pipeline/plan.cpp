@@ -12,7 +12,6 @@
 #include "device_plan.h"
 #include "finite_weights.h"
 #include "grid_overrides.h"
-#include "instruction_set.h"
 #include "io/disk_room.h"
 #include "io/machine_limits.h"
 #include "io/side_files.h"
@@ -22,6 +21,7 @@
 #include "pipeline/divided_run.h"
 #include "pipeline/footprint.h"
 #include "quant/bfloat16_product.h"
+#include "quant/instruction_set.h"
 #include "run_description.h"
 
 namespace baseq {

@@ -10,10 +10,10 @@
 #include "cluster/shards.h"
 #include "formats/model_card.h"
 #include "formats/native/modeling_source.h"
-#include "instruction_set.h"
 #include "io/apart.h"
 #include "io/partial_directory.h"
 #include "pipeline/run_log.h"
+#include "quant/instruction_set.h"
 #include "quant/matmul_precision.h"
 
 namespace baseq {

@@ -9,7 +9,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "../instruction_set.h"
+#include "instruction_set.h"
 
 // oneDNN's kernel for one block, cpublas::brgemm, existed for bfloat16 from LibTorch 2.6 on.
 namespace at::native::cpublas {}

@@ -1,9 +1,9 @@
-#include "baseq/runtime/generate.h"
-
 #include <ATen/ATen.h>
 
 #include <algorithm>
 #include <utility>
+
+#include "baseq/runtime/generate.h"
 
 namespace baseq {
 namespace {

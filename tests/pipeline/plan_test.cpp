@@ -6,9 +6,9 @@
 #include "../job_of.h"
 #include "../tiny_model.h"
 #include "baseq/pipeline/job.h"
-#include "instruction_set.h"
 #include "pipeline/footprint.h"
 #include "quant/bfloat16_product.h"
+#include "quant/instruction_set.h"
 
 namespace baseq {
 namespace {

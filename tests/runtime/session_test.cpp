@@ -1,11 +1,10 @@
-#include "baseq/runtime/generate.h"
-
 #include <gtest/gtest.h>
 
 #include "../io/temp_directory.h"
 #include "../tiny_model.h"
 #include "../tokenizer/tiny_tokenizer.h"
 #include "baseq/formats/open_model.h"
+#include "baseq/runtime/generate.h"
 
 namespace baseq {
 namespace {
